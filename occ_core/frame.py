@@ -1,0 +1,93 @@
+"""One moment as a robot saw it: images, each with its own stamp and pose, and perhaps a LiDAR sweep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from occ_core.camera import Rig
+from occ_core.errors import InvalidInput
+from occ_core.geometry import apply, inverse, require_rigid
+
+
+@dataclass(frozen=True, eq=False)
+class LidarSweep:
+    """One LiDAR sweep.
+
+    Attributes:
+        points_lidar_m: float32 (N, 3) in the sensor frame.
+        intensity: float32 (N,), 0..255.
+        ring: int32 (N,), beam index.
+        ego_from_lidar: (4, 4).
+        stamp_ns: time of the sweep.
+        world_from_ego: (4, 4) at `stamp_ns`.
+    """
+
+    points_lidar_m: np.ndarray
+    intensity: np.ndarray
+    ring: np.ndarray
+    ego_from_lidar: np.ndarray
+    stamp_ns: int
+    world_from_ego: np.ndarray
+
+    def __post_init__(self) -> None:
+        n = len(self.points_lidar_m)
+        if self.points_lidar_m.shape != (n, 3) or self.intensity.shape != (n,) or self.ring.shape != (n,):
+            raise InvalidInput(
+                f"a LiDAR sweep needs points (N, 3), intensity (N,), ring (N,), got {self.points_lidar_m.shape}, "
+                f"{self.intensity.shape}, {self.ring.shape}"
+            )
+        require_rigid("ego_from_lidar", self.ego_from_lidar)
+        require_rigid("LiDAR world_from_ego", self.world_from_ego)
+
+    @property
+    def points_ego_m(self) -> np.ndarray:
+        """Points (N, 3) in the ego frame at the sweep's own stamp."""
+        return apply(self.ego_from_lidar, self.points_lidar_m)
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One moment.
+
+    Attributes:
+        stamp_ns: reference time.
+        world_from_ego: (4, 4) at `stamp_ns`.
+        rig: calibration of the cameras.
+        images: camera name -> RGB uint8 (height, width, 3); a camera without an image is absent.
+        camera_stamp_ns: camera name -> time of its image.
+        camera_world_from_ego: camera name -> (4, 4) ego pose at that time.
+        lidar: the sweep of this moment, if any.
+        token: name of the sample, empty where there is none.
+        scene: name of the scene or bag.
+    """
+
+    stamp_ns: int
+    world_from_ego: np.ndarray
+    rig: Rig
+    images: dict[str, np.ndarray]
+    camera_stamp_ns: dict[str, int]
+    camera_world_from_ego: dict[str, np.ndarray]
+    lidar: LidarSweep | None = None
+    token: str = ""
+    scene: str = ""
+    is_keyframe: bool = field(default=True)
+
+    def __post_init__(self) -> None:
+        require_rigid("world_from_ego", self.world_from_ego)
+        for name, image in self.images.items():
+            camera = self.rig[name]
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise InvalidInput(f"image of '{name}' must be uint8 (h, w, 3), got {image.dtype} {image.shape}")
+            if (image.shape[1], image.shape[0]) != camera.size:
+                raise InvalidInput(
+                    f"image of '{name}' is {image.shape[1]} x {image.shape[0]} px, its calibration says "
+                    f"{camera.size[0]} x {camera.size[1]}"
+                )
+            if name not in self.camera_stamp_ns or name not in self.camera_world_from_ego:
+                raise InvalidInput(f"image of '{name}' has no stamp or no ego pose")
+
+    def ego_from_camera_at_its_stamp(self, name: str) -> np.ndarray:
+        """(4, 4) from the camera at its own stamp to the ego frame at `stamp_ns`; it holds the motion in between."""
+        return inverse(self.world_from_ego) @ self.camera_world_from_ego[name] @ self.rig[name].ego_from_cam

@@ -1,0 +1,119 @@
+"""One answer: what each cell is, and whether anybody looked; and its file format, Occ3D's labels.npz."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from occ_core.errors import CorruptInput, InvalidInput, MissingInput
+from occ_core.grid import OCC3D_GRID, VoxelGrid
+from occ_core.taxonomy import OCC3D, Taxonomy
+
+
+@dataclass(frozen=True, eq=False)
+class Occupancy:
+    """Semantic occupancy of one moment.
+
+    Attributes:
+        grid, taxonomy: what indices and labels mean.
+        labels: uint8 (X, Y, Z), class ids; free where not observed.
+        observed: bool (X, Y, Z). A cell that is not observed is neither free nor occupied.
+        confidence: optional float32 (X, Y, Z), 0..1.
+        mask_lidar: optional bool (X, Y, Z): observed by LiDAR; `observed` is then the cameras' mask.
+    """
+
+    grid: VoxelGrid
+    taxonomy: Taxonomy
+    labels: np.ndarray
+    observed: np.ndarray
+    confidence: np.ndarray | None = None
+    mask_lidar: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels.shape != self.grid.shape or self.labels.dtype != np.uint8:
+            raise InvalidInput(f"labels must be uint8 {self.grid.shape}, got {self.labels.dtype} {self.labels.shape}")
+        for name in ("observed", "mask_lidar"):
+            mask = getattr(self, name)
+            if mask is not None and (mask.shape != self.grid.shape or mask.dtype != np.bool_):
+                raise InvalidInput(f"{name} must be bool {self.grid.shape}, got {mask.dtype} {mask.shape}")
+        if self.confidence is not None and self.confidence.shape != self.grid.shape:
+            raise InvalidInput(f"confidence must have shape {self.grid.shape}, got {self.confidence.shape}")
+        largest = int(self.labels.max())
+        if largest >= len(self.taxonomy) and largest != self.taxonomy.unlabeled_id:
+            raise InvalidInput(f"label {largest} is not in taxonomy '{self.taxonomy.name}' (0..{len(self.taxonomy) - 1})")
+
+    @property
+    def occupied(self) -> np.ndarray:
+        """bool (X, Y, Z): a class other than free, in an observed cell."""
+        return (self.labels != self.taxonomy.free_id) & self.observed
+
+
+def save_occ3d(path: Path, occupancy: Occupancy) -> None:
+    """Write `labels.npz` as Occ3D does (semantics, mask_lidar, mask_camera, uint8), atomically."""
+    mask_lidar = occupancy.observed if occupancy.mask_lidar is None else occupancy.mask_lidar
+    extra = {} if occupancy.confidence is None else {"confidence": occupancy.confidence.astype(np.float16)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        np.savez_compressed(
+            file,
+            semantics=occupancy.labels,
+            mask_lidar=mask_lidar.astype(np.uint8),
+            mask_camera=occupancy.observed.astype(np.uint8),
+            **extra,
+        )
+    os.replace(temporary, path)
+
+
+def load_occ3d(path: Path, grid: VoxelGrid = OCC3D_GRID, taxonomy: Taxonomy = OCC3D) -> Occupancy:
+    """Read an Occ3D `labels.npz`.
+
+    Raises:
+        MissingInput: no such file.
+        CorruptInput: not an npz, a key is missing, or an array has the wrong shape, type or range.
+    """
+    arrays = read_npz(path, grid)
+    if "semantics" not in arrays:
+        raise CorruptInput(f"{path}: no array 'semantics', only {sorted(arrays)}")
+    for key, array in arrays.items():
+        if key in ("semantics", "mask_camera", "mask_lidar") and array.shape != grid.shape:
+            raise CorruptInput(f"{path}: '{key}' has shape {array.shape}, the grid has {grid.shape}")
+    everywhere = np.ones(grid.shape, dtype=np.uint8)
+    confidence = arrays.get("confidence")
+    try:
+        return Occupancy(
+            grid,
+            taxonomy,
+            arrays["semantics"].astype(np.uint8),
+            arrays.get("mask_camera", everywhere).astype(bool),
+            None if confidence is None else confidence.astype(np.float32),
+            arrays.get("mask_lidar", everywhere).astype(bool),
+        )
+    except InvalidInput as error:
+        raise CorruptInput(f"{path}: {error}") from error
+
+
+def read_npz(path: Path, grid: VoxelGrid) -> dict[str, np.ndarray]:
+    """All arrays of an npz that holds arrays of `grid`; bounded in size before memory is taken, never unpickling.
+
+    Raises:
+        MissingInput, CorruptInput.
+    """
+    if not Path(path).is_file():
+        raise MissingInput(f"{path}: no such file")
+    limit = 16 * grid.cells + (1 << 20)  # float64 twice per cell is more than any array of ours
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for item in archive.infolist():
+                if item.file_size > limit:
+                    raise CorruptInput(f"{path}: '{item.filename}' holds {item.file_size} bytes, limit {limit}")
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except CorruptInput:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen types on damaged files
+        raise CorruptInput(f"{path}: not a readable npz file ({type(error).__name__}: {error})") from error

@@ -1,0 +1,70 @@
+"""Package metadata for both builds: colcon (ament_python) beside a ROS 2 installation, and pip where there is none.
+
+The metadata lives here and not in pyproject.toml because the setuptools of Ubuntu 22.04 (ROS 2 Humble) does not read a
+[project] table.
+"""
+
+from glob import glob
+
+from setuptools import find_packages, setup
+
+PACKAGE = "occ_ros"
+
+EXTRAS = {
+    # Simulated city: embree ray casting, numba for voxel traversal.
+    "world": ["trimesh>=4.0,<6", "embreex>=2.17.7.post6,<5", "scipy>=1.10,<2", "numba>=0.59,<1", "pillow>=10"],
+    "nuscenes": ["nuscenes-devkit>=1.1.11,<1.3"],
+    "bags": ["rosbags>=0.10.5,<0.12"],
+    "torch": ["torch>=2.4,<2.14", "safetensors>=0.4,<1"],
+    "onnx": ["onnx>=1.16,<2", "onnxscript>=0.3,<1", "onnxruntime>=1.19,<2"],
+    "viz": ["matplotlib>=3.6,<4", "rerun-sdk>=0.23,<0.42", "pyarrow<26"],
+    # Python wheels of ROS 2 Kilted, for machines without a ROS installation; beside apt-installed ROS 2 leave this out.
+    "ros": [
+        "ros-rclpy[fastrtps]>=9.1,<9.2",
+        "ros-sensor-msgs>=5.5,<5.6",
+        "ros-visualization-msgs>=5.5,<5.6",
+        "ros-nav-msgs>=5.5,<5.6",
+        "ros-geometry-msgs>=5.5,<5.6",
+        "ros-diagnostic-msgs>=5.5,<5.6",
+    ],
+    "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.8", "mypy>=1.10", "types-PyYAML", "pre-commit", "scikit-learn"],
+}
+EXTRAS["all"] = sorted({need for name in EXTRAS if name != "dev" for need in EXTRAS[name]})
+
+setup(
+    name=PACKAGE,
+    version="0.1.0",
+    description="Self-taught 3D semantic occupancy for robots with cameras",
+    license="Apache-2.0",
+    author="The occ_ros authors",
+    maintainer="The occ_ros authors",
+    maintainer_email="maintainers@occ-ros.dev",
+    packages=find_packages(include=["occ_core", "occ_core.*", "occ_ros", "occ_ros.*"]),
+    package_data={"occ_core": ["assets/*", "py.typed"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "setuptools",
+        "numpy>=1.24,<3",
+        "opencv-python-headless>=4.8,<5",
+        "PyYAML>=6",
+        "pydantic>=2.7,<3",
+        "typer>=0.12,<1",
+        "rich>=13",
+    ],
+    extras_require=EXTRAS,
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
+        (f"share/{PACKAGE}", ["package.xml"]),
+        (f"share/{PACKAGE}/launch", glob("launch/*")),
+        (f"share/{PACKAGE}/config", glob("config/*")),
+    ],
+    entry_points={
+        "console_scripts": [
+            "occ = occ_core.cli.main:main",
+            "occupancy_node = occ_ros.occupancy_node:main",
+            "player_node = occ_ros.player_node:main",
+            "evaluator_node = occ_ros.evaluator_node:main",
+        ],
+    },
+    zip_safe=False,
+)
