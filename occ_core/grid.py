@@ -31,7 +31,9 @@ class VoxelGrid:
         if not (np.isfinite(self.voxel_size_m) and 0 < self.voxel_size_m <= 100):
             raise InvalidInput(f"grid voxel_size_m must be in (0, 100], got {self.voxel_size_m}")
         if len(self.shape) != 3 or min(self.shape) < 1 or int(np.prod(np.array(self.shape, dtype=object))) > MAX_CELLS:
-            raise InvalidInput(f"grid shape must be three positive counts of at most {MAX_CELLS} cells, got {self.shape}")
+            raise InvalidInput(
+                f"grid shape must be three positive counts of at most {MAX_CELLS} cells, got {self.shape}"
+            )
         object.__setattr__(self, "origin_m", tuple(float(v) for v in self.origin_m))
         object.__setattr__(self, "voxel_size_m", float(self.voxel_size_m))
         object.__setattr__(self, "shape", tuple(int(v) for v in self.shape))

@@ -44,7 +44,9 @@ class Occupancy:
             raise InvalidInput(f"confidence must have shape {self.grid.shape}, got {self.confidence.shape}")
         largest = int(self.labels.max())
         if largest >= len(self.taxonomy) and largest != self.taxonomy.unlabeled_id:
-            raise InvalidInput(f"label {largest} is not in taxonomy '{self.taxonomy.name}' (0..{len(self.taxonomy) - 1})")
+            raise InvalidInput(
+                f"label {largest} is not in taxonomy '{self.taxonomy.name}' (0..{len(self.taxonomy) - 1})"
+            )
 
     @property
     def occupied(self) -> np.ndarray:

@@ -43,7 +43,11 @@ class Taxonomy:
             raise InvalidInput(f"taxonomy '{self.name}' has {n} names but {len(self.colors)} colors")
         if self.prompts and len(self.prompts) != n:
             raise InvalidInput(f"taxonomy '{self.name}' has {n} names but {len(self.prompts)} prompt lists")
-        for role, ids in (("free_id", {self.free_id}), ("ignored_ids", self.ignored_ids), ("dynamic_ids", self.dynamic_ids)):
+        for role, ids in (
+            ("free_id", {self.free_id}),
+            ("ignored_ids", self.ignored_ids),
+            ("dynamic_ids", self.dynamic_ids),
+        ):
             wrong = [i for i in ids if not 0 <= i < n]
             if wrong:
                 raise InvalidInput(f"taxonomy '{self.name}' {role} {wrong} not in 0..{n - 1}")

@@ -1,0 +1,78 @@
+"""Layouts of our point clouds as numpy structured types; no ROS import, so that bag writer and nodes share them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from occ_core.grid import VoxelGrid
+from occ_core.occupancy import Occupancy
+from occ_core.taxonomy import Taxonomy
+
+LIDAR_POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("intensity", "<f4"), ("ring", "<u2")])
+"""A LiDAR return in the sensor frame."""
+
+VOXEL_POINT = np.dtype(
+    [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("rgb", "<u4"), ("confidence", "<f4"), ("label", "u1")]
+)
+"""Centre of an occupied voxel; `rgb` is 0x00RRGGBB as RViz reads it."""
+
+TRUTH_POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("label", "u1"), ("mask", "u1")])
+"""Centre of a voxel that is occupied or observed; mask bit 0: seen by a camera, bit 1: by LiDAR.
+A voxel that is not listed is free and unobserved, so the cloud is the whole Occ3D label."""
+
+# numpy type -> sensor_msgs/PointField datatype constant
+POINT_FIELD_TYPES = {"i1": 1, "u1": 2, "i2": 3, "u2": 4, "i4": 5, "u4": 6, "f4": 7, "f8": 8}
+
+
+def fields_of(layout: np.dtype) -> list[tuple[str, int, int]]:
+    """(name, byte offset, sensor_msgs/PointField datatype) of each field."""
+    assert layout.fields is not None
+    return [(name, offset, POINT_FIELD_TYPES[kind.str[1:]]) for name, (kind, offset) in layout.fields.items()]
+
+
+def voxel_points(occupancy: Occupancy) -> np.ndarray:
+    """Occupied voxels as VOXEL_POINT (N,)."""
+    index = np.nonzero(occupancy.occupied)
+    labels = occupancy.labels[index]
+    points = _centers(occupancy.grid, index, VOXEL_POINT)
+    red, green, blue = occupancy.taxonomy.palette[labels].astype(np.uint32).T
+    points["rgb"] = red << 16 | green << 8 | blue
+    points["confidence"] = 1.0 if occupancy.confidence is None else occupancy.confidence[index]
+    points["label"] = labels
+    return points
+
+
+def truth_points(occupancy: Occupancy) -> np.ndarray:
+    """Occupied or observed voxels as TRUTH_POINT (N,)."""
+    mask = occupancy.observed.astype(np.uint8)
+    if occupancy.mask_lidar is not None:
+        mask |= occupancy.mask_lidar.astype(np.uint8) << 1
+    index = np.nonzero((mask > 0) | (occupancy.labels != occupancy.taxonomy.free_id))
+    points = _centers(occupancy.grid, index, TRUTH_POINT)
+    points["label"] = occupancy.labels[index]
+    points["mask"] = mask[index]
+    return points
+
+
+def occupancy_of(points: np.ndarray, grid: VoxelGrid, taxonomy: Taxonomy) -> Occupancy:
+    """The grid that `voxel_points` or `truth_points` listed; points outside the grid are dropped.
+
+    From VOXEL_POINT the whole grid counts as observed, since a prediction speaks of every cell.
+    """
+    xyz = np.stack([points["x"], points["y"], points["z"]], axis=-1)
+    (ix, iy, iz), inside = (array.T for array in grid.index_of(xyz))
+    index = ix[inside], iy[inside], iz[inside]
+    labels = np.full(grid.shape, taxonomy.free_id, dtype=np.uint8)
+    labels[index] = points["label"][inside]
+    if "mask" not in (points.dtype.names or ()):
+        return Occupancy(grid, taxonomy, labels, np.ones(grid.shape, dtype=bool))
+    mask = np.zeros(grid.shape, dtype=np.uint8)
+    mask[index] = points["mask"][inside]
+    return Occupancy(grid, taxonomy, labels, mask & 1 > 0, mask_lidar=mask & 2 > 0)
+
+
+def _centers(grid: VoxelGrid, index: tuple[np.ndarray, ...], layout: np.dtype) -> np.ndarray:
+    points = np.zeros(len(index[0]), dtype=layout)
+    for name, origin, cells in zip("xyz", grid.origin_m, index, strict=True):
+        points[name] = origin + (cells + 0.5) * grid.voxel_size_m
+    return points
