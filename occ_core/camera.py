@@ -52,7 +52,8 @@ class Camera:
             raise InvalidInput(f"camera '{self.name}': size must be 1..{MAX_SIDE_PX} px, got {w} x {h}")
         if self.distortion_model not in COEFFICIENTS:
             raise InvalidInput(
-                f"camera '{self.name}': distortion model '{self.distortion_model}' is not one of {', '.join(COEFFICIENTS)}"
+                f"camera '{self.name}': distortion model '{self.distortion_model}' is not one of "
+                f"{', '.join(COEFFICIENTS)}"
             )
         d = tuple(float(v) for v in self.distortion)
         if len(d) not in COEFFICIENTS[self.distortion_model] or not np.isfinite(d).all():
@@ -118,7 +119,7 @@ class Camera:
         return float(r[falling[0]]) if len(falling) else np.inf
 
     def rays(self, pixels: np.ndarray) -> np.ndarray:
-        """Viewing directions (N, 3) with z = 1 in the camera frame, of pixels (N, 2). Multiply by depth to unproject."""
+        """Viewing directions (N, 3) with z = 1 in the camera frame, of pixels (N, 2); times depth = point."""
         uv = np.asarray(pixels, dtype=np.float64).reshape(-1, 2)
         if self.distortion_model == "none":
             k = self.intrinsics
