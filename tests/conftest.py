@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """`shared_data(name)`: folder of a real data sample; the test skips where it is absent (the data may not be copied)."""
+    """`shared_data(name)`: folder of a real sample; the test skips where it is absent (it may not be copied)."""
     root = Path(os.environ.get("OCC_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 
     def folder(name: str) -> Path:
