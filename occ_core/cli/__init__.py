@@ -1,0 +1,1 @@
+"""The `occ` command line: one module a flow."""

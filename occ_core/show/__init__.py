@@ -1,0 +1,1 @@
+"""Pictures and recordings of what the robot saw and what was made of it."""
