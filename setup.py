@@ -38,7 +38,7 @@ setup(
     license="Apache-2.0",
     author="The occ_ros authors",
     maintainer="The occ_ros authors",
-    maintainer_email="maintainers@occ-ros.dev",
+    maintainer_email="occ-ros@users.noreply.github.com",
     packages=find_packages(include=["occ_core", "occ_core.*", "occ_ros", "occ_ros.*"]),
     package_data={"occ_core": ["assets/*", "py.typed"]},
     python_requires=">=3.10",

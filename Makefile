@@ -1,0 +1,39 @@
+# Everything runs in .venv, which the first target that needs it creates. Only python3 (>= 3.10), a C compiler and make are needed.
+PYTHON ?= python3
+BIN := .venv/bin
+# The allocator settings keep large network buffers from being returned to the system and faulted in again at every frame.
+FAST_MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
+
+.PHONY: help setup demo test test-slow lint clean
+
+help:
+	@echo "make demo       set up, then the whole line: city, bag, player + node + evaluator over DDS, score, pictures"
+	@echo "make test       set up, then the test suite"
+	@echo "make test-slow  the tests that take long, too"
+	@echo "make lint       ruff and mypy"
+	@echo "make clean      remove .venv and runs/"
+
+setup: .venv/ready
+
+.venv/ready: setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python >= 3.10 is needed, $(PYTHON) is `$(PYTHON) --version 2>&1`; name another: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools<80" wheel
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all,dev]"
+	$(BIN)/python tools/build_tf2_msgs.py
+	@touch $@
+
+demo: setup
+	$(FAST_MALLOC) $(BIN)/python -m occ_ros.demo runs/demo
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean:
+	rm -rf .venv runs
