@@ -146,7 +146,7 @@ def repair_paths(tools: Path, python: Path) -> None:
 
 
 def make_wheel(stage: Path, folder: Path, python: Path, log: Path) -> Path:
-    """A wheel that puts the Python package into site-packages and the libraries beside those of the other ROS wheels."""
+    """A wheel: the Python package goes to site-packages, the libraries beside those of the other ROS wheels."""
     tree = folder / "wheel"
     data = tree / f"occ_ros_tf2_msgs-{VERSION}.data" / "data"
     package = next(stage.glob("**/site-packages/tf2_msgs"), None) or next(stage.glob("**/dist-packages/tf2_msgs"))
