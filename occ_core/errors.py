@@ -22,6 +22,10 @@ class CorruptInput(OccError, ValueError):
     """A file or message that is there but cannot be read as what it claims to be."""
 
 
+class MissingTransform(OccError, LookupError):
+    """The transform tree does not connect two frames, or not at the asked time."""
+
+
 class MissingPackage(OccError, ImportError):
     """An optional dependency that the requested work needs."""
 

@@ -1,0 +1,119 @@
+"""Image messages to RGB arrays; bag reader and node share this. Sizes are checked before memory is taken."""
+
+from __future__ import annotations
+
+import struct
+
+import cv2
+import numpy as np
+
+from occ_core.camera import MAX_SIDE_PX
+from occ_core.errors import CorruptInput, InvalidInput
+
+# sensor_msgs/image_encodings -> bytes a pixel, and OpenCV's conversion to RGB (None: it is RGB).
+# OpenCV names a Bayer pattern by the second row from the second column on, ROS by the top-left corner.
+ENCODINGS: dict[str, tuple[int, int | None]] = {
+    "rgb8": (3, None),
+    "bgr8": (3, cv2.COLOR_BGR2RGB),
+    "rgba8": (4, cv2.COLOR_RGBA2RGB),
+    "bgra8": (4, cv2.COLOR_BGRA2RGB),
+    "mono8": (1, cv2.COLOR_GRAY2RGB),
+    "yuv422": (2, cv2.COLOR_YUV2RGB_UYVY),
+    "uyvy": (2, cv2.COLOR_YUV2RGB_UYVY),
+    "yuv422_yuy2": (2, cv2.COLOR_YUV2RGB_YUY2),
+    "yuyv": (2, cv2.COLOR_YUV2RGB_YUY2),
+    "bayer_rggb8": (1, cv2.COLOR_BayerBG2RGB),
+    "bayer_bggr8": (1, cv2.COLOR_BayerRG2RGB),
+    "bayer_gbrg8": (1, cv2.COLOR_BayerGR2RGB),
+    "bayer_grbg8": (1, cv2.COLOR_BayerGB2RGB),
+}
+Bytes = bytes | bytearray | memoryview | np.ndarray
+
+
+def decode_image(encoding: str, width: int, height: int, step: int, data: Bytes) -> np.ndarray:
+    """RGB uint8 (height, width, 3) of the fields of a sensor_msgs/Image; `rgb8` may share memory with `data`.
+
+    Raises:
+        InvalidInput: unknown encoding, or a size that does not fit `data`; the message names value and limit.
+    """
+    if encoding not in ENCODINGS:
+        raise InvalidInput(f"image encoding '{encoding}' is not one of {', '.join(ENCODINGS)}")
+    pixel_bytes, conversion = ENCODINGS[encoding]
+    if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
+        raise InvalidInput(f"image size must be 1..{MAX_SIDE_PX} px a side, got {width} x {height}")
+    row = width * pixel_bytes
+    if step < row:
+        raise InvalidInput(f"image step {step} is less than a row: {width} px of '{encoding}' are {row} bytes")
+    if encoding.startswith(("yuv", "uyvy")) and width % 2:
+        raise InvalidInput(f"image of encoding '{encoding}' needs an even width, got {width}")
+    if encoding.startswith("bayer") and (width < 4 or height < 4):
+        raise InvalidInput(f"image of encoding '{encoding}' needs at least 4 x 4 px, got {width} x {height}")
+    flat = np.frombuffer(data, dtype=np.uint8)
+    needed = step * (height - 1) + row  # the padding of the last row may be left out
+    if len(flat) < needed:
+        raise InvalidInput(f"image data holds {len(flat)} bytes, {width} x {height} px of '{encoding}' need {needed}")
+    if len(flat) < step * height:
+        flat = np.concatenate([flat, np.zeros(step * height - len(flat), dtype=np.uint8)])
+    rows = flat[: step * height].reshape(height, step)[:, :row]
+    pixels = rows if pixel_bytes == 1 else rows.reshape(height, width, pixel_bytes)
+    pixels = np.ascontiguousarray(pixels)
+    return pixels if conversion is None else cv2.cvtColor(pixels, conversion)
+
+
+def decode_compressed(data: Bytes, max_side: int = MAX_SIDE_PX) -> np.ndarray:
+    """RGB uint8 (height, width, 3) of a whole JPEG or PNG file. An EXIF orientation is ignored, as calibration does.
+
+    Raises:
+        CorruptInput: neither JPEG nor PNG, cut short, or damaged.
+        InvalidInput: larger than `max_side` pixels.
+    """
+    _, width, height = compressed_info(data, max_side)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    bgr = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
+    if bgr is None or bgr.shape[:2] != (height, width):
+        raise CorruptInput(f"image of {len(data)} bytes is damaged and cannot be decoded")
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def compressed_info(data: Bytes, max_side: int = MAX_SIDE_PX) -> tuple[str, int, int]:
+    """(format 'jpeg' | 'png', width, height) from the header of a JPEG or PNG file that is not cut short.
+
+    Raises:
+        CorruptInput, InvalidInput: as `decode_compressed`.
+    """
+    raw = data.tobytes() if isinstance(data, np.ndarray) else bytes(data)
+    if raw[:3] == b"\xff\xd8\xff":
+        kind, (width, height) = "jpeg", _jpeg_size(raw)
+    elif raw[:8] == b"\x89PNG\r\n\x1a\n":
+        if len(raw) < 33 or b"IEND" not in raw[-32:]:
+            raise CorruptInput(f"PNG of {len(raw)} bytes is cut short")
+        kind, (width, height) = "png", struct.unpack(">II", raw[16:24])
+    else:
+        raise CorruptInput(
+            f"image of {len(raw)} bytes is neither JPEG nor PNG (starts with {raw[:4].hex() or 'nothing'})"
+        )
+    if not (0 < width <= max_side and 0 < height <= max_side):
+        raise InvalidInput(f"image size must be 1..{max_side} px a side, got {width} x {height}")
+    return kind, width, height
+
+
+def _jpeg_size(raw: bytes) -> tuple[int, int]:
+    """(width, height) of a JPEG; walks its segments up to the first scan."""
+    at, size = 2, None
+    while at + 4 <= len(raw) and raw[at] == 0xFF:
+        marker = raw[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        (length,) = struct.unpack(">H", raw[at + 2 : at + 4])
+        is_frame = 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
+        if is_frame and at + 9 <= len(raw):
+            height, width = struct.unpack(">HH", raw[at + 5 : at + 9])
+            size = width, height
+        if marker == 0xDA:
+            # Decoders fill what is missing with grey, so an image that was cut must be caught here.
+            if size is None or raw.rfind(b"\xff\xd9") < at:
+                break
+            return size
+        at += 2 + max(length, 2)
+    raise CorruptInput(f"JPEG of {len(raw)} bytes is damaged or cut short")

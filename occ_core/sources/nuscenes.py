@@ -1,0 +1,203 @@
+"""Frames of a nuScenes v1.0 data set: real, simulated, or anything in that layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from occ_core.camera import Camera, Rig
+from occ_core.errors import CorruptInput, MissingInput, OccError
+from occ_core.frame import Frame, LidarSweep
+from occ_core.sources.images import decode_compressed
+from occ_core.sources.nuscenes_tables import NuScenesTables, SensorRecord, is_there, pose_between
+
+CAMERA_ORDER = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
+MAX_SPREAD_NS = 100_000_000
+"""Images of one set of sweeps lie within this of the key camera's; the six cameras fire over 50 ms."""
+LIDAR_ROW = 5  # float32 x, y, z, intensity, ring
+
+
+@dataclass(frozen=True, eq=False)
+class _Set:
+    """What makes one frame."""
+
+    scene: str
+    token: str
+    stamp_ns: int
+    world_from_ego: np.ndarray
+    cameras: tuple[SensorRecord, ...]
+    lidar: SensorRecord | None
+
+
+class NuScenesSource:
+    """Frames of a nuScenes v1.0 data set, scene by scene in time order: `len(source)`, `source[i]`, or iterate.
+
+    A keyframe's reference is the LiDAR's stamp and ego pose; without LiDAR the sample's stamp and the pose between the
+    cameras' ego poses. With `sweeps`, each image of the key camera (CAM_FRONT) between two keyframes makes one more
+    frame: the nearest image of every other camera, reference = the key camera's stamp and pose, no token.
+
+    Args:
+        dataroot: folder of the data set.
+        version: table folder; None: the only `v1.0-*` there is.
+        scenes: names; None: all.
+        sweeps: also yield what lies between keyframes.
+
+    Raises:
+        MissingInput, CorruptInput: at construction for tables, when a frame is read for its files.
+    """
+
+    def __init__(
+        self,
+        dataroot: Path | str,
+        version: str | None = None,
+        scenes: list[str] | None = None,
+        sweeps: bool = False,
+    ) -> None:
+        self.tables = NuScenesTables(dataroot, version)
+        self.scenes = self.tables.require_scenes(scenes)
+        self._rigs: dict[tuple[tuple[str, tuple[int, int]], ...], Rig] = {}
+        self._sets = [entry for scene in self.scenes for entry in self._sets_of(scene, sweeps)]
+
+    def __len__(self) -> int:
+        return len(self._sets)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def tokens(self) -> list[str]:
+        """Sample token of each frame, empty for sweeps."""
+        return [entry.token for entry in self._sets]
+
+    def check(self) -> list[Path]:
+        """All sensor files of the chosen frames that are absent or empty."""
+        records = (record for entry in self._sets for record in (*entry.cameras, entry.lidar))
+        return [record.path for record in records if record is not None and not is_there(record.path)]
+
+    def __getitem__(self, index: int) -> Frame:
+        entry = self._sets[index]
+        rig = self._rig(entry.cameras)
+        return Frame(
+            stamp_ns=entry.stamp_ns,
+            world_from_ego=entry.world_from_ego,
+            rig=rig,
+            images={record.channel: read_image(record) for record in entry.cameras},
+            camera_stamp_ns={record.channel: record.stamp_ns for record in entry.cameras},
+            camera_world_from_ego={record.channel: record.world_from_ego for record in entry.cameras},
+            lidar=None if entry.lidar is None else read_lidar(entry.lidar),
+            token=entry.token,
+            scene=entry.scene,
+            is_keyframe=bool(entry.token),
+        )
+
+    def _rig(self, records: tuple[SensorRecord, ...]) -> Rig:
+        key = tuple((record.calibration, record.size) for record in records)
+        if key not in self._rigs:
+            self._rigs[key] = Rig(tuple(camera_of(record) for record in records))
+        return self._rigs[key]
+
+    def _sets_of(self, scene: str, sweeps: bool) -> list[_Set]:
+        records = self.tables.records(scene)
+        by_sample: dict[str, list[SensorRecord]] = {}
+        for record in records:
+            if record.is_keyframe:
+                by_sample.setdefault(record.sample_token, []).append(record)
+        sets = []
+        for token, stamp_ns in self.tables.samples(scene):
+            members = by_sample.get(token, [])
+            cameras = _ordered(members)
+            if not cameras:
+                raise CorruptInput(f"{self.tables.dataroot}: keyframe '{token}' of {scene} has no camera image")
+            lidar = next((record for record in members if record.modality == "lidar"), None)
+            reference = pose_between(records, stamp_ns) if lidar is None else lidar.world_from_ego
+            stamp_ns = stamp_ns if lidar is None else lidar.stamp_ns
+            sets.append(_Set(scene, token, stamp_ns, reference, cameras, lidar))
+        if sweeps:
+            sets += _sweep_sets(scene, records)
+            sets.sort(key=lambda entry: entry.stamp_ns)
+        return sets
+
+
+def _sweep_sets(scene: str, records: list[SensorRecord]) -> list[_Set]:
+    """One set for each image of the key camera that is no keyframe."""
+    by_channel: dict[str, list[SensorRecord]] = {}
+    for record in records:
+        if record.modality in ("camera", "lidar"):
+            by_channel.setdefault(record.channel, []).append(record)
+    key_channel = _ordered([rows[0] for rows in by_channel.values()])[0].channel
+    sets = []
+    for key in by_channel[key_channel]:
+        if key.is_keyframe:
+            continue
+        near = [_nearest(rows, key.stamp_ns) for channel, rows in by_channel.items() if channel != key_channel]
+        members = [record for record in near if record is not None]
+        lidar = next((record for record in members if record.modality == "lidar"), None)
+        sets.append(_Set(scene, "", key.stamp_ns, key.world_from_ego, _ordered([key, *members]), lidar))
+    return sets
+
+
+def _nearest(records: list[SensorRecord], stamp_ns: int) -> SensorRecord | None:
+    at = int(np.searchsorted([record.stamp_ns for record in records], stamp_ns))
+    near = min(records[max(at - 1, 0) : at + 1], key=lambda record: abs(record.stamp_ns - stamp_ns))
+    return near if abs(near.stamp_ns - stamp_ns) <= MAX_SPREAD_NS else None
+
+
+def _ordered(records: list[SensorRecord]) -> tuple[SensorRecord, ...]:
+    """The cameras among records, in nuScenes' usual order, others after by name."""
+    cameras = [record for record in records if record.modality == "camera"]
+    place = {channel: number for number, channel in enumerate(CAMERA_ORDER)}
+    return tuple(sorted(cameras, key=lambda record: (place.get(record.channel, len(place)), record.channel)))
+
+
+def camera_of(record: SensorRecord) -> Camera:
+    """Calibration of a camera's record. nuScenes images are undistorted: a pinhole."""
+    if record.intrinsics is None:
+        raise CorruptInput(f"calibrated_sensor '{record.calibration}' of camera {record.channel} has no intrinsics")
+    return Camera(record.channel, record.intrinsics, record.size, record.ego_from_sensor)
+
+
+def read_bytes(record: SensorRecord) -> bytes:
+    """The file's content.
+
+    Raises:
+        MissingInput: absent or empty.
+    """
+    if not is_there(record.path):
+        raise MissingInput(f"{record.path}: sensor file of {record.channel} is missing or empty")
+    return record.path.read_bytes()
+
+
+def read_image(record: SensorRecord) -> np.ndarray:
+    """RGB uint8 (height, width, 3).
+
+    Raises:
+        MissingInput, CorruptInput: naming the file.
+    """
+    data = read_bytes(record)
+    try:
+        return decode_compressed(data)
+    except OccError as error:
+        raise CorruptInput(f"{record.path}: {error}") from error
+
+
+def read_lidar(record: SensorRecord) -> LidarSweep:
+    """The sweep in the sensor's own frame (nuScenes' LIDAR_TOP: x right, y forward).
+
+    Raises:
+        MissingInput, CorruptInput: naming the file.
+    """
+    data = read_bytes(record)
+    if len(data) % (4 * LIDAR_ROW):
+        raise CorruptInput(f"{record.path}: {len(data)} bytes are no whole number of points of {4 * LIDAR_ROW} bytes")
+    rows = np.frombuffer(data, dtype="<f4").reshape(-1, LIDAR_ROW)
+    return LidarSweep(
+        points_lidar_m=np.ascontiguousarray(rows[:, :3]),
+        intensity=rows[:, 3].copy(),
+        ring=rows[:, 4].astype(np.int32),
+        ego_from_lidar=record.ego_from_sensor,
+        stamp_ns=record.stamp_ns,
+        world_from_ego=record.world_from_ego,
+    )

@@ -1,0 +1,281 @@
+"""Tables of a nuScenes v1.0 data set, checked: what the frame source and the bag writer both read.
+
+Opened through nuscenes-devkit; real data sets and the simulated city look the same here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from occ_core.errors import CorruptInput, InvalidInput, MissingInput, need
+from occ_core.geometry import interpolate, pose
+
+TABLES = (
+    "attribute", "calibrated_sensor", "category", "ego_pose", "instance", "log", "map", "sample", "sample_annotation",
+    "sample_data", "scene", "sensor", "visibility",
+)  # fmt: skip
+REFERENCES = (
+    ("calibrated_sensor", "sensor_token", "sensor"),
+    ("sample_data", "calibrated_sensor_token", "calibrated_sensor"),
+    ("sample_data", "ego_pose_token", "ego_pose"),
+    ("sample_data", "sample_token", "sample"),
+    ("sample", "scene_token", "scene"),
+    ("scene", "first_sample_token", "sample"),
+    ("scene", "log_token", "log"),
+    ("sample_annotation", "sample_token", "sample"),
+    ("sample_annotation", "instance_token", "instance"),
+    ("instance", "category_token", "category"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class SensorRecord:
+    """One file of one sensor.
+
+    Attributes:
+        channel: such as CAM_FRONT.
+        modality: camera | lidar | radar.
+        stamp_ns: the sensor's own time.
+        path: the file.
+        size: (width, height) of an image, else (0, 0).
+        is_keyframe: belongs to sample `sample_token`; a sweep lies near it.
+        calibration: token of the calibration; equal tokens, equal calibration.
+        intrinsics: (3, 3) of a camera.
+        ego_from_sensor: (4, 4).
+        world_from_ego: (4, 4) at `stamp_ns`.
+    """
+
+    channel: str
+    modality: str
+    stamp_ns: int
+    path: Path
+    size: tuple[int, int]
+    is_keyframe: bool
+    sample_token: str
+    calibration: str
+    intrinsics: np.ndarray | None
+    ego_from_sensor: np.ndarray
+    world_from_ego: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Annotation:
+    """One annotated box: `world_from_box` (4, 4), size (width, length, height) in metres as nuScenes orders it."""
+
+    token: str
+    instance: str
+    category: str
+    world_from_box: np.ndarray
+    size_wlh_m: tuple[float, float, float]
+
+
+class NuScenesTables:
+    """A nuScenes v1.0 data set.
+
+    Args:
+        dataroot: folder with `v1.0-*`, `samples`, ....
+        version: name of the table folder; None: the only one there is.
+
+    Raises:
+        MissingInput, CorruptInput: naming the first file that is missing or the row that is broken.
+        MissingPackage: without nuscenes-devkit.
+    """
+
+    def __init__(self, dataroot: Path | str, version: str | None = None) -> None:
+        self.dataroot = Path(dataroot)
+        self.version = version or _only_version(self.dataroot)
+        self._folder = self.dataroot / self.version
+        if not self._folder.is_dir():
+            raise MissingInput(f"{self._folder}: no such folder of nuScenes tables")
+        for table in TABLES:
+            if not (self._folder / f"{table}.json").is_file():
+                raise MissingInput(f"{self._folder / table}.json: table is missing")
+        self._nusc = self._open()
+        self._samples: dict[str, list[dict[str, Any]]] = {}  # scene -> rows
+        self._sample_data: dict[str, list[dict[str, Any]]] = {}  # scene -> rows
+        self._calibrations: dict[str, np.ndarray] = {}
+        self._index()
+
+    def _index(self) -> None:
+        """Sort rows into scenes by one pass over the tables, not by following `next` through all of them."""
+        scene_of: dict[str, str] = {}
+        for row in self._nusc.sample:
+            scene = self._row("scene", row["scene_token"], "sample")["name"]
+            scene_of[row["token"]] = scene
+            self._samples.setdefault(scene, []).append(row)
+        for row in self._nusc.sample_data:
+            if row["sample_token"] not in scene_of:
+                raise CorruptInput(
+                    f"{self._folder}/sample_data.json: row '{row['token']}' refers to sample "
+                    f"'{row['sample_token']}', which sample.json does not have"
+                )
+            self._sample_data.setdefault(scene_of[row["sample_token"]], []).append(row)
+        for rows in self._samples.values():
+            rows.sort(key=lambda row: row["timestamp"])
+
+    def _open(self) -> Any:
+        devkit = need("nuscenes.nuscenes", "nuscenes")
+        try:
+            return devkit.NuScenes(version=self.version, dataroot=str(self.dataroot), verbose=False)
+        except (AssertionError, LookupError, TypeError, ValueError, OSError) as error:
+            self._explain()
+            raise CorruptInput(f"{self._folder}: tables cannot be opened ({type(error).__name__}: {error})") from error
+
+    def _explain(self) -> None:
+        """The devkit failed: raise the error that names the file at fault."""
+        tables = {name: _read_table(self._folder / f"{name}.json") for name in TABLES}
+        for row in tables["map"]:
+            if not (self.dataroot / row.get("filename", "")).is_file():
+                raise MissingInput(f"{self.dataroot / row.get('filename', '')}: map named by map.json is missing")
+        tokens = {name: {row.get("token") for row in rows} for name, rows in tables.items()}
+        for table, field, target in REFERENCES:
+            for row in tables[table]:
+                if row.get(field) not in tokens[target]:
+                    raise CorruptInput(
+                        f"{self._folder / table}.json: row '{row.get('token')}' refers by {field} to "
+                        f"'{row.get(field)}', which {target}.json does not have"
+                    )
+        for name in ("map", "log", "scene", "sample"):
+            if not tables[name]:
+                raise CorruptInput(f"{self._folder / name}.json: no rows")
+
+    def _row(self, table: str, token: str, named_by: str) -> dict[str, Any]:
+        try:
+            return self._nusc.get(table, token)
+        except KeyError:
+            raise CorruptInput(
+                f"{self._folder / named_by}.json: refers to '{token}', which {table}.json does not have"
+            ) from None
+
+    @property
+    def scenes(self) -> list[str]:
+        """Names of all scenes."""
+        return [row["name"] for row in self._nusc.scene]
+
+    def require_scenes(self, names: list[str] | tuple[str, ...] | None) -> list[str]:
+        """The names if all exist (all scenes for None).
+
+        Raises:
+            MissingInput: naming the first unknown one and those that exist.
+        """
+        known = self.scenes
+        for name in names or []:
+            if name not in known:
+                shown = ", ".join(known[:10]) + (f", ... ({len(known)})" if len(known) > 10 else "")
+                raise MissingInput(f"{self._folder}: no scene '{name}', only: {shown}")
+        return list(names) if names else known
+
+    def samples(self, scene: str) -> list[tuple[str, int]]:
+        """(token, stamp_ns) of the keyframes of a scene, in time order."""
+        return [(row["token"], row["timestamp"] * 1000) for row in self._samples.get(scene, [])]
+
+    def records(self, scene: str) -> list[SensorRecord]:
+        """All sensor files of a scene, keyframes and sweeps, in time order."""
+        records = [self._record(row) for row in self._sample_data.get(scene, [])]
+        return sorted(records, key=lambda record: (record.stamp_ns, record.channel))
+
+    def _record(self, row: dict[str, Any]) -> SensorRecord:
+        calibration = self._row("calibrated_sensor", row["calibrated_sensor_token"], "sample_data")
+        ego = self._row("ego_pose", row["ego_pose_token"], "sample_data")
+        try:
+            intrinsics = np.array(calibration["camera_intrinsic"], dtype=np.float64)
+            return SensorRecord(
+                channel=row["channel"],
+                modality=row["sensor_modality"],
+                stamp_ns=int(row["timestamp"]) * 1000,
+                path=self.dataroot / row["filename"],
+                size=(int(row["width"] or 0), int(row["height"] or 0)),
+                is_keyframe=bool(row["is_key_frame"]),
+                sample_token=row["sample_token"],
+                calibration=calibration["token"],
+                intrinsics=intrinsics if intrinsics.size else None,
+                ego_from_sensor=self._calibration(calibration),
+                world_from_ego=self._pose("ego_pose", ego),
+            )
+        except KeyError as error:
+            raise CorruptInput(f"{self._folder}/sample_data.json: row '{row['token']}' lacks {error}") from None
+
+    def _calibration(self, row: dict[str, Any]) -> np.ndarray:
+        if row["token"] not in self._calibrations:
+            self._calibrations[row["token"]] = self._pose("calibrated_sensor", row)
+        return self._calibrations[row["token"]]
+
+    def _pose(self, table: str, row: dict[str, Any]) -> np.ndarray:
+        try:
+            return pose(row["translation"], row["rotation"])
+        except (InvalidInput, KeyError, TypeError) as error:
+            raise CorruptInput(f"{self._folder / table}.json: row '{row['token']}': {error}") from None
+
+    def annotations(self, sample_token: str) -> list[Annotation]:
+        """Boxes of a keyframe."""
+        sample = self._row("sample", sample_token, "sample")
+        rows = [self._row("sample_annotation", token, "sample") for token in sample["anns"]]
+        return [
+            Annotation(
+                row["token"],
+                row["instance_token"],
+                row["category_name"],
+                pose(row["translation"], row["rotation"]),
+                tuple(float(v) for v in row["size"]),  # type: ignore[arg-type]
+            )
+            for row in rows
+        ]
+
+    def truth_path(self, scene: str, sample_token: str) -> Path:
+        """Where the Occ3D label of a keyframe is, if there is one."""
+        return self.dataroot / "gts" / scene / sample_token / "labels.npz"
+
+    def missing_files(self, scenes: list[str] | None = None, keyframes_only: bool = True) -> list[Path]:
+        """Sensor files (not radar) that the tables name but that are absent or empty."""
+        return [
+            record.path
+            for scene in self.require_scenes(scenes)
+            for record in self.records(scene)
+            if record.modality != "radar" and (record.is_keyframe or not keyframes_only) and not is_there(record.path)
+        ]
+
+
+def is_there(path: Path) -> bool:
+    """The file exists and is not empty."""
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def pose_between(records: list[SensorRecord], stamp_ns: int) -> np.ndarray:
+    """`world_from_ego` (4, 4) at a time: between the ego poses around it, or the nearest one at the ends."""
+    stamps = np.array([record.stamp_ns for record in records])
+    at = int(np.searchsorted(stamps, stamp_ns))
+    if at == len(records):
+        return records[-1].world_from_ego
+    if at == 0 or stamps[at] == stamp_ns:
+        return records[at].world_from_ego
+    fraction = (stamp_ns - stamps[at - 1]) / (stamps[at] - stamps[at - 1])
+    return interpolate(records[at - 1].world_from_ego, records[at].world_from_ego, float(fraction))
+
+
+def _only_version(dataroot: Path) -> str:
+    if not dataroot.is_dir():
+        raise MissingInput(f"{dataroot}: no such folder")
+    found = sorted(path.name for path in dataroot.glob("v1.0-*") if path.is_dir())
+    if not found:
+        raise MissingInput(f"{dataroot}: no folder v1.0-* of nuScenes tables in it")
+    if len(found) > 1:
+        raise InvalidInput(f"{dataroot}: several versions ({', '.join(found)}), say which one")
+    return found[0]
+
+
+def _read_table(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptInput(f"{path}: not a readable JSON table ({error})") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise CorruptInput(f"{path}: a table must be a list of rows, got {type(rows).__name__}")
+    return rows
