@@ -1,0 +1,212 @@
+"""One camera image of the city with its exact truth: distance, class and instance of every pixel's centre."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from occ_core.camera import Camera
+from occ_core.world import materials as m
+from occ_core.world.lighting import light_of
+from occ_core.world.noise import hash01
+from occ_core.world.shading import GROUND, SKY, Light, shade
+from occ_core.world.tracer import Hits, Moment
+
+SUBPIXELS = ((0.375, 0.125), (-0.125, 0.375), (-0.375, -0.125), (0.125, -0.375))
+OCCLUSION_STRIDE_PX = 4
+OCCLUSION_RAYS = 6
+OCCLUSION_M = 2.5
+GLASS_LAYERS = 3
+GLASS_CLEAR = 0.62
+CONTRAST = 0.5  # neighbouring pixels that differ by more in log light are sampled again
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What one camera sees.
+
+    Attributes:
+        radiance: float32 (h, w, 3) linear light.
+        depth_m: float32 (h, w) along the optical axis, at pixel centres; inf in the sky.
+        class_id: uint8 (h, w), Occ3D id; 17 in the sky. Glass is its own surface, though one sees through it.
+        instance: int32 (h, w) index of the actor, -1 elsewhere.
+    """
+
+    radiance: np.ndarray
+    depth_m: np.ndarray
+    class_id: np.ndarray
+    instance: np.ndarray
+
+
+def render(moment: Moment, camera: Camera, world_from_cam: np.ndarray, light: Light | None = None) -> View:
+    """The view of a camera at a moment."""
+    light = light_of(moment) if light is None else light
+    w, h = camera.size
+    eye = world_from_cam[:3, 3]
+    pixels = camera.pixel_grid()
+    directions, stretch = _world_rays(camera, world_from_cam, pixels)
+    hits = moment.cast(eye, directions)
+    points = eye + directions * np.where(np.isfinite(hits.distance_m), hits.distance_m, 0.0)[:, None]
+    pixel_rad = 1.0 / camera.intrinsics[0, 0]
+    open_sky = _open_sky(moment, hits, points, (h, w))
+    rgb = _shade(moment, light, hits, points, directions, hits.distance_m, open_sky, pixel_rad)
+    again = _edges(hits.solid.reshape(h, w), rgb.reshape(h, w, 3))
+    rgb[again] /= 1 + len(SUBPIXELS)
+    for offset in SUBPIXELS:
+        d, _ = _world_rays(camera, world_from_cam, pixels[again] + offset)
+        sub = moment.cast(eye, d)
+        at = eye + d * np.where(np.isfinite(sub.distance_m), sub.distance_m, 0.0)[:, None]
+        sample = _shade(moment, light, sub, at, d, sub.distance_m, open_sky[again], pixel_rad)
+        rgb[again] += np.minimum(sample, 4.0) / (1 + len(SUBPIXELS))
+    return View(
+        rgb.reshape(h, w, 3),
+        (hits.distance_m / stretch).astype(np.float32).reshape(h, w),
+        moment.classes(hits, points).reshape(h, w),
+        moment.instances(hits).reshape(h, w),
+    )
+
+
+def _world_rays(camera: Camera, world_from_cam: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit directions (N, 3) in the world, and distance along the ray per metre of depth (N,)."""
+    rays = camera.rays(pixels)
+    stretch = np.linalg.norm(rays, axis=1)
+    return (rays / stretch[:, None]) @ world_from_cam[:3, :3].T, stretch
+
+
+def _shade(
+    moment: Moment,
+    light: Light,
+    hits: Hits,
+    points: np.ndarray,
+    directions: np.ndarray,
+    distance_m: np.ndarray,
+    open_sky: np.ndarray,
+    pixel_rad: float,
+    layers: int = GLASS_LAYERS,
+) -> np.ndarray:
+    """Radiance float32 (N, 3) of hits; looks on through up to `layers` panes of glass."""
+    out = np.empty((len(points), 3), dtype=np.float32)
+    lit = _sees_sun(moment, light, hits, points)
+    far = np.where(hits.solid == SKY, 0.0, distance_m)
+    ground = moment._tracer.ground_table
+    normals = hits.normals.copy()
+    shade(points, directions, far, normals, hits.solid, lit, open_sky, pixel_rad, light, moment.table, ground, out)
+    on_solid = np.flatnonzero(hits.solid >= 0)
+    glass = on_solid[moment.table.material[hits.solid[on_solid]] == m.GLASS]
+    if layers and len(glass):
+        start = points[glass] + 0.004 * directions[glass]
+        behind = moment.cast(start, directions[glass])
+        step = np.where(np.isfinite(behind.distance_m), behind.distance_m, 0.0)
+        at = start + directions[glass] * step[:, None]
+        total = distance_m[glass] + step
+        inside = _shade(
+            moment, light, behind, at, directions[glass], total, open_sky[glass] * 0.8, pixel_rad, layers - 1
+        )
+        out[glass] += GLASS_CLEAR * inside
+    return out
+
+
+def _sees_sun(moment: Moment, light: Light, hits: Hits, points: np.ndarray) -> np.ndarray:
+    """float32 (N,): 1 where the sun is not blocked."""
+    lit = np.zeros(len(points), dtype=np.float32)
+    if light.sun.max() <= 0.01:
+        return lit
+    facing = hits.normals @ light.sun_direction
+    leaves = np.zeros(len(points), dtype=bool)
+    solid = hits.solid >= 0
+    leaves[solid] = moment.table.material[hits.solid[solid]] == m.FOLIAGE
+    ask = np.flatnonzero((hits.solid != SKY) & ((facing > 0) | leaves))
+    start = points[ask] + 0.01 * hits.normals[ask]
+    lit[ask] = ~moment.blocked(start, light.sun_direction)
+    return lit
+
+
+def _open_sky(moment: Moment, hits: Hits, points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """float32 (h * w,): share of the directions around each hit that are free nearby (ambient occlusion).
+
+    Measured on a coarse grid of pixels, then spread over neighbours of like depth and normal.
+    """
+    h, w = shape
+    s = OCCLUSION_STRIDE_PX
+    rows, columns = np.arange(s // 2, h, s), np.arange(s // 2, w, s)
+    pick = (rows[:, None] * w + columns[None]).ravel()
+    ask = pick[hits.solid[pick] != SKY]
+    normals, start = hits.normals[ask], points[ask] + 0.02 * hits.normals[ask]
+    free = np.zeros(len(ask), dtype=np.float32)
+    for i in range(OCCLUSION_RAYS):
+        directions = np.empty_like(normals)
+        _hemisphere(ask, i, normals, directions)
+        free += ~moment.blocked(start, directions, OCCLUSION_M)
+    coarse = np.ones(h * w, dtype=np.float32)
+    coarse[ask] = free / OCCLUSION_RAYS
+    out = np.ones(h * w, dtype=np.float32)
+    _spread(coarse, hits.distance_m, hits.normals, h, w, s, len(rows), len(columns), out)
+    return 0.25 + 0.75 * out
+
+
+@njit(cache=True)
+def _hemisphere(pixel, index, normals, out):
+    """Cosine-weighted directions around normals; another set per pixel, so that errors average out over neighbours."""
+    for i in range(len(pixel)):
+        u = (index + hash01(pixel[i], index, 1, 5)) / OCCLUSION_RAYS
+        angle = 2 * np.pi * hash01(pixel[i], index, 2, 5)
+        r, up = np.sqrt(u), np.sqrt(1 - u)
+        nx, ny, nz = normals[i]
+        sign = 1.0 if nz >= 0 else -1.0  # orthonormal basis after Duff et al. 2017
+        a = -1.0 / (sign + nz)
+        b = nx * ny * a
+        x, y = r * np.cos(angle), r * np.sin(angle)
+        out[i, 0] = x * (1 + sign * nx * nx * a) + y * b + up * nx
+        out[i, 1] = x * sign * b + y * (sign + ny * ny * a) + up * ny
+        out[i, 2] = -x * sign * nx - y * ny + up * nz
+
+
+@njit(cache=True, error_model="numpy")
+def _spread(coarse, distance, normals, h, w, s, rows, columns, out):
+    """Joint bilateral interpolation of the coarse samples (first at s // 2, every s pixels)."""
+    for y in range(h):
+        cy = min(rows - 1, y // s)
+        for x in range(w):
+            i = y * w + x
+            if not distance[i] < 1e9:
+                continue
+            cx = min(columns - 1, x // s)
+            total, weight = 0.0, 1e-6
+            for ky in range(max(0, cy - 1), min(rows, cy + 2)):
+                for kx in range(max(0, cx - 1), min(columns, cx + 2)):
+                    py, px = s // 2 + ky * s, s // 2 + kx * s
+                    j = py * w + px
+                    if not distance[j] < 1e9:
+                        continue
+                    alike = normals[i, 0] * normals[j, 0] + normals[i, 1] * normals[j, 1] + normals[i, 2] * normals[j, 2]
+                    if alike < 0.7:
+                        continue
+                    gap = abs(distance[i] - distance[j]) / (0.03 * distance[i] + 0.03)
+                    off = ((y - py) ** 2 + (x - px) ** 2) / (1.2 * s * s)
+                    k = np.exp(-gap - off)
+                    total += k * coarse[j]
+                    weight += k
+            out[i] = total / weight if weight > 1e-4 else 0.8
+
+
+@njit(cache=True, error_model="numpy")
+def _edge_map(solid, rgb, contrast, out):
+    h, w = solid.shape
+    for y in range(h):
+        for x in range(w):
+            here = np.log(0.02 + rgb[y, x, 0] + rgb[y, x, 1] + rgb[y, x, 2])
+            for dy, dx in ((0, 1), (1, 0)):
+                if y + dy < h and x + dx < w:
+                    there = np.log(0.02 + rgb[y + dy, x + dx, 0] + rgb[y + dy, x + dx, 1] + rgb[y + dy, x + dx, 2])
+                    if solid[y, x] != solid[y + dy, x + dx] or abs(here - there) > contrast:
+                        out[y, x] = True
+                        out[y + dy, x + dx] = True
+
+
+def _edges(solid: np.ndarray, rgb: np.ndarray) -> np.ndarray:
+    """Indices of the pixels worth more samples: outlines, and sharp steps of light."""
+    out = np.zeros(solid.shape, dtype=np.bool_)
+    _edge_map(np.where(solid == GROUND, GROUND, solid), rgb, CONTRAST, out)
+    return np.flatnonzero(out)

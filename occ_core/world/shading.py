@@ -1,0 +1,246 @@
+"""From hit points to light: sun with shadow, sky, lamps, mirrors, haze. One numba kernel over all pixels of an image.
+
+Plain diffuse shading plus one mirror term against an analytic surrounding (sky over a hashed skyline); nothing here is
+physically exact, it only has to be as varied and as unhelpful to a colour classifier as a real street is.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from occ_core.world import materials as m
+from occ_core.world.noise import grain3, hash01, noise2
+from occ_core.world.textures import ground_surface, solid_surface
+
+SKY, GROUND = -2, -1
+"""Values of a hit's solid index that are no solid."""
+
+
+class Light(NamedTuple):
+    """Everything that lights a scene at one time, float64, linear RGB."""
+
+    sun_direction: np.ndarray  # (3,) towards the sun (the moon at night)
+    sun: np.ndarray  # (3,)
+    ambient: np.ndarray  # (3,) from above
+    horizon: np.ndarray  # (3,)
+    zenith: np.ndarray  # (3,)
+    cloud: float  # share of the sky, 0..1
+    seed: int
+    fog_per_m: float
+    wetness: float
+    night: bool
+    spots: np.ndarray  # (L, 11): position 3, direction 3, cosine of the cone, rgb 3, reach_m
+
+
+class SolidTable(NamedTuple):
+    """Per solid: pose, shape and looks."""
+
+    solid_from_world: np.ndarray  # float64 (N, 3, 4)
+    half_size_m: np.ndarray  # float32 (N, 3)
+    kind: np.ndarray  # uint8 (N,)
+    material: np.ndarray  # uint8 (N,)
+    color: np.ndarray  # float32 (N, 3)
+    seed: np.ndarray  # int64 (N,)
+
+
+class GroundTable(NamedTuple):
+    """Materials of the ground raster."""
+
+    x0_m: float
+    y0_m: float
+    cell_m: float
+    material: np.ndarray  # uint8 (nx, ny)
+    seed: int
+
+
+@njit(cache=True)
+def sky(dx, dy, dz, light):
+    """Light from the sky along a unit direction, rgb."""
+    up = max(0.0, dz)
+    k = 1.0 - math.exp(-3.5 * up)
+    r = light.horizon[0] + (light.zenith[0] - light.horizon[0]) * k
+    g = light.horizon[1] + (light.zenith[1] - light.horizon[1]) * k
+    b = light.horizon[2] + (light.zenith[2] - light.horizon[2]) * k
+    if light.cloud > 0.0:
+        s = 1.0 / (up + 0.12)
+        x, y = dx * s, dy * s
+        d = noise2(x * 1.1, y * 1.1, light.seed) * 0.55 + noise2(x * 2.7, y * 2.7, light.seed + 1) * 0.28
+        d += noise2(x * 7.0, y * 7.0, light.seed + 2) * 0.12 + noise2(x * 17.0, y * 17.0, light.seed + 3) * 0.05
+        c = min(1.0, max(0.0, (d - (0.78 - 0.62 * light.cloud)) * 4.5))
+        white = (light.horizon[0] + light.horizon[1] + light.horizon[2]) / 3.0 * (1.1 - 0.5 * light.cloud * d)
+        glow = 0.25 * (light.sun[0] + light.sun[1]) * 0.5 * (1.0 - light.cloud)
+        r += (white + glow - r) * c
+        g += (white + glow - g) * c
+        b += (white * 1.03 + glow - b) * c
+    toward = dx * light.sun_direction[0] + dy * light.sun_direction[1] + dz * light.sun_direction[2]
+    if toward > 0.0 and not light.night:
+        glare = (0.5 * toward**24 + 1.5 * toward**400 + (30.0 if toward > 0.99996 else 0.0)) * (1.0 - 0.85 * light.cloud)
+        r, g, b = r + light.sun[0] * glare * 0.4, g + light.sun[1] * glare * 0.4, b + light.sun[2] * glare * 0.35
+    return r, g, b
+
+
+@njit(cache=True)
+def surrounding(dx, dy, dz, light):
+    """What a mirror sees: sky above a made-up skyline, dim street below."""
+    azimuth = math.atan2(dy, dx) * 9.0
+    skyline = 0.08 + 0.28 * hash01(int(math.floor(azimuth)), 3, 0, light.seed)
+    if dz > skyline:
+        return sky(dx, dy, dz, light)
+    k = 0.16 + 0.12 * hash01(int(math.floor(azimuth)), 4, int(math.floor(dz * 40.0)), light.seed)
+    if dz < 0.0:
+        k = 0.10
+    level = light.ambient
+    return level[0] * k, level[1] * k, level[2] * k
+
+
+@njit(cache=True)
+def _spot_light(px, py, pz, nx, ny, nz, light):
+    """Sum of the lamps at a point with a normal; no shadows."""
+    r, g, b = 0.0, 0.0, 0.0
+    for i in range(light.spots.shape[0]):
+        s = light.spots[i]
+        vx, vy, vz = s[0] - px, s[1] - py, s[2] - pz
+        d2 = vx * vx + vy * vy + vz * vz
+        if d2 > s[10] * s[10]:
+            continue
+        d = math.sqrt(d2) + 1e-6
+        vx, vy, vz = vx / d, vy / d, vz / d
+        cone = -(vx * s[3] + vy * s[4] + vz * s[5])
+        if cone < s[6]:
+            continue
+        facing = nx * vx + ny * vy + nz * vz
+        if facing <= 0.0:
+            continue
+        edge = min(1.0, (cone - s[6]) / (0.35 * (1.0 - s[6])))
+        fade = 1.0 - d / s[10]
+        k = facing * edge * fade * fade / (1.0 + 0.12 * d2)
+        r, g, b = r + s[7] * k, g + s[8] * k, b + s[9] * k
+    return r, g, b
+
+
+@njit(cache=True)
+def _ground_material(x, y, ground):
+    """Material with the largest bilinear share at (x, y): cell borders become smooth lines instead of stairs."""
+    fx, fy = (x - ground.x0_m) / ground.cell_m - 0.5, (y - ground.y0_m) / ground.cell_m - 0.5
+    nx, ny = ground.material.shape
+    ix = min(max(int(math.floor(fx)), 0), nx - 2)
+    iy = min(max(int(math.floor(fy)), 0), ny - 2)
+    u, v = min(1.0, max(0.0, fx - ix)), min(1.0, max(0.0, fy - iy))
+    a, b = ground.material[ix, iy], ground.material[ix + 1, iy]
+    c, d = ground.material[ix, iy + 1], ground.material[ix + 1, iy + 1]
+    if a == b and a == c and a == d:
+        return a
+    wa, wb, wc, wd = (1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v
+    best, share = a, wa + (wb if b == a else 0) + (wc if c == a else 0) + (wd if d == a else 0)
+    other = wb + (wc if c == b else 0) + (wd if d == b else 0)
+    if b != a and other > share:
+        best, share = b, other
+    other = wc + (wd if d == c else 0)
+    if c != a and c != b and other > share:
+        best, share = c, other
+    if d != a and d != b and d != c and wd > share:
+        best = d
+    return best
+
+
+@njit(cache=True)
+def _local(table, s, px, py, pz, normal, p, n):
+    """Fill local point `p`, local normal `n`; round solids get their exact normal, in `normal` (world) too."""
+    t = table.solid_from_world[s]
+    for i in range(3):
+        p[i] = t[i, 0] * px + t[i, 1] * py + t[i, 2] * pz + t[i, 3]
+        n[i] = t[i, 0] * normal[0] + t[i, 1] * normal[1] + t[i, 2] * normal[2]
+    kind = table.kind[s]
+    if kind == 0 or (kind == 1 and abs(n[2]) > 0.8):
+        return
+    half = table.half_size_m[s]
+    n[0], n[1] = p[0] / (half[0] * half[0]), p[1] / (half[1] * half[1])
+    n[2] = p[2] / (half[2] * half[2]) if kind == 2 else 0.0
+    length = math.sqrt(n[0] * n[0] + n[1] * n[1] + n[2] * n[2]) + 1e-9
+    for i in range(3):
+        n[i] /= length
+    for i in range(3):
+        normal[i] = t[0, i] * n[0] + t[1, i] * n[1] + t[2, i] * n[2]
+
+
+@njit(cache=True)
+def _tilt_leaves(normal, p, seed, footprint_m):
+    """Leaves point everywhere."""
+    normal[0] += 0.7 * grain3(p[0], p[1], p[2], 0.13, footprint_m, seed + 4)
+    normal[1] += 0.7 * grain3(p[0], p[1], p[2], 0.13, footprint_m, seed + 5)
+    normal[2] += 0.7 * grain3(p[0], p[1], p[2], 0.13, footprint_m, seed + 6)
+    length = math.sqrt(normal[0] ** 2 + normal[1] ** 2 + normal[2] ** 2) + 1e-9
+    for i in range(3):
+        normal[i] /= length
+
+
+@njit(cache=True, error_model="numpy")
+def shade(points, directions, distance, normals, solid, lit, open_sky, pixel_rad, light, table, ground, out):
+    """Radiance of every hit, written to `out`.
+
+    Args:
+        points: float64 (N, 3) world. directions: float64 (N, 3) unit, world. distance: float64 (N,) from the eye.
+        normals: float64 (N, 3) world, unit, facing the eye; changed in place where solids are round.
+        solid: int32 (N,) index into `table`, or GROUND, or SKY.
+        lit: float32 (N,) 1 = sees the sun. open_sky: float32 (N,) share of nearby directions that are free.
+        pixel_rad: angle of a pixel. out: float32 (N, 3).
+    """
+    p, n = np.zeros(3), np.zeros(3)
+    for i in range(len(solid)):
+        dx, dy, dz = directions[i, 0], directions[i, 1], directions[i, 2]
+        s = solid[i]
+        if s == SKY:
+            r, g, b = sky(dx, dy, dz, light)
+            out[i, 0], out[i, 1], out[i, 2] = r, g, b
+            continue
+        normal = normals[i]
+        px, py, pz = points[i, 0], points[i, 1], points[i, 2]
+        slant = max(0.2, abs(normal[0] * dx + normal[1] * dy + normal[2] * dz))
+        footprint = distance[i] * pixel_rad / math.sqrt(slant)
+        dark = 1.0
+        if s == GROUND:
+            material = _ground_material(px, py, ground)
+            r, g, b, mirror, er, eg, eb = ground_surface(material, px, py, footprint, ground.seed)
+            if light.wetness > 0.0 and material != m.GRASS and material != m.SOIL:
+                puddle = min(1.0, max(0.0, 2.2 * noise2(px / 2.3, py / 2.3, ground.seed + 31) - 0.7))
+                dark = 1.0 - 0.45 * light.wetness
+                mirror = light.wetness * (0.25 + 0.55 * puddle)
+        else:
+            _local(table, s, px, py, pz, normal, p, n)
+            material = table.material[s]
+            r, g, b, mirror, er, eg, eb = solid_surface(
+                material, p, n, table.half_size_m[s], table.color[s], table.seed[s], footprint, light.night
+            )
+            if material == m.FOLIAGE:
+                _tilt_leaves(normal, p, table.seed[s], footprint)
+            dark = 1.0 - 0.2 * light.wetness
+        nx, ny, nz = normal[0], normal[1], normal[2]
+        sun = max(0.0, nx * light.sun_direction[0] + ny * light.sun_direction[1] + nz * light.sun_direction[2]) * lit[i]
+        if material == m.FOLIAGE:
+            sun = 0.25 * lit[i] + 0.75 * sun
+        around = (0.62 + 0.38 * nz) * open_sky[i]
+        lr, lg, lb = 0.0, 0.0, 0.0
+        if light.spots.shape[0] > 0:
+            lr, lg, lb = _spot_light(px, py, pz, nx, ny, nz, light)
+        r = dark * r * (light.sun[0] * sun + light.ambient[0] * around + lr)
+        g = dark * g * (light.sun[1] * sun + light.ambient[1] * around + lg)
+        b = dark * b * (light.sun[2] * sun + light.ambient[2] * around + lb)
+        if mirror > 0.02:
+            cosine = -(dx * nx + dy * ny + dz * nz)
+            fresnel = mirror * (0.06 + 0.94 * max(0.0, 1.0 - cosine) ** 5) + 0.12 * mirror * mirror
+            rx, ry, rz = dx + 2 * cosine * nx, dy + 2 * cosine * ny, dz + 2 * cosine * nz
+            mr, mg, mb = surrounding(rx, ry, rz, light)
+            r, g, b = r + fresnel * mr, g + fresnel * mg, b + fresnel * mb
+            toward = rx * light.sun_direction[0] + ry * light.sun_direction[1] + rz * light.sun_direction[2]
+            if toward > 0.9 and lit[i] > 0:
+                flash = 6.0 * mirror * toward**300 + 0.25 * mirror * toward**30
+                r, g, b = r + light.sun[0] * flash, g + light.sun[1] * flash, b + light.sun[2] * flash
+        out[i, 0], out[i, 1], out[i, 2] = r + er, g + eg, b + eb
+        if light.fog_per_m > 0.0:
+            clear = math.exp(-light.fog_per_m * distance[i])
+            for c in range(3):
+                out[i, c] = out[i, c] * clear + light.horizon[c] * (1.0 - clear)
