@@ -1,6 +1,6 @@
 """Groups the images of several cameras into sets of one moment. Plain Python: no ROS, no thread, no clock of its own.
 
-The caller says what time it is (`now_ns`, any clock; arrival times) and the images say when they were taken (`stamp_ns`).
+The caller says what time it is (`now_ns`, any clock), the images say when they were taken (`stamp_ns`).
 A set is handed out as soon as it is complete, or when its deadline has passed with at least `min_cameras` images.
 Every image that goes in ends in exactly one set or is counted as dropped, with the reason.
 """
@@ -87,11 +87,11 @@ class FrameSynchroniser:
     Args:
         cameras: names; a set with all of them is complete.
         deadline_s: longest wait from the first arrival of a set.
-        max_spread_s: largest difference of the stamps in a set after the offsets are taken off. It has to be larger than
-            the stagger of the cameras, and should be smaller than their period, else moments can mix after an outage.
+        max_spread_s: largest difference of the stamps in a set after the offsets are taken off. It has to be larger
+            than the stagger of the cameras, and should be below their period, else moments can mix after an outage.
         offsets_ns: camera name -> how much later than the others it takes its image.
-        min_cameras: sets with fewer images are dropped at the deadline; None: more than half of the cameras, so that two
-            groups of cameras whose clocks disagree cannot both make sets.
+        min_cameras: sets with fewer images are dropped at the deadline; None: more than half of the cameras, so that
+            two groups of cameras whose clocks disagree cannot both make sets.
     """
 
     def __init__(
@@ -120,6 +120,7 @@ class FrameSynchroniser:
         self._max_spread_ns = round(max_spread_s * 1e9)
         self._offset_ns = {camera: offsets.get(camera, 0) for camera in self.cameras}
         self.statistics = SyncStatistics()
+        self._now_ns: int | None = None
         self._forget()
 
     @property
@@ -186,7 +187,7 @@ class FrameSynchroniser:
         self._open: list[_OpenSet] = []
         self._last_stamp_ns: dict[str, int] = {}
         self._emitted_ns: int | None = None  # newest aligned stamp that was handed out
-        self._now_ns: int | None = None
+        self._now_ns = None
 
     def _group_for(self, camera: str, aligned_ns: int, now_ns: int) -> _OpenSet:
         """The open set with the nearest image that lacks this camera and stays within the spread, or a new one."""
@@ -207,10 +208,11 @@ class FrameSynchroniser:
         self._open = [group for group in self._open if group.newest_ns > limit_ns]
         ready = []
         for group in closing:
-            if len(group.items) < self.min_cameras:
+            too_late = self._emitted_ns is not None and group.newest_ns <= self._emitted_ns
+            if too_late or len(group.items) < self.min_cameras:
                 self.statistics.incomplete += 1
                 for camera in group.items:
-                    self._drop(camera, "incomplete")
+                    self._drop(camera, "late" if too_late else "incomplete")
             else:
                 ready.append(self._hand_out(group))
         return ready

@@ -1,0 +1,195 @@
+"""numpy <-> ROS messages, and nothing else. Arrays go over as blocks of bytes, never element by element."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from nav_msgs.msg import OccupancyGrid
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
+from std_msgs.msg import Header
+
+from occ_core.camera import Camera
+from occ_core.errors import InvalidInput
+from occ_core.geometry import pose
+from occ_core.grid import VoxelGrid
+from occ_core.occupancy import Occupancy
+from occ_core.sources.images import decode_compressed, decode_image
+from occ_core.transforms import TransformTree
+from occ_ros.clouds import fields_of
+
+
+def stamp_ns_of(stamp: Time) -> int:
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
+def header_of(stamp_ns: int, frame_id: str) -> Header:
+    return Header(stamp=Time(sec=stamp_ns // 1_000_000_000, nanosec=stamp_ns % 1_000_000_000), frame_id=frame_id)
+
+
+def image_of(message: Image | CompressedImage) -> np.ndarray:
+    """RGB uint8 (height, width, 3).
+
+    Raises:
+        InvalidInput, CorruptInput: from occ_core.sources.images; big-endian pixels of one byte have no order to mind.
+    """
+    if isinstance(message, CompressedImage):
+        return decode_compressed(message.data)
+    return decode_image(message.encoding, message.width, message.height, message.step, message.data)
+
+
+def camera_of(message: CameraInfo, name: str, ego_from_cam: np.ndarray) -> Camera:
+    """Calibration of a raw (not rectified) image: K, D and the size.
+
+    Raises:
+        InvalidInput: a size of zero, focal lengths not above zero or not finite, coefficients that do not fit the
+            model, or binning or a region of interest, which this does not support.
+    """
+    roi = message.roi
+    cut = (roi.width, roi.height) not in ((0, 0), (message.width, message.height)) or roi.x_offset or roi.y_offset
+    if message.binning_x > 1 or message.binning_y > 1 or cut:
+        raise InvalidInput(
+            f"camera '{name}': binning {message.binning_x} x {message.binning_y} and region of interest "
+            f"{roi.width} x {roi.height} are not supported, only whole images at full resolution"
+        )
+    coefficients = tuple(message.d)
+    model = message.distortion_model or "plumb_bob"
+    if not any(coefficients) and len(coefficients) <= 14:
+        model, coefficients = "none", ()
+    intrinsics = np.array(message.k, dtype=np.float64).reshape(3, 3)
+    return Camera(name, intrinsics, (message.width, message.height), ego_from_cam, model, coefficients)
+
+
+def add_transforms(tree: TransformTree, message: Any, static: bool) -> list[str]:
+    """Put a tf2_msgs/TFMessage into the tree; returns what was refused and why, one line each."""
+    refused = []
+    for transform in message.transforms:
+        t, q = transform.transform.translation, transform.transform.rotation
+        parent, child = transform.header.frame_id, transform.child_frame_id
+        try:
+            matrix = pose((t.x, t.y, t.z), (q.w, q.x, q.y, q.z))
+            tree.set(parent, child, stamp_ns_of(transform.header.stamp), matrix, static)
+        except InvalidInput as error:
+            refused.append(f"'{parent}' -> '{child}': {error}")
+    return refused
+
+
+def cloud_of(points: np.ndarray, stamp_ns: int, frame_id: str) -> PointCloud2:
+    """PointCloud2 of a structured array (N,), for example of `VOXEL_POINT`."""
+    data = array("B")
+    data.frombytes(np.ascontiguousarray(points).view(np.uint8).data)
+    return PointCloud2(
+        header=header_of(stamp_ns, frame_id),
+        height=1,
+        width=len(points),
+        fields=[
+            PointField(name=name, offset=offset, datatype=kind, count=1)
+            for name, offset, kind in fields_of(points.dtype)
+        ],
+        is_bigendian=False,
+        point_step=points.dtype.itemsize,
+        row_step=points.dtype.itemsize * len(points),
+        data=data,
+        is_dense=True,
+    )
+
+
+def points_of(message: PointCloud2, layout: np.dtype) -> np.ndarray:
+    """Structured array (N,) of `layout` from a cloud that has at least these fields with these types.
+
+    Raises:
+        InvalidInput: a field is missing or of another type, big-endian data, or less data than the size says.
+    """
+    if message.is_bigendian:
+        raise InvalidInput("point cloud is big-endian, only little-endian is supported")
+    there = {field.name: (field.offset, field.datatype) for field in message.fields}
+    count = message.width * message.height
+    offsets = []
+    for name, _, datatype in fields_of(layout):
+        if name not in there or there[name][1] != datatype:
+            raise InvalidInput(
+                f"point cloud needs field '{name}' of datatype {datatype}, it has "
+                f"{', '.join(f'{n}: {t}' for n, (_, t) in there.items()) or 'none'}"
+            )
+        offsets.append(there[name][0])
+    raw = np.frombuffer(message.data, dtype=np.uint8)
+    if len(raw) < count * message.point_step or message.row_step != message.width * message.point_step:
+        raise InvalidInput(
+            f"point cloud of {message.width} x {message.height} points of {message.point_step} bytes has rows of "
+            f"{message.row_step} bytes and {len(raw)} bytes of data"
+        )
+    names = list(layout.names or ())
+    formats = [layout[name] for name in names]
+    try:
+        view = np.dtype(
+            {"names": names, "formats": formats, "offsets": offsets, "itemsize": message.point_step}  # type: ignore[arg-type]
+        )
+    except ValueError as error:
+        raise InvalidInput(f"point cloud fields do not fit a point of {message.point_step} bytes: {error}") from error
+    points = np.empty(count, dtype=layout)
+    source = raw[: count * message.point_step].view(view)
+    for name in names:
+        points[name] = source[name]
+    return points
+
+
+def occupancy_grid_of(
+    occupancy: Occupancy, band_m: tuple[float, float], ground_ids: Iterable[int], stamp_ns: int, frame_id: str
+) -> OccupancyGrid:
+    """Seen from above: the cells whose centre is in the height band, ground classes left out.
+
+    0 = free, 1..100 = occupied (confidence in percent; 100 where there is none), -1 = nobody looked.
+
+    Raises:
+        InvalidInput: no cell of the grid lies in the band.
+    """
+    grid = occupancy.grid
+    z_m = grid.origin_m[2] + (np.arange(grid.shape[2]) + 0.5) * grid.voxel_size_m
+    levels = np.flatnonzero((z_m >= band_m[0]) & (z_m <= band_m[1]))
+    if not len(levels):
+        raise InvalidInput(f"grid band {band_m} m holds no voxel centre of {z_m[0]:.2f}..{z_m[-1]:.2f} m")
+    band = slice(levels[0], levels[-1] + 1)
+    labels, observed = occupancy.labels[..., band], occupancy.observed[..., band]
+    solid = np.ones(256, dtype=bool)
+    solid[[occupancy.taxonomy.free_id, *ground_ids]] = False
+    occupied = solid[labels] & observed
+    if occupancy.confidence is None:
+        cost = np.where(occupied.any(axis=2), 100, 0)
+    else:
+        percent = np.where(occupied, np.clip(np.round(100 * occupancy.confidence[..., band]), 1, 100), 0)
+        cost = percent.max(axis=2)
+    cells = np.where(observed.any(axis=2), cost, -1).astype(np.int8)
+    message = OccupancyGrid(header=header_of(stamp_ns, frame_id))
+    message.info.map_load_time = message.header.stamp
+    message.info.resolution = grid.voxel_size_m
+    message.info.width, message.info.height = grid.shape[0], grid.shape[1]
+    message.info.origin.position.x, message.info.origin.position.y = grid.origin_m[:2]
+    message.info.origin.orientation.w = 1.0
+    data = array("b")
+    data.frombytes(np.ascontiguousarray(cells.T).data)  # row-major: x runs first
+    message.data = data
+    return message
+
+
+def surface(occupied: np.ndarray) -> np.ndarray:
+    """bool (X, Y, Z): occupied cells with at least one of six neighbours not occupied; the others cannot be seen."""
+    padded = np.pad(occupied, 1)
+    inner = padded[2:, 1:-1, 1:-1] & padded[:-2, 1:-1, 1:-1]
+    inner &= padded[1:-1, 2:, 1:-1] & padded[1:-1, :-2, 1:-1]
+    inner &= padded[1:-1, 1:-1, 2:] & padded[1:-1, 1:-1, :-2]
+    return occupied & ~inner
+
+
+def voxel_centers_m(grid: VoxelGrid, mask: np.ndarray) -> np.ndarray:
+    """Centres float64 (N, 3) of the cells in a mask."""
+    return np.array(grid.origin_m) + (np.argwhere(mask) + 0.5) * grid.voxel_size_m
+
+
+def status_of(level: int, name: str, hardware_id: str, text: str, values: Mapping[str, Any]) -> DiagnosticStatus:
+    """A DiagnosticStatus; level 0 = OK, 1 = WARN, 2 = ERROR, 3 = STALE."""
+    pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+    return DiagnosticStatus(level=bytes([level]), name=name, hardware_id=hardware_id, message=text, values=pairs)
