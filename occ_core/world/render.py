@@ -180,7 +180,9 @@ def _spread(coarse, distance, normals, h, w, s, rows, columns, out):
                     j = py * w + px
                     if not distance[j] < 1e9:
                         continue
-                    alike = normals[i, 0] * normals[j, 0] + normals[i, 1] * normals[j, 1] + normals[i, 2] * normals[j, 2]
+                    alike = (
+                        normals[i, 0] * normals[j, 0] + normals[i, 1] * normals[j, 1] + normals[i, 2] * normals[j, 2]
+                    )
                     if alike < 0.7:
                         continue
                     gap = abs(distance[i] - distance[j]) / (0.03 * distance[i] + 0.03)

@@ -78,7 +78,9 @@ def sky(dx, dy, dz, light):
         b += (white * 1.03 + glow - b) * c
     toward = dx * light.sun_direction[0] + dy * light.sun_direction[1] + dz * light.sun_direction[2]
     if toward > 0.0 and not light.night:
-        glare = (0.5 * toward**24 + 1.5 * toward**400 + (30.0 if toward > 0.99996 else 0.0)) * (1.0 - 0.85 * light.cloud)
+        glare = (0.5 * toward**24 + 1.5 * toward**400 + (30.0 if toward > 0.99996 else 0.0)) * (
+            1.0 - 0.85 * light.cloud
+        )
         r, g, b = r + light.sun[0] * glare * 0.4, g + light.sun[1] * glare * 0.4, b + light.sun[2] * glare * 0.35
     return r, g, b
 

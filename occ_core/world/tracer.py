@@ -13,7 +13,8 @@ from occ_core.world.shading import GROUND, SKY, GroundTable, SolidTable
 from occ_core.world.solids import Solids
 
 FAR_M = 400.0
-EGO_BODY_M = ((-1.05, -0.9, 0.2), (3.7, 0.9, 1.45))  # lower and upper corner in the ego frame
+# Chassis and cabin of the car that carries the sensors: lower and upper corners in the ego frame.
+EGO_BODY_M = (((-1.05, -0.88, 0.2), (3.7, 0.88, 0.95)), ((-0.8, -0.7, 0.95), (1.5, 0.7, 1.45)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,11 +109,14 @@ class Moment:
         self._ego = _scene(self._ego_body()) if with_ego_body else None
         table = solid_table(Solids.concatenate(moved)) if moved else None
         static = tracer._static_table
-        self.table = SolidTable(*(np.concatenate(pair) for pair in zip(static, table, strict=True))) if table else static
+        self.table = (
+            SolidTable(*(np.concatenate(pair) for pair in zip(static, table, strict=True))) if table else static
+        )
 
     def _ego_body(self) -> np.ndarray:
         pose = self.city.world_from_ego(self.t_s)
-        return _box_triangles(*EGO_BODY_M) @ pose[:3, :3].T + pose[:3, 3]
+        boxes = np.concatenate([_box_triangles(*corners) for corners in EGO_BODY_M])
+        return boxes @ pose[:3, :3].T + pose[:3, 3]
 
     def cast(self, origins: np.ndarray, directions: np.ndarray) -> Hits:
         """First hit of each ray; origins (N, 3) or (3,), unit directions (N, 3), world."""
@@ -146,6 +150,13 @@ class Moment:
                 out |= scene.run(o, d, reach, query="OCCLUDED") >= 0
         return out
 
+    def blocked_by_ego(self, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
+        """bool (N,): the car's own body is in the way."""
+        if self._ego is None:
+            return np.zeros(len(origins), dtype=bool)
+        d = np.ascontiguousarray(directions, dtype=np.float32)
+        return self._ego.run(np.ascontiguousarray(origins, dtype=np.float32), d, query="OCCLUDED") >= 0
+
     def classes(self, hits: Hits, points: np.ndarray) -> np.ndarray:
         """uint8 (N,): Occ3D class of each hit, 17 in the sky; `points` (N, 3) are the hits in the world."""
         out = np.full(len(hits.solid), 17, dtype=np.uint8)
@@ -158,5 +169,3 @@ class Moment:
     def instances(self, hits: Hits) -> np.ndarray:
         """int32 (N,): actor index of each hit, -1 where it is not an actor."""
         return np.where(hits.solid >= 0, self.instance[np.maximum(hits.solid, 0)], -1).astype(np.int32)
-
-
