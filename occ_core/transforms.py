@@ -133,6 +133,11 @@ class TransformTree:
         link = self._links.get(frame.lstrip("/"))
         return link.parent if link else None
 
+    def is_moving(self, frame: str) -> bool:
+        """The frame has a parent, and the link to it is not static."""
+        link = self._links.get(frame.lstrip("/"))
+        return link is not None and not link.static
+
     def ancestors(self, frame: str) -> list[str]:
         """The frame itself, its parent, and so on to the root."""
         with self._lock:

@@ -1,0 +1,387 @@
+"""Frames of any ROS 2 bag that has images, CameraInfo and TF (or odometry). Needs no ROS installation.
+
+TF is read in a first pass, as it may come later in the bag than the images that need it; images are then streamed, and
+only those of the sets that are still open are held.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from occ_core.camera import Camera, Rig
+from occ_core.errors import CorruptInput, InvalidInput, MissingInput, MissingTransform, OccError
+from occ_core.frame import Frame, LidarSweep
+from occ_core.geometry import pose
+from occ_core.sources.bag_reader import BagReader
+from occ_core.sources.clouds import lidar_of
+from occ_core.sources.images import decode_compressed, decode_image
+from occ_core.transforms import JUMP_BACK_NS, TransformTree
+
+IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+CAMERA_INFO, CLOUD = "sensor_msgs/msg/CameraInfo", "sensor_msgs/msg/PointCloud2"
+TF, ODOMETRY = "tf2_msgs/msg/TFMessage", "nav_msgs/msg/Odometry"
+WAIT_NS = 500_000_000
+"""A set is closed when the bag is this far past it, even if a camera is silent."""
+HELD_IMAGES = 64
+"""At most so many images a camera are held; bounds the memory that odd stamps can ask for."""
+DISTORTION_MODELS = {"": "none", "fisheye": "equidistant", "equidistant": "equidistant"}
+
+
+@dataclass(frozen=True)
+class BagCamera:
+    """Topics of one camera; `name` is their common namespace, such as `cam_front`."""
+
+    name: str
+    image_topic: str
+    info_topic: str
+
+
+class BagSource:
+    """Frames of a bag in time order. An image joins the set of the key camera's image that it is nearest to.
+
+    The key camera is the first of `cameras`, else the one whose name ends in `front`, else the first by name; its
+    stamps and poses are the frames' references. A set whose transforms are not in the bag is skipped and counted in
+    `skipped`; if that befalls all of them, reading raises.
+
+    Args:
+        path: folder of the bag, or its .mcap or .db3 file.
+        cameras: names (namespaces such as `cam_front`) or image topics; None: every camera that has CameraInfo.
+        base_frame: the ego frame.
+        world_frame: None: `map`, else `odom`, else the frame of odometry messages; if there is none, the vehicle
+            counts as standing still (attribute `world_frame` is None).
+        lidar: PointCloud2 topic; None: the one that has `lidar` or `points` in its name, if it is only one.
+        max_spread_s: an image farther from the key image is left out of its set.
+
+    Raises:
+        MissingInput, CorruptInput, InvalidInput: naming the topic and what is missing.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        cameras: list[str] | None = None,
+        base_frame: str = "base_link",
+        world_frame: str | None = None,
+        lidar: str | None = None,
+        max_spread_s: float = 0.1,
+    ) -> None:
+        self.reader = BagReader(path)
+        self.path = self.reader.path
+        self.cameras = find_cameras(self.reader, cameras)
+        self.key = self.cameras[0] if cameras else _front(self.cameras)
+        self.lidar_topic = _find_lidar(self.reader, lidar)
+        self.base_frame = base_frame.lstrip("/")
+        self.tree = _read_tree(self.reader, self.base_frame)
+        self.world_frame = _world(self.tree, self.base_frame, world_frame, self.path)
+        self.infos = _read_infos(self.reader, self.cameras)
+        self.skipped: Counter[str] = Counter()
+        self._spread_ns = int(max_spread_s * 1e9)
+        self._rig: Rig | None = None
+
+    def __iter__(self) -> Iterator[Frame]:
+        self.skipped.clear()
+        answered, reason = 0, None
+        for images, cloud in self._sets():
+            try:
+                frame = self._frame(images, cloud)
+            except MissingTransform as error:
+                reason = error
+                self.skipped["no transform at its stamp"] += 1
+                continue
+            answered += 1
+            yield frame
+        if not answered and reason is not None:
+            raise MissingTransform(f"{self.path}: none of {self.skipped.total()} image sets can be placed: {reason}")
+
+    def stamps(self) -> Iterator[dict[str, int]]:
+        """Of each set: camera name -> stamp_ns. Decodes no pixel."""
+        return ({name: _stamp(message) for name, message in images.items()} for images, _ in self._sets())
+
+    def _sets(self) -> Iterator[tuple[dict[str, Any], Any]]:
+        """(camera name -> image message, cloud or None) of each set."""
+        names = {camera.image_topic: camera.name for camera in self.cameras}
+        topics = list(names) + ([self.lidar_topic] if self.lidar_topic else [])
+        grouping = _Grouping([camera.name for camera in self.cameras], self.key.name, self._spread_ns)
+        for topic, _, message in self.reader.messages(topics):
+            if topic in names and not _stamp(message):
+                raise InvalidInput(f"{self.path}: messages of '{topic}' have no stamp (0 s)")
+            yield from grouping.add(names.get(topic, ""), _stamp(message), message)
+        yield from grouping.rest()
+
+    def _frame(self, images: dict[str, Any], cloud: Any) -> Frame:
+        stamps = {name: _stamp(message) for name, message in images.items()}
+        key_stamp = stamps[self.key.name]
+        decoded = {camera.name: self._decode(camera, images) for camera in self.cameras if camera.name in images}
+        return Frame(
+            stamp_ns=key_stamp,
+            world_from_ego=self._world_from_ego(key_stamp),
+            rig=self._rig_at({camera.name: stamps.get(camera.name, key_stamp) for camera in self.cameras}),
+            images=decoded,
+            camera_stamp_ns=stamps,
+            camera_world_from_ego={name: self._world_from_ego(stamp) for name, stamp in stamps.items()},
+            lidar=None if cloud is None else self._lidar(cloud),
+            scene=self.path.stem,
+        )
+
+    def _decode(self, camera: BagCamera, images: dict[str, Any]) -> np.ndarray:
+        message = images[camera.name]
+        try:
+            if message.__msgtype__ == COMPRESSED:
+                rgb = decode_compressed(message.data)
+            else:
+                rgb = decode_image(message.encoding, message.width, message.height, message.step, message.data)
+        except OccError as error:
+            raise CorruptInput(f"{self.path}: '{camera.image_topic}' at {_stamp(message)} ns: {error}") from error
+        info = self.infos[camera.name]
+        if rgb.shape[:2] != (info.height, info.width):
+            raise InvalidInput(
+                f"{self.path}: image on '{camera.image_topic}' is {rgb.shape[1]} x {rgb.shape[0]} px, "
+                f"'{camera.info_topic}' says {info.width} x {info.height}"
+            )
+        return rgb
+
+    def _rig_at(self, stamps: dict[str, int]) -> Rig:
+        """The rig, made anew only when a camera's place on the vehicle changed."""
+        cameras = []
+        for camera in self.cameras:
+            info = self.infos[camera.name]
+            ego_from_cam = self.tree.lookup(self.base_frame, info.header.frame_id, stamps[camera.name])
+            if self._rig is not None and np.allclose(self._rig[camera.name].ego_from_cam, ego_from_cam, atol=1e-9):
+                cameras.append(self._rig[camera.name])
+            else:
+                rectified = _is_rectified(camera.image_topic)
+                cameras.append(camera_from_info(camera.name, info, ego_from_cam, rectified, camera.info_topic))
+        if self._rig is None or any(new is not old for new, old in zip(cameras, self._rig, strict=True)):
+            self._rig = Rig(tuple(cameras))
+        return self._rig
+
+    def _world_from_ego(self, stamp_ns: int) -> np.ndarray:
+        return np.eye(4) if self.world_frame is None else self.tree.lookup(self.world_frame, self.base_frame, stamp_ns)
+
+    def _lidar(self, cloud: Any) -> LidarSweep | None:
+        stamp_ns = _stamp(cloud)
+        try:
+            ego_from_lidar = self.tree.lookup(self.base_frame, cloud.header.frame_id, stamp_ns)
+            world_from_ego = self._world_from_ego(stamp_ns)
+            points, intensity, ring = lidar_of(cloud)
+        except MissingTransform:
+            self.skipped[f"LiDAR sweep on '{self.lidar_topic}': no transform"] += 1
+            return None
+        except InvalidInput as error:
+            raise CorruptInput(f"{self.path}: '{self.lidar_topic}' at {stamp_ns} ns: {error}") from error
+        return LidarSweep(points, intensity, ring, ego_from_lidar, stamp_ns, world_from_ego)
+
+
+class _Grouping:
+    """Sets of messages around the key camera's stamps; '' is the LiDAR, which no set waits for longer."""
+
+    def __init__(self, names: list[str], key: str, spread_ns: int) -> None:
+        self._held: dict[str, deque[tuple[int, Any]]] = {name: deque(maxlen=HELD_IMAGES) for name in (*names, "")}
+        self._newest: dict[str, int] = dict.fromkeys(names, -1)
+        self._keys: deque[tuple[int, Any]] = deque()
+        self._key, self._spread_ns = key, spread_ns
+
+    def add(self, name: str, stamp_ns: int, message: Any) -> Iterator[tuple[dict[str, Any], Any]]:
+        """Take one message; yields the sets that it completes."""
+        if name and stamp_ns < self._newest[name] - JUMP_BACK_NS:  # the clock was set back: sets must not mix two times
+            yield from self.rest()
+            self._newest = dict.fromkeys(self._newest, -1)
+            for held in self._held.values():
+                held.clear()
+        self._held[name].append((stamp_ns, message))
+        if name == self._key:
+            self._keys.append((stamp_ns, message))
+        if name:
+            self._newest[name] = max(self._newest[name], stamp_ns)
+        while self._keys and self._is_over(self._keys[0][0]):
+            yield self._close()
+
+    def rest(self) -> Iterator[tuple[dict[str, Any], Any]]:
+        """What is still open at the end."""
+        while self._keys:
+            yield self._close()
+
+    def _is_over(self, stamp_ns: int) -> bool:
+        """Nothing nearer to this stamp can come, or the wait for it was long enough."""
+        past_all = min(self._newest.values()) >= stamp_ns + self._spread_ns
+        return past_all or max(self._newest.values()) >= stamp_ns + self._spread_ns + WAIT_NS or len(self._keys) > 32
+
+    def _close(self) -> tuple[dict[str, Any], Any]:
+        stamp_ns, message = self._keys.popleft()
+        near = {name: self._nearest(name, stamp_ns) for name in self._held}
+        near[self._key] = message
+        cloud = near.pop("")
+        following = self._keys[0][0] if self._keys else stamp_ns
+        for held in self._held.values():
+            while held and held[0][0] < following - self._spread_ns:
+                held.popleft()
+        return {name: found for name, found in near.items() if found is not None}, cloud
+
+    def _nearest(self, name: str, stamp_ns: int) -> Any:
+        stamp, message = min(self._held[name], key=lambda item: abs(item[0] - stamp_ns), default=(0, None))
+        return message if message is not None and abs(stamp - stamp_ns) <= self._spread_ns else None
+
+
+def camera_from_info(
+    name: str, info: Any, ego_from_cam: np.ndarray, rectified: bool = False, topic: str = "camera_info"
+) -> Camera:
+    """Calibration from a sensor_msgs/CameraInfo (any object with its fields, in ROS 2 lower case).
+
+    Args:
+        name: of the camera.
+        info: the message.
+        ego_from_cam: (4, 4).
+        rectified: the images are rectified: P holds instead of K and D.
+        topic: for the error message.
+
+    Raises:
+        InvalidInput: naming the topic and the value.
+    """
+    distortion = [float(v) for v in info.d]
+    model = DISTORTION_MODELS.get(info.distortion_model, info.distortion_model)
+    intrinsics = np.array(info.k, dtype=np.float64).reshape(3, 3)
+    if rectified:
+        intrinsics = np.array(info.p, dtype=np.float64).reshape(3, 4)[:, :3]
+    if rectified or not any(distortion):
+        model, distortion = "none", []
+    try:
+        return Camera(name, intrinsics, (int(info.width), int(info.height)), ego_from_cam, model, tuple(distortion))
+    except InvalidInput as error:
+        raise InvalidInput(f"'{topic}': {error}") from None
+
+
+def find_cameras(reader: BagReader, wanted: list[str] | None) -> list[BagCamera]:
+    """Cameras of a bag: image topics with the CameraInfo topic beside them.
+
+    Raises:
+        MissingInput: none, or a wanted one is not there.
+    """
+    infos = set(reader.of_type(CAMERA_INFO))
+    topics = reader.of_type(IMAGE, COMPRESSED)
+    if not topics:
+        raise MissingInput(f"{reader.path}: no image topic ({IMAGE} or {COMPRESSED}) with messages")
+    all_cameras = [_camera_of_topic(topic) for topic in sorted(topics, key=_preference)]
+    with_info = [camera for camera in all_cameras if camera.info_topic in infos]
+    if wanted is None:
+        if not with_info:
+            raise MissingInput(
+                f"{reader.path}: no CameraInfo for any of the image topics {', '.join(topics)} "
+                f"(expected beside them, such as '{all_cameras[0].info_topic}')"
+            )
+        first = {camera.name: camera for camera in reversed(with_info)}  # the preferred topic of each namespace
+        return [first[name] for name in sorted(first)]
+    return [_wanted_camera(reader, name, all_cameras, infos) for name in wanted]
+
+
+def _wanted_camera(reader: BagReader, name: str, cameras: list[BagCamera], infos: set[str]) -> BagCamera:
+    for camera in cameras:
+        if name in (camera.image_topic, camera.name, f"/{camera.name}"):
+            if camera.info_topic not in infos:
+                raise MissingInput(f"{reader.path}: '{camera.image_topic}' has no CameraInfo on '{camera.info_topic}'")
+            return camera
+    known = ", ".join(sorted({camera.name for camera in cameras}))
+    raise MissingInput(f"{reader.path}: no images of camera '{name}', only of: {known}")
+
+
+def _camera_of_topic(topic: str) -> BagCamera:
+    """By image_transport's habit: <namespace>/<image>[/compressed], and <namespace>/camera_info."""
+    namespace = topic.removesuffix("/compressed").rpartition("/")[0]
+    return BagCamera(namespace.strip("/") or topic.strip("/"), topic, f"{namespace}/camera_info")
+
+
+def _preference(topic: str) -> tuple[bool, bool, str]:
+    """Of several image topics of one camera: unrectified first, then compressed (less to read)."""
+    return _is_rectified(topic), not topic.endswith("/compressed"), topic
+
+
+def _is_rectified(topic: str) -> bool:
+    """By image_proc's habit: image_rect, image_rect_color, ...."""
+    return "rect" in topic.removesuffix("/compressed").rpartition("/")[2]
+
+
+def _front(cameras: list[BagCamera]) -> BagCamera:
+    return next((camera for camera in cameras if camera.name.endswith("front")), cameras[0])
+
+
+def _find_lidar(reader: BagReader, wanted: str | None) -> str | None:
+    clouds = reader.of_type(CLOUD)
+    if wanted is not None:
+        if wanted not in clouds:
+            raise MissingInput(f"{reader.path}: no point clouds on '{wanted}', only on: {', '.join(clouds) or 'none'}")
+        return wanted
+    likely = [topic for topic in clouds if "lidar" in topic.lower() or "points" in topic.lower()]
+    return likely[0] if len(likely) == 1 else None
+
+
+def _read_infos(reader: BagReader, cameras: list[BagCamera]) -> dict[str, Any]:
+    """The first CameraInfo of each camera."""
+    infos: dict[str, Any] = {}
+    topics = {camera.info_topic for camera in cameras}
+    for topic, _, message in reader.messages(sorted(topics)):
+        if topic not in infos and not message.header.frame_id:
+            raise InvalidInput(f"{reader.path}: '{topic}' has an empty frame_id, so the camera cannot be placed")
+        infos.setdefault(topic, message)
+        if len(infos) == len(topics):
+            break
+    return {camera.name: infos[camera.info_topic] for camera in cameras}
+
+
+def _read_tree(reader: BagReader, base_frame: str) -> TransformTree:
+    """All transforms of the bag, with odometry where TF does not say how the vehicle moves."""
+    topics = reader.of_type(TF)
+    if not topics:
+        raise MissingInput(f"{reader.path}: no TF (/tf, /tf_static), so the cameras' places on the vehicle are unknown")
+    tree = TransformTree(buffer_s=math.inf)
+    for topic, _, message in reader.messages(topics):
+        for link in message.transforms:
+            t, q = link.transform.translation, link.transform.rotation
+            _set(tree, reader, topic, link.header, link.child_frame_id, t, q, topic.endswith("tf_static"))
+    if tree.ancestors(base_frame)[-1] not in ("map", "odom"):
+        for topic, _, message in reader.messages(reader.of_type(ODOMETRY)[:1]):
+            child, place = message.child_frame_id.lstrip("/"), message.pose.pose
+            if tree.parent(child) in (None, message.header.frame_id.lstrip("/")):
+                _set(tree, reader, topic, message.header, child, place.position, place.orientation, False)
+    return tree
+
+
+def _set(
+    tree: TransformTree, reader: BagReader, topic: str, header: Any, child: str, t: Any, q: Any, static: bool
+) -> None:
+    try:
+        matrix = pose((t.x, t.y, t.z), (q.w, q.x, q.y, q.z))
+        tree.set(header.frame_id, child, _time(header), matrix, static)
+    except InvalidInput as error:
+        raise CorruptInput(f"{reader.path}: '{topic}', {header.frame_id} -> {child}: {error}") from error
+
+
+def _world(tree: TransformTree, base_frame: str, wanted: str | None, path: Path) -> str | None:
+    if base_frame not in tree.frames:
+        raise MissingInput(f"{path}: no transform names '{base_frame}', only: {', '.join(sorted(tree.frames)[:20])}")
+    above = tree.ancestors(base_frame)
+    if wanted is not None:
+        if wanted.lstrip("/") not in above:
+            raise MissingInput(f"{path}: '{base_frame}' is not below '{wanted}', only: {' <- '.join(above)}")
+        return wanted.lstrip("/")
+    known = next((frame for frame in ("map", "odom") if frame in above), None)
+    return known or (above[-1] if _moves(tree, above) else None)
+
+
+def _moves(tree: TransformTree, chain: list[str]) -> bool:
+    """A link on the way up is not static, so its top is a world of some name."""
+    return any(tree.is_moving(frame) for frame in chain)
+
+
+def _stamp(message: Any) -> int:
+    return _time(message.header)
+
+
+def _time(header: Any) -> int:
+    """Stamp of a header in nanoseconds."""
+    return int(header.stamp.sec) * 10**9 + int(header.stamp.nanosec)

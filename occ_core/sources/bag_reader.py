@@ -1,0 +1,107 @@
+"""A ROS 2 bag (mcap or sqlite3) opened for reading, with every fault named in one line. No ROS needed.
+
+Only messages of standard types are decoded, so bags with types that nobody has here open all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from occ_core.errors import CorruptInput, MissingInput, OccError, need
+
+
+class BagReader:
+    """A bag's topics and messages.
+
+    Args:
+        path: folder of the bag, or one .mcap or .db3 file.
+
+    Raises:
+        MissingInput: no such bag, or a part of it is missing.
+        CorruptInput: truncated, damaged, or not a bag.
+        MissingPackage: without rosbags.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._rosbag2 = need("rosbags.rosbag2", "bags")
+        typesys = need("rosbags.typesys", "bags")
+        self._store = typesys.get_typestore(typesys.Stores.ROS2_JAZZY)
+        if not self.path.exists():
+            raise MissingInput(f"{self.path}: no such bag")
+        if self.path.is_dir() and not (self.path / "metadata.yaml").is_file():
+            raise MissingInput(
+                f"{self.path}: no metadata.yaml, so the recording was not ended or this is no bag "
+                "(`ros2 bag reindex` writes it anew; or name the .mcap or .db3 file itself)"
+            )
+        with self._opened() as reader:
+            self.topics: dict[str, str] = {c.topic: c.msgtype for c in reader.connections}
+            self.counts: dict[str, int] = {topic: info.msgcount for topic, info in reader.topics.items()}
+            self.message_count: int = reader.message_count
+        if not self.message_count:
+            raise MissingInput(f"{self.path}: the bag is empty (0 messages)")
+
+    def of_type(self, *kinds: str) -> list[str]:
+        """Topics with messages of any of these types, sorted."""
+        return sorted(topic for topic, kind in self.topics.items() if kind in kinds and self.counts[topic])
+
+    def messages(self, topics: list[str]) -> Iterator[tuple[str, int, Any]]:
+        """(topic, log time in ns, message) in the order of log time; one message in memory at a time.
+
+        Raises:
+            CorruptInput: where the bag is damaged.
+        """
+        if not topics:
+            return
+        wanted = set(topics)
+        with self._opened() as reader:
+            connections = [c for c in reader.connections if c.topic in wanted]
+            stream = reader.messages(connections)
+            while True:
+                try:
+                    connection, stamp_ns, raw = next(stream)
+                    message = self._store.deserialize_cdr(raw, connection.msgtype)
+                except StopIteration:
+                    return
+                except Exception as error:  # rosbags, apsw, zstd, struct raise a dozen types on damaged files
+                    raise CorruptInput(f"{self.path}: damaged bag: {_brief(error)}") from error
+                yield connection.topic, stamp_ns, message
+
+    def _opened(self) -> Any:
+        try:
+            reader = self._rosbag2.Reader(self.path)
+            reader.open()
+        except Exception as error:  # as above
+            raise _explained(self.path, error) from error
+        return _Closing(reader)
+
+
+class _Closing:
+    """`with` for a reader that is already open; closing must not hide what went wrong inside."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+
+    def __enter__(self) -> Any:
+        return self._reader
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()
+
+
+def _explained(path: Path, error: Exception) -> OccError:
+    text = _brief(error)
+    if "missing" in text and "files" in text:
+        return MissingInput(f"{path}: {text}")
+    hint = ""
+    if "magic" in text or "Truncated" in text or "malformed" in text or "empty" in text:
+        hint = "; it was cut short or is still being written (for mcap, `mcap recover` saves what is there)"
+    return CorruptInput(f"{path}: cannot be read as a ROS 2 bag: {text}{hint}")
+
+
+def _brief(error: Exception) -> str:
+    """First line of an error with its type."""
+    text = str(error).strip().splitlines()
+    return f"{text[0] if text else 'no reason given'} ({type(error).__name__})"

@@ -1,0 +1,67 @@
+"""sensor_msgs/PointCloud2 to arrays; no ROS. Sizes are checked before memory is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from occ_core.errors import InvalidInput
+
+# sensor_msgs/PointField datatype -> numpy type
+FIELD_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}
+
+
+def points_of(message: Any) -> np.ndarray:
+    """Structured array (N,) over the data of a PointCloud2 message (any object with its fields), without a copy.
+
+    Raises:
+        InvalidInput: a field lies outside the point, or the data is too short.
+    """
+    step, count = int(message.point_step), int(message.width) * int(message.height)
+    names, formats, offsets = [], [], []
+    order = ">" if message.is_bigendian else "<"
+    for field in _single(message.fields):
+        kind = FIELD_TYPES.get(int(field.datatype))
+        if kind is None:
+            raise InvalidInput(f"point field '{field.name}' has datatype {field.datatype}, known: 1..8")
+        if int(field.offset) + int(kind[1]) > step:
+            raise InvalidInput(f"point field '{field.name}' at byte {field.offset} ends beyond point_step {step}")
+        names.append(field.name)
+        formats.append(order + kind)
+        offsets.append(int(field.offset))
+    data = np.frombuffer(message.data, dtype=np.uint8)
+    row = step * int(message.width)
+    if step < 1 or int(message.row_step) < row or len(data) < int(message.row_step) * int(message.height):
+        raise InvalidInput(
+            f"point cloud of {message.width} x {message.height} points of {step} bytes, row_step {message.row_step}, "
+            f"does not fit its {len(data)} bytes of data"
+        )
+    if int(message.height) > 1:  # rows may be padded
+        data = data[: int(message.row_step) * int(message.height)].reshape(int(message.height), -1)[:, :row].reshape(-1)
+    layout = np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": step})
+    return np.frombuffer(np.ascontiguousarray(data[: count * step]), dtype=layout)
+
+
+def lidar_of(message: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Finite points float32 (N, 3), intensity float32 (N,) and ring int32 (N,); zeros where the cloud has none.
+
+    Raises:
+        InvalidInput: no x, y, z, or as `points_of`.
+    """
+    points = points_of(message)
+    names = points.dtype.names or ()
+    if not {"x", "y", "z"} <= set(names):
+        raise InvalidInput(f"point cloud has no x, y, z, only: {', '.join(names) or 'nothing'}")
+    xyz = np.stack([points[axis].astype(np.float32) for axis in "xyz"], axis=1)
+    finite = np.isfinite(xyz).all(axis=1)
+    zeros = np.zeros(len(points))
+    intensity = (points["intensity"] if "intensity" in names else zeros).astype(np.float32)
+    ring = (points["ring"] if "ring" in names else zeros).astype(np.int32)
+    return xyz[finite], intensity[finite], ring[finite]
+
+
+def _single(fields: Iterable[Any]) -> list[Any]:
+    """Fields of one value; arrays within a point are of no use here."""
+    return [field for field in fields if int(field.count) in (0, 1)]
