@@ -53,7 +53,7 @@ def in_perspective(occupancy: Occupancy, size: tuple[int, int] = (800, 600)) -> 
         uint8 (height, width, 3).
     """
     w, h = size
-    canvas = np.full((h, w, 3), BACKGROUND_RGB, dtype=np.uint8)
+    canvas = _blank(w, h)
     occupied = occupancy.labels != occupancy.taxonomy.free_id
     quads, distance_m, colors = _visible_faces(occupancy, occupied, eye_m=(eye := np.array([-52.0, 0.0, 34.0])))
     target = np.array([4.0, 0.0, 0.0])
@@ -104,7 +104,7 @@ def mosaic(images: Mapping[str, np.ndarray], rows: Sequence[Sequence[str]], tile
         rows: camera names of each row.
         tile: (width, height) of one image in the mosaic, px.
     """
-    lines = []
+    lines, columns = [], max(len(row) for row in rows)
     for row in rows:
         tiles = []
         for name in row:
@@ -116,6 +116,7 @@ def mosaic(images: Mapping[str, np.ndarray], rows: Sequence[Sequence[str]], tile
             cv2.putText(image, text, (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 3, cv2.LINE_AA)
             cv2.putText(image, text, (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
             tiles.append(image)
+        tiles += [_blank(*tile)] * (columns - len(row))
         lines.append(np.concatenate(tiles, axis=1))
     return np.concatenate(lines, axis=0)
 
@@ -124,16 +125,16 @@ def camera_rows(names: Sequence[str]) -> list[list[str]]:
     """Rows for `mosaic`: front cameras above back cameras where names say so, three a row otherwise."""
     order = {"FRONT_LEFT": 0, "FRONT": 1, "FRONT_RIGHT": 2, "BACK_LEFT": 3, "BACK": 4, "BACK_RIGHT": 5}
     position = {name: order.get(name.upper().removeprefix("CAM_"), 6) for name in names}
-    ordered = sorted(names, key=lambda name: position[name])
-    return [list(ordered[i : i + 3]) for i in range(0, len(ordered), 3) if len(ordered[i : i + 3]) == 3] or [
-        list(ordered)
-    ]
+    ordered = sorted(names, key=lambda name: (position[name], name))
+    return [ordered[i : i + 3] for i in range(0, len(ordered), 3)]
 
 
 def compare(images: Mapping[str, np.ndarray], predicted: Occupancy, truth: Occupancy | None, title: str) -> np.ndarray:
     """One sheet: what the cameras saw, the predicted voxels, and the true ones where they are known."""
     width = 1440
-    cameras = mosaic(images, camera_rows(sorted(images)), (width // 3, width * 9 // 48))
+    rows = camera_rows(sorted(images))
+    tile_w = width // len(rows[0])
+    cameras = mosaic(images, rows, (tile_w, tile_w * 9 // 16))
     panels = [("predicted", predicted)] + ([("true", truth)] if truth is not None else [])
     panel_w = width // len(panels)
     views = []
@@ -151,7 +152,7 @@ def legend(occupancy: Occupancy, width: int) -> np.ndarray:
     """A strip that names the colours of all classes but free."""
     ids = occupancy.taxonomy.occupied_ids
     columns = 9
-    strip = np.full((26 * -(-len(ids) // columns), width, 3), BACKGROUND_RGB, dtype=np.uint8)
+    strip = _blank(width, 26 * -(-len(ids) // columns))
     for place, class_id in enumerate(ids):
         x, y = place % columns * (width // columns) + 8, place // columns * 26 + 5
         cv2.rectangle(strip, (x, y), (x + 16, y + 16), occupancy.taxonomy.colors[class_id], -1)
@@ -170,8 +171,12 @@ def save_png(path: Path, image_rgb: np.ndarray) -> None:
     os.replace(temporary, path)
 
 
+def _blank(width: int, height: int) -> np.ndarray:
+    return np.full((height, width, 3), BACKGROUND_RGB, dtype=np.uint8)
+
+
 def _strip(text: str, width: int) -> np.ndarray:
-    strip = np.full((34, width, 3), BACKGROUND_RGB, dtype=np.uint8)
+    strip = _blank(width, 34)
     _text(strip, text, (10, 23), 0.6)
     return strip
 

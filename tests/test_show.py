@@ -1,0 +1,90 @@
+"""Pictures and recordings show what is there, at the place where it is."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from occ_core.grid import OCC3D_GRID
+from occ_core.occupancy import Occupancy
+from occ_core.show import pictures
+from occ_core.show.recording import Recording
+from occ_core.taxonomy import OCC3D
+
+CAR = OCC3D.id_of("car")
+
+
+def one_car(index: tuple[int, int, int]) -> Occupancy:
+    labels = np.full(OCC3D_GRID.shape, OCC3D.free_id, np.uint8)
+    labels[index] = CAR
+    return Occupancy(OCC3D_GRID, OCC3D, labels, np.ones(OCC3D_GRID.shape, bool))
+
+
+def colored(image: np.ndarray) -> np.ndarray:
+    """(row, column) of pixels in a car's hue."""
+    hue = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(int)
+    wanted = cv2.cvtColor(np.uint8([[OCC3D.colors[CAR]]]), cv2.COLOR_RGB2HSV).astype(int)[0, 0]
+    return np.argwhere((abs(hue[..., 0] - wanted[0]) <= 2) & (hue[..., 1] > 128))
+
+
+def test_from_above_forward_is_up_and_left_is_left():
+    image = pictures.from_above(one_car((190, 150, 3)), cell_px=2)
+    assert image.shape == (400, 400, 3)
+    rows, columns = colored(image).T
+    assert (rows.min(), rows.max()) == (2 * 9, 2 * 9 + 1)  # x = 190 of 200: ten cells from the top
+    assert (columns.min(), columns.max()) == (2 * 49, 2 * 49 + 1)  # y = 150 of 200 is left of the middle
+
+
+def test_from_above_tells_unobserved_from_free():
+    occupancy = one_car((0, 0, 0))
+    occupancy.observed[100:] = False
+    image = pictures.from_above(occupancy, cell_px=1)
+    assert tuple(image[10, 10]) == pictures.UNOBSERVED_RGB
+    assert tuple(image[150, 150]) == pictures.BACKGROUND_RGB
+
+
+def test_in_perspective_left_is_left_and_near_hides_far():
+    left = colored(pictures.in_perspective(one_car((100, 150, 3)), (400, 300)))
+    right = colored(pictures.in_perspective(one_car((100, 50, 3)), (400, 300)))
+    assert len(left) and len(right)
+    assert left[:, 1].max() < 200 < right[:, 1].min()
+    wall = one_car((100, 100, 0))
+    wall.labels[80, 60:140, :] = OCC3D.id_of("manmade")  # between the eye and the car
+    assert len(colored(pictures.in_perspective(wall, (400, 300)))) == 0
+
+
+def test_mosaic_names_a_camera_without_image():
+    image = np.full((90, 160, 3), 200, np.uint8)
+    rows = pictures.camera_rows(
+        ["CAM_BACK", "CAM_FRONT", "CAM_FRONT_LEFT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK_RIGHT"]
+    )
+    assert rows[0] == ["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"]
+    assert pictures.camera_rows(["a", "b"]) == [["a", "b"]]
+    assert pictures.camera_rows(["a", "b", "c", "d"]) == [["a", "b", "c"], ["d"]]
+    sheet = pictures.mosaic({"a": image}, [["a", "b"]], (160, 90))
+    assert sheet.shape == (90, 320, 3)
+    assert np.all(sheet[60, :160] == 200) and np.all(sheet[60, 160:] == 128)
+
+
+def test_sheet_is_a_png_that_opencv_reads_back(tmp_path):
+    truth = one_car((100, 100, 2))
+    sheet = pictures.compare({"CAM_FRONT": np.zeros((90, 160, 3), np.uint8)}, truth, truth, "a title")
+    pictures.save_png(tmp_path / "a" / "sheet.png", sheet)
+    back = cv2.cvtColor(cv2.imread(str(tmp_path / "a" / "sheet.png")), cv2.COLOR_BGR2RGB)
+    assert np.array_equal(back, sheet)
+
+
+def test_recording_is_complete_or_absent(tmp_path):
+    rerun = pytest.importorskip("rerun")
+    path = tmp_path / "r.rrd"
+    images = {"CAM_FRONT": np.zeros((90, 160, 3), np.uint8)}
+    with Recording(path, "test") as stream:
+        stream.log(10**18, images, one_car((1, 2, 3)), one_car((4, 5, 6)))
+    recording = rerun.dataframe.load_recording(str(path))
+    entities = {str(column.entity_path) for column in recording.schema().component_columns()}
+    assert {"/cameras/CAM_FRONT", "/world/predicted", "/world/true"} <= entities
+    with pytest.raises(KeyboardInterrupt), Recording(tmp_path / "broken.rrd", "test") as stream:
+        stream.log(10**18, images)
+        raise KeyboardInterrupt
+    assert [item.name for item in tmp_path.iterdir()] == ["r.rrd"]
