@@ -1,0 +1,125 @@
+"""`occ train | predict | eval | export`: from labels to a model, its answers, their score, and a file to deploy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as config/easyocc_nano.yaml.")],
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Data set in nuScenes layout with Occ3D labels in gts/; may be repeated.")
+    ] = None,
+    validation: Annotated[
+        list[Path] | None, typer.Option(help="Data set held out for validation; default: last scenes of --data.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Folder of labels inside each data set, or a path. Default: gts.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and log.")] = Path("runs/train"),
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for decoded data (1.6 MB a sample). Default: in the user's cache.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps, instead of the config's.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads, instead of the config's.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/last.safetensors.")] = False,
+) -> None:
+    """Train a model from labels in Occ3D format.
+
+    Writes OUT/model.safetensors with a json beside it (what the model is and how it was trained), OUT/last.safetensors
+    to resume from, and OUT/log.csv. Ctrl-C saves first. Example:
+
+        occ train config/easyocc_nano.yaml --data city --out runs/nano
+    """
+    from occ_core.errors import need
+
+    need("torch", "torch")
+    from occ_core.training.config import load_config
+    from occ_core.training.loop import train as run
+
+    changes = {"data": data or None, "validation": validation or None, "labels": labels, "cache": cache}
+    try:
+        path = run(load_config(config, **changes, steps=steps, threads=threads), out, resume)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    typer.echo(f"wrote {path}")
+
+
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="Model: .safetensors (with its json) or .onnx.")],
+    dataroot: Annotated[Path, typer.Argument(help="Data set in nuScenes layout.")],
+    out: Annotated[Path, typer.Argument(help="Folder for one <token>.npz a keyframe (key: pred).")],
+    scene: Annotated[list[str] | None, typer.Option(help="Only this scene; may be repeated.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, torch or onnxruntime.")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+) -> None:
+    """Predict the voxels of every keyframe of a data set.
+
+    Keyframes that OUT already holds are skipped, so an interrupted run goes on. Example:
+
+        occ predict runs/nano/model.safetensors city predictions
+    """
+    from rich.progress import track
+
+    from occ_core.inference.predictor import Predictor, save_prediction
+    from occ_core.sources.nuscenes import NuScenesSource
+
+    source = NuScenesSource(dataroot, scenes=scene or None)
+    predictor = Predictor.load(checkpoint, backend, threads)
+    out.mkdir(parents=True, exist_ok=True)
+    for i in track(range(len(source)), description="predicting"):
+        path = out / f"{source.tokens[i]}.npz"
+        if not path.exists():
+            frame = source[i]
+            save_prediction(path, predictor.predict(frame.images, frame.rig))
+    typer.echo(f"{len(source)} predictions in {out}")
+
+
+def evaluate(
+    predictions: Annotated[
+        Path, typer.Argument(metavar="PRED", help="Folder of <token>.npz, or of <scene>/<token>/labels.npz.")
+    ],
+    truths: Annotated[Path, typer.Argument(metavar="GTS", help="Folder of <scene>/<token>/labels.npz (Occ3D).")],
+    json: Annotated[Path | None, typer.Option(help="Also write the scores to this file.")] = None,
+) -> None:
+    """Score predictions, or anybody's labels, against Occ3D ground truth in every protocol of the field.
+
+    All numbers are percent, from one confusion matrix over the whole set: `camera` counts the cells that a camera
+    observes (Occ3D's official score), `camera_and_lidar` those that the LiDAR observes too, `full` all cells. A class
+    that occurs neither in truth nor in prediction is left out of the means. Example:
+
+        occ eval predictions city/gts --json scores.json
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from occ_core.evaluation.report import evaluate_folders, table, write_report
+
+    with Progress(transient=True) as progress:
+        task = progress.add_task("scoring", total=None)
+        report, samples = evaluate_folders(
+            predictions, truths, progress=lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    if json is not None:
+        write_report(json, report)
+    Console().print(table(report))
+    typer.echo(f"{samples} samples")
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Model, .safetensors with its json beside it.")],
+    out: Annotated[Path, typer.Argument(help="File to write, .onnx.")],
+) -> None:
+    """Export a checkpoint to ONNX, for deployment without torch.
+
+    The file holds network, grid, class names and preprocessing; the table of the rig's calibration is an input, so one
+    file serves every vehicle. Example:
+
+        occ export runs/nano/model.safetensors nano.onnx
+    """
+    from occ_core.inference.export import export_onnx
+
+    typer.echo(f"wrote {export_onnx(checkpoint, out)}")

@@ -1,0 +1,1 @@
+"""Evaluation: published protocols as pure functions, and their report."""

@@ -1,0 +1,1 @@
+"""Running a trained model: preprocessing, look-up table, backends, predictor, export."""

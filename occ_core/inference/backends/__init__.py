@@ -1,0 +1,1 @@
+"""What executes the network: torch or onnxruntime, each imported only where it is used."""

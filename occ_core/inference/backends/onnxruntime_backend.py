@@ -1,0 +1,52 @@
+"""The exported network in onnxruntime; needs neither torch nor the checkpoint's json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from occ_core.errors import CorruptInput, MissingInput, need
+from occ_core.inference.table import Table
+from occ_core.models.easyocc.config import EasyOccConfig, parse_config
+
+METADATA_KEY = "occ_core"
+
+
+class OnnxSession:
+    def __init__(self, path: Path, threads: int):
+        ort = need("onnxruntime", "onnx")
+        if not Path(path).is_file():
+            raise MissingInput(f"{path}: no such model")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        # Spinning workers would take the cores that decode the next images.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises a dozen types of its own, all on unreadable files
+            raise CorruptInput(f"{path}: not a readable ONNX model ({' '.join(str(error).split())[:200]})") from error
+        self.config = _config(self.session, path)
+
+    def run(self, images: np.ndarray, table: Table) -> tuple[np.ndarray, np.ndarray]:
+        """Labels and confidence, uint8 (X, Y, Z), from images uint8 (N, H, W, 3)."""
+        inputs = {
+            "images": images,
+            "voxel_index": table.voxel_index,
+            "pillar_index": table.pillar_index,
+            "rays": table.rays,
+        }
+        labels, confidence = self.session.run(["labels", "confidence"], inputs)
+        return labels[0], confidence[0]
+
+
+def _config(session, path: Path) -> EasyOccConfig:
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if text is None:
+        raise CorruptInput(f"{path}: an ONNX model, but not exported by `occ export` (no '{METADATA_KEY}' metadata)")
+    try:
+        return parse_config(json.loads(text)["model"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CorruptInput(f"{path}: its '{METADATA_KEY}' metadata cannot be read ({error})") from error

@@ -1,0 +1,144 @@
+"""Camera images in, occupancy out: the one way in which evaluation, command line and ROS node run a trained model."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from occ_core.camera import Camera, Rig
+from occ_core.errors import InvalidInput, MissingInput
+from occ_core.inference.preprocess import Preprocess
+from occ_core.inference.table import Table, build_table
+from occ_core.models.easyocc.config import EasyOccConfig
+from occ_core.occupancy import Occupancy
+
+BACKENDS = ("auto", "torch", "onnxruntime")
+TABLES_KEPT = 16
+
+
+class Session(Protocol):
+    """What a backend offers."""
+
+    @property
+    def config(self) -> EasyOccConfig: ...
+
+    def run(self, images: np.ndarray, table: Table) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class Predictor:
+    """A loaded model. Not thread-safe, except `preprocess_one`, which may run anywhere."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.config = session.config
+        self.grid, self.taxonomy = self.config.grid, self.config.classes
+        self._preprocess = Preprocess(self.config.input_width, self.config.input_height)
+        self._tables: OrderedDict[tuple[str, frozenset[str]], Table] = OrderedDict()
+        self._everywhere = np.ones(self.grid.shape, dtype=bool)
+
+    @staticmethod
+    def load(path: Path | str, backend: str = "auto", threads: int = 2) -> Predictor:
+        """Load `.safetensors` (with its json beside it) or `.onnx`.
+
+        Args:
+            backend: torch | onnxruntime | auto: onnxruntime for `.onnx`; for `.safetensors` onnxruntime on an export
+                kept in the user's cache if the packages are there, else torch.
+
+        Raises:
+            MissingInput, CorruptInput, InvalidInput, MissingPackage.
+        """
+        path = Path(path)
+        if backend not in BACKENDS:
+            raise InvalidInput(f"backend '{backend}' is not one of {', '.join(BACKENDS)}")
+        if not path.is_file():
+            raise MissingInput(f"{path}: no such model")
+        if path.suffix == ".onnx":
+            if backend == "torch":
+                raise InvalidInput(f"{path}: an .onnx model runs with backend onnxruntime, not torch")
+            return Predictor(_onnx_session(path, threads))
+        if backend == "onnxruntime" or (backend == "auto" and _can_export()):
+            return Predictor(_onnx_session(cached_export(path), threads))
+        from occ_core.inference.backends.torch_backend import TorchSession
+
+        return Predictor(TorchSession(path, threads))
+
+    def prepare(self, rig: Rig) -> None:
+        """Build the rig's table now (about a second) and run once, so that the first real answer is not late."""
+        blank = np.zeros((self.config.input_height, self.config.input_width, 3), dtype=np.uint8)
+        self.predict_preprocessed(dict.fromkeys(rig.names, blank), rig)
+
+    def preprocess_one(self, image: np.ndarray, camera: Camera) -> np.ndarray:
+        """The network's input, uint8 (H, W, 3), from an RGB image uint8 (h, w, 3) of the camera's size."""
+        if image.shape[:2] != camera.size[::-1]:
+            raise InvalidInput(
+                f"image of '{camera.name}' is {image.shape[1]} x {image.shape[0]} px, its calibration says "
+                f"{camera.size[0]} x {camera.size[1]}"
+            )
+        return self._preprocess.image(image)
+
+    def predict(self, images: dict[str, np.ndarray], rig: Rig) -> Occupancy:
+        """Occupancy from RGB images uint8 (h, w, 3) by camera name; a missing camera is simply not in the dict."""
+        return self.predict_preprocessed({k: self.preprocess_one(image, rig[k]) for k, image in images.items()}, rig)
+
+    def predict_preprocessed(self, images: dict[str, np.ndarray], rig: Rig) -> Occupancy:
+        """Occupancy from what `preprocess_one` gave; the prediction speaks of every cell."""
+        shape = self.config.input_height, self.config.input_width, 3
+        stack = np.zeros((len(rig), *shape), dtype=np.uint8)
+        order = {name: i for i, name in enumerate(rig.names)}
+        for name, image in images.items():
+            if name not in order:
+                raise InvalidInput(f"image of '{name}', which the rig does not have: {', '.join(rig.names)}")
+            if image.shape != shape or image.dtype != np.uint8:
+                raise InvalidInput(f"input of '{name}' must be uint8 {shape}, got {image.dtype} {image.shape}")
+            stack[order[name]] = image
+        if not images:
+            raise InvalidInput("no image at all: at least one camera is needed")
+        labels, confidence = self.session.run(stack, self._table(rig, frozenset(order) - frozenset(images)))
+        return Occupancy(self.grid, self.taxonomy, labels, self._everywhere, confidence.astype(np.float32) / 255)
+
+    def _table(self, rig: Rig, missing: frozenset[str]) -> Table:
+        key = rig.fingerprint, missing
+        if key not in self._tables:
+            self._tables[key] = build_table(rig, self.config, missing)
+            if len(self._tables) > TABLES_KEPT:
+                self._tables.popitem(last=False)
+        self._tables.move_to_end(key)
+        return self._tables[key]
+
+
+def save_prediction(path: Path, occupancy: Occupancy) -> None:
+    """Write `<token>.npz`, key `pred`, uint8 (X, Y, Z), as the field's evaluators read it; atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        np.savez_compressed(file, pred=occupancy.labels)
+    os.replace(temporary, path)
+
+
+def _can_export() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("torch", "onnx", "onnxruntime"))
+
+
+def _onnx_session(path: Path, threads: int) -> Session:
+    from occ_core.inference.backends.onnxruntime_backend import OnnxSession
+
+    return OnnxSession(path, threads)
+
+
+def cached_export(checkpoint: Path) -> Path:
+    """ONNX export of a checkpoint in the user's cache, made on first use; keyed by the content of weights and json."""
+    from occ_core.inference.export import export_onnx
+    from occ_core.training.cache import default_cache
+    from occ_core.training.checkpoint import load_record
+
+    load_record(checkpoint)  # refuses what is no checkpoint before anything is hashed or traced
+    digest = hashlib.sha256(checkpoint.read_bytes())
+    digest.update(checkpoint.with_suffix(".json").read_bytes())
+    digest.update(Path(__file__).with_name("export.py").read_bytes())
+    out = default_cache() / "onnx" / f"{digest.hexdigest()[:16]}.onnx"
+    return out if out.is_file() else export_onnx(checkpoint, out)

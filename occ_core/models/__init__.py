@@ -1,0 +1,1 @@
+"""Networks: parts that models share, and one folder a model."""

@@ -1,0 +1,97 @@
+"""Shape of an EasyOcc network. Imports no torch, so that a deployment with onnxruntime alone can read it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from occ_core.errors import InvalidInput
+from occ_core.grid import OCC3D_GRID, VoxelGrid
+from occ_core.taxonomy import TAXONOMIES, Taxonomy
+
+STRIDE = 8  # pixels of the network's input per cell of the feature map
+Count = Annotated[int, Field(gt=0, le=4096)]
+
+
+class EasyOccConfig(BaseModel):
+    """All that decides the weights' shapes and the table; the defaults are the size `nano`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "easyocc_nano"
+    grid_origin_m: tuple[float, float, float] = OCC3D_GRID.origin_m
+    voxel_size_m: float = OCC3D_GRID.voxel_size_m
+    grid_shape: tuple[Count, Count, Count] = OCC3D_GRID.shape
+    taxonomy: str = "occ3d"
+    input_width: Count = 352
+    input_height: Count = 128
+    depth_bins: Annotated[int, Field(ge=4, le=254)] = 48  # along each viewing ray
+    depth_m: tuple[float, float] = (1.0, 60.0)
+    feature_channels: Count = 32  # of an image feature that is lifted
+    pillar_cells: Count = 2  # grid cells that share one lifted feature, along x and along y
+    pillar_heights: Count = 8  # lifted features on top of each other
+    neck_channels: Count = 64
+    bev_channels: tuple[Count, Count, Count] = (48, 96, 128)  # at 1/2, 1/4 and 1/8 of the grid
+    head_channels: Count = 48
+
+    @model_validator(mode="after")
+    def _check(self) -> EasyOccConfig:
+        if self.taxonomy not in TAXONOMIES:
+            raise ValueError(f"taxonomy '{self.taxonomy}' is not one of {', '.join(TAXONOMIES)}")
+        _ = self.grid  # VoxelGrid checks itself
+        if self.input_width % 32 or self.input_height % 32:
+            raise ValueError(f"input must be a multiple of 32 px, got {self.input_width} x {self.input_height}")
+        x, y, z = self.grid_shape
+        if x % 8 or y % 8:
+            raise ValueError(f"grid_shape x and y must be multiples of 8 cells, got {x} and {y}")
+        if self.pillar_cells != 2:
+            raise ValueError(f"pillar_cells must be 2, where the bird's-eye network works, got {self.pillar_cells}")
+        if z % self.pillar_heights:
+            raise ValueError(f"pillar_heights must divide the {z} cells along z, got {self.pillar_heights}")
+        near, far = self.depth_m
+        if not 0 < near < far <= 1000:
+            raise ValueError(f"depth_m must be 0 < near < far <= 1000 m, got {self.depth_m}")
+        return self
+
+    @property
+    def grid(self) -> VoxelGrid:
+        return VoxelGrid(self.grid_origin_m, self.voxel_size_m, self.grid_shape)
+
+    @property
+    def pillar_grid_shape(self) -> tuple[int, int, int]:
+        x, y, _ = self.grid_shape
+        return x // self.pillar_cells, y // self.pillar_cells, self.pillar_heights
+
+    @property
+    def classes(self) -> Taxonomy:
+        return TAXONOMIES[self.taxonomy]
+
+    @property
+    def feature_size(self) -> tuple[int, int]:
+        """(width, height) of the feature map."""
+        return self.input_width // STRIDE, self.input_height // STRIDE
+
+    @property
+    def depth_edges_m(self) -> np.ndarray:
+        """Borders of the depth bins, float64 (depth_bins + 1,): bin widths grow linearly with distance (LID)."""
+        near, far = self.depth_m
+        i = np.arange(self.depth_bins + 1)
+        return near + (far - near) * i * (i + 1) / (self.depth_bins * (self.depth_bins + 1))
+
+
+def parse_config(record: dict) -> EasyOccConfig:
+    """A validated config from a plain dict.
+
+    Raises:
+        InvalidInput: one line that names the first wrong field.
+    """
+    try:
+        return EasyOccConfig(**record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "model"
+        raise InvalidInput(f"model config: {where}: {first['msg']}") from error
+    except TypeError as error:
+        raise InvalidInput(f"model config must be a mapping of field to value: {error}") from error

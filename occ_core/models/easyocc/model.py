@@ -1,0 +1,190 @@
+"""EasyOcc: images -> features and a depth distribution per pixel -> gather into the grid -> bird's-eye UNet -> voxels.
+
+After Easy3D-Labels (arXiv 2509.26087): direct supervision by 3D labels, no rendering. What differs is chosen for small
+computers: lifting is a gather through a table that is an input of the network (the calibration is data, not weights),
+features are weighted by the depth distribution as in Lift-Splat (arXiv 2008.05711), and height lives in channels as in
+FlashOcc (arXiv 2311.12058).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from occ_core.models.easyocc.config import EasyOccConfig
+from occ_core.models.lifting import depth_evidence, gather_rows
+from occ_core.models.mobilenetv4 import CHANNELS, MobileNetV4Small
+
+RAY_CHANNELS = 4  # of the table's `rays`: unit direction in the ego frame, and pixels per radian / 1000
+
+
+class Hidden(NamedTuple):
+    """What comes before the cells; the auxiliary losses read it too."""
+
+    bev: Tensor  # [B, X, Y, C]
+    depth_logits: Tensor  # [N, D, h, w]
+    pixel_logits: Tensor  # [N, classes, h, w]
+
+
+class Cells(NamedTuple):
+    """What the network says of each cell: is it occupied, and if so, by what (classes without the free one)."""
+
+    occupied: Tensor  # [..., Z]
+    classes: Tensor  # [..., Z, classes - 1]
+
+
+def conv(cin: int, cout: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(cin, cout, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(cout), nn.ReLU(inplace=True)
+    )
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first = conv(channels, channels)
+        self.second = nn.Sequential(nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.second(self.first(x)), inplace=True)
+
+
+class Neck(nn.Module):
+    """Features of strides 8, 16, 32 and the pixels' viewing rays, summed at stride 8."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in CHANNELS)
+        self.rays = nn.Conv2d(RAY_CHANNELS, channels, 1, bias=False)
+        self.smooth = nn.Sequential(conv(channels, channels), conv(channels, channels))
+
+    def forward(self, features: tuple[Tensor, Tensor, Tensor], rays: Tensor) -> Tensor:
+        x8, x16, x32 = (layer(x) for layer, x in zip(self.lateral, features, strict=True))
+        x16 = x16 + F.interpolate(x32, scale_factor=2.0, mode="nearest")
+        x = x8 + F.interpolate(x16, scale_factor=2.0, mode="nearest") + self.rays(rays)
+        return self.smooth(x)
+
+
+class BirdsEyeNet(nn.Module):
+    """UNet over the ground plane: geometry at the grid's resolution, everything else at 1/2, 1/4, 1/8 of it."""
+
+    def __init__(self, config: EasyOccConfig):
+        super().__init__()
+        heights = config.grid_shape[2]
+        c1, c2, c3 = config.bev_channels
+        self.geometry = conv(2 * heights, c1, stride=2)
+        self.context = conv(config.pillar_heights * config.feature_channels, c1, 1)
+        self.enter = conv(2 * c1 + 3, c1, 1)
+        self.block1 = Residual(c1)
+        self.down2, self.block2 = conv(c1, c2, stride=2), Residual(c2)
+        self.down3, self.block3 = conv(c2, c3, stride=2), nn.Sequential(Residual(c3), Residual(c3))
+        self.up2, self.block2b = conv(c3, c2, 1), Residual(c2)
+        self.up1, self.block1b = conv(c2, c1, 1), Residual(c1)
+        self.fine_geometry = conv(2 * heights, config.head_channels)
+        self.fine = nn.Conv2d(c1, config.head_channels, 1)
+        x, y = (torch.linspace(-1, 1, n) for n in config.pillar_grid_shape[:2])
+        x, y = torch.meshgrid(x, y, indexing="ij")
+        self.register_buffer("where", torch.stack([x, y, torch.hypot(x, y)])[None], persistent=False)
+
+    def forward(
+        self,
+        geometry: Tensor,  # [B, 2 * Z, X, Y]
+        context: Tensor,  # [B, heights * C, X / 2, Y / 2]
+    ) -> Tensor:  # [B, C, X, Y]
+        where = self.where.expand(geometry.shape[0], -1, -1, -1)
+        x1 = self.enter(torch.cat([self.geometry(geometry), self.context(context), where], dim=1))
+        x1 = self.block1(x1)
+        x2 = self.block2(self.down2(x1))
+        x3 = self.block3(self.down3(x2))
+        x2 = self.block2b(x2 + F.interpolate(self.up2(x3), size=x2.shape[2:], mode="nearest"))
+        x1 = self.block1b(x1 + F.interpolate(self.up1(x2), scale_factor=2.0, mode="nearest"))
+        fine = F.interpolate(self.fine(x1), scale_factor=2.0, mode="nearest")
+        return F.relu(fine + self.fine_geometry(geometry))
+
+
+class EasyOcc(nn.Module):
+    """Camera images and a rig's table to class logits of every cell."""
+
+    def __init__(self, config: EasyOccConfig):
+        super().__init__()
+        self.config = config
+        self.register_buffer("mean", torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1), persistent=False)
+        self.backbone = MobileNetV4Small()
+        self.neck = Neck(config.neck_channels)
+        self.to_depth = nn.Conv2d(config.neck_channels, config.depth_bins, 1)
+        self.to_context = nn.Conv2d(config.neck_channels, config.feature_channels, 1)
+        self.to_pixel_class = nn.Conv2d(config.neck_channels, len(config.classes), 1)  # for its loss only
+        self.birds_eye = BirdsEyeNet(config)
+        heights, c = config.grid_shape[2], config.head_channels
+        self.head = nn.Sequential(nn.Linear(c, 2 * c), nn.ReLU(inplace=True))
+        self.to_occupied = nn.Linear(2 * c, heights)
+        self.to_class = nn.Linear(2 * c, heights * (len(config.classes) - 1))
+
+    def hidden(
+        self,
+        images: Tensor,  # [N, H, W, 3] uint8; N = batch * cameras
+        voxel_index: Tensor,  # [B * X * Y * Z] into (N, h, w, depth bins); see occ_core.inference.table
+        pillar_index: Tensor,  # [B * X/2 * Y/2 * heights] into (N, h, w)
+        rays: Tensor,  # [N, 4, h, w]
+    ) -> Hidden:
+        c = self.config
+        x, y, z = c.grid_shape
+        px, py, pz = c.pillar_grid_shape
+        pixels = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        features = self.neck(self.backbone(pixels), rays)
+        depth_logits = self.to_depth(features)
+        geometry = gather_rows(depth_evidence(depth_logits), voxel_index).reshape(-1, x, y, 2 * z)
+        rows = self.to_context(features).permute(0, 2, 3, 1).reshape(-1, c.feature_channels)
+        context = gather_rows(rows, pillar_index).reshape(-1, px, py, pz, c.feature_channels)
+        context = context * self._pillar_weight(geometry)
+        bev = self.birds_eye(
+            geometry.permute(0, 3, 1, 2), context.reshape(-1, px, py, pz * c.feature_channels).permute(0, 3, 1, 2)
+        )
+        return Hidden(bev.permute(0, 2, 3, 1), depth_logits, self.to_pixel_class(features))
+
+    def _pillar_weight(self, geometry: Tensor) -> Tensor:
+        """Probability that a lifted feature's ray ends in its cell, [B, X/2, Y/2, heights, 1], plus a floor."""
+        x, y, z = self.config.grid_shape
+        px, py, pz = self.config.pillar_grid_shape
+        hit = geometry.reshape(-1, px, x // px, py, y // py, pz, z // pz, 2)[..., 0]
+        return 0.1 + hit.mean(dim=(2, 4, 6)).unsqueeze(-1)
+
+    def cells(
+        self,
+        bev: Tensor,  # [..., C] of Hidden.bev
+    ) -> Cells:
+        """Height comes out of the channels here; any selection of columns may be passed."""
+        x = self.head(bev)
+        classes = self.to_class(x)
+        return Cells(self.to_occupied(x), classes.reshape(*classes.shape[:-1], self.config.grid_shape[2], -1))
+
+    def forward(self, images: Tensor, voxel_index: Tensor, pillar_index: Tensor, rays: Tensor) -> Cells:
+        """Logits of every cell, occupied [B, X, Y, Z] and classes [B, X, Y, Z, classes - 1]."""
+        return self.cells(self.hidden(images, voxel_index, pillar_index, rays).bev)
+
+
+def channels_last(model: EasyOcc) -> EasyOcc:
+    """The same model with weights laid out as the CPU's convolutions like them; about twice as fast."""
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class Answer(nn.Module):
+    """The deployed network: class ids and confidence of every cell; arg-max inside, so 0.6 MB leave it, not 46."""
+
+    def __init__(self, model: EasyOcc):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, voxel_index: Tensor, pillar_index: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and confidence (255 x probability of being occupied, or free), both uint8 [B, X, Y, Z]."""
+        free = self.model.config.classes.free_id
+        cells = self.model(images, voxel_index, pillar_index, rays)
+        classes = cells.classes.argmax(dim=-1).to(torch.int32)
+        classes = classes + (classes >= free).to(torch.int32)  # the free class has no logit of its own
+        labels = torch.where(cells.occupied > 0, classes, torch.full_like(classes, free))
+        return labels.to(torch.uint8), (torch.sigmoid(cells.occupied.abs()) * 255).to(torch.uint8)

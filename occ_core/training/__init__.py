@@ -1,0 +1,1 @@
+"""Training: data cache, loop, checkpoints."""

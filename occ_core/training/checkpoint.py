@@ -1,0 +1,111 @@
+"""Checkpoints: weights as safetensors, everything else in a json beside them. No pickle is ever loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from occ_core.errors import CorruptInput, MissingInput, need
+from occ_core.models.easyocc.config import EasyOccConfig, parse_config
+
+FORMAT = "occ_core checkpoint 1"
+
+
+def describe(config: EasyOccConfig, training: dict[str, Any]) -> dict[str, Any]:
+    """The json record: what the network is, what its answers mean, how it was trained."""
+    taxonomy = config.classes
+    return {
+        "format": FORMAT,
+        "model": config.model_dump(mode="json"),
+        "grid": {
+            "origin_m": config.grid_origin_m,
+            "voxel_size_m": config.voxel_size_m,
+            "shape": config.grid_shape,
+            "index_order": "x forward, y left, z up, ego frame",
+        },
+        "taxonomy": {"name": taxonomy.name, "names": taxonomy.names, "free_id": taxonomy.free_id},
+        "preprocessing": {
+            "input": [config.input_width, config.input_height],
+            "resize": "cover, cv2.INTER_AREA; crop top and both sides",
+            "normalise": "inside the network",
+        },
+        "training": training,
+    }
+
+
+def save_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any]) -> None:
+    """Write `path` (.safetensors) and the json beside it, each atomically; the json first, so no weights lack one."""
+    save_file = need("safetensors.torch", "torch").save_file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, str(temporary))
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors by name, and the record.
+
+    Raises:
+        MissingInput: no such file, or no json beside it.
+        CorruptInput: not a safetensors file, or not a record of ours.
+    """
+    record = load_record(path)
+    load_file = need("safetensors.torch", "torch").load_file
+    from safetensors import SafetensorError
+
+    try:
+        return load_file(str(path)), record
+    except SafetensorError as error:
+        raise CorruptInput(f"{path}: not a safetensors file ({error}); other formats are not loaded") from error
+
+
+def load_record(path: Path) -> dict[str, Any]:
+    """The json beside a checkpoint, its model config validated.
+
+    Raises:
+        MissingInput, CorruptInput, InvalidInput.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingInput(f"{path}: no such checkpoint")
+    require_safetensors(path)
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        raise MissingInput(f"{beside}: the json that belongs to the checkpoint is not there")
+    try:
+        record = json.loads(beside.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CorruptInput(f"{beside}: not a json file ({error})") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise CorruptInput(f"{beside}: not the record of a checkpoint (its 'format' is not '{FORMAT}')")
+    parse_config(record.get("model", {}))
+    return record
+
+
+def require_safetensors(path: Path) -> None:
+    """Raise CorruptInput unless the file begins as safetensors does: a length, then a json object of that length."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(9)
+    length = int.from_bytes(head[:8], "little")
+    if len(head) < 9 or head[8:9] != b"{" or length > min(size - 8, 100_000_000):
+        raise CorruptInput(f"{path}: not a safetensors file; other formats (a pickle can run code) are not loaded")
+
+
+def load_into(model: Any, tensors: dict[str, Any], path: Path) -> None:
+    """Load tensors into a torch model, refusing wrong names and shapes in one line."""
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CorruptInput(f"{path}: the weights do not fit the model in its json: {reason}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

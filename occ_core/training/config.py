@@ -1,0 +1,79 @@
+"""What a training run is: one YAML file over these defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from occ_core.errors import InvalidInput, MissingInput
+from occ_core.models.easyocc.config import EasyOccConfig
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class LossWeights(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    geometry: Weight = 1.0
+    semantics: Weight = 0.5
+    lovasz: Weight = 0.5
+    depth: Weight = 0.5  # where each pixel's ray ends, ray-cast from the labels
+    pixel_class: Weight = 0.25  # in what it ends
+
+
+class TrainingConfig(BaseModel):
+    """One training run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: EasyOccConfig = EasyOccConfig()
+    data: tuple[Path, ...] = ()  # folders in nuScenes layout
+    labels: str = "gts"  # folder of Occ3D labels inside each of them, or a path of its own
+    validation: tuple[Path, ...] = ()  # default: the last `validation_scenes` scenes of `data`
+    validation_scenes: Annotated[int, Field(ge=0)] = 10
+    cache: Path | None = None  # default: in the user's cache folder
+    steps: Positive = 8000
+    batch_size: Positive = 1
+    columns: Positive = 8192  # of the grid, per sample, on which the loss is computed
+    lovasz_cells: Positive = 20000
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 200
+    weight_decay: Weight = 0.02
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
+    flip: Share = 0.5
+    color_jitter: Share = 0.2
+    camera_dropout: Share = 0.02
+    loss: LossWeights = LossWeights()
+    seed: int = 0
+    threads: Positive = 2
+    log_every: Positive = 20
+    checkpoint_every: Positive = 500
+    validate_every: Positive = 2000
+
+
+def load_config(path: Path, **changes: Any) -> TrainingConfig:
+    """A run from its YAML file; `changes` that are not None win over the file.
+
+    Raises:
+        MissingInput: no such file.
+        InvalidInput: one line that names the first wrong field.
+    """
+    if not Path(path).is_file():
+        raise MissingInput(f"{path}: no such config file")
+    try:
+        record = yaml.safe_load(Path(path).read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(record, dict):
+        raise InvalidInput(f"{path}: must be a mapping of field to value, is a {type(record).__name__}")
+    try:
+        return TrainingConfig(**{**record, **{key: value for key, value in changes.items() if value is not None}})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidInput(f"{path}: {where}: {first['msg']}, got {first['input']!r:.80}") from error

@@ -1,0 +1,169 @@
+"""Batches from cached scenes: drawn, mirrored, recoloured, cameras dropped; and the columns that the loss reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from occ_core.inference.table import Table, mirrored
+from occ_core.losses.ray import IGNORE
+from occ_core.models.easyocc.config import EasyOccConfig
+from occ_core.training.cache import SceneCache
+from occ_core.training.config import TrainingConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One moment as the network sees it; arrays as in SceneCache, without the sample axis."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    depth: np.ndarray
+    pixel_class: np.ndarray
+    table: Table
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B samples on top of each other; `columns` index (B, X, Y), `column_labels` are theirs, (K, Z)."""
+
+    images: np.ndarray
+    depth: np.ndarray
+    pixel_class: np.ndarray
+    voxel_index: np.ndarray
+    pillar_index: np.ndarray
+    rays: np.ndarray
+    columns: np.ndarray
+    column_labels: np.ndarray
+
+
+def read_sample(scene: SceneCache, i: int, config: EasyOccConfig, dropped: Sequence[int] = ()) -> Sample:
+    """Sample `i` of a scene; cameras that have no image, and `dropped` ones, see nothing."""
+    rig = int(scene.rig[i])
+    table = Table(scene.voxel_index[rig], scene.pillar_index[rig], scene.rays[rig])
+    blind = set(np.flatnonzero(~scene.present[i])) | set(dropped)
+    return Sample(
+        np.array(scene.images[i]),
+        np.array(scene.labels[i]),
+        np.array(scene.depth[i]),
+        np.array(scene.pixel_class[i]),
+        without_cameras(table, blind, config),
+    )
+
+
+def without_cameras(table: Table, blind: set[int], config: EasyOccConfig) -> Table:
+    """The table with the cells of `blind` cameras pointed at the zero row."""
+    if not blind:
+        return table
+    w, h = config.feature_size
+
+    def cut(index: np.ndarray, rows_per_camera: int) -> np.ndarray:
+        index = np.array(index)
+        camera = index // rows_per_camera
+        index[np.isin(camera, list(blind))] = len(table.rays) * rows_per_camera
+        return index
+
+    return Table(cut(table.voxel_index, h * w * config.depth_bins), cut(table.pillar_index, h * w), table.rays)
+
+
+def mirror(sample: Sample, config: EasyOccConfig) -> Sample:
+    """The same moment in a mirror: left and right of the ego swapped."""
+    return Sample(
+        np.ascontiguousarray(sample.images[:, :, ::-1]),
+        np.ascontiguousarray(sample.labels[:, ::-1]),
+        np.ascontiguousarray(sample.depth[..., ::-1]),
+        np.ascontiguousarray(sample.pixel_class[..., ::-1]),
+        mirrored(sample.table, config),
+    )
+
+
+def recolour(images: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Random gain and gamma per channel and offset per camera, uint8 in and out."""
+    out = np.empty_like(images)
+    levels = np.arange(256) / 255.0
+    common = rng.uniform(1 - strength, 1 + strength)
+    for i, image in enumerate(images):
+        gamma = np.exp(rng.normal(0, strength, 1))
+        gain = common * rng.uniform(1 - strength / 2, 1 + strength / 2, 3)
+        offset = rng.normal(0, strength / 4)
+        table = levels[:, None] ** gamma * gain + offset
+        lut = np.clip(table * 255, 0, 255).astype(np.uint8)
+        out[i] = cv2.LUT(image, lut[:, None])
+    return out
+
+
+def pick_columns(labels: np.ndarray, count: int, rare: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Indices into (X, Y) of at most `count` observed columns: first those that hold a rare class, then any.
+
+    Args:
+        labels: uint8 (X, Y, Z). rare: bool (256,) by label.
+    """
+    columns = labels.reshape(-1, labels.shape[-1])
+    observed = np.flatnonzero((columns != IGNORE).any(axis=1))
+    special = rare[columns[observed]].any(axis=1)
+    first, rest = observed[special], observed[~special]
+    first = rng.permutation(first)[: count // 2]
+    rest = rng.permutation(rest)[: count - len(first)]
+    return np.sort(np.concatenate([first, rest]))
+
+
+def collate(samples: list[Sample], columns: list[np.ndarray], config: EasyOccConfig) -> Batch:
+    """One batch; the index tables are shifted so that all samples share one row matrix and its one zero row."""
+    w, h = config.feature_size
+    x, y, z = config.grid_shape
+
+    def joined(name: str, rows_per_camera: int) -> np.ndarray:
+        total = sum(len(s.table.rays) for s in samples) * rows_per_camera
+        parts, start = [], 0
+        for sample in samples:
+            own = len(sample.table.rays) * rows_per_camera
+            index = getattr(sample.table, name)
+            parts.append(np.where(index == own, total, index + start) if len(samples) > 1 else index)
+            start += own
+        return np.concatenate(parts).astype(np.int32)
+
+    return Batch(
+        np.concatenate([s.images for s in samples]),
+        np.concatenate([s.depth for s in samples]),
+        np.concatenate([s.pixel_class for s in samples]),
+        joined("voxel_index", h * w * config.depth_bins),
+        joined("pillar_index", h * w),
+        np.concatenate([s.table.rays for s in samples]),
+        np.concatenate([c + i * x * y for i, c in enumerate(columns)]),
+        np.concatenate([s.labels.reshape(x * y, z)[c] for s, c in zip(samples, columns, strict=True)]),
+    )
+
+
+class Draw:
+    """An endless, seeded stream of training batches: each epoch visits every sample once, in random order."""
+
+    def __init__(self, scenes: list[SceneCache], rare: np.ndarray, config: TrainingConfig, step: int = 0):
+        self.scenes, self.rare, self.config = scenes, rare, config
+        self.places = [(s, i) for s, scene in enumerate(scenes) for i in range(len(scene.tokens))]
+        self.step = step
+
+    def __next__(self) -> Batch:
+        """Depends on the seed and the step alone, so that a resumed run sees what an unbroken one would have seen."""
+        c = self.config
+        rng = np.random.default_rng([c.seed, 1, self.step])
+        samples, columns = [], []
+        for k in range(c.batch_size):
+            epoch, place = divmod(self.step * c.batch_size + k, len(self.places))
+            order = np.random.default_rng([c.seed, 2, epoch]).permutation(len(self.places))
+            scene, i = self.places[order[place]]
+            samples.append(self._augmented(self.scenes[scene], i, rng))
+            columns.append(pick_columns(samples[-1].labels, c.columns, self.rare, rng))
+        self.step += 1
+        return collate(samples, columns, c.model)
+
+    def _augmented(self, scene: SceneCache, i: int, rng: np.random.Generator) -> Sample:
+        c = self.config
+        dropped = np.flatnonzero(rng.random(scene.images.shape[1]) < c.camera_dropout)
+        sample = read_sample(scene, i, c.model, dropped.tolist())
+        if rng.random() < c.flip:
+            sample = mirror(sample, c.model)
+        images = recolour(sample.images, c.color_jitter, rng) if c.color_jitter else sample.images
+        return Sample(images, sample.labels, sample.depth, sample.pixel_class, sample.table)
