@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -11,13 +12,15 @@ app = typer.Typer(no_args_is_help=True, help="Simulated drives through made-up c
 
 @app.command()
 def make(
-    out: Path = typer.Argument(..., help="Folder of the data set; made if absent."),
-    scenes: int = typer.Option(1, help="Number of scenes; each is a city of its own."),
-    seed: int = typer.Option(0, help="Another seed gives other cities: no scene is shared between two seeds."),
-    size: str = typer.Option("450x800", help="HEIGHTxWIDTH of the images, pixels."),
-    keyframes: int = typer.Option(40, help="Keyframes per scene, 2 a second."),
-    sweeps: bool = typer.Option(False, help="Also write what lies between keyframes: images 12 Hz, LiDAR 20 Hz."),
-    workers: int = typer.Option(1, help="Scenes rendered at the same time; 0 = one per core."),
+    out: Annotated[Path, typer.Argument(help="Folder of the data set; made if absent.")],
+    scenes: Annotated[int, typer.Option(help="Number of scenes; each is a city of its own.")] = 1,
+    seed: Annotated[int, typer.Option(help="Another seed gives other cities: two seeds share no scene.")] = 0,
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the images, pixels.")] = "450x800",
+    keyframes: Annotated[int, typer.Option(help="Keyframes per scene, 2 a second.")] = 40,
+    sweeps: Annotated[
+        bool, typer.Option(help="Also write what lies between keyframes: images at 12 Hz, LiDAR at 20 Hz.")
+    ] = False,
+    workers: Annotated[int, typer.Option(help="Scenes rendered at the same time; 0 = one per core.")] = 0,
 ) -> None:
     """Simulate drives and write them as a nuScenes v1.0 data set.
 
@@ -25,7 +28,7 @@ def make(
     Occ3D's format) and truth/ (exact depth and class of every pixel, for oracle teachers). Stop it whenever you like:
     the same command goes on where it stood.
 
-    Example:  occ world make city --scenes 4 --seed 7 --keyframes 10 --workers 2
+    Example:  occ world make city --scenes 4 --seed 7 --keyframes 10
     """
     import os
 
@@ -36,6 +39,42 @@ def make(
     settings = Settings(scenes, seed, width, height, keyframes, sweeps)
     make_world(out, settings, workers or os.cpu_count() or 1)
     typer.echo(f"{scenes} scenes of {keyframes} keyframes in {out}")
+
+
+@app.command()
+def show(
+    out: Annotated[Path, typer.Argument(help="Data set from `occ world make`.")],
+    scene: Annotated[str | None, typer.Option(help="Name of the scene; default: the first.")] = None,
+    sample: Annotated[int, typer.Option(help="Number of the keyframe, from 0.")] = 0,
+    picture: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")] = Path("world.png"),
+) -> None:
+    """Draw one keyframe: the six images, exact classes and depths, and the voxels.
+
+    Example:  occ world show city --scene scene-0002 --sample 5 -o look.png
+    """
+    from occ_core.show.pictures import save_png
+    from occ_core.world.show import sheet
+
+    save_png(picture, sheet(out, scene, sample))
+    typer.echo(str(picture))
+
+
+@app.command()
+def stats(
+    out: Annotated[Path, typer.Argument(help="Data set from `occ world make`.")],
+    real: Annotated[Path | None, typer.Option(help="Folder of the real samples to set beside it.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Set the figures of a simulated data set beside those of real ones: is the city as hard as reality?
+
+    Class shares, observed voxels, depths, LiDAR returns, brightness, moving objects, and how far the colour of a single
+    pixel gives its class away (it should not).
+
+    Example:  occ world stats city --real ../shared/data
+    """
+    from occ_core.world.stats import report
+
+    report(out, real, json_file)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -50,7 +50,7 @@ def develop(radiance: np.ndarray, film: Film, weather: Weather, rng: np.random.G
     h, w = radiance.shape[:2]
     gain = _exposure(radiance, film.key, weather.night)
     light = np.minimum(radiance, 60.0) * np.float32(gain)
-    light = _bloom(light, 0.10 if weather.night else 0.03)
+    light = _bloom(light, 0.06 if weather.night else 0.02)
     light *= np.array(film.balance, dtype=np.float32) * _vignette(h, w, film.vignette)[:, :, None]
     if weather.wetness > 0.5:
         light = _rain(light, rng)
@@ -80,7 +80,7 @@ def _vignette(h: int, w: int, strength: float) -> np.ndarray:
 def _bloom(light: np.ndarray, share: float) -> np.ndarray:
     """Light of very bright spots leaks around them."""
     h, w = light.shape[:2]
-    bright = np.maximum(cv2.resize(light, (w // 4, h // 4), interpolation=cv2.INTER_AREA) - 1.2, 0.0)
+    bright = np.maximum(cv2.resize(light, (w // 4, h // 4), interpolation=cv2.INTER_AREA) - 1.6, 0.0)
     if bright.max() <= 0:
         return light
     near = cv2.GaussianBlur(bright, (0, 0), w / 400)

@@ -10,7 +10,7 @@ from occ_core.world.tracer import Moment
 
 # Colours per weather, linear RGB: horizon, zenith, range of the cloud cover.
 SKIES = {
-    "clear": ((0.75, 0.86, 1.0), (0.16, 0.33, 0.78), (0.0, 0.55)),
+    "clear": ((0.75, 0.86, 1.0), (0.10, 0.25, 0.72), (0.0, 0.55)),
     "overcast": ((0.86, 0.88, 0.92), (0.58, 0.62, 0.68), (0.85, 1.0)),
     "rain": ((0.50, 0.53, 0.57), (0.36, 0.39, 0.43), (0.95, 1.0)),
     "night": ((0.020, 0.017, 0.016), (0.004, 0.005, 0.009), (0.0, 0.5)),

@@ -1,7 +1,7 @@
 """The thirteen tables of nuScenes v1.0, scene by scene.
 
-A scene's rows are collected while it is rendered and stored as one json; `merge` joins all scenes into the tables that the
-nuscenes-devkit reads. Every token is an md5 of what it names, so the same settings give the same tokens.
+A scene's rows are collected while it is rendered and stored as one json; `merge` joins all scenes into the tables that
+the nuscenes-devkit reads. Every token is an md5 of what it names, so the same settings give the same tokens.
 """
 
 from __future__ import annotations

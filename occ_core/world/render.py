@@ -86,16 +86,23 @@ def _shade(
     pixel_rad: float,
     layers: int = GLASS_LAYERS,
 ) -> np.ndarray:
-    """Radiance float32 (N, 3) of hits; looks on through up to `layers` panes of glass."""
+    """Radiance float32 (N, 3) of hits; looks on through up to `layers` panes of glass, and once into mirrors."""
     out = np.empty((len(points), 3), dtype=np.float32)
     lit = _sees_sun(moment, light, hits, points)
     far = np.where(hits.solid == SKY, 0.0, distance_m)
     ground = moment._tracer.ground_table
     normals = hits.normals.copy()
-    shade(points, directions, far, normals, hits.solid, lit, open_sky, pixel_rad, light, moment.table, ground, out)
+    bounce, share = np.empty_like(directions), np.empty(len(points), dtype=np.float32)
+    shade(
+        points, directions, far, normals, hits.solid, lit, open_sky, pixel_rad, light, moment.table, ground, out,
+        bounce, share,
+    )  # fmt: skip
+    if not layers:
+        return out
+    _add_mirrored(moment, light, points, normals, bounce, far, share, pixel_rad, out)
     on_solid = np.flatnonzero(hits.solid >= 0)
     glass = on_solid[moment.table.material[hits.solid[on_solid]] == m.GLASS]
-    if layers and len(glass):
+    if len(glass):
         start = points[glass] + 0.004 * directions[glass]
         behind = moment.cast(start, directions[glass])
         step = np.where(np.isfinite(behind.distance_m), behind.distance_m, 0.0)
@@ -106,6 +113,20 @@ def _shade(
         )
         out[glass] += GLASS_CLEAR * inside
     return out
+
+
+def _add_mirrored(moment, light, points, normals, bounce, distance_m, share, pixel_rad, out) -> None:
+    """Add what wet ground, glass and car paint mirror: one more ray each, without mirrors in mirrors."""
+    pick = np.flatnonzero(share > 0.01)
+    if not len(pick):
+        return
+    start, directions = points[pick] + 0.01 * normals[pick], bounce[pick]
+    hits = moment.cast(start, directions)
+    step = np.where(np.isfinite(hits.distance_m), hits.distance_m, 0.0)
+    at = start + directions * step[:, None]
+    open_sky = np.full(len(pick), 0.8, dtype=np.float32)
+    seen = _shade(moment, light, hits, at, directions, distance_m[pick] + step, open_sky, pixel_rad, layers=0)
+    out[pick] += share[pick, None] * seen
 
 
 def _sees_sun(moment: Moment, light: Light, hits: Hits, points: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from occ_core.world import materials as m
-from occ_core.world.noise import grain3, hash01, noise2
+from occ_core.world.noise import grain2, grain3, hash01, noise2
 from occ_core.world.textures import ground_surface, solid_surface
 
 SKY, GROUND = -2, -1
@@ -181,20 +181,26 @@ def _tilt_leaves(normal, p, seed, footprint_m):
 
 
 @njit(cache=True, error_model="numpy")
-def shade(points, directions, distance, normals, solid, lit, open_sky, pixel_rad, light, table, ground, out):
+def shade(
+    points, directions, distance, normals, solid, lit, open_sky, pixel_rad, light, table, ground, out, bounce, share
+):
     """Radiance of every hit, written to `out`.
+
+    Wet ground, glass and car paint mirror the scene itself: for these `share` is the part of the light that comes by
+    mirroring, along `bounce`, and the caller has to look there. Window panes only mirror a made-up surrounding.
 
     Args:
         points: float64 (N, 3) world. directions: float64 (N, 3) unit, world. distance: float64 (N,) from the eye.
         normals: float64 (N, 3) world, unit, facing the eye; changed in place where solids are round.
         solid: int32 (N,) index into `table`, or GROUND, or SKY.
         lit: float32 (N,) 1 = sees the sun. open_sky: float32 (N,) share of nearby directions that are free.
-        pixel_rad: angle of a pixel. out: float32 (N, 3).
+        pixel_rad: angle of a pixel. out: float32 (N, 3). bounce: float64 (N, 3). share: float32 (N,).
     """
     p, n = np.zeros(3), np.zeros(3)
     for i in range(len(solid)):
         dx, dy, dz = directions[i, 0], directions[i, 1], directions[i, 2]
         s = solid[i]
+        share[i] = 0.0
         if s == SKY:
             r, g, b = sky(dx, dy, dz, light)
             out[i, 0], out[i, 1], out[i, 2] = r, g, b
@@ -211,6 +217,9 @@ def shade(points, directions, distance, normals, solid, lit, open_sky, pixel_rad
                 puddle = min(1.0, max(0.0, 2.2 * noise2(px / 2.3, py / 2.3, ground.seed + 31) - 0.7))
                 dark = 1.0 - 0.45 * light.wetness
                 mirror = light.wetness * (0.25 + 0.55 * puddle)
+                ripple = 0.05 * (1.0 - 0.7 * puddle)
+                normal[0] += ripple * grain2(px, py, 0.05, footprint, ground.seed + 32)
+                normal[1] += ripple * grain2(px, py, 0.05, footprint, ground.seed + 33)
         else:
             _local(table, s, px, py, pz, normal, p, n)
             material = table.material[s]
@@ -235,8 +244,11 @@ def shade(points, directions, distance, normals, solid, lit, open_sky, pixel_rad
             cosine = -(dx * nx + dy * ny + dz * nz)
             fresnel = mirror * (0.06 + 0.94 * max(0.0, 1.0 - cosine) ** 5) + 0.12 * mirror * mirror
             rx, ry, rz = dx + 2 * cosine * nx, dy + 2 * cosine * ny, dz + 2 * cosine * nz
-            mr, mg, mb = surrounding(rx, ry, rz, light)
-            r, g, b = r + fresnel * mr, g + fresnel * mg, b + fresnel * mb
+            if s == GROUND or material == m.CARBODY or material == m.GLASS:
+                bounce[i, 0], bounce[i, 1], bounce[i, 2], share[i] = rx, ry, rz, fresnel
+            else:
+                mr, mg, mb = surrounding(rx, ry, rz, light)
+                r, g, b = r + fresnel * mr, g + fresnel * mg, b + fresnel * mb
             toward = rx * light.sun_direction[0] + ry * light.sun_direction[1] + rz * light.sun_direction[2]
             if toward > 0.9 and lit[i] > 0:
                 flash = 6.0 * mirror * toward**300 + 0.25 * mirror * toward**30

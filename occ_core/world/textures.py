@@ -1,8 +1,8 @@
 """What surfaces look like: albedo, mirror share and emission of one point of a material.
 
-Every function returns (red, green, blue, mirror, emitted_red, emitted_green, emitted_blue), linear light. Patterns live in
-the solid's own coordinates (or the ground's), so they move with the object; details smaller than the pixel's footprint
-fade out instead of aliasing.
+Every function returns (red, green, blue, mirror, emitted_red, emitted_green, emitted_blue), linear light. Patterns live
+in the solid's own coordinates (or the ground's), so they move with the object; details smaller than the pixel's
+footprint fade out instead of aliasing.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def facade(u, v, width, height, color, seed, footprint_m, night):
             dark = 0.12 + 0.3 * (room - 0.55) + 0.03 * math.sin(u * 40.0) * keep(footprint_m, 0.15)
         glow = 0.0
         if night and (room < 0.22 or (shop and room < 0.7)):
-            glow = 0.35 + 1.2 * hash01(iu, iv, 8, seed)
+            glow = 0.02 + 0.22 * hash01(iu, iv, 8, seed) ** 2
             glow *= 0.6 + 0.4 * noise2(u * 2.0, v * 2.0, seed)
         warm = 0.55 + 0.45 * hash01(iu, iv, 9, seed)
         return dark, dark, dark * 1.05, 0.75, glow, glow * 0.82 * (0.7 + 0.3 * warm), glow * 0.62 * warm

@@ -1,0 +1,101 @@
+"""A picture of one simulated keyframe: what the cameras saw, beside the exact classes, depths and voxels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from occ_core.errors import InvalidInput, MissingInput
+from occ_core.occupancy import load_occ3d
+from occ_core.show.pictures import camera_rows, from_above, in_perspective, legend, mosaic
+from occ_core.taxonomy import OCC3D
+from occ_core.world.nuscenes_tables import VERSION
+from occ_core.world.sensors import CAMERAS
+
+SKY_RGB = (170, 205, 235)
+FAR_M = 80.0
+
+
+def load_truth(out: Path, scene: str, token: str, channel: str) -> tuple[np.ndarray, np.ndarray]:
+    """depth_m float32 (h, w), inf in the sky, and class_id uint8 (h, w), 17 in the sky, of a keyframe's image.
+
+    Raises:
+        MissingInput: the data set has no truth there.
+    """
+    path = out / "truth" / scene / token / f"{channel}.npz"
+    if not path.is_file():
+        raise MissingInput(f"{path}: no such file; only simulated data sets hold exact depth and class")
+    with np.load(path, allow_pickle=False) as arrays:
+        return arrays["depth_m"].astype(np.float32), arrays["class_id"]
+
+
+def keyframes(out: Path) -> Iterator[tuple[str, str, dict[str, Path]]]:
+    """Scene name, sample token and the image file per camera, of every keyframe of a data set, in order."""
+    folder = out / VERSION
+    if not folder.is_dir():
+        raise MissingInput(f"{folder}: no such folder; is {out} a finished simulated data set?")
+    tables = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("scene", "sample", "sample_data")}
+    names = {row["token"]: row["name"] for row in tables["scene"]}
+    files: dict[str, dict[str, Path]] = {}
+    for row in tables["sample_data"]:
+        channel = row["filename"].split("/")[1]
+        if row["is_key_frame"] and channel in CAMERAS:
+            files.setdefault(row["sample_token"], {})[channel] = out / row["filename"]
+    for row in tables["sample"]:
+        yield names[row["scene_token"]], row["token"], files.get(row["token"], {})
+
+
+def sheet(out: Path, scene: str | None, sample: int) -> np.ndarray:
+    """One picture, uint8 (h, w, 3), of keyframe number `sample` of a scene (default: the first)."""
+    found = [entry for entry in keyframes(out) if scene is None or entry[0] == scene]
+    found = [entry for entry in found if entry[0] == found[0][0]]
+    if not found:
+        raise InvalidInput(f"{out} has no scene '{scene}'")
+    if not 0 <= sample < len(found):
+        raise InvalidInput(f"--sample must be 0..{len(found) - 1} for {found[0][0]}, got {sample}")
+    name, token, files = found[sample]
+    images, classes, depths = {}, {}, {}
+    for channel, path in files.items():
+        images[channel] = np.ascontiguousarray(cv2.imread(str(path))[:, :, ::-1])
+        depth_m, class_id = load_truth(out, name, token, channel)
+        classes[channel], depths[channel] = color_classes(class_id), color_depth(depth_m)
+    occupancy = load_occ3d(out / "gts" / name / token / "labels.npz")
+    width, tile = 1920, (640, 360)
+    rows = camera_rows(sorted(images))
+    small = (320, 180)
+    truth = np.concatenate([mosaic(classes, rows, small), mosaic(depths, rows, small)], axis=1)
+    voxels = np.full((480, width, 3), 250, dtype=np.uint8)
+    above = from_above(occupancy)
+    voxels[40:440, 40 : 40 + above.shape[1]] = above
+    voxels[:, 560:1360] = in_perspective(occupancy, (800, 480))
+    both = cv2.resize(_masks(occupancy), (400, 400), interpolation=cv2.INTER_NEAREST)
+    voxels[40:440, 1440:1840] = both
+    return np.concatenate([mosaic(images, rows, tile), truth, voxels, legend(occupancy, width)])
+
+
+def color_classes(class_id: np.ndarray) -> np.ndarray:
+    """uint8 (h, w, 3) in the colours of the taxonomy."""
+    palette = OCC3D.palette.copy()
+    palette[OCC3D.free_id] = SKY_RGB
+    return palette[class_id]
+
+
+def color_depth(depth_m: np.ndarray) -> np.ndarray:
+    """uint8 (h, w, 3), near is bright; the sky is black."""
+    near = 1 - np.log1p(np.minimum(depth_m, FAR_M)) / np.log1p(FAR_M)
+    image = cv2.applyColorMap((255 * near).astype(np.uint8), cv2.COLORMAP_INFERNO)[:, :, ::-1].copy()
+    image[~np.isfinite(depth_m)] = 0
+    return image
+
+
+def _masks(occupancy) -> np.ndarray:
+    """From above: what share of each column was observed by cameras (red) and by LiDAR (green)."""
+    image = np.zeros((*occupancy.grid.shape[:2], 3), dtype=np.uint8)
+    image[..., 0] = 255 * occupancy.observed.mean(axis=2)
+    if occupancy.mask_lidar is not None:
+        image[..., 1] = 255 * occupancy.mask_lidar.mean(axis=2)
+    return image[::-1, ::-1].copy()
