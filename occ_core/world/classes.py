@@ -1,0 +1,22 @@
+"""Occ3D class ids by name, for the code that builds the city (see `occ_core.taxonomy.OCC3D`)."""
+
+(
+    OTHERS,
+    BARRIER,
+    BICYCLE,
+    BUS,
+    CAR,
+    CONSTRUCTION_VEHICLE,
+    MOTORCYCLE,
+    PEDESTRIAN,
+    TRAFFIC_CONE,
+    TRAILER,
+    TRUCK,
+    DRIVEABLE,
+    OTHER_FLAT,
+    SIDEWALK,
+    TERRAIN,
+    MANMADE,
+    VEGETATION,
+    FREE,
+) = range(18)

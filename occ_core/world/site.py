@@ -1,0 +1,82 @@
+"""Where things are put: shared state while a city is furnished."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from occ_core.world.ground import Ground
+from occ_core.world.roads import LEFT, Road, Side
+from occ_core.world.solids import Builder, yaw_pose
+from occ_core.world.streets import Painter
+
+CLAIM_M = 0.5  # cell of the map of taken places
+
+
+class Site:
+    """The ground, the plan, the solids collected so far and a map of taken places."""
+
+    def __init__(self, road: Road, ground: Ground, painter: Painter) -> None:
+        self.road, self.ground, self.painter = road, ground, painter
+        self.builder = Builder()
+        self.lamps_m: list[np.ndarray] = []
+        span = np.array(ground.height_m.shape) * ground.cell_m
+        self.taken = np.zeros(np.ceil(span / CLAIM_M).astype(int) + 1, dtype=bool)
+
+    def xyz(self, xy: np.ndarray, lift_m: float = 0.0) -> np.ndarray:
+        """World point at a height over the ground."""
+        return np.array([*xy, self.ground.height_at(xy)[0] + lift_m])
+
+    def frame(self, station: float, offset: float, yaw: float = 0.0) -> np.ndarray:
+        """Upright world pose on the ground; x along the road, turned by `yaw`."""
+        return yaw_pose(self.xyz(self.road.curve.point(station, offset)), self.road.curve.heading_at(station) + yaw)
+
+    def facing(self, sign: int, station: float, distance: float) -> np.ndarray:
+        """Upright world pose at a distance from the centreline; y points away from the road."""
+        return self.frame(station, sign * distance, 0.0 if sign == LEFT else np.pi)
+
+    def beyond(self, xy: np.ndarray) -> float:
+        """Distance outside the kerb; negative on the carriageway."""
+        return float(self.painter.beyond[self.ground.cell_of(xy)][0])
+
+    def near_drive(self, station: float) -> bool:
+        """Whether a station can be in the grid of some keyframe."""
+        return -50 < station < self.road.drive_m + 50
+
+    def claim(self, xy: np.ndarray, yaw: float, length: float, width: float, test: bool = True) -> bool:
+        """Take a rectangle; False, and nothing taken, if part of it is taken already."""
+        u = np.linspace(-length / 2, length / 2, max(int(length / 0.4) + 1, 2))
+        v = np.linspace(-width / 2, width / 2, max(int(width / 0.4) + 1, 2))
+        du, dv = np.meshgrid(u, v, indexing="ij")
+        c, s = np.cos(yaw), np.sin(yaw)
+        points = np.stack([xy[0] + c * du - s * dv, xy[1] + s * du + c * dv], axis=-1).reshape(-1, 2)
+        cells = np.floor((points - self.ground.origin_m) / CLAIM_M).astype(int)
+        if (cells < 0).any() or (cells >= self.taken.shape).any():
+            return False
+        index = cells[:, 0], cells[:, 1]
+        if test and self.taken[index].any():
+            return False
+        self.taken[index] = True
+        return True
+
+    def claim_at(self, frame: np.ndarray, length: float, width: float) -> bool:
+        """Take a rectangle around a pose's origin."""
+        return self.claim(frame[:2, 3], float(np.arctan2(frame[1, 0], frame[0, 0])), length, width)
+
+
+def lot_stations(side: Side, margin_m: float) -> tuple[float, float]:
+    """Stations between which a side's lot is free of the corners' sidewalks."""
+    inset = side.walk_m + side.verge_m + margin_m
+    return side.start_m + inset, side.end_m - inset
+
+
+def any_color(rng: np.random.Generator) -> np.ndarray:
+    """Linear RGB: greys, earth tones and loud colours alike."""
+    if rng.random() < 0.4:
+        return rng.uniform(0.02, 0.8) * rng.uniform(0.93, 1.0, 3)
+    low = rng.uniform(0.01, 0.25)
+    color = rng.uniform(low, low + rng.uniform(0.1, 0.6), 3)
+    return np.clip(color, 0.01, 0.9)
+
+
+def seed_of(rng: np.random.Generator) -> int:
+    return int(rng.integers(1 << 32))

@@ -1,0 +1,220 @@
+"""Trees, bushes and hedges: trunks and many leaf clumps with gaps between them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from occ_core.world.classes import VEGETATION
+from occ_core.world.materials import BARK, FOLIAGE
+from occ_core.world.roads import Side
+from occ_core.world.site import Site, lot_stations, seed_of
+from occ_core.world.solids import ELLIPSOID, Builder, Solids
+
+
+def leaf_color(rng: np.random.Generator) -> np.ndarray:
+    """Mostly greens, also autumn yellow, brown, red and the grey of dust."""
+    palette = [(0.06, 0.12, 0.03), (0.1, 0.17, 0.04), (0.04, 0.09, 0.04), (0.3, 0.2, 0.04), (0.2, 0.11, 0.05),
+               (0.25, 0.07, 0.04), (0.14, 0.15, 0.13)]  # fmt: skip
+    base = palette[rng.choice(len(palette), p=[0.24, 0.2, 0.18, 0.12, 0.12, 0.06, 0.08])]
+    return np.clip(np.array(base) * rng.uniform(0.6, 1.6), 0.01, 0.6)
+
+
+def _turned(rng: np.random.Generator, centers: np.ndarray) -> np.ndarray:
+    """Poses (N, 4, 4) at centres, each turned at random about z and tilted a little."""
+    n = len(centers)
+    yaw, tilt = rng.uniform(0, 2 * np.pi, n), rng.uniform(-0.5, 0.5, n)
+    c, s, ct, st = np.cos(yaw), np.sin(yaw), np.cos(tilt), np.sin(tilt)
+    poses = np.zeros((n, 4, 4))
+    poses[:, :3, 0] = np.stack([c, s, np.zeros(n)], axis=1)
+    poses[:, :3, 1] = np.stack([-s * ct, c * ct, st], axis=1)
+    poses[:, :3, 2] = np.stack([s * st, -c * st, ct], axis=1)
+    poses[:, :3, 3] = centers
+    poses[:, 3, 3] = 1
+    return poses
+
+
+def _clumps(rng, b: Builder, centers: np.ndarray, radius: float, color: np.ndarray) -> None:
+    n = len(centers)
+    sizes = 2 * radius * rng.uniform(0.65, 1.35, (n, 1)) * rng.uniform((0.8, 0.8, 0.55), (1.2, 1.2, 0.9), (n, 3))
+    shade = rng.uniform(0.7, 1.3, (n, 1)) * rng.uniform(0.9, 1.1, (n, 3))
+    b.add(ELLIPSOID, _turned(rng, centers), sizes, VEGETATION, FOLIAGE, color * shade, rng.integers(1 << 32, size=n))
+
+
+def _limb(b: Builder, start: np.ndarray, end: np.ndarray, thick: float, color, seed: int) -> None:
+    axis = end - start
+    length = float(np.linalg.norm(axis))
+    yaw, pitch = np.arctan2(axis[1], axis[0]), np.arccos(np.clip(axis[2] / length, -1, 1))
+    size = (thick, thick, length)
+    b.cylinder((start + end) / 2, size, VEGETATION, BARK, color, seed, yaw=float(yaw), pitch=float(pitch))
+
+
+def tree(rng: np.random.Generator, height: float, spread: float, base: float, clumps: int) -> Solids:
+    """A tree on z = 0.
+
+    Args:
+        height: of the top, metres.
+        spread: radius of the crown, metres.
+        base: height of the lowest leaves, metres.
+        clumps: number of leaf clumps.
+    """
+    b = Builder()
+    kind = rng.choice(["round", "conifer", "bare"], p=[0.78, 0.14, 0.08])
+    bark = np.array([0.12, 0.09, 0.06]) * rng.uniform(0.4, 2.2)
+    seed, thick = seed_of(rng), 0.03 * height + rng.uniform(0.12, 0.3)
+    lean = rng.normal(0, 0.04, 2)
+    top = np.array([*(lean * height), height * (0.55 if kind == "round" else 0.95)])
+    _limb(b, np.array([0, 0, -0.5]), top * 0.6, thick, bark, seed)
+    _limb(b, top * 0.55, top, thick * 0.6, bark, seed)
+    color = leaf_color(rng)
+    if kind == "conifer":
+        z = base * 0.5 + (height - base * 0.5) * rng.random(clumps) ** 1.4
+        reach = 0.75 * spread * (1 - (z - base * 0.5) / (height - base * 0.5 + 0.3)) * np.sqrt(rng.random(clumps))
+        angle = rng.uniform(0, 2 * np.pi, clumps)
+        centers = np.stack([reach * np.cos(angle), reach * np.sin(angle), z], axis=1)
+        _clumps(rng, b, centers, 0.3 * spread + 0.12, color * 0.7)
+        return b.solids()
+    for _ in range(int(rng.integers(4, 7)) * (2 if kind == "bare" else 1)):
+        start = top * rng.uniform(0.5, 0.95)
+        angle, reach = rng.uniform(0, 2 * np.pi), spread * rng.uniform(0.5, 0.95)
+        end = start + np.array([reach * np.cos(angle), reach * np.sin(angle), reach * rng.uniform(0.2, 1.0)])
+        _limb(b, start, end, max(thick * 0.4, 0.1), bark, seed)
+    if kind == "round":
+        way = rng.normal(size=(clumps, 3))
+        way /= np.linalg.norm(way, axis=1, keepdims=True)
+        way *= rng.uniform(0.45, 0.9, (clumps, 1))  # a shell, hollow inside
+        half = np.array([spread, spread, (height - base) / 2])
+        centers = way * half + np.array([*(lean * height), (height + base) / 2])
+        _clumps(rng, b, centers, 0.2 * spread + 0.16, color)
+    return b.solids()
+
+
+def bush(rng: np.random.Generator, radius: float, height: float) -> Solids:
+    """Clumps that stand on z = 0."""
+    b = Builder()
+    n = int(rng.integers(3, 7))
+    angle, reach = rng.uniform(0, 2 * np.pi, n), radius * 0.7 * np.sqrt(rng.random(n))
+    z = height * rng.uniform(0.2, 0.6, n)
+    centers = np.stack([reach * np.cos(angle), reach * np.sin(angle), z], axis=1)
+    _clumps(rng, b, centers, 0.5 * min(radius, height) + 0.1, leaf_color(rng))
+    return b.solids()
+
+
+def plant_tree(rng: np.random.Generator, site: Site, xy: np.ndarray, station: float, street: bool) -> bool:
+    """A tree where there is room for its trunk; street trees are slim and have no low branches."""
+    if not site.claim(xy, 0.0, 0.9, 0.9):
+        return False
+    near = site.near_drive(station)
+    if street:
+        base, spread = rng.uniform(2.3, 3.0), rng.uniform(1.5, 2.4)
+        height = base + rng.uniform(2.5, 5)
+    else:
+        base, spread = rng.uniform(0.8, 2.6), rng.uniform(1.8, 3.4)
+        height = base + rng.uniform(3, 7)
+        spread = min(spread, max(site.beyond(xy) + 0.6, 1.0))
+    solids = tree(rng, height, spread, base, int(rng.integers(26, 44)) if near else 10)
+    pose = np.eye(4)
+    pose[:3, 3] = site.xyz(xy)
+    site.builder.place(solids, pose)
+    return True
+
+
+def plant_bush(rng: np.random.Generator, site: Site, xy: np.ndarray, radius: float, height: float) -> None:
+    if site.beyond(xy) < radius + 0.3 or not site.claim(xy, 0.0, 0.5, 0.5):
+        return
+    pose = np.eye(4)
+    pose[:3, 3] = site.xyz(xy)
+    site.builder.place(bush(rng, radius, height), pose)
+
+
+def street_trees(rng: np.random.Generator, site: Site, side: Side) -> None:
+    """A row on the verge, or at the kerb side of the sidewalk."""
+    if side.verge_m == 0 and rng.random() < 0.4:
+        return
+    distance = site.road.edge_m(side.sign) + side.bay_m + max(side.verge_m / 2, 0.7)
+    spacing = rng.uniform(7, 14)
+    for station in np.arange(side.start_m + 13, side.end_m - 13, spacing):
+        if all(abs(station - s) > half + 1.2 for s, half, _ in side.driveways) and rng.random() < 0.85:
+            plant_tree(rng, site, site.road.curve.point(station, side.sign * distance), station, street=True)
+
+
+def hedge_line(rng: np.random.Generator, site: Site, sign: int, start: float, end: float, distance: float) -> None:
+    """A clipped hedge along the road: overlapping clumps."""
+    height, color = rng.uniform(0.8, 1.9), leaf_color(rng)
+    b = Builder()
+    centers = []
+    for station in np.arange(start, end, 0.55):
+        xy = site.road.curve.point(station, sign * distance)
+        if site.beyond(xy) > 0.7 and site.claim(xy, 0.0, 0.3, 0.3):
+            z = site.xyz(xy)[2]
+            for level in np.arange(0.3, height, 0.5):
+                centers.append((*(xy + rng.normal(0, 0.06, 2)), z + level))
+    if centers:
+        _clumps(rng, b, np.array(centers), 0.42, color)
+        site.builder.place(b.solids(), np.eye(4))
+
+
+def grove(rng: np.random.Generator, site: Site, side: Side, spacing: float, depth: float, undergrowth: float) -> None:
+    """Trees scattered over a lot, and bushes between them."""
+    start, end = lot_stations(side, 0.0)
+    near = site.road.walk_edge_m(side) + 1.0
+    for station in np.arange(start, end, spacing):
+        for distance in np.arange(near, near + depth, spacing):
+            s, d = np.array([station, distance]) + rng.uniform(0, spacing, 2) * 0.8
+            if s > end:
+                continue
+            xy = site.road.curve.point(s, side.sign * d)
+            if site.beyond(xy) > side.verge_m + side.walk_m + 0.6:
+                plant_tree(rng, site, xy, float(s), street=False)
+            if site.near_drive(float(s)):
+                for _ in range(rng.poisson(undergrowth * spacing**2)):
+                    at = site.road.curve.point(
+                        s + rng.uniform(-1, 1) * spacing, side.sign * (d + rng.uniform(0, 1) * spacing)
+                    )
+                    if site.beyond(at) > side.verge_m + side.walk_m + 0.8:
+                        plant_bush(rng, site, at, rng.uniform(0.5, 1.3), rng.uniform(0.4, 1.6))
+
+
+def scattered(rng: np.random.Generator, site: Site, side: Side, count: int, near: float, far: float) -> None:
+    """Single trees and bushes in yards and gardens."""
+    start, end = lot_stations(side, 1.0)
+    for _ in range(count):
+        s, d = rng.uniform(start, end), rng.uniform(near, far)
+        xy = site.road.curve.point(s, side.sign * d)
+        if site.beyond(xy) < side.verge_m + side.walk_m + 0.8:
+            continue
+        if rng.random() < 0.6:
+            plant_tree(rng, site, xy, float(s), street=False)
+        else:
+            plant_bush(rng, site, xy, rng.uniform(0.4, 1.2), rng.uniform(0.5, 1.8))
+
+
+def plant_side(rng: np.random.Generator, site: Site, side: Side) -> None:
+    """What grows on one side of one block."""
+    front = site.road.walk_edge_m(side)
+    if side.kind == "wood":
+        grove(rng, site, side, spacing=rng.uniform(4.0, 5.5), depth=32, undergrowth=0.12)
+    elif side.kind in ("park", "pocket_park"):
+        grove(rng, site, side, spacing=rng.uniform(6.0, 8.5), depth=32, undergrowth=0.05)
+    elif side.kind == "houses":
+        scattered(rng, site, side, int(side.length_m / 5), front + 1.5, front + 6)
+        scattered(rng, site, side, int(side.length_m / 2), front + 16, front + 34)
+    elif side.kind == "row":
+        scattered(rng, site, side, int(side.length_m / 3), front + 17, front + 34)
+    elif side.kind in ("parking", "industrial", "site", "plaza"):
+        start, end = lot_stations(side, 1.0)
+        if rng.random() < 0.6:
+            hedge_line(rng, site, side.sign, start, end, front + 0.9)
+        scattered(rng, site, side, int(side.length_m / 6), front + 1.5, front + 30)
+    street_trees(rng, site, side)
+
+
+def plant_median(rng: np.random.Generator, site: Site) -> None:
+    """Trees and bushes on a planted median."""
+    road = site.road
+    if not road.median_planted:
+        return
+    for station in np.arange(-40, road.drive_m + 60, rng.uniform(8, 15)):
+        clear = all(abs(station - j.station_m) > j.half_width_m + 9 for j in road.junctions)
+        if clear:
+            xy = road.curve.point(station, 0.0)
+            plant_tree(rng, site, xy, float(station), street=True)
