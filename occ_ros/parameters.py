@@ -1,0 +1,75 @@
+"""The parameters of the three nodes: name, default, meaning, range."""
+
+from __future__ import annotations
+
+from occ_ros.runtime import Parameter
+
+SURROUND = ["cam_front", "cam_front_right", "cam_back_right", "cam_back", "cam_back_left", "cam_front_left"]
+
+OCCUPANCY_PARAMETERS = (
+    Parameter("model", "", "Checkpoint (.safetensors) or exported model (.onnx)."),
+    Parameter(
+        "backend", "auto", "What runs the network; auto takes the fastest there is.",
+        choices=("auto", "torch", "onnxruntime"),
+    ),
+    Parameter("threads", 2, "CPU threads of the network.", 1, 256),
+    Parameter("cameras", SURROUND, "Names of the cameras; they fill in for {camera} in the topic names."),
+    Parameter("image_topic", "/{camera}/image_raw/compressed", "Image topic of a camera."),
+    Parameter("info_topic", "/{camera}/camera_info", "CameraInfo topic of a camera."),
+    Parameter(
+        "transport", "auto", "Type of the image topics; auto: compressed if the name ends with /compressed.",
+        choices=("auto", "compressed", "raw"),
+    ),
+    Parameter(
+        "image_reliability", "best_effort", "QoS of the image topics; best_effort takes every publisher.",
+        choices=("best_effort", "reliable"),
+    ),
+    Parameter("base_frame", "base_link", "Frame of the grid: x forward, y left, z up, on the ground."),
+    Parameter("deadline_s", 0.15, "Longest wait for the cameras of a set, from its first image.", 0.001, 10.0),
+    Parameter(
+        "max_spread_s", 0.1, "Largest difference of stamps in a set: above the stagger of the cameras, below their "
+        "period.", 0.0, 10.0,
+    ),
+    Parameter("offsets_s", [0.0], "How much later than the others each camera takes its image; one number: the same "
+              "for all."),
+    Parameter("min_cameras", 0, "Sets with fewer cameras are not answered; 0: more than half of them.", 0, 64),
+    Parameter("stale_s", 1.0, "A camera that is silent for longer is reported.", 0.05, 3600.0, dynamic=True),
+    Parameter("marker_rate_hz", 2.0, "Most marker messages a second.", 0.01, 100.0, dynamic=True),
+    Parameter("grid_min_z_m", 0.3, "Lower end of the height band of ~/grid.", -100.0, 100.0, dynamic=True),
+    Parameter("grid_max_z_m", 2.0, "Upper end of the height band of ~/grid.", -100.0, 100.0, dynamic=True),
+    Parameter(
+        "grid_ground_classes",
+        ["driveable_surface", "other_flat", "sidewalk", "terrain", "road", "parking", "other_ground"],
+        "Classes that are no obstacle in ~/grid.", dynamic=True,
+    ),
+    Parameter("timings_file", "", "Where to write counts and stage times (JSON) at the end; empty: nowhere."),
+)  # fmt: skip
+
+PLAYER_PARAMETERS = (
+    Parameter("bag", "", "Folder of the bag (mcap or sqlite3)."),
+    Parameter("rate", 1.0, "Speed; 2 plays twice as fast.", 0.01, 100.0),
+    Parameter("start_offset_s", 0.0, "Where to start, from the beginning of the bag.", 0.0, 1e6),
+    Parameter("loop", False, "Start again at the end; stamps then jump back."),
+    Parameter("clock_hz", 0.0, "Publish /clock this often; 0: not at all.", 0.0, 1000.0),
+    Parameter("wait_for_topics", [""], "Start when each of these topics of the bag has its subscribers."),
+    Parameter("wait_for_subscribers", 1, "How many subscribers each of wait_for_topics needs.", 1, 100),
+    Parameter("wait_timeout_s", 30.0, "Give up waiting after this time, with exit code 1.", 0.0, 3600.0),
+    Parameter("start_delay_s", 0.5, "Pause before the first message, for discovery to settle.", 0.0, 60.0),
+    Parameter("drain_s", 0.5, "Stay this long after the last message.", 0.0, 60.0),
+    Parameter("report_file", "", "Where to write what was played (JSON); empty: nowhere."),
+)
+
+EVALUATOR_PARAMETERS = (
+    Parameter("cameras", SURROUND, "Names of the cameras; they fill in for {camera}."),
+    Parameter("info_topic", "/{camera}/camera_info", "CameraInfo topics; they tell which frames were sent, and when."),
+    Parameter("truth_topic", "/ground_truth/occupancy", "True occupancy (PointCloud2 x y z label mask)."),
+    Parameter("occupancy_topic", "/occupancy_node/occupancy", "Output of the node."),
+    Parameter("taxonomy", "occ3d", "What the labels mean.", choices=("occ3d", "semantic_kitti")),
+    Parameter("tolerance_s", 0.1, "Truth and answer belong together up to this difference of stamps.", 0.0, 10.0),
+    Parameter("max_spread_s", 0.1, "As the node's: largest difference of stamps in a frame.", 0.0, 10.0),
+    Parameter("deadline_s", 1.0, "How long to wait for the CameraInfos of a frame.", 0.001, 10.0),
+    Parameter("idle_s", 3.0, "End when nothing has come for so long after the first message; 0: never.", 0.0, 3600.0),
+    Parameter("start_timeout_s", 60.0, "End with exit code 1 if nothing comes at all; 0: wait for ever.", 0.0, 1e6),
+    Parameter("report_file", "report.json", "Where to write the report."),
+    Parameter("predictions_dir", "", "Folder for each answer as <stamp_ns>.npz; empty: not saved."),
+)

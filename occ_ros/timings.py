@@ -1,0 +1,61 @@
+"""Times of the stages of a pipeline: kept bounded, told as p50/p95/p99, written as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+KEPT = 20_000  # samples a stage
+
+
+class StageTimes:
+    """Milliseconds per stage. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._samples: dict[str, deque[float]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, stage: str, milliseconds: float) -> None:
+        with self._lock:
+            self._samples.setdefault(stage, deque(maxlen=KEPT)).append(milliseconds)
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Adds the time that the block takes, also when it raises."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, 1e3 * (time.perf_counter() - start))
+
+    def table(self) -> dict[str, dict[str, float]]:
+        """stage -> count and p50, p95, p99, max in milliseconds."""
+        with self._lock:
+            samples = {stage: np.array(values) for stage, values in self._samples.items()}
+        return {stage: {"count": len(values), **percentiles(values)} for stage, values in samples.items()}
+
+
+def percentiles(milliseconds: np.ndarray) -> dict[str, float]:
+    """p50, p95, p99 and max; empty input gives none of them."""
+    if not len(milliseconds):
+        return {}
+    p50, p95, p99 = np.percentile(milliseconds, (50, 95, 99))
+    values = {"p50": p50, "p95": p95, "p99": p99, "max": np.max(milliseconds)}
+    return {key: round(float(value), 3) for key, value in values.items()}
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write a JSON file as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(temporary, path)
