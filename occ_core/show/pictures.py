@@ -1,4 +1,4 @@
-"""Still pictures: camera mosaic, voxels from above and in perspective, prediction beside truth. Images are RGB uint8."""
+"""Still pictures: camera mosaic, voxels from above and in perspective, prediction beside truth; RGB uint8."""
 
 from __future__ import annotations
 
