@@ -47,7 +47,7 @@ class PlayerNode(Node):
         self._running.set()
         self._bag_ns = self._reader.start_time
         self._topics = self._open_topics()
-        self._clock = self.create_publisher(Clock, "/clock", 10) if p["clock_hz"] > 0 else None
+        self._clock_topic = self.create_publisher(Clock, "/clock", 10) if p["clock_hz"] > 0 else None
         self._offer_pause()
         self._thread = threading.Thread(target=self._run, name="player", daemon=True)
         self._thread.start()
@@ -157,14 +157,14 @@ class PlayerNode(Node):
                     pass
                 pace.shift(time.monotonic() - paused_s)
             left_s = pace.left_s(stamp_ns)
-            if self._clock is None:
+            if self._clock_topic is None:
                 step_s = min(left_s, 0.1)
             else:
                 tick_ns = round(1e9 / self._values["clock_hz"] * self._values["rate"])
                 now_ns = min(pace.bag_ns(), stamp_ns)
                 if not 0 <= now_ns - self._bag_ns < tick_ns:
                     self._bag_ns = now_ns
-                    self._clock.publish(Clock(clock=header_of(now_ns, "").stamp))
+                    self._clock_topic.publish(Clock(clock=header_of(now_ns, "").stamp))
                 step_s = min(left_s, 1 / self._values["clock_hz"])
             if left_s <= 0:
                 return
