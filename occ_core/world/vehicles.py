@@ -173,7 +173,7 @@ def excavator(rng: np.random.Generator) -> Solids:
     b = Builder()
     c = CONSTRUCTION_VEHICLE
     color = any_color(rng) if rng.random() < 0.5 else np.array([0.7, 0.4, 0.03])
-    seed, swing = seed_of(rng), rng.uniform(-0.5, 0.5)
+    seed = seed_of(rng)
     for side in (-1, 1):
         b.box((0, side * 1.0, 0.45), (3.4, 0.55, 0.75), c, RUBBER, TYRE, seed)
         for x in (-1.7, 1.7):
@@ -182,11 +182,10 @@ def excavator(rng: np.random.Generator) -> Solids:
     b.box((-0.6, 0, 1.65), (2.6, 2.4, 1.1), c, PAINT, color, seed)
     b.box((0.6, 0.6, 2.2), (1.3, 1.0, 1.5), c, GLASS, PANE, seed)
     b.box((0.6, 0.6, 3.0), (1.4, 1.1, 0.16), c, PAINT, color, seed)
-    lift, reach = rng.uniform(0.5, 0.9), 2.9
-    elbow = np.array([0.7 + reach * np.cos(lift), -0.3 + 0.0 * swing, 1.5 + reach * np.sin(lift)])
-    b.box((0.7 + reach / 2 * np.cos(lift), -0.3, 1.5 + reach / 2 * np.sin(lift)), (reach, 0.4, 0.5), c, PAINT, color, seed,
-          pitch=-lift)  # fmt: skip
-    drop = rng.uniform(1.0, 1.4)
+    lift, drop, reach = rng.uniform(0.5, 0.9), rng.uniform(1.0, 1.4), 2.9
+    root = np.array([0.7, -0.3, 1.5])
+    elbow = root + reach * np.array([np.cos(lift), 0, np.sin(lift)])
+    b.box((root + elbow) / 2, (reach, 0.4, 0.5), c, PAINT, color, seed, pitch=-lift)
     tip = elbow + 2.0 * np.array([np.cos(drop), 0, -np.sin(drop)])
     b.box((elbow + tip) / 2, (2.1, 0.34, 0.4), c, PAINT, color, seed, pitch=drop)
     b.box(tip, (0.7, 1.0, 0.7), c, METAL, (0.15, 0.14, 0.13), seed, pitch=0.4)

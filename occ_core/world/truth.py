@@ -1,0 +1,243 @@
+"""Exact occupancy of a city at one moment, in Occ3D's form.
+
+The rules:
+- A voxel is split into 4 x 4 x 4 sub-cells. It is solid if the centre of any sub-cell lies in a solid or below ground.
+- Its class is that of most of its inside centres: a centre in a solid counts for the solid's class (where solids
+  overlap, for the later one, actors after static solids), any other for the ground's class; ties go to the lower id.
+- Like Occ3D only surfaces are labelled: a solid voxel whose six neighbours are all solid, those beyond the grid
+  included, is interior: labelled free and in no mask.
+- A voxel is observed if a ray passes through it while it is free, or ends in it. Rays end in the first solid voxel.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from occ_core.camera import Rig
+from occ_core.geometry import inverse
+from occ_core.grid import OCC3D_GRID, VoxelGrid
+from occ_core.occupancy import Occupancy
+from occ_core.taxonomy import OCC3D
+from occ_core.world.city import City
+from occ_core.world.classes import FREE
+from occ_core.world.ground import Ground, bilinear
+from occ_core.world.solids import Solids, inverse_poses, is_inside
+
+SUB = 4  # sub-cells along the edge of a voxel
+RAY_STEP_RAD = np.radians(0.25)  # a 0.4 m voxel at 56 m is 0.41 degrees wide
+LIDAR_ELEVATIONS_RAD = np.radians(np.linspace(-30.67, 10.67, 32))
+LIDAR_AZIMUTHS = 1080
+LIDAR_SPAN_S, LIDAR_STEP_S = 2.0, 0.5  # Occ3D aggregates sweeps: keyframes this far before and after also shine
+
+
+def occupancy_truth(
+    city: City, t_s: float, rig: Rig, ego_from_lidar: np.ndarray, grid: VoxelGrid = OCC3D_GRID
+) -> Occupancy:
+    """Labels and masks at time t_s, in the ego frame of that time.
+
+    Actors are where they are at t_s, for all rays. The LiDAR mask unites the scans from where the LiDAR is at t_s and
+    at the keyframes (2 Hz) within 2 s of it, as Occ3D aggregates sweeps over time.
+
+    Args:
+        ego_from_lidar: (4, 4), z up at the LiDAR; only its position and its z axis matter.
+
+    Returns:
+        Occupancy whose `observed` is Occ3D's mask_camera, with `mask_lidar`.
+    """
+    solid, labels = voxelize(city, t_s, grid)
+    surface = labels != FREE
+    camera = np.zeros(grid.shape, dtype=np.bool_)
+    for origin, directions in camera_rays(rig):
+        cast(solid, origin, directions, grid, camera)
+    lidar = np.zeros(grid.shape, dtype=np.bool_)
+    ego_from_world = inverse(city.world_from_ego(t_s))
+    steps = round(LIDAR_SPAN_S / LIDAR_STEP_S)
+    for k in range(-steps, steps + 1):
+        at = t_s + k * LIDAR_STEP_S
+        if 0 <= at <= city.duration_s or k == 0:
+            ego_from_that_lidar = ego_from_world @ city.world_from_ego(at) @ ego_from_lidar
+            directions = lidar_directions(LIDAR_AZIMUTHS if k == 0 else LIDAR_AZIMUTHS // 2)
+            cast(solid, ego_from_that_lidar[:3, 3], directions @ ego_from_that_lidar[:3, :3].T, grid, lidar)
+    decided = surface | ~solid
+    return Occupancy(grid, OCC3D, labels, camera & decided, None, lidar & decided)
+
+
+def voxelize(city: City, t_s: float, grid: VoxelGrid) -> tuple[np.ndarray, np.ndarray]:
+    """bool solid (X, Y, Z) and uint8 labels (X, Y, Z); interior voxels are solid but labelled free."""
+    world_from_ego = city.world_from_ego(t_s)
+    ego_from_world = inverse(world_from_ego)
+    parts = [city.solids] + [actor.solids.transformed(actor.world_from_actor(t_s)) for actor in city.actors]
+    size = grid.voxel_size_m / SUB
+    # One voxel of padding on each side: whether a voxel at the border is interior depends on what is beyond.
+    first = np.array(grid.origin_m) - grid.voxel_size_m + size / 2
+    shape = (np.array(grid.shape) + 2) * SUB
+    cells = np.full(shape, FREE, dtype=np.uint8)
+    _fill_ground(cells, first, size, world_from_ego, city.ground)
+    _fill_solids(cells, first, size, Solids.concatenate(parts).transformed(ego_from_world))
+    padded_solid, padded_class = _reduce(cells)
+    inner = (slice(1, -1),) * 3
+    exposed = np.zeros(grid.shape, dtype=bool)
+    for axis in range(3):
+        for step in (0, 2):
+            exposed |= ~padded_solid[tuple(slice(step, step + n) if a == axis else slice(1, 1 + n)
+                                           for a, n in enumerate(grid.shape))]  # fmt: skip
+    solid = np.ascontiguousarray(padded_solid[inner])
+    return solid, np.where(solid & exposed, padded_class[inner], np.uint8(FREE))
+
+
+def _fill_ground(cells: np.ndarray, first: np.ndarray, size: float, world_from_ego: np.ndarray, ground: Ground) -> None:
+    x0, y0 = ground.origin_m
+    _fill_below(cells, first, size, world_from_ego, ground.height_m, ground.class_id, x0, y0, ground.cell_m)
+
+
+@numba.njit(cache=True)
+def _fill_below(cells, first, size, pose, height, class_id, x0, y0, cell):
+    nx, ny, nz = cells.shape
+    rows, columns = height.shape
+    for i in range(nx):
+        k_guess = 0
+        for j in range(ny):
+            px, py = first[0] + i * size, first[1] + j * size
+            # The ego's z axis meets the ground once: it is steeper than any slope or kerb of the raster.
+            k = k_guess
+            moved_up = False
+            while 0 <= k < nz:
+                pz = first[2] + k * size
+                x = pose[0, 0] * px + pose[0, 1] * py + pose[0, 2] * pz + pose[0, 3]
+                y = pose[1, 0] * px + pose[1, 1] * py + pose[1, 2] * pz + pose[1, 3]
+                z = pose[2, 0] * px + pose[2, 1] * py + pose[2, 2] * pz + pose[2, 3]
+                if z < bilinear(height, x0, y0, cell, x, y):
+                    moved_up = True
+                    k += 1
+                elif moved_up:
+                    break
+                else:
+                    k -= 1
+            k = max(k, 0)  # the lowest centre above the ground
+            k_guess = min(k, nz - 1)
+            for m in range(k):
+                pz = first[2] + m * size
+                x = pose[0, 0] * px + pose[0, 1] * py + pose[0, 2] * pz + pose[0, 3]
+                y = pose[1, 0] * px + pose[1, 1] * py + pose[1, 2] * pz + pose[1, 3]
+                u = min(max(int(np.floor((x - x0) / cell)), 0), rows - 1)
+                v = min(max(int(np.floor((y - y0) / cell)), 0), columns - 1)
+                cells[i, j, m] = class_id[u, v]
+
+
+def _fill_solids(cells: np.ndarray, first: np.ndarray, size: float, solids: Solids) -> None:
+    lower, upper = solids.bounds_m()
+    low = np.maximum(np.ceil((lower - first) / size).astype(np.int64), 0)
+    high = np.minimum(np.floor((upper - first) / size).astype(np.int64) + 1, cells.shape)
+    near = np.flatnonzero((low < high).all(axis=1))
+    picked = solids[near]
+    half = picked.half_size_m.astype(np.float64)
+    inverses = inverse_poses(picked.parent_from_solid)
+    _fill_inside(cells, first, size, picked.kind, inverses, half, picked.class_id, low[near], high[near])
+
+
+@numba.njit(cache=True)
+def _fill_inside(cells, first, size, kinds, solid_from_ego, half, class_ids, low, high):
+    for n in range(len(kinds)):
+        m = solid_from_ego[n]
+        dx, dy, dz = m[0, 2] * size / half[n, 0], m[1, 2] * size / half[n, 1], m[2, 2] * size / half[n, 2]
+        for i in range(low[n, 0], high[n, 0]):
+            px = first[0] + i * size
+            for j in range(low[n, 1], high[n, 1]):
+                py = first[1] + j * size
+                pz = first[2] + low[n, 2] * size
+                x = (m[0, 0] * px + m[0, 1] * py + m[0, 2] * pz + m[0, 3]) / half[n, 0]
+                y = (m[1, 0] * px + m[1, 1] * py + m[1, 2] * pz + m[1, 3]) / half[n, 1]
+                z = (m[2, 0] * px + m[2, 1] * py + m[2, 2] * pz + m[2, 3]) / half[n, 2]
+                for k in range(low[n, 2], high[n, 2]):
+                    step = k - low[n, 2]
+                    if is_inside(kinds[n], x + step * dx, y + step * dy, z + step * dz):
+                        cells[i, j, k] = class_ids[n]
+
+
+@numba.njit(cache=True)
+def _reduce(cells):
+    """Solid or not, and the class of most sub-cells, per voxel."""
+    nx, ny, nz = cells.shape[0] // SUB, cells.shape[1] // SUB, cells.shape[2] // SUB
+    solid = np.zeros((nx, ny, nz), np.bool_)
+    label = np.full((nx, ny, nz), FREE, np.uint8)
+    counts = np.zeros(FREE + 1, np.int64)
+    for i in range(nx):
+        for j in range(ny):
+            for k in range(nz):
+                counts[:] = 0
+                for a in range(SUB):
+                    for b in range(SUB):
+                        for c in range(SUB):
+                            counts[cells[i * SUB + a, j * SUB + b, k * SUB + c]] += 1
+                if counts[FREE] < SUB**3:
+                    solid[i, j, k] = True
+                    best = 0
+                    for n in range(1, FREE):
+                        if counts[n] > counts[best]:
+                            best = n
+                    label[i, j, k] = best
+    return solid, label
+
+
+def camera_rays(rig: Rig):
+    """Yield per camera its position (3,) and directions (N, 3) in the ego frame, at most RAY_STEP_RAD apart."""
+    for camera in rig:
+        step = max(min(camera.intrinsics[0, 0], camera.intrinsics[1, 1]) * RAY_STEP_RAD, 1e-3)
+        w, h = camera.size
+        u = np.linspace(-0.5, w - 0.5, int(np.ceil(w / step)) + 1)
+        v = np.linspace(-0.5, h - 0.5, int(np.ceil(h / step)) + 1)
+        pixels = np.stack(np.meshgrid(u, v), axis=-1).reshape(-1, 2)
+        yield camera.ego_from_cam[:3, 3], camera.rays(pixels) @ camera.ego_from_cam[:3, :3].T
+
+
+def lidar_directions(azimuths: int) -> np.ndarray:
+    """Unit directions (32 * azimuths, 3) in a frame whose z is up."""
+    azimuth = np.arange(azimuths) * (2 * np.pi / azimuths)
+    e, a = np.meshgrid(LIDAR_ELEVATIONS_RAD, azimuth, indexing="ij")
+    return np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], axis=-1).reshape(-1, 3)
+
+
+def cast(
+    solid: np.ndarray, origin_m: np.ndarray, directions: np.ndarray, grid: VoxelGrid, observed: np.ndarray
+) -> None:
+    """Mark in `observed` what rays from `origin_m` along `directions` (N, 3) see, ego frame; see the module's rules."""
+    start = (np.asarray(origin_m, dtype=np.float64) - grid.origin_m) / grid.voxel_size_m
+    _cast(solid, start, np.ascontiguousarray(directions, dtype=np.float64), observed)
+
+
+@numba.njit(cache=True)
+def _cast(solid, start, directions, observed):
+    """Traversal after Amanatides and Woo (1987), in units of voxels."""
+    nx, ny, nz = solid.shape
+    if not (0 <= start[0] < nx and 0 <= start[1] < ny and 0 <= start[2] < nz):
+        return
+    for n in range(len(directions)):
+        dx, dy, dz = directions[n, 0], directions[n, 1], directions[n, 2]
+        i, j, k = int(start[0]), int(start[1]), int(start[2])
+        sx, sy, sz = 1 if dx > 0 else -1, 1 if dy > 0 else -1, 1 if dz > 0 else -1
+        tx = ((i + 1 if dx > 0 else i) - start[0]) / dx if dx != 0 else np.inf
+        ty = ((j + 1 if dy > 0 else j) - start[1]) / dy if dy != 0 else np.inf
+        tz = ((k + 1 if dz > 0 else k) - start[2]) / dz if dz != 0 else np.inf
+        ax = abs(1 / dx) if dx != 0 else np.inf
+        ay = abs(1 / dy) if dy != 0 else np.inf
+        az = abs(1 / dz) if dz != 0 else np.inf
+        while True:
+            observed[i, j, k] = True
+            if solid[i, j, k]:
+                break
+            if tx <= ty and tx <= tz:
+                i += sx
+                tx += ax
+                if i < 0 or i >= nx:
+                    break
+            elif ty <= tz:
+                j += sy
+                ty += ay
+                if j < 0 or j >= ny:
+                    break
+            else:
+                k += sz
+                tz += az
+                if k < 0 or k >= nz:
+                    break
