@@ -1,0 +1,177 @@
+"""The whole line in one command: a simulated drive, its bag, three nodes over DDS, a score, pictures.
+
+    python -m occ_ros.demo runs/demo
+
+This is what `make demo` runs. Each step is an `occ` command or a node that can be run by hand; the log shows which.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from occ_core.errors import MissingInput, OccError
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = ROOT / "occ_core" / "assets" / "easyocc_nano.safetensors"
+DEMO_SEED = 2026  # no training or evaluation scene has it
+SCENE = "scene-0001"
+START_S, END_S = 90.0, 120.0  # limits for processes to start, and to end after the bag has been played
+MATCH_NS = 100_000_000  # an answer's stamp is its newest image's, at most this far from its keyframe's
+
+console = Console(highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m occ_ros.demo", description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder for everything that is made; an earlier demo in it is replaced")
+    parser.add_argument("--keyframes", type=int, default=16, help="length of the drive, two a second (default 16)")
+    parser.add_argument("--model", type=Path, default=MODEL, help="checkpoint or exported model")
+    options = parser.parse_args(arguments)
+    began = time.monotonic()
+    try:
+        run(options.out.resolve(), options.keyframes, options.model.resolve())
+    except OccError as error:
+        console.print(f"[red]error:[/] {error}", soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print("interrupted; nothing is left running")
+        return 130
+    console.print(f"done in {time.monotonic() - began:.0f} s")
+    return 0
+
+
+def run(out: Path, keyframes: int, model: Path) -> None:
+    """All steps in order.
+
+    Raises:
+        OccError: a step failed; the message names its log.
+    """
+    if not model.is_file():
+        raise MissingInput(f"{model}: no such model")
+    for name in ("drive", "predictions", "pictures", "logs", "by_stamp"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in ("recording.rrd", "report.json", "player.json", "node.json"):
+        (out / name).unlink(missing_ok=True)
+    (out / "logs").mkdir(parents=True)
+    city, drive = out / "city", out / "drive"
+    world = ["--scenes", "1", "--seed", str(DEMO_SEED), "--keyframes", str(keyframes), "--no-sweeps"]
+    occ("1/5 a drive through the simulated city", "world", "make", str(city), *world)
+    occ("2/5 the drive as a ROS 2 bag", "bag", "make", str(city), str(drive), "--scene", SCENE)
+    console.print("[bold]3/5 player, occupancy node and evaluator, three processes over DDS[/]")
+    replay(out, drive, model)
+    console.print("[bold]4/5 the score[/]")
+    console.print(Path(out / "logs" / "evaluator.log").read_text(encoding="utf-8").strip(), markup=False)
+    name_by_token(out / "by_stamp", out / "predictions", city)
+    occ("5/5 pictures and recording", "view", str(out / "predictions"), "--data", str(city), "--out", str(out))
+    check(out)
+    console.print(f"report     {out / 'report.json'}\npictures   {out / 'pictures'}")
+    console.print(f"recording  {Path(sys.executable).parent / 'rerun'} {out / 'recording.rrd'}", soft_wrap=True)
+
+
+def occ(title: str, *arguments: str) -> None:
+    """Run one `occ` command, its progress visible."""
+    console.print(f"[bold]{title}[/]\n$ occ {' '.join(arguments)}", soft_wrap=True)
+    result = subprocess.run([sys.executable, "-m", "occ_core.cli.main", *arguments], check=False)
+    if result.returncode:
+        raise OccError(f"`occ {' '.join(arguments[:2])}` ended with code {result.returncode}; its message is above")
+
+
+def replay(out: Path, drive: Path, model: Path) -> None:
+    """Play the bag to the node under the evaluator's eyes; returns when the evaluator has written its report."""
+    evaluator = {"report_file": out / "report.json", "predictions_dir": out / "by_stamp", "idle_s": 4.0}
+    node = {"model": model, "timings_file": out / "node.json"}
+    player = {
+        "bag": drive,
+        "report_file": out / "player.json",
+        "wait_for_topics": "[/cam_front/image_raw/compressed, /cam_front/camera_info, /ground_truth/occupancy]",
+        "wait_timeout_s": START_S,
+    }
+    with (
+        process("evaluator", out, "occ_ros.evaluator_node", evaluator) as judge,
+        process("node", out, "occ_ros.occupancy_node", node) as worker,
+        process("player", out, "occ_ros.player_node", player) as source,
+    ):
+        finish("player", source, out, START_S + 60 + END_S, beside={"node": worker, "evaluator": judge})
+        finish("evaluator", judge, out, END_S, beside={"node": worker})
+
+
+@contextmanager
+def process(name: str, out: Path, module: str, parameters: dict[str, object]) -> Iterator[subprocess.Popen[bytes]]:
+    """A node as a process of its own, with its words in `logs/<name>.log`; ended by SIGINT when the block ends."""
+    command = [sys.executable, "-m", module, "--ros-args"]
+    for key, value in parameters.items():
+        command += ["-p", f"{key}:={value}"]
+    environment = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "FASTDDS_DEFAULT_PROFILES_FILE": str(ROOT / "config" / "fastdds.xml"),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST"),
+        "ROS_DOMAIN_ID": os.environ.get("ROS_DOMAIN_ID", str(1 + os.getpid() % 100)),  # apart from other robots here
+    }
+    with open(out / "logs" / f"{name}.log", "wb") as log:
+        running = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        try:
+            yield running
+        finally:
+            if running.poll() is None:
+                running.send_signal(signal.SIGINT)
+            try:
+                running.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                running.kill()
+                running.wait()
+
+
+def finish(
+    name: str, running: subprocess.Popen[bytes], out: Path, limit_s: float, beside: dict[str, subprocess.Popen[bytes]]
+) -> None:
+    """Wait for a process to end well, while those beside it live."""
+    until = time.monotonic() + limit_s
+    while running.poll() is None:
+        time.sleep(0.1)
+        dead = [other for other, neighbour in beside.items() if neighbour.poll() not in (None, 0)]
+        if dead:
+            raise OccError(f"the {dead[0]} ended early; see {out / 'logs' / dead[0]}.log")
+        if time.monotonic() > until:
+            raise OccError(f"the {name} did not end within {limit_s:.0f} s; see {out / 'logs' / name}.log")
+    if running.returncode:
+        raise OccError(f"the {name} ended with code {running.returncode}; see {out / 'logs' / name}.log")
+
+
+def name_by_token(by_stamp: Path, predictions: Path, dataroot: Path) -> None:
+    """Answers carry stamps; predictions on disk carry the sample token of the keyframe that they answer."""
+    from occ_core.sources.nuscenes_tables import NuScenesTables
+
+    samples = NuScenesTables(dataroot, None).samples(SCENE)
+    stamps_ns = np.array([stamp_ns for _, stamp_ns in samples])
+    predictions.mkdir(parents=True, exist_ok=True)
+    for path in sorted(by_stamp.glob("*.npz")):
+        nearest = int(np.abs(stamps_ns - int(path.stem)).argmin())
+        if abs(int(stamps_ns[nearest]) - int(path.stem)) <= MATCH_NS:
+            path.replace(predictions / f"{samples[nearest][0]}.npz")
+    shutil.rmtree(by_stamp, ignore_errors=True)
+
+
+def check(out: Path) -> None:
+    """Nothing may be lost without a word."""
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    sent, answered, dropped = (report[f"frames_{what}"] for what in ("sent", "answered", "dropped"))
+    if sent != answered + dropped:
+        raise OccError(f"{sent} frames were sent but {answered} answered and {dropped} reported dropped")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
