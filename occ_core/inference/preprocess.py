@@ -13,12 +13,15 @@ import numpy as np
 from occ_core.camera import Camera
 from occ_core.errors import InvalidInput
 
+HORIZON = 29 / 128  # a 16:9 image then keeps its bottom rows
+
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Scales an image of any size to cover (width, height), then cuts the overlap: the top, and both sides alike.
+    """Scales an image of any size to cover (width, height), then cuts what is over: sides alike, more top than bottom.
 
-    The top goes because it shows sky; the bottom shows the road before the wheels.
+    The middle row of the image, where a level camera has its horizon, comes to HORIZON of the height, whatever the
+    image's shape: the top shows sky, the bottom the road before the wheels.
     """
 
     width: int
@@ -29,7 +32,8 @@ class Preprocess:
         w, h = size
         scale = max(self.width / w, self.height / h)
         resized = max(self.width, round(w * scale)), max(self.height, round(h * scale))
-        return resized, (resized[0] - self.width) // 2, resized[1] - self.height
+        top = round(resized[1] / 2 - HORIZON * self.height)
+        return resized, (resized[0] - self.width) // 2, min(max(top, 0), resized[1] - self.height)
 
     def image(self, image: np.ndarray) -> np.ndarray:
         """The network's input from an RGB image.

@@ -33,8 +33,8 @@ class EasyOccConfig(BaseModel):
     pillar_cells: Count = 2  # grid cells that share one lifted feature, along x and along y
     pillar_heights: Count = 8  # lifted features on top of each other
     neck_channels: Count = 64
-    bev_channels: tuple[Count, Count, Count] = (48, 96, 128)  # at 1/2, 1/4 and 1/8 of the grid
-    head_channels: Count = 48
+    bev_channels: tuple[Count, Count, Count] = (48, 96, 112)  # at 1/2, 1/4 and 1/8 of the grid
+    head_channels: Count = 48  # of a column of cells, before height comes out of the channels
 
     @model_validator(mode="after")
     def _check(self) -> EasyOccConfig:

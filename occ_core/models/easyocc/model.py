@@ -121,9 +121,10 @@ class EasyOcc(nn.Module):
         self.to_pixel_class = nn.Conv2d(config.neck_channels, len(config.classes), 1)  # for its loss only
         self.birds_eye = BirdsEyeNet(config)
         heights, c = config.grid_shape[2], config.head_channels
-        self.head = nn.Sequential(nn.Linear(c, 2 * c), nn.ReLU(inplace=True))
-        self.to_occupied = nn.Linear(2 * c, heights)
-        self.to_class = nn.Linear(2 * c, heights * (len(config.classes) - 1))
+        wide = 4 * c // 3
+        self.head = nn.Sequential(nn.Linear(c, wide), nn.ReLU(inplace=True))
+        self.to_occupied = nn.Linear(wide, heights)
+        self.to_class = nn.Linear(wide, heights * (len(config.classes) - 1))
 
     def hidden(
         self,

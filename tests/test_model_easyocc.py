@@ -1,0 +1,130 @@
+"""The network: its backbone against timm, its lifting against plain loops, its config against nonsense."""
+
+import numpy as np
+import pytest
+
+from occ_core.errors import InvalidInput
+from occ_core.models.easyocc.config import EasyOccConfig, parse_config
+from model_fixtures import SMALL, ring_rig
+
+torch = pytest.importorskip("torch")
+
+from occ_core.inference.table import build_table  # noqa: E402
+from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
+from occ_core.models.lifting import depth_evidence, gather_rows  # noqa: E402
+from occ_core.models.mobilenetv4 import MobileNetV4Small  # noqa: E402
+
+
+@pytest.fixture
+def timm_small():
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:  # a torchvision built for CUDA raises RuntimeError beside CPU torch
+        pytest.skip(f"timm cannot be imported here ({error}); it is only the reference of this test")
+    return timm.create_model("mobilenetv4_conv_small", features_only=True, out_indices=(2, 3, 4))
+
+
+def test_backbone_takes_timm_weights_and_gives_timm_features(timm_small):
+    ours = MobileNetV4Small().eval()
+    theirs = {k.replace("blocks_", "blocks."): v for k, v in timm_small.state_dict().items()}
+    assert {k: tuple(v.shape) for k, v in ours.state_dict().items()} == {
+        k: tuple(v.shape) for k, v in theirs.items() if k in ours.state_dict()
+    }
+    assert set(theirs) - set(ours.state_dict()) <= {k for k in theirs if k.startswith("blocks.4")}
+    ours.load_state_dict({k: theirs[k] for k in ours.state_dict()})
+    images = torch.rand(2, 3, 64, 96)
+    timm_small.eval()
+    with torch.no_grad():
+        for mine, reference in zip(ours(images)[:2], timm_small(images)[:2], strict=True):
+            torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_backbone_strides_and_size():
+    features = MobileNetV4Small()(torch.rand(1, 3, 64, 96))
+    assert [tuple(f.shape[1:]) for f in features] == [(64, 8, 12), (96, 4, 6), (128, 2, 3)]
+
+
+def test_gather_rows_equals_a_plain_loop_forward_and_backward():
+    rows = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    index = torch.tensor([0, 7, 3, 3, 6, 7, 0, 0], dtype=torch.int32)
+    out = gather_rows(rows, index)
+    for k, i in enumerate(index.tolist()):
+        expected = torch.zeros(3, dtype=torch.float64) if i == 7 else rows[i]
+        assert torch.equal(out[k], expected)
+    assert torch.autograd.gradcheck(lambda r: gather_rows(r, index), rows)
+
+
+def test_depth_evidence_by_hand():
+    logits = torch.randn(2, 4, 1, 3, dtype=torch.float64)
+    out = depth_evidence(logits).reshape(2, 1, 3, 4, 2)
+    for n, v in np.ndindex(2, 3):
+        e = np.exp(np.append(logits[n, :, 0, v].numpy(), 0.0))  # the last entry: beyond all bins
+        p = e / e.sum()
+        np.testing.assert_allclose(out[n, 0, v, :, 0], p[:4])
+        np.testing.assert_allclose(out[n, 0, v, :, 1], [p[k + 1 :].sum() for k in range(4)])
+
+
+def inputs(cameras=4, seed=0):
+    rng = np.random.default_rng(seed)
+    table = build_table(ring_rig(), SMALL)
+    images = rng.integers(0, 255, (cameras, SMALL.input_height, SMALL.input_width, 3), dtype=np.uint8)
+    return [torch.from_numpy(a) for a in (images, table.voxel_index, table.pillar_index, table.rays)]
+
+
+def test_answer_follows_from_the_logits():
+    model = EasyOcc(SMALL).eval()
+    with torch.no_grad():
+        model.to_occupied.bias.normal_()
+        cells = model(*inputs())
+        labels, confidence = Answer(model)(*inputs())
+    assert labels.shape == (1, *SMALL.grid_shape) and labels.dtype == torch.uint8
+    occupied = cells.occupied.numpy() > 0
+    assert 0 < occupied.mean() < 1
+    expected = np.where(occupied, cells.classes.numpy().argmax(-1), SMALL.classes.free_id)
+    assert np.array_equal(labels.numpy(), expected)
+    p = 1 / (1 + np.exp(-np.abs(cells.occupied.numpy())))
+    assert np.abs(confidence.numpy() / 255 - p).max() <= 1 / 255
+
+
+def test_free_class_may_have_any_id():
+    config = SMALL.model_copy(update={"taxonomy": "semantic_kitti"})  # its free class is 0
+    model = EasyOcc(config).eval()
+    with torch.no_grad():
+        model.to_occupied.bias.fill_(9.0)
+        labels, _ = Answer(model)(*inputs())
+    assert labels.min() >= 1 and labels.max() <= 19
+
+
+def test_cells_that_no_camera_sees_do_not_depend_on_the_images():
+    model = EasyOcc(SMALL).eval()
+    blind = inputs()
+    w, h = SMALL.feature_size
+    blind[1] = torch.full_like(blind[1], 4 * h * w * SMALL.depth_bins)
+    blind[2] = torch.full_like(blind[2], 4 * h * w)
+    other = [inputs(seed=1)[0], *blind[1:]]
+    with torch.no_grad():
+        assert torch.equal(model(*blind).occupied, model(*other).occupied)
+        assert not torch.equal(model(*inputs()).occupied, model(*inputs(seed=1)).occupied)
+
+
+def test_nano_is_small_enough_for_a_10_megabyte_checkpoint():
+    model = EasyOcc(EasyOccConfig())
+    assert sum(t.numel() * t.element_size() for t in model.state_dict().values()) < 9.9e6
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"input_width": 100}, "multiple of 32"),
+        ({"taxonomy": "nyu"}, "nyu"),
+        ({"grid_shape": (100, 100, 15)}, "multiples of 8"),
+        ({"pillar_heights": 5}, "16 cells"),
+        ({"depth_m": (5, 2)}, "near < far"),
+        ({"depth_bins": 255}, "254"),
+        ({"colour": 1}, "colour"),
+        ({"grid_shape": (4096, 4096, 4096)}, "cells"),
+    ],
+)
+def test_config_refuses_nonsense_by_name(record, words):
+    with pytest.raises(InvalidInput, match=words):
+        parse_config(record)
