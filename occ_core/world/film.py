@@ -60,6 +60,7 @@ def develop(radiance: np.ndarray, film: Film, weather: Weather, rng: np.random.G
     light += sigma * rng.standard_normal(light.shape, dtype=np.float32)
     light = np.maximum(light, 0.0)
     light = light * (1 + light / 6.25) / (1 + light)  # Reinhard's curve with white at 2.5
+    light = light + 0.35 * light * (1 - light) * (2 * light - 0.55)  # a touch of contrast, as cameras' curves have
     srgb = np.where(light < 0.0031308, 12.92 * light, 1.055 * np.power(light, 1 / 2.4) - 0.055)
     return (np.clip(srgb, 0, 1) * 255 + 0.5).astype(np.uint8)
 
@@ -69,7 +70,7 @@ def _exposure(radiance: np.ndarray, key: float, night: bool) -> float:
     metered = radiance[radiance.shape[0] // 3 :: 4, ::4] @ np.array([0.3, 0.6, 0.1], dtype=np.float32)
     level = float(np.exp(np.mean(np.log(metered + 0.01 * (0.2 if night else 1.0)))))
     gain = 1.6 * key / max(level, 1e-4)
-    return min(gain * (0.45 if night else 1.0), 14.0)
+    return min(gain * (0.4 if night else 1.0), 14.0)
 
 
 def _vignette(h: int, w: int, strength: float) -> np.ndarray:

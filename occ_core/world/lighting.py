@@ -13,8 +13,8 @@ SKIES = {
     "clear": ((0.75, 0.86, 1.0), (0.10, 0.25, 0.72), (0.0, 0.55)),
     "overcast": ((0.86, 0.88, 0.92), (0.58, 0.62, 0.68), (0.85, 1.0)),
     "rain": ((0.50, 0.53, 0.57), (0.36, 0.39, 0.43), (0.95, 1.0)),
-    "night": ((0.020, 0.017, 0.016), (0.004, 0.005, 0.009), (0.0, 0.5)),
-    "night_rain": ((0.026, 0.022, 0.020), (0.012, 0.011, 0.012), (0.9, 1.0)),
+    "night": ((0.010, 0.008, 0.008), (0.002, 0.0025, 0.005), (0.0, 0.5)),
+    "night_rain": ((0.014, 0.012, 0.011), (0.006, 0.006, 0.006), (0.9, 1.0)),
 }
 LAMPS_NEAR = 24
 REACH_M = 70.0
@@ -29,11 +29,11 @@ def light_of(moment: Moment) -> Light:
     tint = 1 + rng.normal(0, 0.03, 3)
     warm = rng.uniform(0.55, 1.0)  # share of blue left in the sunlight: low means evening
     sun_color = np.array([1.0, 0.93 - 0.18 * (1 - warm), 0.35 + 0.5 * warm])
-    strength = float(weather.sun_strength)
+    strength = 1.7 * float(weather.sun_strength)
     return Light(
         np.asarray(weather.sun_direction, dtype=np.float64),
         strength * sun_color,
-        np.asarray(weather.ambient, dtype=np.float64) * tint,
+        np.asarray(weather.ambient, dtype=np.float64) * tint * (0.5 if weather.night else 1.0),
         np.array(horizon) * tint,
         np.array(zenith) * tint,
         float(cloud),

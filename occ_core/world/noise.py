@@ -45,7 +45,7 @@ def noise2(x, y, seed):
 @njit(cache=True, inline="always")
 def keep(footprint_m, size_m):
     """Weight 1..0 of a detail of `size_m` seen by a pixel that covers `footprint_m`: fades it out before it aliases."""
-    ratio = 2.0 - 2.0 * footprint_m / size_m
+    ratio = 2.0 - 3.0 * footprint_m / size_m  # whole up to a third of the size, nothing from two thirds on
     return min(1.0, max(0.0, ratio))
 
 

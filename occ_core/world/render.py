@@ -18,8 +18,7 @@ SUBPIXELS = ((0.375, 0.125), (-0.125, 0.375), (-0.375, -0.125), (0.125, -0.375))
 OCCLUSION_STRIDE_PX = 4
 OCCLUSION_RAYS = 6
 OCCLUSION_M = 2.5
-GLASS_LAYERS = 3
-GLASS_CLEAR = 0.62
+LAYERS = 3  # panes of glass or layers of leaves that one looks through
 CONTRAST = 0.5  # neighbouring pixels that differ by more in log light are sampled again
 
 
@@ -84,34 +83,31 @@ def _shade(
     distance_m: np.ndarray,
     open_sky: np.ndarray,
     pixel_rad: float,
-    layers: int = GLASS_LAYERS,
+    layers: int = LAYERS,
 ) -> np.ndarray:
-    """Radiance float32 (N, 3) of hits; looks on through up to `layers` panes of glass, and once into mirrors."""
+    """Radiance float32 (N, 3) of hits; looks on through up to `layers` panes or crowns, and once into mirrors."""
     out = np.empty((len(points), 3), dtype=np.float32)
     lit = _sees_sun(moment, light, hits, points)
     far = np.where(hits.solid == SKY, 0.0, distance_m)
     ground = moment._tracer.ground_table
     normals = hits.normals.copy()
-    bounce, share = np.empty_like(directions), np.empty(len(points), dtype=np.float32)
+    bounce, (share, through) = np.empty_like(directions), np.empty((2, len(points)), dtype=np.float32)
     shade(
-        points, directions, far, normals, hits.solid, lit, open_sky, pixel_rad, light, moment.table, ground, out,
-        bounce, share,
+        points, directions, far, normals, hits.solid, lit, open_sky, pixel_rad, light, moment.table, ground,
+        layers > 0, out, bounce, share, through,
     )  # fmt: skip
     if not layers:
         return out
     _add_mirrored(moment, light, points, normals, bounce, far, share, pixel_rad, out)
-    on_solid = np.flatnonzero(hits.solid >= 0)
-    glass = on_solid[moment.table.material[hits.solid[on_solid]] == m.GLASS]
-    if len(glass):
-        start = points[glass] + 0.004 * directions[glass]
-        behind = moment.cast(start, directions[glass])
+    pick = np.flatnonzero(through > 0)
+    if len(pick):
+        start = points[pick] + 0.004 * directions[pick]
+        behind = moment.cast(start, directions[pick])
         step = np.where(np.isfinite(behind.distance_m), behind.distance_m, 0.0)
-        at = start + directions[glass] * step[:, None]
-        total = distance_m[glass] + step
-        inside = _shade(
-            moment, light, behind, at, directions[glass], total, open_sky[glass] * 0.8, pixel_rad, layers - 1
-        )
-        out[glass] += GLASS_CLEAR * inside
+        at = start + directions[pick] * step[:, None]
+        total = distance_m[pick] + step
+        seen = _shade(moment, light, behind, at, directions[pick], total, open_sky[pick] * 0.8, pixel_rad, layers - 1)
+        out[pick] += through[pick, None] * seen
     return out
 
 

@@ -16,7 +16,6 @@ import numpy as np
 from occ_core.camera import Camera, Rig
 from occ_core.errors import InvalidInput
 from occ_core.geometry import Array, apply
-from occ_core.grid import OCC3D_GRID
 from occ_core.occupancy import save_occ3d
 from occ_core.world import sensors
 from occ_core.world.boxes import SceneBoxes
@@ -172,8 +171,7 @@ class _SceneWriter:
         self.tables.add_data(channel, self.start_us + stamp_us, k, is_key, file, size, table_from_ego)
 
     def _write_truth(self, token: str, t_s: float, views: dict[str, View]) -> None:
-        directions, _ = sensors.lidar_directions()
-        occupancy = occupancy_truth(self.city, t_s, OCC3D_GRID, self.rig, self.ego_from_lidar, directions)
+        occupancy = occupancy_truth(self.city, t_s, self.rig, self.ego_from_lidar)
         save_occ3d(self.out / "gts" / self.name / token / "labels.npz", occupancy)
         for channel, view in views.items():
             path = self.out / "truth" / self.name / token / f"{channel}.npz"

@@ -13,9 +13,10 @@ import numpy as np
 from numba import njit
 
 from occ_core.world import materials as m
-from occ_core.world.noise import grain2, grain3, hash01, noise2
+from occ_core.world.noise import grain2, grain3, hash01, keep, noise2, noise3
 from occ_core.world.textures import ground_surface, solid_surface
 
+GLASS_CLEAR = 0.62
 SKY, GROUND = -2, -1
 """Values of a hit's solid index that are no solid."""
 
@@ -125,28 +126,55 @@ def _spot_light(px, py, pz, nx, ny, nz, light):
 
 
 @njit(cache=True)
+def _spline(t, k):
+    """Weight of cell k = 0..3 of four in a row, at the fraction t between the middle two: cubic B-spline."""
+    if k == 0:
+        return (1 - t) ** 3 / 6
+    if k == 1:
+        return (3 * t**3 - 6 * t**2 + 4) / 6
+    if k == 2:
+        return (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6
+    return t**3 / 6
+
+
+@njit(cache=True)
 def _ground_material(x, y, ground):
-    """Material with the largest bilinear share at (x, y): cell borders become smooth lines instead of stairs."""
+    """Material at (x, y) and how much of a road marking is there: cell borders become smooth lines instead of stairs.
+
+    Of 4 x 4 cells the material with the largest share, by cubic spline weights. Lines are about one cell wide, so
+    markings count as such from a smaller share on.
+    """
     fx, fy = (x - ground.x0_m) / ground.cell_m - 0.5, (y - ground.y0_m) / ground.cell_m - 0.5
     nx, ny = ground.material.shape
-    ix = min(max(int(math.floor(fx)), 0), nx - 2)
-    iy = min(max(int(math.floor(fy)), 0), ny - 2)
+    ix = min(max(int(math.floor(fx)), 1), nx - 3)
+    iy = min(max(int(math.floor(fy)), 1), ny - 3)
+    cells = ground.material[ix - 1 : ix + 3, iy - 1 : iy + 3]
+    first, uniform = cells[0, 0], True
+    for i in range(4):
+        for j in range(4):
+            uniform = uniform and cells[i, j] == first
+    if uniform:
+        return first, 1.0
     u, v = min(1.0, max(0.0, fx - ix)), min(1.0, max(0.0, fy - iy))
-    a, b = ground.material[ix, iy], ground.material[ix + 1, iy]
-    c, d = ground.material[ix, iy + 1], ground.material[ix + 1, iy + 1]
-    if a == b and a == c and a == d:
-        return a
-    wa, wb, wc, wd = (1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v
-    best, share = a, wa + (wb if b == a else 0) + (wc if c == a else 0) + (wd if d == a else 0)
-    other = wb + (wc if c == b else 0) + (wd if d == b else 0)
-    if b != a and other > share:
-        best, share = b, other
-    other = wc + (wd if d == c else 0)
-    if c != a and c != b and other > share:
-        best, share = c, other
-    if d != a and d != b and d != c and wd > share:
-        best = d
-    return best
+    marked, marking = 0.0, first
+    best, most = first, -1.0
+    for i in range(4):
+        for j in range(4):
+            here = cells[i, j]
+            if here >= m.PAINT_WHITE:
+                marked += _spline(u, i) * _spline(v, j)
+                marking = here
+                continue
+            share = 0.0
+            for k in range(4):
+                for n in range(4):
+                    if cells[k, n] == here:
+                        share += _spline(u, k) * _spline(v, n)
+            if share > most:
+                best, most = here, share
+    if marked > 0.28:
+        return marking, min(1.0, (marked - 0.28) / 0.08)
+    return best, 1.0
 
 
 @njit(cache=True)
@@ -170,6 +198,15 @@ def _local(table, s, px, py, pz, normal, p, n):
 
 
 @njit(cache=True)
+def _between_leaves(p, facing, seed, footprint_m):
+    """Whether a point of a crown is a gap; there are more towards its rim (`facing` is 0 there, 1 in the middle)."""
+    leaf = 0.6 * noise3(p[0] / 0.16, p[1] / 0.16, p[2] / 0.16, seed + 7)
+    leaf += 0.4 * noise3(p[0] / 0.07, p[1] / 0.07, p[2] / 0.07, seed + 8)
+    rim = max(0.0, 1.0 - facing / 0.75)
+    return leaf < 0.30 + 0.38 * rim * keep(footprint_m, 0.3)
+
+
+@njit(cache=True)
 def _tilt_leaves(normal, p, seed, footprint_m):
     """Leaves point everywhere."""
     normal[0] += 0.7 * grain3(p[0], p[1], p[2], 0.13, footprint_m, seed + 4)
@@ -182,7 +219,8 @@ def _tilt_leaves(normal, p, seed, footprint_m):
 
 @njit(cache=True, error_model="numpy")
 def shade(
-    points, directions, distance, normals, solid, lit, open_sky, pixel_rad, light, table, ground, out, bounce, share
+    points, directions, distance, normals, solid, lit, open_sky, pixel_rad, light, table, ground, see_between,
+    out, bounce, share, through
 ):
     """Radiance of every hit, written to `out`.
 
@@ -190,29 +228,31 @@ def shade(
     mirroring, along `bounce`, and the caller has to look there. Window panes only mirror a made-up surrounding.
 
     Args:
+        see_between: whether leaves leave gaps.
         points: float64 (N, 3) world. directions: float64 (N, 3) unit, world. distance: float64 (N,) from the eye.
         normals: float64 (N, 3) world, unit, facing the eye; changed in place where solids are round.
         solid: int32 (N,) index into `table`, or GROUND, or SKY.
         lit: float32 (N,) 1 = sees the sun. open_sky: float32 (N,) share of nearby directions that are free.
-        pixel_rad: angle of a pixel. out: float32 (N, 3). bounce: float64 (N, 3). share: float32 (N,).
+        pixel_rad: angle of a pixel. out: float32 (N, 3). bounce: float64 (N, 3). share, through: float32 (N,).
     """
     p, n = np.zeros(3), np.zeros(3)
     for i in range(len(solid)):
         dx, dy, dz = directions[i, 0], directions[i, 1], directions[i, 2]
         s = solid[i]
-        share[i] = 0.0
+        share[i], through[i] = 0.0, 0.0
         if s == SKY:
             r, g, b = sky(dx, dy, dz, light)
             out[i, 0], out[i, 1], out[i, 2] = r, g, b
             continue
         normal = normals[i]
         px, py, pz = points[i, 0], points[i, 1], points[i, 2]
-        slant = max(0.2, abs(normal[0] * dx + normal[1] * dy + normal[2] * dz))
+        facing = abs(normal[0] * dx + normal[1] * dy + normal[2] * dz)
+        slant = max(0.2, facing)
         footprint = distance[i] * pixel_rad / math.sqrt(slant)
         dark = 1.0
         if s == GROUND:
-            material = _ground_material(px, py, ground)
-            r, g, b, mirror, er, eg, eb = ground_surface(material, px, py, footprint, ground.seed)
+            material, cover = _ground_material(px, py, ground)
+            r, g, b, mirror, er, eg, eb = ground_surface(material, cover, px, py, footprint, ground.seed)
             if light.wetness > 0.0 and material != m.GRASS and material != m.SOIL:
                 puddle = min(1.0, max(0.0, 2.2 * noise2(px / 2.3, py / 2.3, ground.seed + 31) - 0.7))
                 dark = 1.0 - 0.45 * light.wetness
@@ -222,11 +262,18 @@ def shade(
                 normal[1] += ripple * grain2(px, py, 0.05, footprint, ground.seed + 33)
         else:
             _local(table, s, px, py, pz, normal, p, n)
+            facing = abs(normal[0] * dx + normal[1] * dy + normal[2] * dz)
             material = table.material[s]
             r, g, b, mirror, er, eg, eb = solid_surface(
                 material, p, n, table.half_size_m[s], table.color[s], table.seed[s], footprint, light.night
             )
-            if material == m.FOLIAGE:
+            if material == m.GLASS:
+                through[i] = GLASS_CLEAR
+            elif material == m.FOLIAGE:
+                if see_between and _between_leaves(p, facing, table.seed[s], footprint):
+                    through[i] = 1.0
+                    out[i, 0], out[i, 1], out[i, 2] = 0.0, 0.0, 0.0
+                    continue
                 _tilt_leaves(normal, p, table.seed[s], footprint)
             dark = 1.0 - 0.2 * light.wetness
         nx, ny, nz = normal[0], normal[1], normal[2]

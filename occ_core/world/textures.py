@@ -23,8 +23,8 @@ def brick_pattern(u, v, footprint_m, seed):
     row = math.floor(v / BRICK_HEIGHT_M)
     along = u / BRICK_LENGTH_M + 0.5 * (int(row) & 1)
     column = math.floor(along)
-    fine = keep(footprint_m, 0.06)
-    tone = 1.0 + 0.35 * fine * (hash01(int(column), int(row), 0, seed) - 0.5)
+    fine = keep(footprint_m, 0.04)
+    tone = 1.0 + 0.35 * keep(footprint_m, 0.075) * (hash01(int(column), int(row), 0, seed) - 0.5)
     in_joint = (v / BRICK_HEIGHT_M - row) < 0.14 or (along - column) < 0.05
     if in_joint:
         return tone * (1.0 - fine) + 1.35 * fine
@@ -43,11 +43,12 @@ def facade(u, v, width, height, color, seed, footprint_m, night):
     shop = iv == 0 and h3 > 0.45
     half_w = 0.46 if shop else 0.18 + 0.22 * h4
     low, high = (0.08, 0.82) if shop else (0.28 - 0.2 * (h3 > 0.8), 0.82)
+    grey = 0.25 * (color[0] + color[1] + color[2]) / 3 + 0.09  # render and brick bleach
     dirt = 1.0 + 0.16 * grain2(u, v, 2.5, footprint_m, seed) + 0.10 * grain2(u, v, 0.3, footprint_m, seed + 1)
     dirt *= 1.0 - 0.25 * math.exp(-v / 0.8) * noise2(u / 0.7, 0.0, seed + 3)
     if h2 > 0.55:
         dirt *= brick_pattern(u, v, footprint_m, seed)
-    r, g, b = color[0] * dirt, color[1] * dirt, color[2] * dirt
+    r, g, b = (0.6 * color[0] + grey) * dirt, (0.6 * color[1] + grey) * dirt, (0.6 * color[2] + grey * 0.95) * dirt
     if fv > 0.94 and h1 > 0.4:  # storey band
         r, g, b = r * 0.8 + 0.08, g * 0.8 + 0.08, b * 0.8 + 0.08
     du, dv = abs(fu - 0.5), fv
@@ -88,8 +89,8 @@ def solid_surface(material, p, n, half, color, seed, footprint_m, night):
         grey = 0.3 * k
         return 0.5 * r * k + grey, 0.5 * g * k + grey, 0.5 * b * k + grey, 0.0, 0.0, 0.0, 0.0
     if material == m.FOLIAGE:
-        k = 0.85 + 0.3 * grain3(x, y, z, 0.6, footprint_m, seed) + 0.45 * grain3(x, y, z, 0.11, footprint_m, seed + 1)
-        k = max(0.15, k + 0.35 * grain3(x, y, z, 0.045, footprint_m, seed + 2))
+        k = 0.85 + 0.3 * grain3(x, y, z, 0.6, footprint_m, seed) + 0.5 * grain3(x, y, z, 0.14, footprint_m, seed + 1)
+        k = max(0.1, k + 0.6 * grain3(x, y, z, 0.06, footprint_m, seed + 2))
         yellow = 0.25 * grain3(x, y, z, 0.3, footprint_m, seed + 3)
         return r * k * (1 + yellow), g * k, b * k * (1 - yellow), 0.0, 0.0, 0.0, 0.0
     if material == m.BARK:
@@ -161,8 +162,8 @@ def _asphalt(x, y, footprint_m, seed):
 
 
 @njit(cache=True)
-def ground_surface(material, x, y, footprint_m, seed):
-    """Surface of the ground at world (x, y)."""
+def ground_surface(material, cover, x, y, footprint_m, seed):
+    """Surface of the ground at world (x, y); `cover` 0..1 fades a marking's edge."""
     if material == m.ASPHALT or material == m.PAINT_WHITE or material == m.PAINT_YELLOW:
         k = _asphalt(x, y, footprint_m, seed)
         tone = 0.055 + 0.06 * hash01(seed, 11, 0, 3)
@@ -170,7 +171,7 @@ def ground_surface(material, x, y, footprint_m, seed):
         if material == m.ASPHALT:
             return r, g, b, 0.03, 0.0, 0.0, 0.0
         worn = noise2(x / 0.09, y / 0.09, seed + 8) * 0.6 + noise2(x / 0.8, y / 0.8, seed + 9) * 0.6
-        cover = min(1.0, max(0.1, 1.7 - 1.6 * worn)) if footprint_m < 0.1 else 0.75
+        cover *= min(1.0, max(0.1, 1.7 - 1.6 * worn)) if footprint_m < 0.1 else 0.75
         paint_r, paint_g, paint_b = (0.58, 0.57, 0.54) if material == m.PAINT_WHITE else (0.55, 0.36, 0.06)
         return r + (paint_r - r) * cover, g + (paint_g - g) * cover, b + (paint_b - b) * cover, 0.03, 0.0, 0.0, 0.0
     if material == m.PAVING or material == m.COBBLE:
