@@ -34,6 +34,7 @@ METADATA_VERSION: Literal[8] = 8
 """Version 9 writes QoS by name, which Humble cannot read; newer distributions read 8 as well."""
 TWIST_SPAN_NS = 50_000_000
 """Velocities come from poses at least this far before and after: closer ones show the rounding of the poses."""
+POSES_AGREE_M = 1e-3
 
 
 @dataclass
@@ -150,15 +151,36 @@ def make_plan(tables: NuScenesTables, scene: str, options: BagOptions) -> _Plan:
     records = tables.records(scene)
     if not records:
         raise MissingInput(f"{tables.dataroot}: scene '{scene}' has no sensor data")
-    poses: dict[int, np.ndarray] = {}
-    for record in records:
-        poses.setdefault(record.stamp_ns, record.world_from_ego)
+    poses, apart_m = _one_pose_a_stamp(records)
     samples = tables.samples(scene)
     boxes = any(tables.annotations(token) for token, _ in samples)
     plan = _Plan(scene, [], poses, samples, boxes)
     plan.records = _choose_files(records, options, plan.left_out)
     _note_absent(tables, plan, records)
+    if apart_m > POSES_AGREE_M:
+        why = f"sensors of one stamp differ by up to {1000 * apart_m:.1f} mm; /tf has their mean"
+        plan.left_out.append(("ego poses as they are", why))
     return plan
+
+
+def _one_pose_a_stamp(records: list[SensorRecord]) -> tuple[dict[int, np.ndarray], float]:
+    """stamp_ns -> world_from_ego, and how far (m) poses of one stamp are apart: /tf can hold one pose a stamp only."""
+    found: dict[int, list[np.ndarray]] = {}
+    for record in records:
+        found.setdefault(record.stamp_ns, []).append(record.world_from_ego)
+    poses, apart_m = {}, 0.0
+    for stamp_ns, several in found.items():
+        spread = max(float(np.abs(other - several[0])[:3].max()) for other in several)
+        poses[stamp_ns] = several[0] if spread < 1e-9 else _mean_pose(several)
+        apart_m = max(apart_m, *(float(np.linalg.norm((other - several[0])[:3, 3])) for other in several))
+    return poses, apart_m
+
+
+def _mean_pose(several: list[np.ndarray]) -> np.ndarray:
+    mean = np.mean(several, axis=0)
+    u, _, vt = np.linalg.svd(mean[:3, :3])
+    mean[:3, :3] = u @ vt  # nearest rotation: the chordal mean
+    return mean
 
 
 def _choose_files(
