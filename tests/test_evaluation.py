@@ -19,7 +19,9 @@ metrics = pytest.importorskip("sklearn.metrics")
 
 def random_labels(seed, shape=(20, 20, 8), classes=18):
     rng = np.random.default_rng(seed)
-    return rng.choice(classes, size=shape, p=np.r_[np.full(classes - 1, 0.03), 1 - 0.03 * (classes - 1)]).astype(np.uint8)
+    return rng.choice(classes, size=shape, p=np.r_[np.full(classes - 1, 0.03), 1 - 0.03 * (classes - 1)]).astype(
+        np.uint8
+    )
 
 
 def test_scores_equal_scikit_learn():

@@ -125,7 +125,9 @@ def test_mirrored_table_is_the_table_of_the_mirrored_rig():
         k[0, 2] = cam.size[0] - 1 - k[0, 2]
         twins.append(Camera(cam.name, k, cam.size, flip_y @ cam.ego_from_cam @ flip_x))
     expected, got = build_table(Rig(tuple(twins)), SMALL), mirrored(build_table(rig, SMALL), SMALL)
-    assert (expected.voxel_index == got.voxel_index).mean() > 0.995  # cells on the border of two pixels or bins may flip
+    assert (
+        expected.voxel_index == got.voxel_index
+    ).mean() > 0.995  # cells on the border of two pixels or bins may flip
     assert (expected.pillar_index == got.pillar_index).mean() > 0.99
     np.testing.assert_allclose(expected.rays, got.rays, atol=1e-5)
 

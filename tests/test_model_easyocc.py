@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from model_fixtures import SMALL, ring_rig
 
 from occ_core.errors import InvalidInput
 from occ_core.models.easyocc.config import EasyOccConfig, parse_config
-from model_fixtures import SMALL, ring_rig
 
 torch = pytest.importorskip("torch")
 

@@ -297,8 +297,11 @@ def restore(state: State, path: Path, record: dict[str, Any]) -> None:
     load_into(state.average, parts["average"], path)
     parameters = dict(state.model.named_parameters())
     for name, tensor in parts["adam"].items():
-        key, parameter = name.split(".", 1)
-        state.optimizer.state[parameters[parameter]][key] = tensor
+        key, owner = name.split(".", 1)
+        parameter = parameters[owner]
+        if key != "step":  # the fused optimiser walks memory, so its moments need the parameter's layout
+            tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+        state.optimizer.state[parameter][key] = tensor
     state.step = described["training"]["step"]
     record["metrics"] = described["training"]["metrics"]
 

@@ -1,0 +1,320 @@
+"""Losses against their definitions, ray targets against geometry, cache, batches and the loop."""
+
+import json
+
+import numpy as np
+import pytest
+import small_nuscenes
+from model_fixtures import SMALL, camera, ring_rig
+from typer.testing import CliRunner
+
+from occ_core.camera import Rig
+from occ_core.cli.main import app
+from occ_core.errors import CorruptInput, InvalidInput, MissingInput
+from occ_core.inference.table import build_table
+from occ_core.taxonomy import OCC3D
+
+torch = pytest.importorskip("torch")
+safetensors_torch = pytest.importorskip("safetensors.torch")
+
+from occ_core.losses.ray import depth_loss, pixel_class_loss  # noqa: E402
+from occ_core.losses.voxel import class_weights, geometry_loss, lovasz_softmax, semantic_loss  # noqa: E402
+from occ_core.training import loop  # noqa: E402
+from occ_core.training.cache import SceneCache, open_scenes  # noqa: E402
+from occ_core.training.config import TrainingConfig, load_config  # noqa: E402
+from occ_core.training.data import Draw, collate, mirror, pick_columns, read_sample  # noqa: E402
+from occ_core.training.rays import ray_targets  # noqa: E402
+
+ROAD, CAR, WALL, FREE, UNSEEN = OCC3D.id_of("driveable_surface"), OCC3D.id_of("car"), OCC3D.id_of("manmade"), 17, 255
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
+
+
+def jaccard_loss_of_set(wrong: frozenset, truth: np.ndarray) -> float:
+    """1 - IoU of one class when the cells in `wrong` are misjudged: the set function whose extension Lovasz is."""
+    missed = sum(1 for i in wrong if truth[i])
+    false_alarms = len(wrong) - missed
+    total = int(truth.sum())
+    return 1 - (total - missed) / (total + false_alarms)
+
+
+def test_lovasz_is_the_lovasz_extension_of_the_jaccard_loss():
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(3), 12)
+    target = np.array([0, 0, 1, 1, 1, 2, 2, -1, -1, 0, 1, -1])
+    expected = []
+    for c in range(3):
+        truth = target == c
+        errors = np.abs(truth - p[:, c])
+        order = np.argsort(-errors)
+        value, before, chain = 0.0, 0.0, frozenset()
+        for i in order:  # the definition: sum of sorted errors times the growth of the set function along the chain
+            chain |= {int(i)}
+            now = jaccard_loss_of_set(chain, truth)
+            value, before = value + errors[i] * (now - before), now
+        expected.append(value)
+    got = lovasz_softmax(torch.from_numpy(p), torch.from_numpy(target))
+    assert got.item() == pytest.approx(np.mean(expected))
+
+
+def test_lovasz_of_certain_answers_is_one_minus_iou():
+    target = torch.tensor([0, 0, 0, 1, 1])
+    answers = torch.nn.functional.one_hot(torch.tensor([0, 0, 1, 1, 1]), 2).double()
+    assert lovasz_softmax(answers, target).item() == pytest.approx(1 - (2 / 3 + 2 / 3) / 2)
+    assert lovasz_softmax(answers, torch.full((5,), -1)).item() == 0
+
+
+def test_geometry_and_semantic_losses_by_hand():
+    logit, occupied = torch.tensor([2.0, -1.0, 0.0]), torch.tensor([True, False, True])
+    s = 1 / (1 + np.exp(-logit.numpy()))
+    assert geometry_loss(logit, occupied).item() == pytest.approx(-np.log([s[0], 1 - s[1], s[2]]).mean())
+    logits, target, w = torch.randn(4, 3), torch.tensor([0, 2, 2, 1]), torch.tensor([1.0, 5.0, 0.5])
+    p = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
+    expected = np.mean([-w[t].item() * np.log(p[i, t]) for i, t in enumerate(target.tolist())])
+    assert semantic_loss(logits, target, w).item() == pytest.approx(expected, rel=1e-5)
+    assert semantic_loss(logits[:0], target[:0], w).item() == 0
+
+
+def test_class_weights():
+    w = class_weights(torch.tensor([10000, 400, 1, 0]), ratio_limit=20).numpy()
+    assert w[3] == 0 and w[1] / w[0] == pytest.approx(5) and w[2] / w[0] == pytest.approx(20)
+    assert (w * [10000, 400, 1, 0]).sum() / 10401 == pytest.approx(1)
+
+
+def test_ray_losses_ignore_the_unknown_and_know_beyond():
+    logits = torch.randn(1, 3, 1, 2)
+    target = torch.tensor([[[3, 255]]], dtype=torch.uint8)  # 3 = beyond the three bins, whose logit is 0
+    e = np.exp(np.append(logits[0, :, 0, 0].numpy(), 0.0))
+    assert depth_loss(logits, target).item() == pytest.approx(-np.log(e[3] / e.sum()), rel=1e-5)
+    assert depth_loss(logits, torch.full_like(target, 255)).item() == 0
+    w = torch.tensor([1.0, 2.0, 3.0])
+    got = pixel_class_loss(logits, torch.tensor([[[2, 255]]], dtype=torch.uint8), w)
+    assert got.item() == pytest.approx(-3 * torch.log_softmax(logits[0, :, 0, 0], 0)[2].item(), rel=1e-5)
+
+
+# --- ray targets -----------------------------------------------------------------------------------------------------
+
+
+def test_ray_targets_meet_a_road_and_a_wall_where_geometry_says():
+    labels = np.full(SMALL.grid_shape, FREE, dtype=np.uint8)
+    labels[:, :, 0] = ROAD  # z from -1.0 to -0.2
+    labels[30:, :, 1:] = WALL  # x from 8.0 on, z from -0.2
+    cam = camera("c", 0)
+    depth, classes = ray_targets(labels, Rig((cam,)), SMALL, step_m=0.05)
+    w, h = SMALL.feature_size
+    from occ_core.inference.preprocess import Preprocess
+    from occ_core.inference.table import feature_rays
+
+    rays = feature_rays(Preprocess(128, 64).camera(cam), SMALL)
+    origin = cam.ego_from_cam[:3, 3]
+    edges = SMALL.depth_edges_m
+    for v, u in np.ndindex(h, w):
+        ray = rays[v, u]
+        to_road = (-0.2 - origin[2]) / ray[2] if ray[2] < 0 else np.inf
+        to_wall = (8.0 - origin[0]) / ray[0] if ray[0] > 0 else np.inf
+        nearest = min(to_road, to_wall)
+        point = origin + ray * nearest
+        if not (np.abs(point[:2]) < 15.9).all() or point[2] > 5.3 or abs(to_road - to_wall) < 0.2:
+            continue
+        assert abs(int(depth[0, v, u]) - (np.searchsorted(edges, nearest, "right") - 1)) <= 1
+        assert classes[0, v, u] == (ROAD if to_road < to_wall else WALL)
+
+
+def test_rays_lost_in_the_unobserved_are_unknown_and_free_ones_go_beyond():
+    cam = Rig((camera("c", 0),))
+    labels = np.full(SMALL.grid_shape, FREE, dtype=np.uint8)
+    depth, classes = ray_targets(labels, cam, SMALL)
+    assert (depth == SMALL.depth_bins).all() and (classes == UNSEEN).all()
+    labels[25:, :, :] = UNSEEN
+    labels[35:, :, :] = WALL
+    depth, classes = ray_targets(labels, cam, SMALL)
+    assert (depth[0, 3, 4:12] == UNSEEN).all() and (classes == UNSEEN).all()
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def hand_made(name: str, samples: int = 3, seed: int = 0) -> SceneCache:
+    """Images whose brightness tells how far the wall ahead is, so that there is something to learn."""
+    rng = np.random.default_rng(seed)
+    rig = ring_rig()
+    table = build_table(rig, SMALL)
+    labels = np.full((samples, *SMALL.grid_shape), FREE, dtype=np.uint8)
+    labels[..., 1] = ROAD
+    images = rng.integers(0, 60, (samples, 4, 64, 128, 3), dtype=np.uint8)
+    for i in range(samples):
+        x = int(rng.integers(24, 38))
+        labels[i, x:, :, 1:] = WALL
+        labels[i, 22, 10 + i, 2] = CAR
+        images[i] += np.uint8(5 * x)
+    labels[:, :, :2] = UNSEEN
+    rays = [ray_targets(label, rig, SMALL) for label in labels]
+    depth, classes = (np.stack(part) for part in zip(*rays, strict=True))
+    index = table.voxel_index[None], table.pillar_index[None], table.rays[None]
+    present = np.ones((samples, 4), dtype=bool)
+    tokens = [f"{name}-{i}" for i in range(samples)]
+    return SceneCache(name, tokens, images, present, labels, depth, classes, np.zeros(samples, dtype=np.int64), *index)
+
+
+def test_columns_prefer_rare_classes_and_are_observed():
+    scene = hand_made("s")
+    rare = np.zeros(256, dtype=bool)
+    rare[CAR] = True
+    picked = pick_columns(scene.labels[0], 50, rare, np.random.default_rng(0))
+    assert len(picked) == 50 == len(set(picked))
+    assert 22 * 40 + 10 in picked  # the only column with a car
+    assert (picked % 40 >= 2).all()  # y = 0, 1 are unobserved
+
+
+def test_mirroring_twice_is_nothing_and_once_swaps_left_and_right():
+    sample = read_sample(hand_made("s"), 1, SMALL)
+    twice = mirror(mirror(sample, SMALL), SMALL)
+    for name in ("images", "labels", "depth", "pixel_class"):
+        assert np.array_equal(getattr(sample, name), getattr(twice, name))
+    assert np.array_equal(sample.table.voxel_index, twice.table.voxel_index)
+    assert mirror(sample, SMALL).labels[22, 40 - 1 - 11, 2] == CAR
+
+
+def test_a_batch_of_two_answers_as_two_batches_of_one():
+    config = SMALL
+    model = loop.EasyOcc(config).eval()
+    scene = hand_made("s")
+    samples = [read_sample(scene, 0, config, dropped=[1]), read_sample(scene, 1, config)]
+    none = np.zeros(0, dtype=np.int64)
+
+    def cells(batch):
+        t = loop.tensors_of(batch)
+        with torch.no_grad():
+            return model(t["images"], t["voxel_index"], t["pillar_index"], t["rays"]).classes
+
+    both = cells(collate(samples, [none, none], config))
+    for i, sample in enumerate(samples):
+        torch.testing.assert_close(both[i], cells(collate([sample], [none], config))[0], rtol=1e-4, atol=1e-5)
+
+
+def test_every_epoch_visits_every_sample_once_and_a_resumed_stream_goes_on():
+    scenes = [hand_made("a", 2), hand_made("b", 3)]
+    config = TrainingConfig(model=SMALL, flip=0, color_jitter=0, camera_dropout=0, columns=10)
+    rare = np.zeros(256, dtype=bool)
+    draw = Draw(scenes, rare, config)
+    firsts = [next(draw).images for _ in range(5)]
+    known = np.concatenate([scene.images for scene in scenes])
+    assert sorted(next(k for k in range(5) if np.array_equal(known[k], f)) for f in firsts) == [0, 1, 2, 3, 4]
+    assert np.array_equal(next(Draw(scenes, rare, config, step=3)).images, firsts[3])
+
+
+def test_cache_is_built_once_from_a_data_set_and_mirrors_its_labels(tmp_path):
+    tokens = small_nuscenes.make(tmp_path / "set", keyframes=2, sweeps=0)
+    config = SMALL.model_copy(
+        update={"grid_shape": (200, 200, 16), "grid_origin_m": (-40.0, -40.0, -1.0), "voxel_size_m": 0.4}
+    )
+    (scene,) = open_scenes(tmp_path / "set", "gts", config, tmp_path / "cache")
+    assert scene.tokens == tokens and scene.images.shape == (2, 2, 64, 128, 3) and scene.present.all()
+    truth = np.load(tmp_path / "set/gts/scene-0001" / tokens[0] / "labels.npz")
+    seen = truth["mask_camera"] > 0
+    assert np.array_equal(scene.labels[0][seen], truth["semantics"][seen]) and (scene.labels[0][~seen] == UNSEEN).all()
+    (folder,) = (tmp_path / "cache").iterdir()
+    before = folder.stat().st_mtime_ns
+    open_scenes(tmp_path / "set", "gts", config, tmp_path / "cache")
+    assert [p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()] == [before]
+    with pytest.raises(MissingInput, match="no labels"):
+        open_scenes(tmp_path / "set", "nothing", config, tmp_path / "cache")
+
+
+# --- loop ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Trains on hand-made scenes: run(steps, resume=...) -> (folder, metrics)."""
+    scenes = [hand_made("a", 4, seed=1), hand_made("b", 2, seed=2)]
+    monkeypatch.setattr(loop, "open_scenes", lambda *_: scenes)
+    base = {"model": SMALL, "data": (tmp_path,), "validation_scenes": 1, "columns": 600, "threads": 1, "seed": 3}
+    base |= {"warmup_steps": 5, "ema_decay": 0.9, "color_jitter": 0.0, "log_every": 1, "learning_rate": 4e-3}
+
+    def start(out: str, **changes):
+        resume = changes.pop("resume", False)
+        path = loop.train(TrainingConfig(**{**base, **changes}), tmp_path / out, resume)
+        return tmp_path / out, json.loads(path.with_suffix(".json").read_text())
+
+    return start
+
+
+def losses(folder) -> list[float]:
+    rows = (folder / "log.csv").read_text().splitlines()
+    return [float(row.split(",")[2]) for row in rows[1:]]
+
+
+def test_training_learns_and_its_checkpoint_predicts(run):
+    folder, record = run("out", steps=40)
+    curve = losses(folder)
+    assert np.mean(curve[-5:]) < 0.7 * np.mean(curve[:3])
+    assert record["training"]["metrics"]["iou"] > 20 and record["training"]["data"]["held_out_scenes"] == ["b"]
+    from occ_core.inference.predictor import Predictor
+
+    rig = ring_rig()
+    dark = {c.name: np.full((180, 320, 3), 40, dtype=np.uint8) for c in rig}
+    answer = Predictor.load(folder / "model.safetensors", "torch", threads=1).predict(dark, rig)
+    assert (answer.labels != FREE).any()
+
+
+def test_a_resumed_run_ends_where_an_unbroken_one_does(run, monkeypatch):
+    unbroken, _ = run("a", steps=6)
+    first = safetensors_torch.load_file(unbroken / "model.safetensors")
+    original = loop.train_step
+
+    def interrupted(state, *rest):
+        if state.step == 3:
+            raise KeyboardInterrupt
+        return original(state, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "train_step", interrupted)
+        run("c", steps=6)
+    folder, record = run("c", steps=6, resume=True)
+    assert record["training"]["step"] == 6 and len(losses(folder)) == 6
+    second = safetensors_torch.load_file(folder / "model.safetensors")
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_resume_without_or_with_a_broken_checkpoint_says_so(run, tmp_path):
+    with pytest.raises(MissingInput, match="last.safetensors"):
+        run("new", steps=2, resume=True)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "last.safetensors").write_bytes(b"garbage garbage garbage")
+    with pytest.raises(CorruptInput, match="not a safetensors file"):
+        run("bad", steps=2, resume=True)
+
+
+def test_config_file_and_its_errors(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("steps: 10\nmodel: {depth_bins: 20}\n")
+    config = load_config(path, steps=None, threads=1)
+    assert (config.steps, config.threads, config.model.depth_bins) == (10, 1, 20)
+    for text, words in (("stepz: 1", "stepz"), ("steps: -1", "steps"), ("[1]", "mapping"), ("a: [", "YAML")):
+        path.write_text(text)
+        with pytest.raises(InvalidInput, match=words) as caught:
+            load_config(path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(MissingInput):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_shipped_config_is_valid_and_needs_data():
+    path = loop.Path(__file__).parents[1] / "config" / "easyocc_nano.yaml"
+    config = load_config(path)
+    with pytest.raises(InvalidInput, match="no training data"):
+        loop.open_data(config)
+    result = CliRunner().invoke(app, ["train", str(path)])
+    assert isinstance(result.exception, InvalidInput)
+
+
+def test_the_same_sample_may_not_train_and_validate(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "open_scenes", lambda *_: [hand_made("a")])
+    config = TrainingConfig(model=SMALL, data=(tmp_path,), validation=(tmp_path,))
+    with pytest.raises(InvalidInput, match="in training and validation"):
+        loop.open_data(config)
+    with pytest.raises(InvalidInput, match="validation_scenes"):
+        loop.open_data(TrainingConfig(model=SMALL, data=(tmp_path,), validation_scenes=5))
