@@ -18,6 +18,7 @@ from occ_ros.messages import add_transforms, camera_of, stamp_ns_of
 class _Source:
     """What is known of one camera: the last good CameraInfo as a camera at the origin of its own frame."""
 
+    info_topic: str
     lens: Camera | None = None
     frame_id: str = ""
     message: CameraInfo | None = None
@@ -34,13 +35,13 @@ class Calibration:
     `add_transforms` may run in another thread than `rig`.
     """
 
-    def __init__(self, cameras: tuple[str, ...], base_frame: str) -> None:
+    def __init__(self, info_topics: dict[str, str], base_frame: str) -> None:
         self.base_frame = base_frame
         self.tree = TransformTree()
         self.rejected_infos = 0
         self.rejected_transforms = 0
         self.changes = 0
-        self._sources = {camera: _Source() for camera in cameras}
+        self._sources = {camera: _Source(topic) for camera, topic in info_topics.items()}
         self._rig: Rig | None = None
 
     def add_info(self, camera: str, message: CameraInfo) -> None:
@@ -52,8 +53,8 @@ class Calibration:
             return
         try:
             if not message.header.frame_id:
-                raise InvalidInput(f"camera '{camera}': CameraInfo has an empty frame_id")
-            lens = camera_of(message, camera, np.eye(4))
+                raise InvalidInput(f"'{source.info_topic}': empty frame_id")
+            lens = camera_of(message, camera, np.eye(4), source.info_topic)
         except InvalidInput as error:
             self.rejected_infos += 1
             source.info_error = str(error)

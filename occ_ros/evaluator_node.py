@@ -248,7 +248,8 @@ def print_table(report: dict[str, Any]) -> None:
     console.print(
         f"frames sent {report['frames_sent']}, answered {report['frames_answered']}, reported dropped "
         f"{report['frames_dropped']}, unreported {report['frames_unreported']}; latency p50 "
-        f"{latency.get('p50', 'n/a')} ms, p95 {latency.get('p95', 'n/a')} ms, p99 {latency.get('p99', 'n/a')} ms"
+        f"{latency.get('p50', 'n/a')} ms, p95 {latency.get('p95', 'n/a')} ms, p99 {latency.get('p99', 'n/a')} ms",
+        soft_wrap=True,
     )
 
 

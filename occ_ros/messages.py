@@ -18,6 +18,8 @@ from occ_core.errors import InvalidInput
 from occ_core.geometry import pose
 from occ_core.grid import VoxelGrid
 from occ_core.occupancy import Occupancy
+from occ_core.sources.bag import camera_from_info
+from occ_core.sources.clouds import points_of as any_points_of
 from occ_core.sources.images import decode_compressed, decode_image
 from occ_core.transforms import TransformTree
 from occ_ros.clouds import fields_of
@@ -34,15 +36,17 @@ def header_of(stamp_ns: int, frame_id: str) -> Header:
 def image_of(message: Image | CompressedImage) -> np.ndarray:
     """RGB uint8 (height, width, 3).
 
-    Raises:
-        InvalidInput, CorruptInput: from occ_core.sources.images; big-endian pixels of one byte have no order to mind.
+        Raises:
+            InvalidInput, CorruptInput: from occ_core.sources.bag import camera_from_info
+    from occ_core.sources.clouds import points_of as any_points_of
+    from occ_core.sources.images; big-endian pixels of one byte have no order to mind.
     """
     if isinstance(message, CompressedImage):
         return decode_compressed(message.data)
     return decode_image(message.encoding, message.width, message.height, message.step, message.data)
 
 
-def camera_of(message: CameraInfo, name: str, ego_from_cam: np.ndarray) -> Camera:
+def camera_of(message: CameraInfo, name: str, ego_from_cam: np.ndarray, topic: str) -> Camera:
     """Calibration of a raw (not rectified) image: K, D and the size.
 
     Raises:
@@ -53,15 +57,10 @@ def camera_of(message: CameraInfo, name: str, ego_from_cam: np.ndarray) -> Camer
     cut = (roi.width, roi.height) not in ((0, 0), (message.width, message.height)) or roi.x_offset or roi.y_offset
     if message.binning_x > 1 or message.binning_y > 1 or cut:
         raise InvalidInput(
-            f"camera '{name}': binning {message.binning_x} x {message.binning_y} and region of interest "
+            f"'{topic}': binning {message.binning_x} x {message.binning_y} and region of interest "
             f"{roi.width} x {roi.height} are not supported, only whole images at full resolution"
         )
-    coefficients = tuple(message.d)
-    model = message.distortion_model or "plumb_bob"
-    if not any(coefficients) and len(coefficients) <= 14:
-        model, coefficients = "none", ()
-    intrinsics = np.array(message.k, dtype=np.float64).reshape(3, 3)
-    return Camera(name, intrinsics, (message.width, message.height), ego_from_cam, model, coefficients)
+    return camera_from_info(name, message, ego_from_cam, topic=topic)
 
 
 def add_transforms(tree: TransformTree, message: Any, static: bool) -> list[str]:
@@ -102,38 +101,14 @@ def points_of(message: PointCloud2, layout: np.dtype) -> np.ndarray:
     """Structured array (N,) of `layout` from a cloud that has at least these fields with these types.
 
     Raises:
-        InvalidInput: a field is missing or of another type, big-endian data, or less data than the size says.
+        InvalidInput: a field is missing or of another type, or there is less data than the size says.
     """
-    if message.is_bigendian:
-        raise InvalidInput("point cloud is big-endian, only little-endian is supported")
-    there = {field.name: (field.offset, field.datatype) for field in message.fields}
-    count = message.width * message.height
-    offsets = []
-    for name, _, datatype in fields_of(layout):
-        if name not in there or there[name][1] != datatype:
-            raise InvalidInput(
-                f"point cloud needs field '{name}' of datatype {datatype}, it has "
-                f"{', '.join(f'{n}: {t}' for n, (_, t) in there.items()) or 'none'}"
-            )
-        offsets.append(there[name][0])
-    raw = np.frombuffer(message.data, dtype=np.uint8)
-    if len(raw) < count * message.point_step or message.row_step != message.width * message.point_step:
-        raise InvalidInput(
-            f"point cloud of {message.width} x {message.height} points of {message.point_step} bytes has rows of "
-            f"{message.row_step} bytes and {len(raw)} bytes of data"
-        )
-    names = list(layout.names or ())
-    formats = [layout[name] for name in names]
-    try:
-        view = np.dtype(
-            {"names": names, "formats": formats, "offsets": offsets, "itemsize": message.point_step}  # type: ignore[arg-type]
-        )
-    except ValueError as error:
-        raise InvalidInput(f"point cloud fields do not fit a point of {message.point_step} bytes: {error}") from error
-    points = np.empty(count, dtype=layout)
-    source = raw[: count * message.point_step].view(view)
-    for name in names:
-        points[name] = source[name]
+    there = any_points_of(message)
+    points = np.empty(len(there), dtype=layout)
+    for name in layout.names or ():
+        if name not in (there.dtype.names or ()) or there.dtype[name] != layout[name]:
+            raise InvalidInput(f"point cloud needs field '{name}' of type {layout[name]}, it has {there.dtype.fields}")
+        points[name] = there[name]
     return points
 
 

@@ -58,7 +58,7 @@ class OccupancyNode(Node):
         self._sync = FrameSynchroniser(
             names, p["deadline_s"], p["max_spread_s"], _offsets_ns(names, p["offsets_s"]), p["min_cameras"] or None
         )
-        self._calibration = Calibration(names, p["base_frame"])
+        self._calibration = Calibration({c.name: c.info_topic for c in self._cameras}, p["base_frame"])
         self._predictor = _load_predictor(p["model"], p["backend"], p["threads"])
         self._backend = type(self._predictor.session).__name__.removesuffix("Session").lower()
         self._times = StageTimes()

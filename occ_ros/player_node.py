@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from rosbags.interfaces import Connection, Qos, QosDurability, QosHistory, QosRe
 from rosbags.rosbag2 import Reader
 from rosgraph_msgs.msg import Clock
 
-from occ_core.errors import CorruptInput, InvalidInput, MissingInput
+from occ_core.errors import CorruptInput, InvalidInput
+from occ_core.sources.bag_reader import BagReader
 from occ_ros.messages import header_of
 from occ_ros.parameters import PLAYER_PARAMETERS
 from occ_ros.runtime import declare, run
@@ -176,9 +177,12 @@ class PlayerNode(Node):
 
     def _drain(self) -> None:
         """Reliable subscribers get what is still on its way, late ones of them the fixed transforms."""
+        deadline = time.monotonic() + 1.0
         for publisher in self._topics.values():
-            with contextlib.suppress(Exception):  # not every middleware can tell
-                publisher.wait_for_all_acked(Duration(seconds=2))
+            left_s = deadline - time.monotonic()
+            if left_s > 0:
+                with contextlib.suppress(Exception):  # not every middleware can tell
+                    publisher.wait_for_all_acked(Duration(seconds=left_s))
         self._stop.wait(self._values["drain_s"])
 
     def close(self) -> None:
@@ -229,30 +233,13 @@ def open_bag(path: Path) -> Reader:
     """An opened bag with at least one message.
 
     Raises:
-        MissingInput: no such folder, or no metadata.yaml in it.
-        CorruptInput: truncated, damaged or empty.
+        MissingInput: no such folder, no metadata.yaml in it, or no message.
+        CorruptInput: truncated or damaged.
     """
-    if not path.exists():
-        raise MissingInput(f"{path}: no such bag")
-    try:
-        reader = Reader(path)
-        reader.open()
-        if reader.message_count:
-            next(first_messages(reader))
-    except FileNotFoundError as error:
-        raise MissingInput(f"{path}: not a whole bag: {error}") from error
-    except StopIteration:
-        raise CorruptInput(f"{path}: holds no message, though its metadata says so") from None
-    except Exception as error:
-        raise CorruptInput(f"{path}: not a readable bag ({type(error).__name__}: {error})") from error
-    if not reader.message_count:
-        reader.close()
-        raise CorruptInput(f"{path}: the bag is empty, it holds no message")
+    BagReader(path)  # names every fault in one line
+    reader = Reader(path)
+    reader.open()
     return reader
-
-
-def first_messages(reader: Reader) -> Iterator[tuple[Connection, int, bytes]]:
-    return iter(reader.messages(reader.connections))
 
 
 def python_type(name: str) -> Any | None:

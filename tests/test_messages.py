@@ -69,16 +69,16 @@ def test_cloud_with_more_fields_in_another_order_is_read_by_name():
 
 def broken_clouds():
     good = messages.cloud_of(truth_points(random_occupancy()), STAMP, "a")
-    for change in ({"is_bigendian": True}, {"fields": good.fields[:-1]}, {"data": good.data[:-1]}, {"point_step": 3}):
+    for change in ({"fields": good.fields[:-1]}, {"data": good.data[:-1]}, {"point_step": 3}):
         cloud = messages.cloud_of(truth_points(random_occupancy()), STAMP, "a")
         for key, value in change.items():
             setattr(cloud, key, value)
         yield pytest.param(cloud, id=next(iter(change)))
 
 
-@pytest.mark.parametrize("cloud", broken_clouds())
+@pytest.mark.parametrize("cloud", list(broken_clouds()))
 def test_broken_cloud_is_refused(cloud):
-    with pytest.raises(InvalidInput, match="point cloud"):
+    with pytest.raises(InvalidInput, match="point (cloud|field)"):
         messages.points_of(cloud, TRUTH_POINT)
 
 
@@ -140,7 +140,7 @@ def test_occupancy_grid_against_plain_loops():
     assert message.info.resolution == pytest.approx(0.5)
     assert (message.info.origin.position.x, message.info.origin.position.y) == (-2.0, -1.0)
     levels = [k for k in range(4) if -0.3 <= -1.0 + (k + 0.5) * 0.5 <= 0.8]
-    assert levels == [2, 3] or levels == [2]
+    assert levels == [1, 2, 3]
     for x in range(8):
         for y in range(6):
             seen = [k for k in levels if occupancy.observed[x, y, k]]
@@ -166,7 +166,7 @@ def info(**changes):
 
 
 def test_camera_info():
-    camera = messages.camera_of(info(), "front", np.eye(4))
+    camera = messages.camera_of(info(), "front", np.eye(4), "/front/camera_info")
     assert (camera.name, camera.size, camera.distortion_model) == ("front", (64, 48), "plumb_bob")
     assert camera.distortion == (0.1, -0.05, 0.001, 0.002, 0.0)
     expected, _ = cv2.projectPoints(
@@ -174,7 +174,7 @@ def test_camera_info():
     )
     np.testing.assert_allclose(camera.project(np.array([[0.1, 0.2, 1.0]]))[0][0], expected[0, 0], atol=1e-9)
     for undistorted in (info(d=[]), info(d=[0.0] * 5), info(d=[], distortion_model="")):
-        assert messages.camera_of(undistorted, "front", np.eye(4)).distortion_model == "none"
+        assert messages.camera_of(undistorted, "front", np.eye(4), "/front/camera_info").distortion_model == "none"
 
 
 @pytest.mark.parametrize(
@@ -190,8 +190,8 @@ def test_camera_info():
     ],
 )
 def test_bad_camera_info_is_refused(changes):
-    with pytest.raises(InvalidInput, match="camera 'front'"):
-        messages.camera_of(info(**changes), "front", np.eye(4))
+    with pytest.raises(InvalidInput, match="'/front/camera_info'"):
+        messages.camera_of(info(**changes), "front", np.eye(4), "/front/camera_info")
 
 
 def test_images():
