@@ -159,8 +159,9 @@ def test_lidar_lands_where_the_devkit_puts_it(shared_data, small, tmp_path):
     """Through the bag: its CameraInfo, its TF at each stamp. Through the devkit: the tables."""
     root = shared_data("nuscenes_scene0061_1kf")
     for each, points in ((root, 10_000), (small, 50)):
-        write(each, tmp_path / each.name, sweeps=False)
-        errors = projection_errors(each, tmp_path / each.name)
+        bag = tmp_path / f"bag_{each.name}"
+        write(each, bag, sweeps=False)
+        errors = projection_errors(each, bag)
         assert len(errors) > points
         assert errors.max() < 0.01
 
@@ -406,8 +407,9 @@ write_bag(NuScenesTables(sys.argv[1]), "scene-0001", Path(sys.argv[2]), BagOptio
 """
 
 
-@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("how", "storage"), [(signal.SIGINT, "mcap"), (signal.SIGKILL, "mcap"), (signal.SIGKILL, "sqlite3")]
+)
 def test_interruption_leaves_no_bag(small, tmp_path, how, storage):
     out = tmp_path / "drive"
     command = [sys.executable, "-c", SLOW_WRITE, str(small), str(out), storage]

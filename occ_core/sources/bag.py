@@ -157,10 +157,13 @@ class BagSource:
                 cameras.append(self._rig[camera.name])
             else:
                 rectified = _is_rectified(camera.image_topic)
-                cameras.append(camera_from_info(camera.name, info, ego_from_cam, rectified, camera.info_topic))
+                cameras.append(camera_from_info(camera.name, info, ego_from_cam, rectified, self._where(camera)))
         if self._rig is None or any(new is not old for new, old in zip(cameras, self._rig, strict=True)):
             self._rig = Rig(tuple(cameras))
         return self._rig
+
+    def _where(self, camera: BagCamera) -> str:
+        return f"{self.path}: '{camera.info_topic}'"
 
     def _world_from_ego(self, stamp_ns: int) -> np.ndarray:
         return np.eye(4) if self.world_frame is None else self.tree.lookup(self.world_frame, self.base_frame, stamp_ns)
@@ -230,7 +233,7 @@ class _Grouping:
 
 
 def camera_from_info(
-    name: str, info: Any, ego_from_cam: np.ndarray, rectified: bool = False, topic: str = "camera_info"
+    name: str, info: Any, ego_from_cam: np.ndarray, rectified: bool = False, where: str = "camera_info"
 ) -> Camera:
     """Calibration from a sensor_msgs/CameraInfo (any object with its fields, in ROS 2 lower case).
 
@@ -239,7 +242,7 @@ def camera_from_info(
         info: the message.
         ego_from_cam: (4, 4).
         rectified: the images are rectified: P holds instead of K and D.
-        topic: for the error message.
+        where: for the error message.
 
     Raises:
         InvalidInput: naming the topic and the value.
@@ -254,7 +257,7 @@ def camera_from_info(
     try:
         return Camera(name, intrinsics, (int(info.width), int(info.height)), ego_from_cam, model, tuple(distortion))
     except InvalidInput as error:
-        raise InvalidInput(f"'{topic}': {error}") from None
+        raise InvalidInput(f"{where}: {error}") from None
 
 
 def find_cameras(reader: BagReader, wanted: list[str] | None) -> list[BagCamera]:
@@ -330,6 +333,9 @@ def _read_infos(reader: BagReader, cameras: list[BagCamera]) -> dict[str, Any]:
         infos.setdefault(topic, message)
         if len(infos) == len(topics):
             break
+    lost = sorted(topics - infos.keys())
+    if lost:
+        raise CorruptInput(f"{reader.path}: damaged bag: no message of {', '.join(lost)} can be found")
     return {camera.name: infos[camera.info_topic] for camera in cameras}
 
 

@@ -57,17 +57,24 @@ class BagReader:
             return
         wanted = set(topics)
         with self._opened() as reader:
-            connections = [c for c in reader.connections if c.topic in wanted]
-            stream = reader.messages(connections)
+            # The files' own connections, not those of metadata.yaml: rosbags compares QoS and silently yields nothing
+            # where the two differ, as they do in bags of older distributions.
+            files = getattr(reader.storage, "storages", [reader.storage])
+            connections = [c for file in files for c in file.connections if c.topic in wanted]
+            stream = reader.messages(connections) if connections else iter(())
+            seen = 0
             while True:
                 try:
                     connection, stamp_ns, raw = next(stream)
                     message = self._store.deserialize_cdr(raw, connection.msgtype)
                 except StopIteration:
-                    return
+                    break
                 except Exception as error:  # rosbags, apsw, zstd, struct raise a dozen types on damaged files
                     raise CorruptInput(f"{self.path}: damaged bag: {_brief(error)}") from error
+                seen += 1
                 yield connection.topic, stamp_ns, message
+        if not seen and any(self.counts.get(topic) for topic in wanted):
+            raise CorruptInput(f"{self.path}: damaged bag: none of the messages of {', '.join(topics)} can be found")
 
     def _opened(self) -> Any:
         try:
