@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 from rosbags.interfaces import Connection, Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import StoragePlugin, Writer
@@ -123,9 +124,7 @@ def write_bag(
     shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left
     try:
         counts = _write(tables, plan, partial / out.name, options, progress)
-        if out.exists():
-            out.rename(partial / "replaced")
-        (partial / out.name).rename(out)
+        _put_in_place(partial / out.name, out, partial / "replaced")
     except OSError as error:
         if isinstance(error, OccError):
             raise
@@ -134,6 +133,18 @@ def write_bag(
         shutil.rmtree(partial, ignore_errors=True)
     size = sum(path.stat().st_size for path in out.iterdir())
     return BagSummary(out, counts, plan.left_out, size, time.perf_counter() - started)
+
+
+def _put_in_place(new: Path, out: Path, old: Path) -> None:
+    """Rename `new` to `out`; a bag that was there moves to `old`, and back if that fails."""
+    try:
+        if out.exists():
+            out.rename(old)
+        new.rename(out)
+    except BaseException:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise
 
 
 def _require_free(out: Path, force: bool) -> None:
@@ -238,7 +249,9 @@ class _McapWithCrc(McapWriter):
     """rosbags writes 0 ("not computed") as the checksum of a chunk; this fills it in."""
 
     def close_chunk(self) -> None:
-        start, checksum = self.bio.tell(), zlib.crc32(self.chunk.bio.getvalue())
+        start = self.bio.tell()
+        with self.chunk.bio.getbuffer() as view:
+            checksum = zlib.crc32(view)
         super().close_chunk()
         end = self.bio.tell()
         # record: opcode (1), length (8), start and end time and size (24), checksum (4)
@@ -388,12 +401,5 @@ def _velocities(poses: dict[int, np.ndarray]) -> dict[int, tuple[np.ndarray, np.
         start, end = poses[before], poses[after]
         linear = poses[stamp_ns][:3, :3].T @ (end[:3, 3] - start[:3, 3]) / seconds
         turned = (inverse(start) @ end)[:3, :3]
-        velocities[stamp_ns] = (linear, _rotation_vector(turned) / seconds)
+        velocities[stamp_ns] = (linear, cv2.Rodrigues(turned)[0].reshape(3) / seconds)
     return velocities
-
-
-def _rotation_vector(rotation: np.ndarray) -> np.ndarray:
-    """Axis times angle (rad) of a rotation matrix."""
-    import cv2
-
-    return cv2.Rodrigues(rotation)[0].reshape(3)
