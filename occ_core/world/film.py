@@ -60,6 +60,7 @@ def develop(radiance: np.ndarray, film: Film, weather: Weather, rng: np.random.G
     light += sigma * rng.standard_normal(light.shape, dtype=np.float32)
     light = np.maximum(light, 0.0)
     light = light * (1 + light / 6.25) / (1 + light)  # Reinhard's curve with white at 2.5
+    light = np.minimum(light, 1.0)
     light = light + 0.35 * light * (1 - light) * (2 * light - 0.55)  # a touch of contrast, as cameras' curves have
     srgb = np.where(light < 0.0031308, 12.92 * light, 1.055 * np.power(light, 1 / 2.4) - 0.055)
     return (np.clip(srgb, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -11,10 +11,10 @@ from occ_core.camera import Camera
 from occ_core.world import materials as m
 from occ_core.world.lighting import light_of
 from occ_core.world.noise import hash01
-from occ_core.world.shading import GROUND, SKY, Light, shade
+from occ_core.world.shading import SKY, Light, shade
 from occ_core.world.tracer import Hits, Moment
 
-SUBPIXELS = ((0.375, 0.125), (-0.125, 0.375), (-0.375, -0.125), (0.125, -0.375))
+SUBPIXELS = ((0.35, 0.1), (-0.25, 0.3), (-0.1, -0.35))
 OCCLUSION_STRIDE_PX = 4
 OCCLUSION_RAYS = 6
 OCCLUSION_M = 2.5
@@ -51,20 +51,30 @@ def render(moment: Moment, camera: Camera, world_from_cam: np.ndarray, light: Li
     pixel_rad = 1.0 / camera.intrinsics[0, 0]
     open_sky = _open_sky(moment, hits, points, (h, w))
     rgb = _shade(moment, light, hits, points, directions, hits.distance_m, open_sky, pixel_rad)
-    again = _edges(hits.solid.reshape(h, w), rgb.reshape(h, w, 3))
-    rgb[again] /= 1 + len(SUBPIXELS)
-    for offset in SUBPIXELS:
-        d, _ = _world_rays(camera, world_from_cam, pixels[again] + offset)
-        sub = moment.cast(eye, d)
-        at = eye + d * np.where(np.isfinite(sub.distance_m), sub.distance_m, 0.0)[:, None]
-        sample = _shade(moment, light, sub, at, d, sub.distance_m, open_sky[again], pixel_rad)
-        rgb[again] += np.minimum(sample, 4.0) / (1 + len(SUBPIXELS))
+    again = _edges(moment, hits.solid.reshape(h, w), rgb.reshape(h, w, 3))
+    rgb[again] = (rgb[again] + _subpixels(moment, light, camera, world_from_cam, pixels[again], open_sky[again])) / (
+        1 + len(SUBPIXELS)
+    )
     return View(
         rgb.reshape(h, w, 3),
         (hits.distance_m / stretch).astype(np.float32).reshape(h, w),
         moment.classes(hits, points).reshape(h, w),
         moment.instances(hits).reshape(h, w),
     )
+
+
+def _subpixels(moment, light, camera: Camera, world_from_cam: np.ndarray, pixels, open_sky) -> np.ndarray:
+    """Sum of the radiance at the sub-pixels of some pixels; each is capped so that no glint leaves a lone white dot."""
+    n = len(SUBPIXELS)
+    moved = (pixels[None] + np.array(SUBPIXELS)[:, None]).reshape(-1, 2)
+    d, _ = _world_rays(camera, world_from_cam, moved)
+    eye = world_from_cam[:3, 3]
+    hits = moment.cast(eye, d)
+    at = eye + d * np.where(np.isfinite(hits.distance_m), hits.distance_m, 0.0)[:, None]
+    rgb = _shade(
+        moment, light, hits, at, d, hits.distance_m, np.tile(open_sky, n), 1.0 / camera.intrinsics[0, 0], LAYERS - 1
+    )
+    return np.minimum(rgb, 4.0).reshape(n, -1, 3).sum(axis=0)
 
 
 def _world_rays(camera: Camera, world_from_cam: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,18 +99,18 @@ def _shade(
     out = np.empty((len(points), 3), dtype=np.float32)
     lit = _sees_sun(moment, light, hits, points)
     far = np.where(hits.solid == SKY, 0.0, distance_m)
-    ground = moment._tracer.ground_table
     normals = hits.normals.copy()
     bounce, (share, through) = np.empty_like(directions), np.empty((2, len(points)), dtype=np.float32)
+    first = layers == LAYERS
+    table, ground = moment.table, moment.ground_table
     shade(
-        points, directions, far, normals, hits.solid, lit, open_sky, pixel_rad, light, moment.table, ground,
-        layers > 0, out, bounce, share, through,
+        points, directions, far, normals, hits.solid, lit, open_sky, pixel_rad, light, table, ground,
+        layers > 0, first, out, bounce, share, through,
     )  # fmt: skip
-    if not layers:
-        return out
-    _add_mirrored(moment, light, points, normals, bounce, far, share, pixel_rad, out)
+    if first:
+        _add_mirrored(moment, light, points, normals, bounce, far, share, pixel_rad, out)
     pick = np.flatnonzero(through > 0)
-    if len(pick):
+    if layers and len(pick):
         start = points[pick] + 0.004 * directions[pick]
         behind = moment.cast(start, directions[pick])
         step = np.where(np.isfinite(behind.distance_m), behind.distance_m, 0.0)
@@ -113,7 +123,7 @@ def _shade(
 
 def _add_mirrored(moment, light, points, normals, bounce, distance_m, share, pixel_rad, out) -> None:
     """Add what wet ground, glass and car paint mirror: one more ray each, without mirrors in mirrors."""
-    pick = np.flatnonzero(share > 0.01)
+    pick = np.flatnonzero(share > 0)
     if not len(pick):
         return
     start, directions = points[pick] + 0.01 * normals[pick], bounce[pick]
@@ -121,7 +131,7 @@ def _add_mirrored(moment, light, points, normals, bounce, distance_m, share, pix
     step = np.where(np.isfinite(hits.distance_m), hits.distance_m, 0.0)
     at = start + directions * step[:, None]
     open_sky = np.full(len(pick), 0.8, dtype=np.float32)
-    seen = _shade(moment, light, hits, at, directions, distance_m[pick] + step, open_sky, pixel_rad, layers=0)
+    seen = _shade(moment, light, hits, at, directions, distance_m[pick] + step, open_sky, pixel_rad, 0)
     out[pick] += share[pick, None] * seen
 
 
@@ -211,21 +221,24 @@ def _spread(coarse, distance, normals, h, w, s, rows, columns, out):
 
 
 @njit(cache=True, error_model="numpy")
-def _edge_map(solid, rgb, contrast, out):
+def _edge_map(solid, leaves, rgb, contrast, out):
     h, w = solid.shape
     for y in range(h):
         for x in range(w):
             here = np.log(0.02 + rgb[y, x, 0] + rgb[y, x, 1] + rgb[y, x, 2])
             for dy, dx in ((0, 1), (1, 0)):
-                if y + dy < h and x + dx < w:
-                    there = np.log(0.02 + rgb[y + dy, x + dx, 0] + rgb[y + dy, x + dx, 1] + rgb[y + dy, x + dx, 2])
-                    if solid[y, x] != solid[y + dy, x + dx] or abs(here - there) > contrast:
-                        out[y, x] = True
-                        out[y + dy, x + dx] = True
+                v, u = y + dy, x + dx
+                if v >= h or u >= w or (leaves[y, x] and leaves[v, u]):
+                    continue
+                there = np.log(0.02 + rgb[v, u, 0] + rgb[v, u, 1] + rgb[v, u, 2])
+                if solid[y, x] != solid[v, u] or abs(here - there) > contrast:
+                    out[y, x] = True
+                    out[v, u] = True
 
 
-def _edges(solid: np.ndarray, rgb: np.ndarray) -> np.ndarray:
-    """Indices of the pixels worth more samples: outlines, and sharp steps of light."""
+def _edges(moment: Moment, solid: np.ndarray, rgb: np.ndarray) -> np.ndarray:
+    """Indices of the pixels worth more samples: outlines, and sharp steps of light, but not leaf against leaf."""
     out = np.zeros(solid.shape, dtype=np.bool_)
-    _edge_map(np.where(solid == GROUND, GROUND, solid), rgb, CONTRAST, out)
+    leaves = (solid >= 0) & (moment.table.material[np.maximum(solid, 0)] == m.FOLIAGE)
+    _edge_map(solid, leaves, rgb, CONTRAST, out)
     return np.flatnonzero(out)

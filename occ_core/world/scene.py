@@ -54,7 +54,7 @@ class Settings:
     def __post_init__(self) -> None:
         limits = {
             "scenes": (1, SCENES_PER_SEED), "seed": (0, 400_000), "width": (64, 3200), "height": (36, 1800),
-            "keyframes": (1, 200),
+            "keyframes": (1, 76),
         }  # fmt: skip
         for name, (low, high) in limits.items():
             value = getattr(self, name)
@@ -143,7 +143,7 @@ class _SceneWriter:
     def _image(self, i: int, camera: Camera, stamp_us: int, k: int, is_key: bool) -> View:
         t_s = stamp_us * 1e-6
         world_from_ego = self.city.world_from_ego(t_s)
-        view = render(self.tracer.at(t_s, with_ego_body=True), camera, world_from_ego @ camera.ego_from_cam)
+        view = render(self.tracer.at(t_s), camera, world_from_ego @ camera.ego_from_cam)
         rng = np.random.default_rng((self.city.seed, 106, i, stamp_us))
         file = self._file(camera.name, stamp_us, is_key, "jpg")
         write_atomically(self.out / file, encode(develop(view.radiance, self.films[i], self.city.weather, rng)))
@@ -153,7 +153,7 @@ class _SceneWriter:
     def _sweep(self, stamp_us: int, k: int, is_key: bool) -> Array:
         t_s = stamp_us * 1e-6
         rng = np.random.default_rng((self.city.seed, 107, stamp_us))
-        points = sweep(self.tracer.at(t_s, with_ego_body=True), self._world_from_lidar(t_s), rng)
+        points = sweep(self.tracer.at(t_s), self._world_from_lidar(t_s), rng)
         file = self._file(sensors.LIDAR, stamp_us, is_key, "pcd.bin")
         write_atomically(self.out / file, points.tobytes())
         self._add_data(sensors.LIDAR, stamp_us, k, is_key, file, (0, 0), self.city.world_from_ego(t_s))

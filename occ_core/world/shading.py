@@ -219,16 +219,31 @@ def _tilt_leaves(normal, p, seed, footprint_m):
 
 @njit(cache=True, error_model="numpy")
 def shade(
-    points, directions, distance, normals, solid, lit, open_sky, pixel_rad, light, table, ground, see_between,
-    out, bounce, share, through
+    points,
+    directions,
+    distance,
+    normals,
+    solid,
+    lit,
+    open_sky,
+    pixel_rad,
+    light,
+    table,
+    ground,
+    see_between,
+    trace,
+    out,
+    bounce,
+    share,
+    through,
 ):
     """Radiance of every hit, written to `out`.
 
-    Wet ground, glass and car paint mirror the scene itself: for these `share` is the part of the light that comes by
-    mirroring, along `bounce`, and the caller has to look there. Window panes only mirror a made-up surrounding.
+    Wet ground, glass and car paint can mirror the scene itself: for these `share` is the part of the light that comes
+    by mirroring, along `bounce`, and the caller has to look there. All else mirrors a made-up surrounding.
 
     Args:
-        see_between: whether leaves leave gaps.
+        see_between: whether leaves leave gaps. trace: whether the caller looks along `bounce`; else all is made up.
         points: float64 (N, 3) world. directions: float64 (N, 3) unit, world. distance: float64 (N,) from the eye.
         normals: float64 (N, 3) world, unit, facing the eye; changed in place where solids are round.
         solid: int32 (N,) index into `table`, or GROUND, or SKY.
@@ -291,7 +306,7 @@ def shade(
             cosine = -(dx * nx + dy * ny + dz * nz)
             fresnel = mirror * (0.06 + 0.94 * max(0.0, 1.0 - cosine) ** 5) + 0.12 * mirror * mirror
             rx, ry, rz = dx + 2 * cosine * nx, dy + 2 * cosine * ny, dz + 2 * cosine * nz
-            if s == GROUND or material == m.CARBODY or material == m.GLASS:
+            if trace and mirror > 0.1 and (s == GROUND or material == m.CARBODY or material == m.GLASS):
                 bounce[i, 0], bounce[i, 1], bounce[i, 2], share[i] = rx, ry, rz, fresnel
             else:
                 mr, mg, mb = surrounding(rx, ry, rz, light)

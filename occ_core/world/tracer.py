@@ -13,6 +13,7 @@ from occ_core.world.shading import GROUND, SKY, GroundTable, SolidTable
 from occ_core.world.solids import Solids
 
 FAR_M = 400.0
+EGO_SHADOW_M = 12.0  # its own shadow and shade end within this distance
 # Chassis and cabin of the car that carries the sensors: lower and upper corners in the ego frame.
 EGO_BODY_M = (((-1.05, -0.88, 0.2), (3.7, 0.88, 0.95)), ((-0.8, -0.7, 0.95), (1.5, 0.7, 1.45)))
 
@@ -61,60 +62,74 @@ def solid_table(solids: Solids) -> SolidTable:
 
 
 class Tracer:
-    """Static part of a city, ready for rays."""
+    """What stands still in a city, parked actors included, ready for rays."""
 
     def __init__(self, city: City) -> None:
         self.city = city
-        mesh, ground = city.solids.mesh(), city.ground.mesh()
-        self._solid_of_face = np.concatenate([mesh.solid_of_face, np.full(len(ground.faces), GROUND)]).astype(np.int32)
-        self._scene = _scene(np.concatenate([mesh.vertices[mesh.faces], ground.vertices[ground.faces]]))
+        self.parked = [i for i, actor in enumerate(city.actors) if not actor.moving]
+        self.movers = [i for i, actor in enumerate(city.actors) if actor.moving]
+        self.actor_meshes = {i: city.actors[i].solids.mesh() for i in self.movers}
+        placed = [city.actors[i].solids.transformed(city.actors[i].world_from_actor(0.0)) for i in self.parked]
+        solids = Solids.concatenate([city.solids, *placed])
+        self.table, self.class_id = solid_table(solids), solids.class_id
+        sizes = [len(city.solids), *(len(p) for p in placed)]
+        self.instance = np.repeat(np.array([-1, *self.parked], dtype=np.int32), sizes)
+        mesh, ground = solids.mesh(), city.ground.mesh()
+        self.solid_of_face = np.concatenate([mesh.solid_of_face, np.full(len(ground.faces), GROUND)]).astype(np.int32)
+        self.scene = _scene(np.concatenate([mesh.vertices[mesh.faces], ground.vertices[ground.faces]]))
         g = city.ground
         self.ground_table = GroundTable(
             float(g.origin_m[0]), float(g.origin_m[1]), float(g.cell_m), g.material, city.seed & 0xFFFF
         )
-        self._static_table = solid_table(city.solids)
-        self._actor_meshes = [actor.solids.mesh() for actor in city.actors]
 
-    def at(self, t_s: float, with_ego_body: bool = False) -> Moment:
+    def at(self, t_s: float) -> Moment:
         """The city with its actors where they are at `t_s`."""
-        return Moment(self, t_s, with_ego_body)
+        return Moment(self, t_s)
 
 
 class Moment:
     """The city at one time.
 
     Attributes:
-        table: all solids, the static ones first.
-        class_id: uint8, per solid. instance: int32, per solid: index of the actor, -1 for the static city.
+        world_from_actor: pose of every actor.
+        table: all solids, those that stand still first.
+        class_id: uint8, per solid. instance: int32, per solid: index of the actor, -1 for what is none.
     """
 
-    def __init__(self, tracer: Tracer, t_s: float, with_ego_body: bool) -> None:
+    def __init__(self, tracer: Tracer, t_s: float) -> None:
         city = self.city = tracer.city
         self.t_s, self._tracer = t_s, tracer
+        self.ground_table = tracer.ground_table
         self.world_from_actor = [actor.world_from_actor(t_s) for actor in city.actors]
-        moved = [a.solids.transformed(p) for a, p in zip(city.actors, self.world_from_actor, strict=True)]
-        count = len(city.solids.kind)
-        triangles, solid_of_face, instance = [], [], [np.full(count, -1)]
-        for i, (mesh, pose) in enumerate(zip(tracer._actor_meshes, self.world_from_actor, strict=True)):
-            vertices = mesh.vertices @ pose[:3, :3].T + pose[:3, 3]
-            triangles.append(vertices[mesh.faces])
-            solid_of_face.append(mesh.solid_of_face + count)
-            size = len(city.actors[i].solids.kind)
-            instance.append(np.full(size, i))
-            count += size
-        self.instance = np.concatenate(instance).astype(np.int32)
-        self.class_id = np.concatenate([s.class_id for s in (city.solids, *moved)])
-        self._solid_of_face = np.concatenate(solid_of_face).astype(np.int32) if moved else np.zeros(0, np.int32)
-        self._scene = _scene(np.concatenate(triangles)) if moved else None
-        self._ego = _scene(self._ego_body()) if with_ego_body else None
-        table = solid_table(Solids.concatenate(moved)) if moved else None
-        static = tracer._static_table
-        self.table = (
-            SolidTable(*(np.concatenate(pair) for pair in zip(static, table, strict=True))) if table else static
-        )
+        self._world_from_ego = city.world_from_ego(t_s)
+        self._ego = _scene(self._ego_body())
+        self.table, self.class_id, self.instance = tracer.table, tracer.class_id, tracer.instance
+        self._scene = None
+        near = [i for i in tracer.movers if np.linalg.norm(self.world_from_actor[i][:3, 3] - self._here) < FAR_M]
+        if near:
+            self._add_movers(near)
+
+    @property
+    def _here(self) -> np.ndarray:
+        return self._world_from_ego[:3, 3]
+
+    def _add_movers(self, movers: list[int]) -> None:
+        solids = [self.city.actors[i].solids.transformed(self.world_from_actor[i]) for i in movers]
+        meshes = [self._tracer.actor_meshes[i] for i in movers]
+        sizes = [len(s) for s in solids]
+        first = np.concatenate([[0], np.cumsum(sizes)[:-1]]) + len(self.class_id)
+        poses = [self.world_from_actor[i] for i in movers]
+        vertices = [mesh.vertices @ p[:3, :3].T + p[:3, 3] for mesh, p in zip(meshes, poses, strict=True)]
+        self._scene = _scene(np.concatenate([v[mesh.faces] for v, mesh in zip(vertices, meshes, strict=True)]))
+        faces = [mesh.solid_of_face + n for mesh, n in zip(meshes, first, strict=True)]
+        self._solid_of_face = np.concatenate(faces).astype(np.int32)
+        moved = Solids.concatenate(solids)
+        self.class_id = np.concatenate([self.class_id, moved.class_id])
+        self.instance = np.concatenate([self.instance, np.repeat(np.array(movers, dtype=np.int32), sizes)])
+        self.table = SolidTable(*(np.concatenate(pair) for pair in zip(self.table, solid_table(moved), strict=True)))
 
     def _ego_body(self) -> np.ndarray:
-        pose = self.city.world_from_ego(self.t_s)
+        pose = self._world_from_ego
         boxes = np.concatenate([_box_triangles(*corners) for corners in EGO_BODY_M])
         return boxes @ pose[:3, :3].T + pose[:3, 3]
 
@@ -122,10 +137,10 @@ class Moment:
         """First hit of each ray; origins (N, 3) or (3,), unit directions (N, 3), world."""
         d = np.ascontiguousarray(directions, dtype=np.float32)
         o = np.ascontiguousarray(np.broadcast_to(origins, d.shape), dtype=np.float32)
-        found = self._tracer._scene.run(o, d, output=True)
+        found = self._tracer.scene.run(o, d, output=True)
         hit = found["primID"] >= 0
         distance = np.where(hit, found["tfar"], np.inf).astype(np.float64)
-        solid = np.where(hit, self._tracer._solid_of_face[found["primID"]], SKY).astype(np.int32)
+        solid = np.where(hit, self._tracer.solid_of_face[found["primID"]], SKY).astype(np.int32)
         normals = found["Ng"]
         if self._scene is not None:
             moving = self._scene.run(o, d, output=True)
@@ -140,22 +155,24 @@ class Moment:
         return Hits(distance, normals, solid)
 
     def blocked(self, origins: np.ndarray, directions: np.ndarray, within_m: float = FAR_M) -> np.ndarray:
-        """bool (N,): something stands within `within_m` along the ray."""
+        """bool (N,): something stands within `within_m` along the ray; the car that carries the sensors counts too."""
+        out = np.zeros(len(origins), dtype=bool)
+        if not len(origins):
+            return out
         d = np.ascontiguousarray(np.broadcast_to(directions, origins.shape), dtype=np.float32)
         o = np.ascontiguousarray(origins, dtype=np.float32)
-        out = np.zeros(len(o), dtype=bool)
-        for scene in (self._tracer._scene, self._scene, self._ego):
-            if scene is not None and len(o):
-                reach = np.full(len(o), within_m, dtype=np.float32)
+        reach = np.full(len(o), within_m, dtype=np.float32)
+        for scene in (self._tracer.scene, self._scene):
+            if scene is not None:
                 out |= scene.run(o, d, reach, query="OCCLUDED") >= 0
+        near = np.flatnonzero(((o - self._here.astype(np.float32)) ** 2).sum(axis=1) < EGO_SHADOW_M**2)
+        out[near] |= self.blocked_by_ego(o[near], d[near], within_m)
         return out
 
-    def blocked_by_ego(self, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    def blocked_by_ego(self, origins: np.ndarray, directions: np.ndarray, within_m: float = FAR_M) -> np.ndarray:
         """bool (N,): the car's own body is in the way."""
-        if self._ego is None:
-            return np.zeros(len(origins), dtype=bool)
-        d = np.ascontiguousarray(directions, dtype=np.float32)
-        return self._ego.run(np.ascontiguousarray(origins, dtype=np.float32), d, query="OCCLUDED") >= 0
+        o, d = (np.ascontiguousarray(v, dtype=np.float32) for v in (origins, directions))
+        return self._ego.run(o, d, np.full(len(o), within_m, dtype=np.float32), query="OCCLUDED") >= 0
 
     def classes(self, hits: Hits, points: np.ndarray) -> np.ndarray:
         """uint8 (N,): Occ3D class of each hit, 17 in the sky; `points` (N, 3) are the hits in the world."""
