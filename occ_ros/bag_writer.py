@@ -15,26 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 from rosbags.interfaces import Connection, Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.rosbag2.storage_mcap import McapWriter
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, OccError
-from occ_core.geometry import inverse
 from occ_core.occupancy import load_occ3d
 from occ_core.sources.images import compressed_info, decode_compressed
 from occ_core.sources.nuscenes import camera_of, read_bytes, read_lidar
 from occ_core.sources.nuscenes_tables import NuScenesTables, SensorRecord, is_there
 from occ_ros import bag_messages as msg
+from occ_ros.bag_motion import one_pose_a_stamp, velocities_of
 from occ_ros.clouds import LIDAR_POINT, truth_points
 
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 METADATA_VERSION: Literal[8] = 8
 """Version 9 writes QoS by name, which Humble cannot read; newer distributions read 8 as well."""
-TWIST_SPAN_NS = 50_000_000
-"""Velocities come from poses at least this far before and after: closer ones show the rounding of the poses."""
 POSES_AGREE_M = 1e-3
 
 
@@ -162,7 +159,7 @@ def make_plan(tables: NuScenesTables, scene: str, options: BagOptions) -> _Plan:
     records = tables.records(scene)
     if not records:
         raise MissingInput(f"{tables.dataroot}: scene '{scene}' has no sensor data")
-    poses, apart_m = _one_pose_a_stamp(records)
+    poses, apart_m = one_pose_a_stamp(records)
     samples = tables.samples(scene)
     boxes = any(tables.annotations(token) for token, _ in samples)
     plan = _Plan(scene, [], poses, samples, boxes)
@@ -171,27 +168,11 @@ def make_plan(tables: NuScenesTables, scene: str, options: BagOptions) -> _Plan:
     if apart_m > POSES_AGREE_M:
         why = f"sensors of one stamp differ by up to {1000 * apart_m:.1f} mm; /tf has their mean"
         plan.left_out.append(("ego poses as they are", why))
+    for channel in sorted({record.channel for record in plan.records}):
+        several = len({record.calibration for record in plan.records if record.channel == channel})
+        if several > 1:
+            plan.left_out.append((f"{channel}: {several - 1} later calibrations", "/tf_static has the scene's first"))
     return plan
-
-
-def _one_pose_a_stamp(records: list[SensorRecord]) -> tuple[dict[int, np.ndarray], float]:
-    """stamp_ns -> world_from_ego, and how far (m) poses of one stamp are apart: /tf can hold one pose a stamp only."""
-    found: dict[int, list[np.ndarray]] = {}
-    for record in records:
-        found.setdefault(record.stamp_ns, []).append(record.world_from_ego)
-    poses, apart_m = {}, 0.0
-    for stamp_ns, several in found.items():
-        spread = max(float(np.abs(other - several[0])[:3].max()) for other in several)
-        poses[stamp_ns] = several[0] if spread < 1e-9 else _mean_pose(several)
-        apart_m = max(apart_m, *(float(np.linalg.norm((other - several[0])[:3, 3])) for other in several))
-    return poses, apart_m
-
-
-def _mean_pose(several: list[np.ndarray]) -> np.ndarray:
-    mean = np.mean(several, axis=0)
-    u, _, vt = np.linalg.svd(mean[:3, :3])
-    mean[:3, :3] = u @ vt  # nearest rotation: the chordal mean
-    return mean
 
 
 def _choose_files(
@@ -320,7 +301,7 @@ def _messages(tables: NuScenesTables, plan: _Plan, options: BagOptions) -> Itera
     for record in plan.records:
         by_stamp.setdefault(record.stamp_ns, []).append(record)
     samples = {stamp_ns: token for token, stamp_ns in plan.samples}
-    velocities = _velocities(plan.poses)
+    velocities = velocities_of(plan.poses)
     yield stamps[0], "/tf_static", msg.transforms(stamps[0], _static_links(plan.records))
     for stamp_ns in stamps:
         if stamp_ns in plan.poses:
@@ -385,21 +366,3 @@ def _keyframe_messages(
     label = tables.truth_path(plan.scene, token)
     if label.is_file():
         yield stamp_ns, "/ground_truth/occupancy", msg.cloud(stamp_ns, "base_link", truth_points(load_occ3d(label)))
-
-
-def _velocities(poses: dict[int, np.ndarray]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """(linear m/s, angular rad/s) in base_link at each stamp, by finite differences of the poses around it."""
-    stamps = np.array(sorted(poses))
-    velocities = {}
-    for stamp_ns in stamps.tolist():
-        before = int(stamps[max(np.searchsorted(stamps, stamp_ns - TWIST_SPAN_NS, side="right") - 1, 0)])
-        after = int(stamps[min(np.searchsorted(stamps, stamp_ns + TWIST_SPAN_NS), len(stamps) - 1)])
-        if before == after:
-            velocities[stamp_ns] = (np.zeros(3), np.zeros(3))
-            continue
-        seconds = (after - before) / 1e9
-        start, end = poses[before], poses[after]
-        linear = poses[stamp_ns][:3, :3].T @ (end[:3, 3] - start[:3, 3]) / seconds
-        turned = (inverse(start) @ end)[:3, :3]
-        velocities[stamp_ns] = (linear, cv2.Rodrigues(turned)[0].reshape(3) / seconds)
-    return velocities
