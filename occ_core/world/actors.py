@@ -38,8 +38,7 @@ def follow(
     ground: Ground, times_s: np.ndarray, xy_m: np.ndarray, yaw: np.ndarray, size: tuple[float, float]
 ) -> Trajectory:
     """Trajectory on the ground through points (K, 2) with headings (K,), of a body of size (length, width)."""
-    poses = np.stack([ground.pose_on(p, float(a), *size) for p, a in zip(xy_m, yaw, strict=True)])
-    return Trajectory(np.asarray(times_s, dtype=np.float64), poses)
+    return Trajectory(np.asarray(times_s, dtype=np.float64), ground.poses_on(xy_m, yaw, *size))
 
 
 @dataclass(frozen=True, eq=False)

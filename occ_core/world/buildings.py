@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from occ_core.world.classes import MANMADE
-from occ_core.world.materials import BRICK, CONCRETE, FACADE, GLASS, METAL, PAINT
+from occ_core.world.classes import MANMADE, VEGETATION
+from occ_core.world.materials import BRICK, CONCRETE, FACADE, FOLIAGE, GLASS, METAL, PAINT
 from occ_core.world.roads import Side
 from occ_core.world.site import Site, any_color, lot_stations, seed_of
 from occ_core.world.solids import Builder, Solids
+from occ_core.world.vegetation import hedge_line, leaf_color
 
 SUNK_M = 2.0  # how far walls reach into the ground, so that slopes leave no gap
 
@@ -112,8 +113,6 @@ def row_of_buildings(rng: np.random.Generator, site: Site, side: Side) -> None:
 
 def row_of_houses(rng: np.random.Generator, site: Site, side: Side) -> None:
     """Detached houses behind front gardens with walls, fences or hedges; drives stay open."""
-    from occ_core.world.vegetation import hedge_line
-
     start, end = lot_stations(side, 1.0)
     front = site.road.walk_edge_m(side)
     edges = [start, *(s for s, _, _ in side.driveways), end]
@@ -149,6 +148,45 @@ def industrial_lot(rng: np.random.Generator, site: Site, side: Side) -> None:
         if _claim_box(site, frame, width, depth):
             site.builder.place(hall(rng, width, depth), frame)
         station += width + rng.uniform(4, 9)
+
+
+def second_row(rng: np.random.Generator, site: Site, side: Side) -> None:
+    """Buildings far behind a lot, beyond the reach of the voxels but not of the cameras."""
+    wanted = {"wood": 0.1, "park": 0.3, "houses": 0.3}.get(side.kind, 0.7)
+    station, end = lot_stations(side, 4.0)
+    distance = max(site.road.walk_edge_m(side) + 37, 44.0)
+    while station < end - 8:
+        width = min(rng.uniform(9, 24), end - station)
+        frame = site.facing(side.sign, station + width / 2, distance + rng.uniform(0, 5))
+        if rng.random() < wanted and _claim_box(site, frame, width - 1, 12.0):
+            site.builder.place(town_building(rng, width - 1, 12.0, rng.uniform(5, 26)), frame)
+        station += width
+
+
+def skyline(rng: np.random.Generator, site: Site) -> None:
+    """Large blocks and wooded hills around the edge of the ground, so that no street ends in the void."""
+    nx, ny = site.ground.height_m.shape
+    low = np.array(site.ground.origin_m)
+    high = low + np.array([nx, ny]) * site.ground.cell_m
+    b = Builder()
+    for axis in (0, 1):
+        for edge in (low, high):
+            at = low[1 - axis] - 10
+            while at < high[1 - axis] + 10:
+                width, height = rng.uniform(14, 40), rng.uniform(7, 30)
+                center = np.empty(2)
+                center[axis], center[1 - axis] = edge[axis], at + width / 2
+                x, y, z = site.xyz(center)
+                size = np.empty(3)
+                size[axis], size[1 - axis], size[2] = rng.uniform(3, 10), width, height + 10
+                if rng.random() < 0.6:
+                    b.box((x, y, z + height / 2 - 5), size, MANMADE, FACADE, facade_color(rng), seed_of(rng))
+                else:
+                    b.ellipsoid(
+                        (x, y, z), size * (1, 1, 1.2) + (8, 8, 0), VEGETATION, FOLIAGE, leaf_color(rng), seed_of(rng)
+                    )
+                at += width * 0.9
+    site.builder.place(b.solids(), np.eye(4))
 
 
 def open_stretches(side: Side, start: float, end: float, gate_m: float) -> list[tuple[float, float]]:

@@ -82,6 +82,7 @@ def _furnish(rng: np.random.Generator, site: Site) -> None:
     road = site.road
     for junction in road.junctions:
         furniture.furnish_junction(rng, site, junction)
+        vegetation.plant_cross_street(rng, site, junction)
     for side in road.sides:
         furniture.furnish_side(rng, site, side)
         if side.kind == "row":
@@ -91,4 +92,6 @@ def _furnish(rng: np.random.Generator, site: Site) -> None:
         elif side.kind == "industrial":
             buildings.industrial_lot(rng, site, side)
         vegetation.plant_side(rng, site, side)
+        buildings.second_row(rng, site, side)
     vegetation.plant_median(rng, site)
+    buildings.skyline(rng, site)

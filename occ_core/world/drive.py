@@ -54,10 +54,7 @@ def ego_trajectory(drive: Drive, road: Road, ground: Ground, lane: int) -> Traje
     offset = road.lane_offset_m(RIGHT, lane)
     rear = road.curve.point(drive.station_m, offset)
     yaw = road.curve.heading_at(drive.station_m)
-    poses = []
-    for xy, heading in zip(rear, yaw, strict=True):
-        forward = np.array([np.cos(heading), np.sin(heading)])
-        pose = ground.pose_on(xy + forward * WHEELBASE_M / 2, float(heading), WHEELBASE_M, TRACK_M)
-        pose[:3, 3] -= pose[:3, 0] * WHEELBASE_M / 2
-        poses.append(pose)
-    return Trajectory(drive.times_s, np.stack(poses))
+    forward = np.stack([np.cos(yaw), np.sin(yaw)], axis=1)
+    poses = ground.poses_on(rear + forward * WHEELBASE_M / 2, yaw, WHEELBASE_M, TRACK_M)
+    poses[:, :3, 3] -= poses[:, :3, 0] * WHEELBASE_M / 2
+    return Trajectory(drive.times_s, poses)

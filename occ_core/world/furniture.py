@@ -7,7 +7,7 @@ import numpy as np
 from occ_core.world.classes import MANMADE
 from occ_core.world.materials import CONCRETE, GLASS, LAMP, METAL, PAINT, SIGN
 from occ_core.world.roads import LEFT, RIGHT, Junction, Side
-from occ_core.world.site import Site, any_color, seed_of
+from occ_core.world.site import Site, any_color, seed_of, somewhere
 from occ_core.world.solids import Builder, Solids
 from occ_core.world.streets import CROSSWALK_M
 
@@ -121,15 +121,15 @@ def furnish_side(rng: np.random.Generator, site: Site, side: Side) -> None:
         _stand(site, side, station, kerb + 0.55, lamp_post(height, arm, color), 0.4, 0.4, (0, -arm, height - 0.25))
     behind = kerb + side.verge_m + side.walk_m - 0.45
     for _ in range(rng.poisson(side.length_m / 22)):
-        station = rng.uniform(side.start_m + 8, side.end_m - 8)
+        station = somewhere(rng, side.start_m + 8, side.end_m - 8)
         made = [sign, sign, bollard, cabinet, bench][rng.integers(5)](rng)
         at_kerb = rng.random() < 0.5 or side.walk_m < 2.2
         _stand(site, side, station, kerb + 0.55 if at_kerb else behind, made, 0.9, 0.6)
     if side.walk_m + side.verge_m > 3.4 and side.length_m > 40 and rng.random() < 0.5:
-        station = rng.uniform(side.start_m + 16, side.end_m - 16)
+        station = somewhere(rng, side.start_m + 16, side.end_m - 16)
         _stand(site, side, station, kerb + 1.2, shelter(rng), 5.2, 1.8)
     if rng.random() < 0.2:
-        _stand(site, side, rng.uniform(side.start_m + 8, side.end_m - 8), behind + 2.0, billboard(rng), 4.6, 0.5)
+        _stand(site, side, somewhere(rng, side.start_m + 8, side.end_m - 8), behind + 2.0, billboard(rng), 4.6, 0.5)
     if rng.random() < 0.2:
         for station in np.arange(side.start_m + 12, min(side.end_m - 12, side.start_m + 40), 1.6):
             _stand(site, side, station, kerb + 0.45, bollard(rng), 0.3, 0.3)

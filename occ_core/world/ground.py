@@ -53,22 +53,23 @@ class Ground:
         """Materials uint8 (N,) at world points (N, 2)."""
         return self.material[self.cell_of(xy_m)]
 
-    def pose_on(self, xy_m: np.ndarray, yaw: float, length_m: float, width_m: float) -> np.ndarray:
-        """World pose (4, 4) of a body that stands on the ground with its four corners at `xy_m`, heading `yaw`."""
-        forward, left = np.array([np.cos(yaw), np.sin(yaw)]), np.array([-np.sin(yaw), np.cos(yaw)])
+    def poses_on(self, xy_m: np.ndarray, yaw: np.ndarray, length_m: float, width_m: float) -> np.ndarray:
+        """World poses (K, 4, 4) of a body whose four corners stand on the ground, at (K, 2), heading (K,)."""
+        xy, yaw = np.asarray(xy_m, dtype=np.float64), np.asarray(yaw, dtype=np.float64)
+        cos, sin = np.cos(yaw), np.sin(yaw)
+        forward, left = np.stack([cos, sin], axis=1), np.stack([-sin, cos], axis=1)
         a, b = forward * length_m / 2, left * width_m / 2
-        front_left, front_right, back_left, back_right = self.height_at(
-            np.asarray(xy_m) + np.array([a + b, a - b, -a + b, -a - b])
-        )
-        x_axis = np.array([*forward, (front_left + front_right - back_left - back_right) / (2 * length_m)])
-        x_axis /= np.linalg.norm(x_axis)
-        y_axis = np.array([*left, (front_left - front_right + back_left - back_right) / (2 * width_m)])
+        corners = xy + np.stack([a + b, a - b, b - a, -a - b])
+        front_left, front_right, back_left, back_right = self.height_at(corners).reshape(4, -1)
+        x_axis = np.column_stack([forward, (front_left + front_right - back_left - back_right) / (2 * length_m)])
+        x_axis /= np.linalg.norm(x_axis, axis=1, keepdims=True)
+        y_axis = np.column_stack([left, (front_left - front_right + back_left - back_right) / (2 * width_m)])
         z_axis = np.cross(x_axis, y_axis)
-        z_axis /= np.linalg.norm(z_axis)
-        pose = np.eye(4)
-        pose[:3, :3] = np.stack([x_axis, np.cross(z_axis, x_axis), z_axis], axis=1)
-        pose[:3, 3] = [*xy_m, (front_left + front_right + back_left + back_right) / 4]
-        return pose
+        z_axis /= np.linalg.norm(z_axis, axis=1, keepdims=True)
+        poses = np.tile(np.eye(4), (len(xy), 1, 1))
+        poses[:, :3, :3] = np.stack([x_axis, np.cross(z_axis, x_axis), z_axis], axis=2)
+        poses[:, :3, 3] = np.column_stack([xy, (front_left + front_right + back_left + back_right) / 4])
+        return poses
 
     def mesh(self) -> Mesh:
         """Right-triangulated irregular network (Evans, Kirkpatrick, Townsend 2001): few triangles where the ground is

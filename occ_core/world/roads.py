@@ -14,10 +14,10 @@ LEFT, RIGHT = 1, -1
 
 # What lots of a district are, with weights.
 DISTRICTS = {
-    "downtown": {"row": 6, "plaza": 1, "parking": 2, "pocket_park": 2},
-    "residential": {"houses": 6, "row": 1, "wood": 1.5, "pocket_park": 1.5, "parking": 0.5},
-    "arterial": {"wood": 4, "park": 2, "row": 1, "parking": 2, "industrial": 0.7},
-    "works": {"industrial": 3, "site": 3, "parking": 1.5, "wood": 2, "row": 1},
+    "downtown": {"row": 7, "plaza": 1, "parking": 1.5, "pocket_park": 1.5},
+    "residential": {"houses": 6, "row": 2, "wood": 1.2, "pocket_park": 0.8, "parking": 0.5},
+    "arterial": {"wood": 4, "park": 1.5, "row": 1.5, "houses": 1, "parking": 2, "industrial": 0.7},
+    "works": {"industrial": 3, "site": 3, "parking": 1.5, "wood": 1.5, "row": 1.5},
 }
 DISTRICT_WEIGHTS = {"downtown": 0.34, "residential": 0.28, "arterial": 0.22, "works": 0.16}
 
@@ -86,7 +86,7 @@ class Road:
 def plan_road(rng: np.random.Generator, drive_m: float, stop_m: float | None) -> Road:
     """A random plan for a drive from station 0 to `drive_m`, which halts at station `stop_m` if given."""
     district = str(rng.choice(list(DISTRICT_WEIGHTS), p=list(DISTRICT_WEIGHTS.values())))
-    curve = Curve(rng, -90.0, drive_m + 100.0)
+    curve = Curve(rng, -100.0, drive_m + 110.0)
     wide = {"downtown": 0.55, "residential": 0.1, "arterial": 0.8, "works": 0.5}[district]
     lanes = {sign: 2 if rng.random() < wide else 1 for sign in (LEFT, RIGHT)}
     median_m = float(rng.uniform(1.6, 4.0)) if sum(lanes.values()) > 2 and rng.random() < 0.6 else 0.0
@@ -107,7 +107,7 @@ def plan_road(rng: np.random.Generator, drive_m: float, stop_m: float | None) ->
     )
     road.junctions = _plan_junctions(rng, road, stop_m)
     road.sides = _plan_sides(rng, road)
-    if district == "works" or rng.random() < 0.15:
+    if district == "works" or rng.random() < 0.3:
         start = float(rng.uniform(10, max(drive_m - 20, 20)))
         road.works = (start, start + float(rng.uniform(18, 40)))
     return road

@@ -28,7 +28,8 @@ class Site:
 
     def frame(self, station: float, offset: float, yaw: float = 0.0) -> np.ndarray:
         """Upright world pose on the ground; x along the road, turned by `yaw`."""
-        return yaw_pose(self.xyz(self.road.curve.point(station, offset)), self.road.curve.heading_at(station) + yaw)
+        heading = float(self.road.curve.heading_at(station))
+        return yaw_pose(self.xyz(self.road.curve.point(station, offset)), heading + yaw)
 
     def facing(self, sign: int, station: float, distance: float) -> np.ndarray:
         """Upright world pose at a distance from the centreline; y points away from the road."""
@@ -67,6 +68,11 @@ def lot_stations(side: Side, margin_m: float) -> tuple[float, float]:
     """Stations between which a side's lot is free of the corners' sidewalks."""
     inset = side.walk_m + side.verge_m + margin_m
     return side.start_m + inset, side.end_m - inset
+
+
+def somewhere(rng: np.random.Generator, low: float, high: float) -> float:
+    """A random number between two bounds; their middle where a short block has turned them round."""
+    return float(rng.uniform(low, high)) if high > low else (low + high) / 2
 
 
 def any_color(rng: np.random.Generator) -> np.ndarray:

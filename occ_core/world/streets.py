@@ -37,6 +37,8 @@ class Painter:
         self.material = np.full((nx, ny), road.surface, np.uint8)
         self.raised = np.zeros((nx, ny), np.float32)  # above the undulation
         self.far = np.abs(self.offset)
+        self.beyond = np.zeros((nx, ny), np.float32)
+        self.lot = np.zeros((nx, ny), bool)
         self._index = np.rint((self.station - road.curve.start_m) * 2).astype(np.int32)
         self._index += np.where(self.offset > 0, 0, len(road.curve.stations_m)).astype(np.int32)
 
@@ -111,7 +113,8 @@ LOT_GROUND = {  # class and material of a lot's ground
     "park": (TERRAIN, GRASS),
     "pocket_park": (TERRAIN, GRASS),
 }
-BACK_M = 17.0  # a row of buildings ends here; behind it are yards that cars use
+GARDEN_M = 13.0
+FORECOURT_M = 3.5  # paved part of a lot with a row of buildings; behind it are yards that cars use
 
 
 def _sidewalks_and_lots(p: Painter) -> None:
@@ -132,7 +135,8 @@ def _sidewalks_and_lots(p: Painter) -> None:
     p.class_id[p.lot] = lot_class[p.lot].astype(np.uint8)
     p.material[p.lot] = lot_material[p.lot].astype(np.uint8)
     row = p.side_table(lambda side, s: side.kind == "row") > 0
-    yard = p.lot & row & (p.beyond > walk_end + BACK_M)
+    alley = p.side_table(lambda side, s: side.kind in ("houses", "site")) > 0  # garages, paved yards
+    yard = p.lot & ((row & (p.beyond > walk_end + FORECOURT_M)) | (alley & (p.beyond > walk_end + GARDEN_M)))
     p.class_id[yard] = DRIVEABLE
     p.material[yard] = ASPHALT
     ramp = np.clip(p.beyond / 0.12 + 0.5, 0, 1)

@@ -21,7 +21,7 @@ from occ_core.world.classes import (
 )
 from occ_core.world.drive import Drive
 from occ_core.world.roads import LEFT, RIGHT, Junction, Side
-from occ_core.world.site import Site, lot_stations
+from occ_core.world.site import Site, lot_stations, somewhere
 from occ_core.world.streets import CROSSWALK_M
 
 EGO_DISCS = ((-0.4, 1.1), (0.7, 1.1), (1.8, 1.1), (2.9, 1.1))  # along x from the rear axle, radius
@@ -70,11 +70,12 @@ class Crowd:
         self._points = [points]  # per actor (T or 1, discs, 2)
         self._radii = [EGO_DISCS[0][1]]
 
-    def admit(self, actor: Actor, gap_m: float = 0.25) -> bool:
+    def admit(self, actor: Actor, gap_m: float = 0.25, towed: bool = False) -> bool:
+        """Let an actor in unless it comes nearer than `gap_m` to another; `towed` ones may touch the last one."""
         points, radius = self._discs(actor)
         for k, (other, other_radius) in enumerate(zip(self._points, self._radii, strict=True)):
             near = radius + other_radius + (max(gap_m, 0.5) if k == 0 else gap_m)
-            if np.abs(points[0, 0] - other[0, 0]).max() > 400:
+            if towed and k == len(self._points) - 1:
                 continue
             distance = ((points[:, :, None] - other[:, None]) ** 2).sum(axis=-1)
             if (distance < near**2).any():
@@ -99,16 +100,17 @@ class Crowd:
         width, length, _ = size
         if claim and not self.site.claim(xy, yaw, length + 0.1, width + 0.1):
             return False
-        pose = self.site.ground.pose_on(xy, yaw, max(length * 0.6, 0.3), max(width * 0.6, 0.3))
-        actor = Actor(category, class_id, solids, size, False, Trajectory(np.zeros(1), pose[None]))
+        stance = max(length * 0.6, 0.3), max(width * 0.6, 0.3)
+        here = follow(self.site.ground, np.zeros(1), xy[None], np.array([yaw]), stance)
+        actor = Actor(category, class_id, solids, size, False, here)
         return self.admit(actor, gap_m)
 
-    def move(self, rng, name: str, xy: np.ndarray, yaw: np.ndarray, gap_m: float = 0.4) -> bool:
+    def move(self, rng, name: str, xy: np.ndarray, yaw: np.ndarray, gap_m: float = 0.4, towed: bool = False) -> bool:
         """Put a thing that follows points (K, 2) with headings (K,) at `times_s`."""
         category, class_id, solids, size = make(rng, name)
         width, length, _ = size
         path = follow(self.site.ground, self.times_s, xy, yaw, (max(length * 0.6, 0.3), max(width * 0.6, 0.3)))
-        return self.admit(Actor(category, class_id, solids, size, True, path), gap_m)
+        return self.admit(Actor(category, class_id, solids, size, True, path), gap_m, towed)
 
 
 def populate(rng: np.random.Generator, crowd: Crowd, ego_lane: int) -> None:
@@ -131,7 +133,7 @@ def populate(rng: np.random.Generator, crowd: Crowd, ego_lane: int) -> None:
 
 def _vehicle(rng: np.random.Generator) -> str:
     names = ["car", "bus", "truck", "motorcycle", "bicycle", "tractor"]
-    return str(rng.choice(names, p=[0.66, 0.11, 0.08, 0.06, 0.05, 0.04]))
+    return str(rng.choice(names, p=[0.55, 0.18, 0.08, 0.07, 0.05, 0.07]))
 
 
 def _drive_along(rng, crowd: Crowd, name: str, sign: int, offset: float, station: np.ndarray) -> bool:
@@ -144,7 +146,7 @@ def _drive_along(rng, crowd: Crowd, name: str, sign: int, offset: float, station
     done = crowd.move(rng, name, curve.point(station, offset), curve.heading_at(station) + turn)
     if done and name == "tractor":
         behind = station - way * 6.9
-        crowd.move(rng, "trailer", curve.point(behind, offset), curve.heading_at(behind) + turn, gap_m=-3.0)
+        crowd.move(rng, "trailer", curve.point(behind, offset), curve.heading_at(behind) + turn, towed=True)
     return done
 
 
@@ -159,8 +161,8 @@ def _same_way(rng, crowd: Crowd, ego_lane: int) -> None:
                 behind = drive.station_at(t) - rng.uniform(9, 20) - 2.0
                 _drive_along(rng, crowd, _vehicle(rng), RIGHT, offset, behind)
             continue
-        for gap in np.arange(-38, 60, rng.uniform(12, 26)):
-            if rng.random() < 0.65:
+        for gap in np.arange(-38, 60, rng.uniform(11, 20)):
+            if rng.random() < 0.75:
                 drift = rng.uniform(-0.8, 1.2) * (t + 1)
                 station = drive.station_at(t) + gap + rng.uniform(-3, 3) + drift
                 _drive_along(rng, crowd, _vehicle(rng), RIGHT, offset, station)
@@ -175,7 +177,7 @@ def _oncoming(rng, crowd: Crowd) -> None:
             if rng.random() < 0.8:
                 sway = rng.uniform(0, 0.8) * np.sin(t / 3 + rng.uniform(0, 6))
                 _drive_along(rng, crowd, _vehicle(rng), LEFT, offset, station - speed * t + sway)
-            station += rng.uniform(12, 40)
+            station += rng.uniform(11, 32)
 
 
 def _cross_traffic(rng, crowd: Crowd, junction: Junction) -> None:
@@ -256,13 +258,13 @@ def _kerbside(rng, crowd: Crowd, side: Side) -> None:
     road = crowd.site.road
     distance = road.edge_m(side.sign) + side.bay_m / 2
     turn = 0.0 if side.sign == RIGHT else np.pi
-    share = rng.uniform(0.4, 0.95)
+    share = rng.uniform(0.5, 0.95)
     station = side.start_m + 15.5
     while station < side.end_m - 15:
         step = 5.8
         blocked = any(abs(station - s) < half + 3.2 for s, half, _ in side.driveways)
         if not blocked and rng.random() < share and crowd.site.near_drive(station):
-            names, weights = ["car", "parked_motorcycle", "small_trailer", "truck"], [0.86, 0.08, 0.03, 0.03]
+            names, weights = ["car", "parked_motorcycle", "small_trailer", "truck"], [0.83, 0.09, 0.05, 0.03]
             name = str(rng.choice(names, p=weights))
             count = int(rng.integers(2, 5)) if name == "parked_motorcycle" else 1
             for k in range(count):
@@ -279,27 +281,27 @@ def _lot(rng, crowd: Crowd, side: Side) -> None:
     front = road.walk_edge_m(side)
     if side.kind == "parking":
         _parking_rows(rng, crowd, side, start, end, front + 3.0, rows=4)
-    elif side.kind == "row" and rng.random() < 0.5:
-        _parking_rows(rng, crowd, side, start, end, front + 21.0, rows=1)
+    elif side.kind == "row" and rng.random() < 0.8:
+        _parking_rows(rng, crowd, side, start, end, front + 18.5, rows=3)
     elif side.kind == "houses":
         for station, _, depth in side.driveways:
-            if rng.random() < 0.7:
+            if rng.random() < 0.9:
                 yaw = road.curve.heading_at(station) + rng.choice([-1, 1]) * np.pi / 2
                 crowd.stand(rng, "car", road.curve.point(station, side.sign * (front + depth - 2.6)), float(yaw))
     elif side.kind in ("industrial", "site"):
-        names = ["truck", "trailer", "car", "bus", "bin"] if side.kind == "industrial" else [
-            "excavator", "loader", "truck", "debris", "excavator", "trailer", "bin"]  # fmt: skip
+        names = ["truck", "trailer", "trailer", "car", "bus", "bin"] if side.kind == "industrial" else [
+            "excavator", "loader", "truck", "debris", "excavator", "excavator", "trailer", "bin"]  # fmt: skip
         for _ in range(int(side.length_m / 9)):
-            s, d = rng.uniform(start + 4, max(end - 4, start + 5)), rng.uniform(front + 4.0, front + 26)
+            s, d = somewhere(rng, start + 4, end - 4), rng.uniform(front + 4.0, front + 26)
             if crowd.site.near_drive(s) and crowd.site.beyond(road.curve.point(s, side.sign * d)) > 6:
                 yaw = road.curve.heading_at(s) + rng.choice([0, np.pi / 2]) + rng.normal(0, 0.2)
                 crowd.stand(rng, str(rng.choice(names)), road.curve.point(s, side.sign * d), float(yaw))
         if side.kind == "site":
-            _barrier_line(rng, crowd, side.sign, start, end, front + 0.6)
+            _barrier_line(rng, crowd, start, end, side.sign * (front + 0.6))
 
 
 def _parking_rows(rng, crowd: Crowd, side: Side, start: float, end: float, first: float, rows: int) -> None:
-    share = rng.uniform(0.3, 0.85)
+    share = rng.uniform(0.35, 0.9)
     for row in range(rows):
         distance = first + (row // 2) * 16.5 + (row % 2) * 11.0
         for station in np.arange(start + 2, end - 2, 2.75):
@@ -308,12 +310,11 @@ def _parking_rows(rng, crowd: Crowd, side: Side, start: float, end: float, first
                 crowd.stand(rng, "car", crowd.site.road.curve.point(station, side.sign * distance), float(yaw), 0.1)
 
 
-def _barrier_line(rng, crowd: Crowd, sign: int, start: float, end: float, distance: float) -> None:
-    curve, state = crowd.site.road.curve, rng.bit_generator.state
+def _barrier_line(rng, crowd: Crowd, start: float, end: float, offset: float) -> None:
+    curve, seed = crowd.site.road.curve, int(rng.integers(1 << 32))
     for station in np.arange(start, end, 2.1):
-        rng.bit_generator.state = state  # all of one make
-        if rng.random() < 2:
-            crowd.stand(rng, "barrier", curve.point(station, sign * distance), float(curve.heading_at(station)), -0.5)
+        same = np.random.Generator(np.random.PCG64(seed))  # all of one make
+        crowd.stand(same, "barrier", curve.point(station, offset), float(curve.heading_at(station)), -0.5)
 
 
 def _roadworks(rng, crowd: Crowd) -> None:
@@ -324,16 +325,17 @@ def _roadworks(rng, crowd: Crowd) -> None:
     start, end = road.works
     lane = road.lane_offset_m(LEFT, road.lanes[LEFT] - 1)
     inner = lane - road.lane_m / 2 + 0.5
-    for station in np.arange(start, end, 2.15):
-        crowd.stand(rng, "barrier", road.curve.point(station, inner), float(road.curve.heading_at(station)), -0.5)
+    _barrier_line(rng, crowd, start, end, inner)
     for k in range(6):  # tapers
         for station, way in ((start - 2 - 2.5 * k, 1), (end + 2 + 2.5 * k, 1)):
             at = road.curve.point(station, inner + way * k * road.lane_m / 6)
             crowd.stand(rng, "cone", at, 0.0, 0.0)
-    for _ in range(int(rng.integers(2, 5))):
-        name = str(rng.choice(["excavator", "loader", "truck", "debris", "stander"]))
+    for _ in range(int(rng.integers(3, 7))):
+        name = str(rng.choice(["excavator", "excavator", "loader", "truck", "debris", "stander"]))
         s = rng.uniform(start + 5, end - 5)
-        crowd.stand(rng, name, road.curve.point(s, lane + 0.8), float(road.curve.heading_at(s)) + np.pi)
+        crowd.stand(
+            rng, name, road.curve.point(s, lane + 0.9), float(road.curve.heading_at(s)) + np.pi, 0.05, claim=False
+        )
 
 
 def _loose_things(rng, crowd: Crowd, side: Side) -> None:
@@ -341,10 +343,10 @@ def _loose_things(rng, crowd: Crowd, side: Side) -> None:
     road = crowd.site.road
     kerb = road.edge_m(side.sign) + side.bay_m
     places = (kerb + 0.6, kerb + side.verge_m + side.walk_m - 0.5)
-    names = ["bin", "cart", "debris", "parked_bicycle", "rack", "cone", "barrier", "parked_motorcycle"]
-    weights = [0.24, 0.1, 0.1, 0.24, 0.06, 0.1, 0.06, 0.1]
-    for _ in range(rng.poisson(side.length_m / 10)):
-        station = rng.uniform(side.start_m + 6, side.end_m - 6) if side.length_m > 14 else side.start_m
+    names = ["bin", "cart", "debris", "parked_bicycle", "rack", "cone", "barrier", "parked_motorcycle", "animal"]
+    weights = [0.24, 0.1, 0.1, 0.17, 0.06, 0.1, 0.08, 0.13, 0.02]
+    for _ in range(rng.poisson(side.length_m / 4.5)):
+        station = somewhere(rng, side.start_m + 6, side.end_m - 6)
         if not crowd.site.near_drive(station):
             continue
         at = road.curve.point(station, side.sign * places[rng.integers(2)])

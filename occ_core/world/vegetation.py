@@ -6,8 +6,8 @@ import numpy as np
 
 from occ_core.world.classes import VEGETATION
 from occ_core.world.materials import BARK, FOLIAGE
-from occ_core.world.roads import Side
-from occ_core.world.site import Site, lot_stations, seed_of
+from occ_core.world.roads import Junction, Side
+from occ_core.world.site import Site, lot_stations, seed_of, somewhere
 from occ_core.world.solids import ELLIPSOID, Builder, Solids
 
 
@@ -33,9 +33,14 @@ def _turned(rng: np.random.Generator, centers: np.ndarray) -> np.ndarray:
     return poses
 
 
-def _clumps(rng, b: Builder, centers: np.ndarray, radius: float, color: np.ndarray) -> None:
+def _clumps(rng, b: Builder, centers: np.ndarray, radius: float, color: np.ndarray, flat: float = 1.0) -> None:
     n = len(centers)
-    sizes = 2 * radius * rng.uniform(0.65, 1.35, (n, 1)) * rng.uniform((0.8, 0.8, 0.55), (1.2, 1.2, 0.9), (n, 3))
+    sizes = (
+        2
+        * radius
+        * rng.uniform(0.65, 1.35, (n, 1))
+        * rng.uniform((0.8, 0.8, 0.55 * flat), (1.2, 1.2, 0.9 * flat), (n, 3))
+    )
     shade = rng.uniform(0.7, 1.3, (n, 1)) * rng.uniform(0.9, 1.1, (n, 3))
     b.add(ELLIPSOID, _turned(rng, centers), sizes, VEGETATION, FOLIAGE, color * shade, rng.integers(1 << 32, size=n))
 
@@ -62,8 +67,8 @@ def tree(rng: np.random.Generator, height: float, spread: float, base: float, cl
     bark = np.array([0.12, 0.09, 0.06]) * rng.uniform(0.4, 2.2)
     seed, thick = seed_of(rng), 0.03 * height + rng.uniform(0.12, 0.3)
     lean = rng.normal(0, 0.04, 2)
-    top = np.array([*(lean * height), height * (0.55 if kind == "round" else 0.95)])
-    _limb(b, np.array([0, 0, -0.5]), top * 0.6, thick, bark, seed)
+    top = height * np.array([lean[0], lean[1], 0.55 if kind == "round" else 0.95])
+    _limb(b, np.array([0.0, 0.0, -0.5]), top * 0.6, thick, bark, seed)
     _limb(b, top * 0.55, top, thick * 0.6, bark, seed)
     color = leaf_color(rng)
     if kind == "conifer":
@@ -75,23 +80,27 @@ def tree(rng: np.random.Generator, height: float, spread: float, base: float, cl
         return b.solids()
     for _ in range(int(rng.integers(4, 7)) * (2 if kind == "bare" else 1)):
         start = top * rng.uniform(0.5, 0.95)
-        angle, reach = rng.uniform(0, 2 * np.pi), spread * rng.uniform(0.5, 0.95)
-        end = start + np.array([reach * np.cos(angle), reach * np.sin(angle), reach * rng.uniform(0.2, 1.0)])
+        way, out = rng.uniform(0, 2 * np.pi), spread * rng.uniform(0.5, 0.95)
+        end = start + np.array([out * np.cos(way), out * np.sin(way), out * rng.uniform(0.2, 1.0)])
         _limb(b, start, end, max(thick * 0.4, 0.1), bark, seed)
     if kind == "round":
-        way = rng.normal(size=(clumps, 3))
-        way /= np.linalg.norm(way, axis=1, keepdims=True)
-        way *= rng.uniform(0.45, 0.9, (clumps, 1))  # a shell, hollow inside
+        ball = rng.normal(size=(clumps, 3))
+        ball /= np.linalg.norm(ball, axis=1, keepdims=True)
+        ball *= rng.uniform(0.45, 0.9, (clumps, 1))  # a shell, hollow inside
         half = np.array([spread, spread, (height - base) / 2])
-        centers = way * half + np.array([*(lean * height), (height + base) / 2])
+        centers = ball * half + np.array([*(lean * height), (height + base) / 2])
         _clumps(rng, b, centers, 0.2 * spread + 0.16, color)
     return b.solids()
 
 
 def bush(rng: np.random.Generator, radius: float, height: float) -> Solids:
-    """Clumps that stand on z = 0."""
+    """Clumps that stand on z = 0: a round bush, or low plants that cover the ground."""
     b = Builder()
-    n = int(rng.integers(3, 7))
+    if rng.random() < 0.45:
+        centers = np.concatenate([rng.uniform(-0.7, 0.7, (4, 2)) * radius, rng.uniform(0, 0.15, (4, 1))], axis=1)
+        _clumps(rng, b, centers, 0.75 * radius + 0.2, leaf_color(rng), flat=0.5)
+        return b.solids()
+    n = int(rng.integers(4, 8))
     angle, reach = rng.uniform(0, 2 * np.pi, n), radius * 0.7 * np.sqrt(rng.random(n))
     z = height * rng.uniform(0.2, 0.6, n)
     centers = np.stack([reach * np.cos(angle), reach * np.sin(angle), z], axis=1)
@@ -105,7 +114,7 @@ def plant_tree(rng: np.random.Generator, site: Site, xy: np.ndarray, station: fl
         return False
     near = site.near_drive(station)
     if street:
-        base, spread = rng.uniform(2.3, 3.0), rng.uniform(1.5, 2.4)
+        base, spread = rng.uniform(2.3, 2.9), rng.uniform(1.7, 2.7)
         height = base + rng.uniform(2.5, 5)
     else:
         base, spread = rng.uniform(0.8, 2.6), rng.uniform(1.8, 3.4)
@@ -131,7 +140,7 @@ def street_trees(rng: np.random.Generator, site: Site, side: Side) -> None:
     if side.verge_m == 0 and rng.random() < 0.4:
         return
     distance = site.road.edge_m(side.sign) + side.bay_m + max(side.verge_m / 2, 0.7)
-    spacing = rng.uniform(7, 14)
+    spacing = rng.uniform(6, 12)
     for station in np.arange(side.start_m + 13, side.end_m - 13, spacing):
         if all(abs(station - s) > half + 1.2 for s, half, _ in side.driveways) and rng.random() < 0.85:
             plant_tree(rng, site, site.road.curve.point(station, side.sign * distance), station, street=True)
@@ -154,7 +163,7 @@ def hedge_line(rng: np.random.Generator, site: Site, sign: int, start: float, en
 
 
 def grove(rng: np.random.Generator, site: Site, side: Side, spacing: float, depth: float, undergrowth: float) -> None:
-    """Trees scattered over a lot, and bushes between them."""
+    """Trees scattered over a lot, and between them `undergrowth` bushes per square metre."""
     start, end = lot_stations(side, 0.0)
     near = site.road.walk_edge_m(side) + 1.0
     for station in np.arange(start, end, spacing):
@@ -171,14 +180,14 @@ def grove(rng: np.random.Generator, site: Site, side: Side, spacing: float, dept
                         s + rng.uniform(-1, 1) * spacing, side.sign * (d + rng.uniform(0, 1) * spacing)
                     )
                     if site.beyond(at) > side.verge_m + side.walk_m + 0.8:
-                        plant_bush(rng, site, at, rng.uniform(0.5, 1.3), rng.uniform(0.4, 1.6))
+                        plant_bush(rng, site, at, rng.uniform(0.7, 1.6), rng.uniform(0.5, 1.7))
 
 
 def scattered(rng: np.random.Generator, site: Site, side: Side, count: int, near: float, far: float) -> None:
     """Single trees and bushes in yards and gardens."""
     start, end = lot_stations(side, 1.0)
     for _ in range(count):
-        s, d = rng.uniform(start, end), rng.uniform(near, far)
+        s, d = somewhere(rng, start, end), rng.uniform(near, far)
         xy = site.road.curve.point(s, side.sign * d)
         if site.beyond(xy) < side.verge_m + side.walk_m + 0.8:
             continue
@@ -192,19 +201,19 @@ def plant_side(rng: np.random.Generator, site: Site, side: Side) -> None:
     """What grows on one side of one block."""
     front = site.road.walk_edge_m(side)
     if side.kind == "wood":
-        grove(rng, site, side, spacing=rng.uniform(4.0, 5.5), depth=32, undergrowth=0.12)
+        grove(rng, site, side, spacing=rng.uniform(4.0, 5.5), depth=32, undergrowth=0.5)
     elif side.kind in ("park", "pocket_park"):
-        grove(rng, site, side, spacing=rng.uniform(6.0, 8.5), depth=32, undergrowth=0.05)
+        grove(rng, site, side, spacing=rng.uniform(6.0, 8.5), depth=32, undergrowth=0.36)
     elif side.kind == "houses":
-        scattered(rng, site, side, int(side.length_m / 5), front + 1.5, front + 6)
-        scattered(rng, site, side, int(side.length_m / 2), front + 16, front + 34)
+        scattered(rng, site, side, int(side.length_m / 3), front + 1.5, front + 6)
+        scattered(rng, site, side, int(side.length_m * 2.0), front + 13, front + 34)
     elif side.kind == "row":
-        scattered(rng, site, side, int(side.length_m / 3), front + 17, front + 34)
+        scattered(rng, site, side, int(side.length_m * 0.9), front + 15, front + 34)
     elif side.kind in ("parking", "industrial", "site", "plaza"):
         start, end = lot_stations(side, 1.0)
         if rng.random() < 0.6:
             hedge_line(rng, site, side.sign, start, end, front + 0.9)
-        scattered(rng, site, side, int(side.length_m / 6), front + 1.5, front + 30)
+        scattered(rng, site, side, int(side.length_m / 3), front + 1.5, front + 32)
     street_trees(rng, site, side)
 
 
@@ -213,8 +222,22 @@ def plant_median(rng: np.random.Generator, site: Site) -> None:
     road = site.road
     if not road.median_planted:
         return
-    for station in np.arange(-40, road.drive_m + 60, rng.uniform(8, 15)):
+    for station in np.arange(-40, road.drive_m + 60, rng.uniform(7, 12)):
         clear = all(abs(station - j.station_m) > j.half_width_m + 9 for j in road.junctions)
         if clear:
             xy = road.curve.point(station, 0.0)
             plant_tree(rng, site, xy, float(station), street=True)
+
+
+def plant_cross_street(rng: np.random.Generator, site: Site, junction: Junction) -> None:
+    """Trees along both sides of a cross street."""
+    road = site.road
+    center = road.curve.point(junction.station_m, 0.0)
+    heading = float(road.curve.heading_at(junction.station_m))
+    tangent, normal = np.array([np.cos(heading), np.sin(heading)]), np.array([-np.sin(heading), np.cos(heading)])
+    for arm in junction.arms:
+        for way in (-1, 1):
+            for out in np.arange(road.edge_m(arm) + 15, 62, rng.uniform(7, 13)):
+                xy = center + arm * normal * out + way * tangent * (junction.half_width_m + 0.8)
+                if rng.random() < 0.75 and site.beyond(xy) > 0.4:
+                    plant_tree(rng, site, xy, junction.station_m, street=True)

@@ -146,7 +146,7 @@ def tractor(rng: np.random.Generator) -> Solids:
 def trailer(rng: np.random.Generator) -> Solids:
     b = Builder()
     color, seed = any_color(rng), seed_of(rng)
-    length, width, height = rng.uniform(8.5, 12.0), 2.5, rng.uniform(3.2, 3.9)
+    length, width, height = rng.uniform(10.5, 12.0), 2.5, rng.uniform(3.2, 3.9)
     b.box((0, 0, 1.15), (length, width * 0.7, 0.25), TRAILER, METAL, (0.06, 0.06, 0.06), seed)
     if rng.random() < 0.7:
         b.box((0, 0, (1.25 + height) / 2), (length, width, height - 1.25), TRAILER, PAINT, color, seed)
