@@ -19,6 +19,7 @@ class _Source:
     """What is known of one camera: the last good CameraInfo as a camera at the origin of its own frame."""
 
     info_topic: str
+    rectified: bool
     lens: Camera | None = None
     frame_id: str = ""
     message: CameraInfo | None = None
@@ -33,15 +34,19 @@ class Calibration:
 
     A bad CameraInfo never replaces a good one, and a missing transform is never taken for the identity. `add_info` and
     `add_transforms` may run in another thread than `rig`.
+
+    Args:
+        inputs: camera name -> its CameraInfo topic (for messages), and whether its images are rectified.
+        base_frame: ego frame.
     """
 
-    def __init__(self, info_topics: dict[str, str], base_frame: str) -> None:
+    def __init__(self, inputs: dict[str, tuple[str, bool]], base_frame: str) -> None:
         self.base_frame = base_frame
         self.tree = TransformTree()
         self.rejected_infos = 0
         self.rejected_transforms = 0
         self.changes = 0
-        self._sources = {camera: _Source(topic) for camera, topic in info_topics.items()}
+        self._sources = {camera: _Source(*about) for camera, about in inputs.items()}
         self._rig: Rig | None = None
 
     def add_info(self, camera: str, message: CameraInfo) -> None:
@@ -54,7 +59,7 @@ class Calibration:
         try:
             if not message.header.frame_id:
                 raise InvalidInput(f"'{source.info_topic}': empty frame_id")
-            lens = camera_of(message, camera, np.eye(4), source.info_topic)
+            lens = camera_of(message, camera, np.eye(4), source.info_topic, source.rectified)
         except InvalidInput as error:
             self.rejected_infos += 1
             source.info_error = str(error)
@@ -129,6 +134,7 @@ def _same_lens(a: CameraInfo, b: CameraInfo) -> bool:
         a.header.frame_id == b.header.frame_id
         and (a.width, a.height, a.distortion_model) == (b.width, b.height, b.distortion_model)
         and np.array_equal(a.k, b.k)
+        and np.array_equal(a.p, b.p)
         and list(a.d) == list(b.d)
         and (a.binning_x, a.binning_y) == (b.binning_x, b.binning_y)
         and a.roi == b.roi

@@ -36,6 +36,11 @@ class CameraInput:
     image_error: str = ""
     arrival_s: float | None = None
 
+    @property
+    def rectified(self) -> bool:
+        """By the habit of image_proc's names: image_rect, image_rect_color."""
+        return "rect" in self.image_topic.removesuffix("/compressed").rpartition("/")[2]
+
     def problem(
         self, calibration: Calibration, publishers: int, info_publishers: int, now_s: float, stale_s: float
     ) -> tuple[int, str]:

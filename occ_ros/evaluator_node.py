@@ -107,9 +107,12 @@ class EvaluatorNode(Node):
     # --- what comes in ------------------------------------------------------------------------------------------
 
     def _on_info(self, camera: str, message: CameraInfo) -> None:
+        stamp_ns = stamp_ns_of(message.header.stamp)
+        if not stamp_ns:  # the player's announcement of the calibration belongs to no image
+            return
         now_s = self._active_s = time.monotonic()
         resets = self._sync.statistics.resets
-        self._count_sent(self._sync.add(camera, stamp_ns_of(message.header.stamp), now_s, time.monotonic_ns()))
+        self._count_sent(self._sync.add(camera, stamp_ns, now_s, time.monotonic_ns()))
         if self._sync.statistics.resets > resets:  # the bag starts over: its stamps come again
             self._queue(self._matcher.settle(None))
             self._sent.clear()

@@ -46,8 +46,8 @@ def image_of(message: Image | CompressedImage) -> np.ndarray:
     return decode_image(message.encoding, message.width, message.height, message.step, message.data)
 
 
-def camera_of(message: CameraInfo, name: str, ego_from_cam: np.ndarray, topic: str) -> Camera:
-    """Calibration of a raw (not rectified) image: K, D and the size.
+def camera_of(message: CameraInfo, name: str, ego_from_cam: np.ndarray, topic: str, rectified: bool = False) -> Camera:
+    """Calibration of an image: K, D and the size; of a rectified one P instead.
 
     Raises:
         InvalidInput: a size of zero, focal lengths not above zero or not finite, coefficients that do not fit the
@@ -60,7 +60,7 @@ def camera_of(message: CameraInfo, name: str, ego_from_cam: np.ndarray, topic: s
             f"'{topic}': binning {message.binning_x} x {message.binning_y} and region of interest "
             f"{roi.width} x {roi.height} are not supported, only whole images at full resolution"
         )
-    return camera_from_info(name, message, ego_from_cam, topic=topic)
+    return camera_from_info(name, message, ego_from_cam, rectified, where=f"'{topic}'")
 
 
 def add_transforms(tree: TransformTree, message: Any, static: bool) -> list[str]:

@@ -58,7 +58,7 @@ class OccupancyNode(Node):
         self._sync = FrameSynchroniser(
             names, p["deadline_s"], p["max_spread_s"], _offsets_ns(names, p["offsets_s"]), p["min_cameras"] or None
         )
-        self._calibration = Calibration({c.name: c.info_topic for c in self._cameras}, p["base_frame"])
+        self._calibration = Calibration({c.name: (c.info_topic, c.rectified) for c in self._cameras}, p["base_frame"])
         self._predictor = _load_predictor(p["model"], p["backend"], p["threads"])
         self._backend = type(self._predictor.session).__name__.removesuffix("Session").lower()
         self._times = StageTimes()
@@ -70,7 +70,8 @@ class OccupancyNode(Node):
         self._wake = threading.Condition()
         self._waiting: SyncedSet | None = None
         self._early: dict[str, ImageSlot] = {}
-        self._closing = False
+        self._closing = self._new_calibration = False
+        self._seen_changes = 0
         self._open_topics()
         self._worker = threading.Thread(target=self._work, name="inference", daemon=True)
         self._worker.start()
@@ -162,31 +163,45 @@ class OccupancyNode(Node):
         if self._calibration.rejected_infos > rejected:
             why = self._calibration.info_error(camera)
             self.get_logger().error(f"CameraInfo rejected: {why}", throttle_duration_sec=5.0)
-        with self._wake:
-            self._wake.notify()
+        self._recalibrate()
+
+    def _recalibrate(self) -> None:
+        """Let the worker look at a changed calibration before the next set needs it."""
+        if self._seen_changes != self._calibration.changes:
+            with self._wake:
+                self._seen_changes = self._calibration.changes
+                self._new_calibration = True
+                self._wake.notify()
 
     def _on_transforms(self, message: TFMessage, static: bool) -> None:
         for why in self._calibration.add_transforms(message, static):
             self.get_logger().error(f"transform refused: {why}", throttle_duration_sec=5.0)
+        if static:
+            self._calibration.changes += 1
+            self._recalibrate()
 
     # --- inference thread ---------------------------------------------------------------------------------------
 
     def _work(self) -> None:
         answer, prepare = self._guard("inference", self._answer), self._guard("decode", self._prepare_early)
+        calibrate = self._guard("calibration", lambda: self._update_rig(None))
         while True:
             with self._wake:
-                while not (self._waiting or self._early or self._closing):
+                while not (self._waiting or self._early or self._new_calibration or self._closing):
                     self._wake.wait()
                 if self._closing:
                     return
                 group, self._waiting = self._waiting, None
-                slot = None if group else self._early.pop(next(iter(self._early)))
-            if group is None:
+                slot = self._early.pop(next(iter(self._early))) if self._early and not group else None
+                new_calibration, self._new_calibration = self._new_calibration, False
+            if new_calibration:
+                calibrate()
+            if slot is not None:
                 prepare(slot)
-                continue
-            outcome = answer(group) or "failed"
-            with self._wake:
-                self._frames[outcome] += 1
+            if group is not None:
+                outcome = answer(group) or "failed"
+                with self._wake:
+                    self._frames[outcome] += 1
 
     def _prepare_early(self, slot: ImageSlot) -> None:
         """While nothing else waits, decode what came: it is then done before its set is complete."""

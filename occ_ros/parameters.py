@@ -54,7 +54,7 @@ PLAYER_PARAMETERS = (
     Parameter("wait_for_topics", [""], "Start when each of these topics of the bag has its subscribers."),
     Parameter("wait_for_subscribers", 1, "How many subscribers each of wait_for_topics needs.", 1, 100),
     Parameter("wait_timeout_s", 30.0, "Give up waiting after this time, with exit code 1.", 0.0, 3600.0),
-    Parameter("start_delay_s", 0.5, "Pause before the first message, for discovery to settle.", 0.0, 60.0),
+    Parameter("start_delay_s", 1.0, "Pause after transforms and calibration, which go first.", 0.0, 60.0),
     Parameter("drain_s", 0.5, "Stay this long after the last message.", 0.0, 60.0),
     Parameter("report_file", "", "Where to write what was played (JSON); empty: nowhere."),
 )

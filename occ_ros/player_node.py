@@ -16,16 +16,16 @@ import numpy as np
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rosbags.interfaces import Connection, Qos, QosDurability, QosHistory, QosReliability
-from rosbags.rosbag2 import Reader
 from rosgraph_msgs.msg import Clock
 
-from occ_core.errors import CorruptInput, InvalidInput
+from occ_core.errors import CorruptInput, InvalidInput, need
 from occ_core.sources.bag_reader import BagReader
 from occ_ros.messages import header_of
 from occ_ros.parameters import PLAYER_PARAMETERS
 from occ_ros.runtime import declare, run
 from occ_ros.timings import percentiles, write_json
+
+CAMERA_INFO = "sensor_msgs/msg/CameraInfo"  # its CDR: 4 bytes of encapsulation, then the stamp, 8 bytes
 
 
 class PlayerNode(Node):
@@ -116,10 +116,12 @@ class PlayerNode(Node):
                 return False
             if self._stop.wait(0.05):
                 return False
-        return not self._stop.wait(self._values["start_delay_s"])
+        return True
 
     def _play_all(self) -> None:
-        self._publish_static()
+        self._announce()
+        if self._stop.wait(self._values["start_delay_s"]):
+            return
         start_ns = self._reader.start_time + round(self._values["start_offset_s"] * 1e9)
         if start_ns > self._reader.end_time:
             raise InvalidInput(f"start_offset_s is beyond the end of the bag ({self._reader.duration / 1e9:.1f} s)")
@@ -132,12 +134,21 @@ class PlayerNode(Node):
             self._loops += 1
             self._play_once(start_ns)
 
-    def _publish_static(self) -> None:
-        """All fixed transforms go first, whatever the offset; they stay with the publisher for those who come later."""
+    def _announce(self) -> None:
+        """What is known beforehand on a robot that has been running: fixed transforms and calibration.
+
+        Transforms stay with the publisher for those who come later. The first CameraInfo of each camera goes out with
+        stamp zero, which says that it belongs to no image; it lets nodes build their tables before the first frame.
+        """
         static = [c for c in self._reader.connections if c.topic == "/tf_static"]
         if static and "/tf_static" in self._topics:
             for _, _, data in self._reader.messages(static):
                 self._publish("/tf_static", data)
+        for connection in self._reader.connections:
+            if connection.msgtype == CAMERA_INFO and connection.topic in self._topics:
+                first = next(iter(self._reader.messages([connection])), None)
+                if first is not None:
+                    self._topics[connection.topic].publish(first[2][:4] + bytes(8) + first[2][12:])
 
     def _play_once(self, start_ns: int) -> None:
         moving = [c for c in self._reader.connections if c.topic in self._topics and c.topic != "/tf_static"]
@@ -229,15 +240,15 @@ class Pace:
         self._start_s += seconds
 
 
-def open_bag(path: Path) -> Reader:
-    """An opened bag with at least one message.
+def open_bag(path: Path) -> Any:
+    """An opened rosbags Reader with at least one message.
 
     Raises:
         MissingInput: no such folder, no metadata.yaml in it, or no message.
         CorruptInput: truncated or damaged.
     """
     BagReader(path)  # names every fault in one line
-    reader = Reader(path)
+    reader = need("rosbags.rosbag2", "bags").Reader(path)
     reader.open()
     return reader
 
@@ -252,22 +263,23 @@ def python_type(name: str) -> Any | None:
     return message_type
 
 
-def offered_qos(connections: list[Connection], len_static: int = 0) -> QoSProfile:
+def offered_qos(connections: list[Any], len_static: int = 0) -> QoSProfile:
     """QoS of the recorded publisher; reliable, volatile and depth 10 where the bag does not tell.
 
     Args:
+        connections: of rosbags, all of one topic.
         len_static: number of messages, of a topic whose every message has to reach late subscribers.
     """
-    profiles: list[Qos] = [profile for c in connections for profile in getattr(c.ext, "offered_qos_profiles", [])]
+    profiles = [profile for c in connections for profile in getattr(c.ext, "offered_qos_profiles", [])]
     qos = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
     if profiles:
         recorded = profiles[0]
-        if recorded.history == QosHistory.KEEP_ALL:
+        if recorded.history.name == "KEEP_ALL":
             qos.history = HistoryPolicy.KEEP_ALL
         qos.depth = max(1, recorded.depth)
-        if recorded.reliability == QosReliability.BEST_EFFORT:
+        if recorded.reliability.name == "BEST_EFFORT":
             qos.reliability = ReliabilityPolicy.BEST_EFFORT
-        if recorded.durability == QosDurability.TRANSIENT_LOCAL:
+        if recorded.durability.name == "TRANSIENT_LOCAL":
             qos.durability = DurabilityPolicy.TRANSIENT_LOCAL
     if len_static:
         qos.durability = DurabilityPolicy.TRANSIENT_LOCAL

@@ -15,7 +15,8 @@ import torch
 from model_fixtures import ring_rig
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from occ_core.camera import Rig
+from occ_core.camera import Camera, Rig
+from occ_core.geometry import pose, quaternion_from_rotation
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.table import build_table
 from occ_core.models.easyocc.config import EasyOccConfig
@@ -76,6 +77,12 @@ def jpeg(rgb: np.ndarray) -> bytes:
 
 def stamps(index: int, rig: Rig = RIG) -> dict[str, int]:
     return {camera.name: START + index * PERIOD_NS + i * STAGGER_NS for i, camera in enumerate(rig)}
+
+
+def rig_over_tf(rig: Rig = RIG) -> Rig:
+    """The rig as a node sees it: TF carries quaternions, whose rounding can move a border cell to its neighbour."""
+    poses = {c.name: pose(c.ego_from_cam[:3, 3], quaternion_from_rotation(c.ego_from_cam[:3, :3])) for c in rig}
+    return Rig(tuple(Camera(c.name, c.intrinsics, c.size, poses[c.name]) for c in rig))
 
 
 def camera_frame(name: str) -> str:

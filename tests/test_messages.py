@@ -177,6 +177,13 @@ def test_camera_info():
         assert messages.camera_of(undistorted, "front", np.eye(4), "/front/camera_info").distortion_model == "none"
 
 
+def test_camera_info_of_a_rectified_image():
+    p = [40.0, 0.0, 30.0, 0.0, 0.0, 41.0, 20.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+    camera = messages.camera_of(info(p=p), "front", np.eye(4), "/front/camera_info", rectified=True)
+    assert camera.distortion_model == "none"
+    assert camera.intrinsics.tolist() == [[40.0, 0.0, 30.0], [0.0, 41.0, 20.0], [0.0, 0.0, 1.0]]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
