@@ -19,14 +19,21 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SURROUND = "[cam_front, cam_front_right, cam_back_right, cam_back, cam_back_left, cam_front_left]"
 
 
+def stop_if_failed(event, _):
+    """Without a bag there is nothing to wait for."""
+    return [EmitEvent(event=Shutdown(reason="the player failed"))] if event.returncode else []
+
+
 def generate_launch_description():
     cameras = ParameterValue(LaunchConfiguration("cameras"), value_type=list[str])
     info_topic = ParameterValue(LaunchConfiguration("info_topic"), value_type=str)
-    first = PythonExpression(
-        ["'", LaunchConfiguration("cameras"), "'.strip('[] ').split(',')[0].strip()"]
-    )  # the player starts when node and evaluator listen to it
-    wait = PythonExpression(["'", LaunchConfiguration("info_topic"), "'.replace('{camera}', '", first, "')"])
-    node = IncludeLaunchDescription(PythonLaunchDescriptionSource(os.path.join(HERE, "occupancy.launch.py")))
+    # The player starts when node and evaluator both listen to the first camera.
+    first = ["'", LaunchConfiguration("cameras"), "'.strip('[] ').split(',')[0].strip()"]
+    wait = PythonExpression(["['", LaunchConfiguration("info_topic"), "'.replace('{camera}', ", *first, ")]"])
+    node = IncludeLaunchDescription(
+        PythonLaunchDescriptionSource(os.path.join(HERE, "occupancy.launch.py")),
+        launch_arguments=[(name, LaunchConfiguration(name)) for name in ("model", "backend", "cameras", "info_topic")],
+    )
     evaluator = Node(
         package="occ_ros",
         executable="evaluator_node",
@@ -49,7 +56,7 @@ def generate_launch_description():
             {
                 "bag": ParameterValue(LaunchConfiguration("bag"), value_type=str),
                 "rate": ParameterValue(LaunchConfiguration("rate"), value_type=float),
-                "wait_for_topics": [wait],
+                "wait_for_topics": ParameterValue(wait, value_type=list[str]),
                 "wait_for_subscribers": 2,
             }
         ],
@@ -57,6 +64,8 @@ def generate_launch_description():
     return LaunchDescription(
         [
             DeclareLaunchArgument("bag", description="folder of the bag"),
+            DeclareLaunchArgument("model", description="checkpoint (.safetensors) or exported model (.onnx)"),
+            DeclareLaunchArgument("backend", default_value="auto", description="auto | torch | onnxruntime"),
             DeclareLaunchArgument("rate", default_value="1.0", description="speed"),
             DeclareLaunchArgument("report", default_value="report.json", description="where the report goes"),
             DeclareLaunchArgument("cameras", default_value=SURROUND, description="names of the cameras, a YAML list"),
@@ -65,5 +74,6 @@ def generate_launch_description():
             evaluator,
             player,
             RegisterEventHandler(OnProcessExit(target_action=evaluator, on_exit=[EmitEvent(event=Shutdown())])),
+            RegisterEventHandler(OnProcessExit(target_action=player, on_exit=stop_if_failed)),
         ]
     )
