@@ -89,13 +89,11 @@ def sky(dx, dy, dz, light):
 @njit(cache=True)
 def surrounding(dx, dy, dz, light):
     """What a mirror sees: sky above a made-up skyline, dim street below."""
-    azimuth = math.atan2(dy, dx) * 9.0
-    skyline = 0.08 + 0.28 * hash01(int(math.floor(azimuth)), 3, 0, light.seed)
+    azimuth = math.atan2(dy, dx) * 7.0
+    skyline = 0.05 + 0.3 * noise2(azimuth, 0.5, light.seed)
     if dz > skyline:
         return sky(dx, dy, dz, light)
-    k = 0.16 + 0.12 * hash01(int(math.floor(azimuth)), 4, int(math.floor(dz * 40.0)), light.seed)
-    if dz < 0.0:
-        k = 0.10
+    k = 0.10 + 0.2 * noise2(azimuth * 3.0, dz * 12.0, light.seed + 1) * min(1.0, max(0.0, 1.0 + 4.0 * dz))
     level = light.ambient
     return level[0] * k, level[1] * k, level[2] * k
 

@@ -89,14 +89,14 @@ class Solids:
             _mark_contained(points, self.kind, inverse_poses(self.parent_from_solid), half, lower, upper, inside)
         return inside
 
-    def mesh(self) -> Mesh:
-        """Closed triangle meshes of all solids; round ones approximated at equal volume."""
+    def mesh(self, fine_radius_m: float = FINE_RADIUS_M) -> Mesh:
+        """Closed triangle meshes of all solids; round ones approximated at equal volume, coarsely below a radius."""
         vertices, faces, owners, used = [], [], [], 0
         radius = self.half_size_m.max(axis=1, initial=0)
         for kind, fine in ((BOX, False), (CYLINDER, False), (ELLIPSOID, False), (ELLIPSOID, True)):
             unit_vertices, unit_faces = _unit_mesh(kind, fine)
             picked = np.flatnonzero(
-                (self.kind == kind) & ((radius >= FINE_RADIUS_M) == fine if kind == ELLIPSOID else 1)
+                (self.kind == kind) & ((radius >= fine_radius_m) == fine if kind == ELLIPSOID else 1)
             )
             poses = self.parent_from_solid[picked]
             local = unit_vertices[None] * self.half_size_m[picked, None, :]

@@ -13,6 +13,7 @@ from occ_core.world.shading import GROUND, SKY, GroundTable, SolidTable
 from occ_core.world.solids import Solids
 
 FAR_M = 400.0
+FINE_RADIUS_M = 1.6  # balls below it get 80 triangles, up to 6 cm off: less than gaps between leaves
 EGO_SHADOW_M = 12.0  # its own shadow and shade end within this distance
 # Chassis and cabin of the car that carries the sensors: lower and upper corners in the ego frame.
 EGO_BODY_M = (((-1.05, -0.88, 0.2), (3.7, 0.88, 0.95)), ((-0.8, -0.7, 0.95), (1.5, 0.7, 1.45)))
@@ -74,7 +75,7 @@ class Tracer:
         self.table, self.class_id = solid_table(solids), solids.class_id
         sizes = [len(city.solids), *(len(p) for p in placed)]
         self.instance = np.repeat(np.array([-1, *self.parked], dtype=np.int32), sizes)
-        mesh, ground = solids.mesh(), city.ground.mesh()
+        mesh, ground = solids.mesh(FINE_RADIUS_M), city.ground.mesh()
         self.solid_of_face = np.concatenate([mesh.solid_of_face, np.full(len(ground.faces), GROUND)]).astype(np.int32)
         self.scene = _scene(np.concatenate([mesh.vertices[mesh.faces], ground.vertices[ground.faces]]))
         g = city.ground
