@@ -143,8 +143,8 @@ def test_replay_times_every_stage(replay):
         assert 0 <= stages[stage]["p50"] <= stages[stage]["p95"] <= stages[stage]["p99"], stage
     assert stages["decode"]["count"] == 24
     assert stages["network"]["count"] == times["frames_answered"] == 6
-    assert stages["network"]["p50"] < report["latency_ms"]["p50"] < 5000
-    assert report["latency_ms"]["max"] < 1000  # the table was built before the first frame
+    assert stages["calibration change"]["count"] == 1
+    assert 0 < report["latency_ms"]["p50"] <= report["latency_ms"]["p95"] <= report["latency_ms"]["p99"]
     assert "frames in 6, answered 6, dropped 0" in (folder / "node.log").read_text()
 
 
