@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from occ_core.world import materials as m
-from occ_core.world.noise import grain2, grain3, hash01, keep, noise2, noise3
+from occ_core.world.noise import grain2, grain3, keep, noise2, noise3
 from occ_core.world.textures import ground_surface, solid_surface
 
 GLASS_CLEAR = 0.62
