@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -96,7 +96,8 @@ def replay(out: Path, drive: Path, model: Path) -> None:
     player = {
         "bag": drive,
         "report_file": out / "player.json",
-        "wait_for_topics": "[/cam_front/image_raw/compressed, /cam_front/camera_info, /ground_truth/occupancy]",
+        "wait_for_topics": "[/cam_front/camera_info]",
+        "wait_for_subscribers": 2,  # node and evaluator
         "wait_timeout_s": START_S,
     }
     with (
@@ -109,7 +110,7 @@ def replay(out: Path, drive: Path, model: Path) -> None:
 
 
 @contextmanager
-def process(name: str, out: Path, module: str, parameters: dict[str, object]) -> Iterator[subprocess.Popen[bytes]]:
+def process(name: str, out: Path, module: str, parameters: Mapping[str, object]) -> Iterator[subprocess.Popen[bytes]]:
     """A node as a process of its own, with its words in `logs/<name>.log`; ended by SIGINT when the block ends."""
     command = [sys.executable, "-m", module, "--ros-args"]
     for key, value in parameters.items():
