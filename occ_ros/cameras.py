@@ -128,3 +128,12 @@ def image_topics(
         compressed = transport == "compressed" or (transport == "auto" and topic.endswith("/compressed"))
         inputs.append(CameraInput(camera, topic, info_template.replace("{camera}", camera), compressed))
     return tuple(inputs)
+
+
+def offsets_ns(names: tuple[str, ...], offsets_s: list[float]) -> dict[str, int]:
+    """Camera name -> how much later than the others it fires; one number means: the same for all."""
+    if len(offsets_s) == 1:
+        return {}
+    if len(offsets_s) != len(names):
+        raise InvalidInput(f"parameter 'offsets_s' must have one number per camera ({len(names)}), got {offsets_s}")
+    return {name: round(offset * 1e9) for name, offset in zip(names, offsets_s, strict=True)}

@@ -30,7 +30,7 @@ from occ_core.errors import InvalidInput
 from occ_core.occupancy import Occupancy
 from occ_core.sync import FrameSynchroniser, SyncedSet
 from occ_ros.calibration import Calibration
-from occ_ros.cameras import ERROR, OK, WARN, CameraInput, ImageSlot, image_topics
+from occ_ros.cameras import ERROR, OK, WARN, CameraInput, ImageSlot, image_topics, offsets_ns
 from occ_ros.clouds import voxel_points
 from occ_ros.markers import occupancy_cdr
 from occ_ros.messages import cloud_of, header_of, occupancy_grid_of, stamp_ns_of, status_of
@@ -56,7 +56,7 @@ class OccupancyNode(Node):
         self._cameras = image_topics(p["cameras"], p["image_topic"], p["info_topic"], p["transport"])
         names = tuple(camera.name for camera in self._cameras)
         self._sync = FrameSynchroniser(
-            names, p["deadline_s"], p["max_spread_s"], _offsets_ns(names, p["offsets_s"]), p["min_cameras"] or None
+            names, p["deadline_s"], p["max_spread_s"], offsets_ns(names, p["offsets_s"]), p["min_cameras"] or None
         )
         self._calibration = Calibration({c.name: (c.info_topic, c.rectified) for c in self._cameras}, p["base_frame"])
         self._predictor = _load_predictor(p["model"], p["backend"], p["threads"])
@@ -377,14 +377,6 @@ class OccupancyNode(Node):
             **self._fault_counts(),
             "stages_ms": stages,
         }
-
-
-def _offsets_ns(names: tuple[str, ...], offsets_s: list[float]) -> dict[str, int]:
-    if len(offsets_s) == 1:
-        return {}
-    if len(offsets_s) != len(names):
-        raise InvalidInput(f"parameter 'offsets_s' must have one number per camera ({len(names)}), got {offsets_s}")
-    return {name: round(offset * 1e9) for name, offset in zip(names, offsets_s, strict=True)}
 
 
 def _load_predictor(model: str, backend: str, threads: int) -> Any:
