@@ -169,6 +169,7 @@ def write_checkpoint(torch, config: EasyOccConfig, path):
     model = EasyOcc(config)
     with torch.no_grad():
         model.to_occupied.weight *= 20
+        model.to_occupied.bias.zero_()
         model.to_class.weight *= 20
     save_checkpoint(path, model.state_dict(), describe(config, {"step": 0}))
     return path

@@ -24,6 +24,9 @@ from occ_core.training.cache import SceneCache, open_scenes  # noqa: E402
 from occ_core.training.config import TrainingConfig, load_config  # noqa: E402
 from occ_core.training.data import Draw, collate, mirror, pick_columns, read_sample  # noqa: E402
 from occ_core.training.rays import ray_targets  # noqa: E402
+from occ_core.training.thresholds import BORDERS, best_thresholds  # noqa: E402
+
+torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
 ROAD, CAR, WALL, FREE, UNSEEN = OCC3D.id_of("driveable_surface"), OCC3D.id_of("car"), OCC3D.id_of("manmade"), 17, 255
 
@@ -222,6 +225,29 @@ def test_cache_is_built_once_from_a_data_set_and_mirrors_its_labels(tmp_path):
         open_scenes(tmp_path / "set", "nothing", config, tmp_path / "cache")
 
 
+def test_thresholds_are_the_best_of_all_tried():
+    rng = np.random.default_rng(0)
+    n, classes = 20000, 2
+    logit = rng.normal(-1, 2, n)
+    named = rng.integers(0, classes, n)
+    truth = np.where(rng.random(n) < 1 / (1 + np.exp(-logit)), named, -1)  # calibrated, then diluted for class 1
+    truth[(named == 1) & (rng.random(n) < 0.8)] = -1
+    place = np.searchsorted(BORDERS, logit)
+    said, right = np.zeros((2, len(BORDERS) + 1)), np.zeros((2, len(BORDERS) + 1))
+    np.add.at(said, (named, place), 1)
+    np.add.at(right, (named[named == truth], place[named == truth]), 1)
+    there = np.array([(truth == c).sum() for c in range(2)])
+    got = best_thresholds(said, right, there)
+    for c in range(2):
+        tried = []
+        for t in BORDERS:
+            called = (named == c) & (logit > t)
+            tried.append((called & (truth == c)).sum() / (called | (truth == c)).sum())
+        expected = BORDERS[int(np.argmax(tried))] * there[c] / (there[c] + 200)
+        assert got[c] == pytest.approx(expected, abs=1e-5)
+    assert got[0] < 0  # calibrated probabilities: below one half
+
+
 # --- loop ------------------------------------------------------------------------------------------------------------
 
 
@@ -230,7 +256,15 @@ def run(tmp_path, monkeypatch):
     """Trains on hand-made scenes: run(steps, resume=...) -> (folder, metrics)."""
     scenes = [hand_made("a", 4, seed=1), hand_made("b", 2, seed=2)]
     monkeypatch.setattr(loop, "open_scenes", lambda *_: scenes)
-    base = {"model": SMALL, "data": (tmp_path,), "validation_scenes": 1, "columns": 600, "threads": 1, "seed": 3}
+    base = {
+        "model": SMALL,
+        "data": (tmp_path,),
+        "validation_scenes": 1,
+        "threshold_scenes": 0,
+        "columns": 600,
+        "threads": 1,
+        "seed": 3,
+    }
     base |= {"warmup_steps": 5, "ema_decay": 0.9, "color_jitter": 0.0, "log_every": 1, "learning_rate": 4e-3}
 
     def start(out: str, **changes):
@@ -313,7 +347,7 @@ def test_shipped_config_is_valid_and_needs_data():
 
 def test_the_same_sample_may_not_train_and_validate(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "open_scenes", lambda *_: [hand_made("a")])
-    config = TrainingConfig(model=SMALL, data=(tmp_path,), validation=(tmp_path,))
+    config = TrainingConfig(model=SMALL, data=(tmp_path,), validation=(tmp_path,), threshold_scenes=0)
     with pytest.raises(InvalidInput, match="in training and validation"):
         loop.open_data(config)
     with pytest.raises(InvalidInput, match="validation_scenes"):

@@ -36,6 +36,7 @@ class TrainingConfig(BaseModel):
     labels: str = "gts"  # folder of Occ3D labels inside each of them, or a path of its own
     validation: tuple[Path, ...] = ()  # default: the last `validation_scenes` scenes of `data`
     validation_scenes: Annotated[int, Field(ge=0)] = 10
+    threshold_scenes: Annotated[int, Field(ge=0)] = 6  # of `data`: kept from the weights, to fit class thresholds on
     cache: Path | None = None  # default: in the user's cache folder
     steps: Positive = 8000
     batch_size: Positive = 1

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from occ_core.inference.table import Table, mirrored
 from occ_core.losses.ray import IGNORE
@@ -135,6 +137,11 @@ def collate(samples: list[Sample], columns: list[np.ndarray], config: EasyOccCon
         np.concatenate([c + i * x * y for i, c in enumerate(columns)]),
         np.concatenate([s.labels.reshape(x * y, z)[c] for s, c in zip(samples, columns, strict=True)]),
     )
+
+
+def tensors_of(batch: Batch) -> dict[str, Tensor]:
+    """The same arrays as torch tensors, without a copy."""
+    return {name: torch.from_numpy(array) for name, array in vars(batch).items()}
 
 
 class Draw:

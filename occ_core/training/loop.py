@@ -9,7 +9,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from occ_core.models.easyocc.model import Answer, EasyOcc, channels_last
 from occ_core.training.cache import SceneCache, default_cache, open_scenes
 from occ_core.training.checkpoint import describe, load_checkpoint, load_into, save_checkpoint
 from occ_core.training.config import TrainingConfig
-from occ_core.training.data import Batch, Draw, collate, read_sample
+from occ_core.training.data import Batch, Draw, collate, read_sample, tensors_of
+from occ_core.training.thresholds import fit_thresholds
 
 
 @dataclass(eq=False)
@@ -45,11 +46,12 @@ def train(config: TrainingConfig, out: Path, resume: bool = False) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
-        scenes, held_out = open_data(config, progress)
+        scenes_of = open_data(config, progress)
+        scenes, held_out = scenes_of.training, scenes_of.validation
         statistics = count_cells(scenes, config)
         weights = occupied_weights(statistics, config)
         state = new_state(config)
-        record = training_record(config, scenes, held_out, statistics)
+        record = training_record(config, scenes_of, statistics)
         if resume:
             restore(state, out / "last.safetensors", record)
         task = progress.add_task("training", total=config.steps, completed=state.step)
@@ -63,6 +65,7 @@ def train(config: TrainingConfig, out: Path, resume: bool = False) -> Path:
                 if state.step % config.log_every == 0 or last:
                     log.write(state.step, losses)
                 if held_out and (state.step % config.validate_every == 0 or last):
+                    fit_thresholds(state.average.eval(), scenes_of.thresholds)
                     metrics = validate(state.average, held_out)
                     record["metrics"] = {"step": state.step, **metrics}
                     progress.console.print(f"step {state.step}: {summary(metrics)}")
@@ -75,8 +78,16 @@ def train(config: TrainingConfig, out: Path, resume: bool = False) -> Path:
     return out / "model.safetensors"
 
 
-def open_data(config: TrainingConfig, progress: Any = None) -> tuple[list[SceneCache], list[SceneCache]]:
-    """Training scenes and held-out scenes; no scene is in both."""
+class Scenes(NamedTuple):
+    """No scene is in two of these."""
+
+    training: list[SceneCache]
+    thresholds: list[SceneCache]
+    validation: list[SceneCache]
+
+
+def open_data(config: TrainingConfig, progress: Any = None) -> Scenes:
+    """The scenes of a run; those for validation and thresholds are the last ones of the data."""
     if not config.data:
         raise InvalidInput("no training data: name folders under 'data' in the config, or with --data")
     cache = config.cache or default_cache()
@@ -87,21 +98,22 @@ def open_data(config: TrainingConfig, progress: Any = None) -> tuple[list[SceneC
         return [scene for root in roots for scene in open_scenes(root, config.labels, config.model, cache, None, told)]
 
     scenes = opened(config.data)
-    if config.validation:
-        held_out = opened(config.validation)
-        twice = {token for scene in scenes for token in scene.tokens} & {t for scene in held_out for t in scene.tokens}
-        if twice:
-            raise InvalidInput(f"{len(twice)} samples are in training and validation data, first: {min(twice)}")
-    else:
-        if config.validation_scenes >= len(scenes):
-            raise InvalidInput(
-                f"validation_scenes must be < {len(scenes)} scenes of data, is {config.validation_scenes}"
-            )
-        cut = len(scenes) - config.validation_scenes
-        scenes, held_out = scenes[:cut], scenes[cut:]
+    held_out = opened(config.validation)
+    cut = len(scenes) - (0 if config.validation else config.validation_scenes)
+    first = cut - config.threshold_scenes
+    if first < 1:
+        raise InvalidInput(
+            f"no scene is left to train on: {len(scenes)} in the data, validation_scenes {len(scenes) - cut}, "
+            f"threshold_scenes {config.threshold_scenes}"
+        )
+    twice = {token for scene in scenes[:cut] for token in scene.tokens} & {
+        t for scene in held_out for t in scene.tokens
+    }
+    if twice:
+        raise InvalidInput(f"{len(twice)} samples are in training and validation data, first: {min(twice)}")
     if progress:
         progress.update(task, total=len(scenes) + len(held_out), completed=len(scenes) + len(held_out))
-    return scenes, held_out
+    return Scenes(scenes[:first], scenes[first:cut], held_out or scenes[cut:])
 
 
 def count_cells(scenes: list[SceneCache], config: TrainingConfig, samples: int = 200) -> np.ndarray:
@@ -137,10 +149,6 @@ def new_state(config: TrainingConfig) -> State:
     plain = [p for p in model.parameters() if p.ndim <= 1]  # biases and batch norms
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return State(model, average, torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True))
-
-
-def tensors_of(batch: Batch) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array) for name, array in vars(batch).items()}
 
 
 def train_step(state: State, batch: Batch, weights: Tensor, config: TrainingConfig) -> dict[str, float]:
@@ -239,13 +247,11 @@ def summary(metrics: dict[str, Any]) -> str:
     return "camera mask " + ", ".join(f"{name} {metrics[name]:.1f}" for name in ("iou", "miou_15", "miou_17"))
 
 
-def training_record(
-    config: TrainingConfig, scenes: list[SceneCache], held_out: list[SceneCache], counts: np.ndarray
-) -> dict[str, Any]:
+def training_record(config: TrainingConfig, scenes: Scenes, counts: np.ndarray) -> dict[str, Any]:
     """What the json beside the checkpoint says of the run; folders are named by their last part only."""
     import hashlib
 
-    tokens = sorted(token for scene in scenes for token in scene.tokens)
+    tokens = sorted(token for scene in scenes.training for token in scene.tokens)
     run = config.model_dump(mode="json", exclude={"model", "cache", "data", "validation"})
     return {
         "code": _git_revision(),
@@ -255,11 +261,12 @@ def training_record(
             "validation": [p.name for p in config.validation],
         },
         "data": {
-            "scenes": len(scenes),
+            "scenes": len(scenes.training),
             "samples": len(tokens),
             "tokens_sha256": hashlib.sha256("\n".join(tokens).encode()).hexdigest(),
             "cells_per_class": counts.tolist(),
-            "held_out_scenes": [scene.name for scene in held_out],
+            "threshold_scenes": [scene.name for scene in scenes.thresholds],
+            "held_out_scenes": [scene.name for scene in scenes.validation],
         },
         "host": {"machine": platform.machine(), "python": platform.python_version(), "torch": torch.__version__},
         "metrics": None,

@@ -125,6 +125,8 @@ class EasyOcc(nn.Module):
         self.head = nn.Sequential(nn.Linear(c, wide), nn.ReLU(inplace=True))
         self.to_occupied = nn.Linear(wide, heights)
         self.to_class = nn.Linear(wide, heights * (len(config.classes) - 1))
+        nn.init.constant_(self.to_occupied.bias, -3.4)  # start from the share of occupied cells, 3 %
+        self.register_buffer("threshold", torch.zeros(len(config.classes) - 1))  # see training.thresholds
 
     def hidden(
         self,
@@ -185,7 +187,10 @@ class Answer(nn.Module):
         """Labels and confidence (255 x probability of being occupied, or free), both uint8 [B, X, Y, Z]."""
         free = self.model.config.classes.free_id
         cells = self.model(images, voxel_index, pillar_index, rays)
-        classes = cells.classes.argmax(dim=-1).to(torch.int32)
-        classes = classes + (classes >= free).to(torch.int32)  # the free class has no logit of its own
-        labels = torch.where(cells.occupied > 0, classes, torch.full_like(classes, free))
-        return labels.to(torch.uint8), (torch.sigmoid(cells.occupied.abs()) * 255).to(torch.uint8)
+        classes = cells.classes.argmax(dim=-1)
+        threshold = self.model.threshold.index_select(0, classes.reshape(-1)).reshape(classes.shape)
+        occupied = cells.occupied > threshold
+        classes = classes + (classes >= free).to(classes.dtype)  # the free class has no logit of its own
+        labels = torch.where(occupied, classes, torch.full_like(classes, free))
+        p = torch.sigmoid(cells.occupied)
+        return labels.to(torch.uint8), (torch.where(occupied, p, 1 - p) * 255).to(torch.uint8)
