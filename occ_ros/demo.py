@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
 from occ_core.errors import MissingInput, OccError
+from occ_ros.processes import ROOT, node, wait_for
 
-ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "occ_core" / "assets" / "easyocc_nano.safetensors"
 DEMO_SEED = 2026  # no training or evaluation scene has it
 SCENE = "scene-0001"
+SIZE = "270x480"  # rendering is most of the demo's time
 START_S, END_S = 90.0, 120.0  # limits for processes to start, and to end after the bag has been played
 MATCH_NS = 100_000_000  # an answer's stamp is its newest image's, at most this far from its keyframe's
 
@@ -67,13 +65,13 @@ def run(out: Path, keyframes: int, model: Path) -> None:
         (out / name).unlink(missing_ok=True)
     (out / "logs").mkdir(parents=True)
     city, drive = out / "city", out / "drive"
-    world = ["--scenes", "1", "--seed", str(DEMO_SEED), "--keyframes", str(keyframes), "--no-sweeps"]
+    world = ["--scenes", "1", "--seed", str(DEMO_SEED), "--keyframes", str(keyframes), "--size", SIZE]
     occ("1/5 a drive through the simulated city", "world", "make", str(city), *world)
     occ("2/5 the drive as a ROS 2 bag", "bag", "make", str(city), str(drive), "--scene", SCENE)
     console.print("[bold]3/5 player, occupancy node and evaluator, three processes over DDS[/]")
     replay(out, drive, model)
     console.print("[bold]4/5 the score[/]")
-    console.print(Path(out / "logs" / "evaluator.log").read_text(encoding="utf-8").strip(), markup=False)
+    console.print((out / "logs" / "evaluator_node.log").read_text(encoding="utf-8").strip(), markup=False)
     name_by_token(out / "by_stamp", out / "predictions", city)
     occ("5/5 pictures and recording", "view", str(out / "predictions"), "--data", str(city), "--out", str(out))
     check(out)
@@ -91,9 +89,10 @@ def occ(title: str, *arguments: str) -> None:
 
 def replay(out: Path, drive: Path, model: Path) -> None:
     """Play the bag to the node under the evaluator's eyes; returns when the evaluator has written its report."""
-    evaluator = {"report_file": out / "report.json", "predictions_dir": out / "by_stamp", "idle_s": 4.0}
-    node = {"model": model, "timings_file": out / "node.json"}
-    player = {
+    logs = out / "logs"
+    judge = {"report_file": out / "report.json", "predictions_dir": out / "by_stamp", "idle_s": 4.0}
+    worker = {"model": model, "timings_file": out / "node.json"}
+    source = {
         "bag": drive,
         "report_file": out / "player.json",
         "wait_for_topics": "[/cam_front/camera_info]",
@@ -101,55 +100,13 @@ def replay(out: Path, drive: Path, model: Path) -> None:
         "wait_timeout_s": START_S,
     }
     with (
-        process("evaluator", out, "occ_ros.evaluator_node", evaluator) as judge,
-        process("node", out, "occ_ros.occupancy_node", node) as worker,
-        process("player", out, "occ_ros.player_node", player) as source,
+        node("evaluator_node", logs / "evaluator_node.log", judge) as evaluator,
+        node("occupancy_node", logs / "occupancy_node.log", worker) as occupancy,
+        node("player_node", logs / "player_node.log", source) as player,
     ):
-        finish("player", source, out, START_S + 60 + END_S, beside={"node": worker, "evaluator": judge})
-        finish("evaluator", judge, out, END_S, beside={"node": worker})
-
-
-@contextmanager
-def process(name: str, out: Path, module: str, parameters: Mapping[str, object]) -> Iterator[subprocess.Popen[bytes]]:
-    """A node as a process of its own, with its words in `logs/<name>.log`; ended by SIGINT when the block ends."""
-    command = [sys.executable, "-m", module, "--ros-args"]
-    for key, value in parameters.items():
-        command += ["-p", f"{key}:={value}"]
-    environment = {
-        **os.environ,
-        "PYTHONUNBUFFERED": "1",
-        "FASTDDS_DEFAULT_PROFILES_FILE": str(ROOT / "config" / "fastdds.xml"),
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST"),
-        "ROS_DOMAIN_ID": os.environ.get("ROS_DOMAIN_ID", str(1 + os.getpid() % 100)),  # apart from other robots here
-    }
-    with open(out / "logs" / f"{name}.log", "wb") as log:
-        running = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        try:
-            yield running
-        finally:
-            if running.poll() is None:
-                running.send_signal(signal.SIGINT)
-            try:
-                running.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                running.kill()
-                running.wait()
-
-
-def finish(
-    name: str, running: subprocess.Popen[bytes], out: Path, limit_s: float, beside: dict[str, subprocess.Popen[bytes]]
-) -> None:
-    """Wait for a process to end well, while those beside it live."""
-    until = time.monotonic() + limit_s
-    while running.poll() is None:
-        time.sleep(0.1)
-        dead = [other for other, neighbour in beside.items() if neighbour.poll() not in (None, 0)]
-        if dead:
-            raise OccError(f"the {dead[0]} ended early; see {out / 'logs' / dead[0]}.log")
-        if time.monotonic() > until:
-            raise OccError(f"the {name} did not end within {limit_s:.0f} s; see {out / 'logs' / name}.log")
-    if running.returncode:
-        raise OccError(f"the {name} ended with code {running.returncode}; see {out / 'logs' / name}.log")
+        others = {"occupancy_node": occupancy}
+        wait_for("player_node", player, logs / "player_node.log", START_S + 60 + END_S, others)
+        wait_for("evaluator_node", evaluator, logs / "evaluator_node.log", END_S, others)
 
 
 def name_by_token(by_stamp: Path, predictions: Path, dataroot: Path) -> None:

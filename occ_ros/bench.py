@@ -1,0 +1,128 @@
+"""How fast the node is at camera rate: a bag with all sweeps, played in a loop, its own times read at the end.
+
+    python -m occ_ros.bench BAG MODEL --seconds 60 --json benchmarks/node.json
+
+Nothing but the player and the node runs beside this process, which only listens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from occ_core.errors import OccError
+from occ_ros.processes import environment, node
+
+START_S = 90.0
+PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "rosbags", "ros-rclpy")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m occ_ros.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("bag", type=Path, help="a bag with camera images at their own rate")
+    parser.add_argument("model", type=Path, help="checkpoint or exported model")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long to measure (default 60)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of the network (default 2)")
+    parser.add_argument("--json", type=Path, help="where the numbers go")
+    options = parser.parse_args(arguments)
+    try:
+        record = measure(options.bag.resolve(), options.model.resolve(), options.seconds, options.threads)
+    except OccError as error:
+        Console().print(f"[red]error:[/] {error}", soft_wrap=True)
+        return 2
+    show(record)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def measure(bag: Path, model: Path, seconds: float, threads: int) -> dict:
+    """Counts and stage times of the node, as it tells them itself, and how many clouds arrived here."""
+    os.environ.update(environment())  # before rclpy starts: this process listens in the same domain
+    with tempfile.TemporaryDirectory(prefix="occ_bench_") as folder:
+        times, logs = Path(folder) / "node.json", Path(folder)
+        source = {
+            "bag": bag, "loop": True, "wait_for_topics": "[/cam_front/camera_info]", "wait_timeout_s": START_S,
+        }  # fmt: skip
+        worker = {"model": model, "threads": threads, "timings_file": times}
+        with (
+            node("occupancy_node", logs / "occupancy_node.log", worker) as occupancy,
+            node("player_node", logs / "player_node.log", source) as player,
+        ):
+            arrived = listen(seconds, {"occupancy_node": occupancy, "player_node": player}, logs)
+        if not times.is_file():
+            raise OccError(f"the node wrote no times: {(logs / 'occupancy_node.log').read_text()[-500:]}")
+        record = json.loads(times.read_text(encoding="utf-8"))
+    record["model"] = model.name
+    return {**host(), "bag": bag.name, "seconds": seconds, "threads": threads, "clouds_received": arrived, **record}
+
+
+def listen(seconds: float, others: dict, logs: Path) -> int:
+    """Receive the node's clouds for so long after the first one; returns how many came."""
+    import rclpy
+    from rclpy.qos import QoSProfile
+    from sensor_msgs.msg import PointCloud2
+
+    rclpy.init()
+    listener = rclpy.create_node("occ_bench")
+    arrived = []
+    listener.create_subscription(
+        PointCloud2, "/occupancy_node/occupancy", lambda _: arrived.append(time.monotonic()), QoSProfile(depth=5)
+    )
+    give_up = time.monotonic() + START_S
+    try:
+        while not arrived or time.monotonic() < arrived[0] + seconds:
+            rclpy.spin_once(listener, timeout_sec=0.2)
+            dead = [name for name, process in others.items() if process.poll() is not None]
+            if dead or (not arrived and time.monotonic() > give_up):
+                name = dead[0] if dead else "occupancy_node"
+                said = (logs / f"{name}.log").read_text(errors="replace").strip()[-800:]
+                raise OccError(f"{name} {'ended' if dead else f'gave nothing for {START_S:.0f} s'}: {said}")
+    finally:
+        listener.destroy_node()
+        rclpy.try_shutdown()
+    return len(arrived)
+
+
+def host() -> dict:
+    """Where and when this was measured."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    return {
+        "date": date.today().isoformat(),
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def show(record: dict) -> None:
+    table = Table("stage", "count", "p50 ms", "p95 ms", "p99 ms", title=f"{record['answered_hz']} answers a second")
+    for stage, row in record["stages_ms"].items():
+        table.add_row(stage, str(row["count"]), *(f"{row[key]:.1f}" for key in ("p50", "p95", "p99")))
+    Console().print(table)
+    counts = {key: record[key] for key in record if key.startswith("frames_")}
+    Console().print(", ".join(f"{key.removeprefix('frames_')} {value}" for key, value in counts.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
