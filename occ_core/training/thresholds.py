@@ -1,8 +1,8 @@
 """Where to call a cell occupied: for each class the logit that gives it the highest IoU.
 
 A probability of 0.5 is the wrong border for IoU: of calibrated probabilities the best one is IoU / (1 + IoU), so 0.35
-for a class with IoU 55 and 0.1 for one with 11. Each class's IoU depends on its own threshold alone (the free class is in
-no mean), so each is found by itself, exactly, from histograms.
+for a class with IoU 55 and 0.1 for one with 11. Each class's IoU depends on its own threshold alone (the free class is
+in no mean), so each is found by itself, exactly, from histograms.
 """
 
 from __future__ import annotations
