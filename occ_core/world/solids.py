@@ -82,11 +82,13 @@ class Solids:
     def contain(self, points_m: np.ndarray) -> np.ndarray:
         """bool (P,): which points (P, 3) of the parent frame lie in any solid."""
         inside = np.zeros(len(points_m), dtype=np.bool_)
-        if len(self):
+        if len(self) and len(points_m):
             lower, upper = self.bounds_m()
             points = np.ascontiguousarray(points_m, dtype=np.float64)
-            half = self.half_size_m.astype(np.float64)
-            _mark_contained(points, self.kind, inverse_poses(self.parent_from_solid), half, lower, upper, inside)
+            near = ((lower <= points.max(axis=0)) & (upper >= points.min(axis=0))).all(axis=1)
+            inverses = inverse_poses(self.parent_from_solid[near])
+            half = self.half_size_m[near].astype(np.float64)
+            _mark_contained(points, self.kind[near], inverses, half, lower[near], upper[near], inside)
         return inside
 
     def mesh(self, fine_radius_m: float = FINE_RADIUS_M) -> Mesh:
@@ -152,7 +154,9 @@ def _mark_contained(points, kinds, solid_from_parent, half, lower, upper, inside
     for p in range(len(points)):
         q = points[p]
         for n in range(len(kinds)):
-            if (q < lower[n]).any() or (q > upper[n]).any():
+            if q[0] < lower[n, 0] or q[1] < lower[n, 1] or q[2] < lower[n, 2]:
+                continue
+            if q[0] > upper[n, 0] or q[1] > upper[n, 1] or q[2] > upper[n, 2]:
                 continue
             m = solid_from_parent[n]
             x = (m[0, 0] * q[0] + m[0, 1] * q[1] + m[0, 2] * q[2] + m[0, 3]) / half[n, 0]
