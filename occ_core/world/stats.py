@@ -23,7 +23,7 @@ CLASSES = len(OCC3D.names) - 1
 RANGES_M = (0.0, 5.0, 10.0, 20.0, 30.0, 40.0, 60.0, 80.0, 1000.0)
 MOVING_M_S = 0.5
 PIXELS_PER_CLASS = 60  # per image, for the colour classifier
-MAX_KEYFRAMES = 400
+MAX_KEYFRAMES = 120
 # Loss weights of OccNeRF (methods of the field): 1 / sqrt(frequency), so they tell the frequencies over all of nuScenes.
 OCCNERF_WEIGHTS = (
     0, 0.35, 1.74, 0.98, 0.45, 2.37, 1.87, 1.85, 4.36, 1.50, 0.55, 0.23, 0, 0.49, 0.48, 0.21, 0.31,
