@@ -154,17 +154,17 @@ def hand_made(name: str, samples: int = 3, seed: int = 0) -> SceneCache:
     labels[:, :, :2] = UNSEEN
     rays = [ray_targets(label, rig, SMALL) for label in labels]
     depth, classes = (np.stack(part) for part in zip(*rays, strict=True))
-    index = table.voxel_index[None], table.pillar_index[None], table.rays[None]
-    present = np.ones((samples, 4), dtype=bool)
-    tokens = [f"{name}-{i}" for i in range(samples)]
-    return SceneCache(name, tokens, images, present, labels, depth, classes, np.zeros(samples, dtype=np.int64), *index)
+    arrays = {"images": images, "present": np.ones((samples, 4), dtype=bool), "labels": labels, "depth": depth}
+    arrays |= {"pixel_class": classes, "rig": np.zeros(samples, dtype=np.int64)}
+    arrays |= {key: value[None] for key, value in vars(table).items()}
+    return SceneCache(name, [f"{name}-{i}" for i in range(samples)], arrays.__getitem__)
 
 
 def test_columns_prefer_rare_classes_and_are_observed():
     scene = hand_made("s")
     rare = np.zeros(256, dtype=bool)
     rare[CAR] = True
-    picked = pick_columns(scene.labels[0], 50, rare, np.random.default_rng(0))
+    picked = pick_columns(scene["labels"][0], 50, rare, np.random.default_rng(0))
     assert len(picked) == 50 == len(set(picked))
     assert 22 * 40 + 10 in picked  # the only column with a car
     assert (picked % 40 >= 2).all()  # y = 0, 1 are unobserved
@@ -202,7 +202,7 @@ def test_every_epoch_visits_every_sample_once_and_a_resumed_stream_goes_on():
     rare = np.zeros(256, dtype=bool)
     draw = Draw(scenes, rare, config)
     firsts = [next(draw).images for _ in range(5)]
-    known = np.concatenate([scene.images for scene in scenes])
+    known = np.concatenate([scene["images"] for scene in scenes])
     assert sorted(next(k for k in range(5) if np.array_equal(known[k], f)) for f in firsts) == [0, 1, 2, 3, 4]
     assert np.array_equal(next(Draw(scenes, rare, config, step=3)).images, firsts[3])
 
@@ -213,10 +213,13 @@ def test_cache_is_built_once_from_a_data_set_and_mirrors_its_labels(tmp_path):
         update={"grid_shape": (200, 200, 16), "grid_origin_m": (-40.0, -40.0, -1.0), "voxel_size_m": 0.4}
     )
     (scene,) = open_scenes(tmp_path / "set", "gts", config, tmp_path / "cache")
-    assert scene.tokens == tokens and scene.images.shape == (2, 2, 64, 128, 3) and scene.present.all()
+    assert scene.tokens == tokens and scene["images"].shape == (2, 2, 64, 128, 3) and scene["present"].all()
     truth = np.load(tmp_path / "set/gts/scene-0001" / tokens[0] / "labels.npz")
     seen = truth["mask_camera"] > 0
-    assert np.array_equal(scene.labels[0][seen], truth["semantics"][seen]) and (scene.labels[0][~seen] == UNSEEN).all()
+    assert (
+        np.array_equal(scene["labels"][0][seen], truth["semantics"][seen])
+        and (scene["labels"][0][~seen] == UNSEEN).all()
+    )
     (folder,) = (tmp_path / "cache").iterdir()
     before = folder.stat().st_mtime_ns
     open_scenes(tmp_path / "set", "gts", config, tmp_path / "cache")

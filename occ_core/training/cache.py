@@ -32,27 +32,22 @@ ARRAYS = ("images", "present", "labels", "depth", "pixel_class", "rig", "voxel_i
 
 @dataclass(frozen=True, eq=False)
 class SceneCache:
-    """Arrays of one scene: S samples, R rigs (mostly one), N cameras.
+    """One scene: S samples, R rigs (mostly one), N cameras. `scene["images"]` gives an array:
 
-    Attributes:
-        images: uint8 (S, N, H, W, 3). present: bool (S, N).
-        labels: uint8 (S, X, Y, Z), 255 where the cameras did not look.
-        depth, pixel_class: uint8 (S, N, h, w), see training.rays.
-        rig: int64 (S,), which of the R tables.
-        voxel_index, pillar_index, rays: (R, ...), see inference.table.
+    images: uint8 (S, N, H, W, 3). present: bool (S, N).
+    labels: uint8 (S, X, Y, Z), 255 where the cameras did not look.
+    depth, pixel_class: uint8 (S, N, h, w), see training.rays.
+    rig: int64 (S,), which of the R tables. voxel_index, pillar_index, rays: (R, ...), see inference.table.
+
+    Arrays are mapped when asked for and not kept: a map holds a file open, and there may be thousands.
     """
 
     name: str
     tokens: list[str]
-    images: np.ndarray
-    present: np.ndarray
-    labels: np.ndarray
-    depth: np.ndarray
-    pixel_class: np.ndarray
-    rig: np.ndarray
-    voxel_index: np.ndarray
-    pillar_index: np.ndarray
-    rays: np.ndarray
+    read: Callable[[str], np.ndarray]
+
+    def __getitem__(self, array: str) -> np.ndarray:
+        return self.read(array)
 
 
 def labels_folder(dataroot: Path, labels: str) -> Path:
@@ -108,7 +103,7 @@ def _key(dataroot: Path, files: dict[str, Path], config: EasyOccConfig) -> str:
 
 def _open(at: Path, scene: str) -> SceneCache:
     tokens = json.loads((at / "tokens.json").read_text())
-    return SceneCache(scene, tokens, **{name: np.load(at / f"{name}.npy", mmap_mode="r") for name in ARRAYS})
+    return SceneCache(scene, tokens, lambda name: np.load(at / f"{name}.npy", mmap_mode="r"))
 
 
 def _build(source: NuScenesSource, files: dict[str, Path], config: EasyOccConfig, at: Path) -> None:

@@ -44,16 +44,11 @@ class Batch:
 
 def read_sample(scene: SceneCache, i: int, config: EasyOccConfig, dropped: Sequence[int] = ()) -> Sample:
     """Sample `i` of a scene; cameras that have no image, and `dropped` ones, see nothing."""
-    rig = int(scene.rig[i])
-    table = Table(scene.voxel_index[rig], scene.pillar_index[rig], scene.rays[rig])
-    blind = set(np.flatnonzero(~scene.present[i])) | set(dropped)
-    return Sample(
-        np.array(scene.images[i]),
-        np.array(scene.labels[i]),
-        np.array(scene.depth[i]),
-        np.array(scene.pixel_class[i]),
-        without_cameras(table, blind, config),
-    )
+    rig = int(scene["rig"][i])
+    table = Table(*(scene[name][rig] for name in ("voxel_index", "pillar_index", "rays")))
+    blind = set(np.flatnonzero(~scene["present"][i]).tolist()) | set(dropped)
+    arrays = (np.array(scene[name][i]) for name in ("images", "labels", "depth", "pixel_class"))
+    return Sample(*arrays, without_cameras(table, blind, config))
 
 
 def without_cameras(table: Table, blind: set[int], config: EasyOccConfig) -> Table:
@@ -168,7 +163,7 @@ class Draw:
 
     def _augmented(self, scene: SceneCache, i: int, rng: np.random.Generator) -> Sample:
         c = self.config
-        dropped = np.flatnonzero(rng.random(scene.images.shape[1]) < c.camera_dropout)
+        dropped = np.flatnonzero(rng.random(scene["present"].shape[1]) < c.camera_dropout)
         sample = read_sample(scene, i, c.model, dropped.tolist())
         if rng.random() < c.flip:
             sample = mirror(sample, c.model)

@@ -121,7 +121,7 @@ def count_cells(scenes: list[SceneCache], config: TrainingConfig, samples: int =
     places = [(scene, i) for scene in scenes for i in range(len(scene.tokens))]
     counts = np.zeros(256, dtype=np.int64)
     for scene, i in places[:: max(1, len(places) // samples)]:
-        counts += np.bincount(scene.labels[i].ravel(), minlength=256)
+        counts += np.bincount(scene["labels"][i].ravel(), minlength=256)
     return counts[: len(config.model.classes)]
 
 
@@ -224,7 +224,7 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 def update_average(state: State, config: TrainingConfig) -> None:
     decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
     new, old = state.model.state_dict(), state.average.state_dict()
-    floats = [name for name, tensor in old.items() if tensor.is_floating_point()]
+    floats = [name for name, tensor in old.items() if tensor.is_floating_point() and name != "threshold"]
     torch._foreach_lerp_([old[name] for name in floats], [new[name] for name in floats], 1 - decay)
 
 
