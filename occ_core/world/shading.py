@@ -16,7 +16,7 @@ from occ_core.world import materials as m
 from occ_core.world.noise import grain2, grain3, keep, noise2, noise3
 from occ_core.world.textures import ground_surface, solid_surface
 
-GLASS_CLEAR = 0.62
+PANE_CLEAR, CABIN_CLEAR = 0.85, 0.45  # light that passes one face of a pane, of a cabin's tinted glass
 SKY, GROUND = -2, -1
 """Values of a hit's solid index that are no solid."""
 
@@ -281,7 +281,8 @@ def shade(
                 material, p, n, table.half_size_m[s], table.color[s], table.seed[s], footprint, light.night
             )
             if material == m.GLASS:
-                through[i] = GLASS_CLEAR
+                half = table.half_size_m[s]
+                through[i] = PANE_CLEAR if min(half[0], half[1]) < 0.1 else CABIN_CLEAR
             elif material == m.FOLIAGE:
                 if see_between and _between_leaves(p, facing, table.seed[s], footprint):
                     through[i] = 1.0

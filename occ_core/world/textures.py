@@ -114,12 +114,12 @@ def _smooth_surface(material, p, half, color, seed, footprint_m, night):
     fine = grain3(x, y, z, 0.06, footprint_m, seed + 1)
     if material == m.CARBODY:
         low = max(0.0, 1.0 - (z + half[2]) / 0.35)
-        k = 1.0 + 0.05 * stain - 0.25 * low * (0.5 + 0.5 * stain)
+        k = 1.0 + 0.03 * stain - 0.25 * low * (0.5 + 0.5 * stain)
         return r * k, g * k, b * k, 0.45, 0.0, 0.0, 0.0
     if material == m.GLASS:
         return 0.02, 0.025, 0.025, 0.9, 0.0, 0.0, 0.0
     if material == m.METAL:
-        k = 0.9 + 0.15 * stain + 0.08 * fine
+        k = 0.95 + 0.07 * stain + 0.06 * fine
         return r * k, g * k, b * k, 0.15, 0.0, 0.0, 0.0
     if material == m.LAMP:
         glow = 9.0 if night else 0.5
@@ -140,7 +140,8 @@ def _smooth_surface(material, p, half, color, seed, footprint_m, night):
         k = 1.0 + 0.3 * fine + 0.3 * stain
         return r * k, g * k, b * k, 0.02, 0.0, 0.0, 0.0
     streak = grain3(x, y, z * 0.15, 0.3, footprint_m, seed + 2)
-    k = 0.9 + 0.12 * stain + 0.12 * fine + 0.14 * streak
+    rough = 0.4 if material == m.PAINT else 1.0
+    k = 0.92 + rough * (0.12 * stain + 0.12 * fine) + 0.1 * streak
     return r * k, g * k, b * k, 0.03 if material == m.PAINT else 0.0, 0.0, 0.0, 0.0
 
 
