@@ -19,7 +19,7 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from rosgraph_msgs.msg import Clock
 
 from occ_core.errors import CorruptInput, InvalidInput, need
-from occ_core.sources.bag_reader import BagReader
+from occ_core.sources.bag_reader import BagReader, connections_of
 from occ_ros.messages import header_of
 from occ_ros.parameters import PLAYER_PARAMETERS
 from occ_ros.runtime import declare, run
@@ -140,18 +140,18 @@ class PlayerNode(Node):
         Transforms stay with the publisher for those who come later. The first CameraInfo of each camera goes out with
         stamp zero, which says that it belongs to no image; it lets nodes build their tables before the first frame.
         """
-        static = [c for c in self._reader.connections if c.topic == "/tf_static"]
+        static = [c for c in connections_of(self._reader) if c.topic == "/tf_static"]
         if static and "/tf_static" in self._topics:
             for _, _, data in self._reader.messages(static):
                 self._publish("/tf_static", data)
-        for connection in self._reader.connections:
+        for connection in connections_of(self._reader):
             if connection.msgtype == CAMERA_INFO and connection.topic in self._topics:
                 first = next(iter(self._reader.messages([connection])), None)
                 if first is not None:
                     self._topics[connection.topic].publish(first[2][:4] + bytes(8) + first[2][12:])
 
     def _play_once(self, start_ns: int) -> None:
-        moving = [c for c in self._reader.connections if c.topic in self._topics and c.topic != "/tf_static"]
+        moving = [c for c in connections_of(self._reader) if c.topic in self._topics and c.topic != "/tf_static"]
         pace = Pace(start_ns, self._values["rate"])
         for connection, stamp_ns, data in self._reader.messages(moving, start=start_ns) if moving else ():
             self._advance(pace, stamp_ns)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from rich.progress import track
 
 from occ_core.errors import MissingInput
-from occ_core.evaluation.files import load_prediction, prediction_path
+from occ_core.evaluation.report import prediction_files, read_prediction
 from occ_core.frame import Frame
+from occ_core.grid import OCC3D_GRID
 from occ_core.occupancy import Occupancy, load_occ3d
 from occ_core.show.pictures import compare, save_png
 from occ_core.show.recording import Recording
 from occ_core.sources.nuscenes import NuScenesSource
+from occ_core.taxonomy import OCC3D
 
 
 def show_predictions(predictions: Path, dataroot: Path, out: Path, pictures: int, recording: bool) -> list[Path]:
@@ -30,7 +33,8 @@ def show_predictions(predictions: Path, dataroot: Path, out: Path, pictures: int
         MissingInput: no sample of the data set has a prediction.
     """
     source = NuScenesSource(dataroot)
-    predicted = [i for i, token in enumerate(source.tokens) if prediction_path(predictions, token) is not None]
+    files = prediction_files(predictions)
+    predicted = [i for i, token in enumerate(source.tokens) if token in files]
     if not predicted:
         raise MissingInput(f"{predictions}: no prediction of any of the {len(source)} samples of {dataroot}")
     chosen = {predicted[round(i * (len(predicted) - 1) / max(1, pictures - 1))] for i in range(pictures)}
@@ -39,22 +43,20 @@ def show_predictions(predictions: Path, dataroot: Path, out: Path, pictures: int
         path = out / "recording.rrd"
         with Recording(path, "occupancy") as stream:
             for index in track(predicted, description="recording", transient=True):
-                frame, answer, truth = _moment(source, index, predictions, dataroot)
+                frame, answer, truth = _moment(source, index, files)
                 stream.log(frame.stamp_ns, frame.images, answer, truth)
         written.append(path)
     for index in track(sorted(chosen), description="pictures", transient=True):
-        frame, answer, truth = _moment(source, index, predictions, dataroot)
+        frame, answer, truth = _moment(source, index, files)
         path = out / "pictures" / f"{frame.scene}_{index:04d}.png"
         save_png(path, compare(frame.images, answer, truth, f"{frame.scene}, sample {frame.token[:8]}"))
         written.append(path)
     return written
 
 
-def _moment(
-    source: NuScenesSource, index: int, predictions: Path, dataroot: Path
-) -> tuple[Frame, Occupancy, Occupancy | None]:
+def _moment(source: NuScenesSource, index: int, files: dict[str, Path]) -> tuple[Frame, Occupancy, Occupancy | None]:
     frame = source[index]
-    path = prediction_path(predictions, frame.token)
-    assert path is not None  # the caller chose indices that have one
-    truth_path = source.tables.truth_path(frame.scene, frame.token)
-    return frame, load_prediction(path), load_occ3d(truth_path) if truth_path.is_file() else None
+    labels = read_prediction(files[frame.token], OCC3D_GRID)
+    predicted = Occupancy(OCC3D_GRID, OCC3D, labels, np.ones(OCC3D_GRID.shape, dtype=bool))
+    truth = source.tables.truth_path(frame.scene, frame.token)
+    return frame, predicted, load_occ3d(truth) if truth.is_file() else None

@@ -57,10 +57,7 @@ class BagReader:
             return
         wanted = set(topics)
         with self._opened() as reader:
-            # The files' own connections, not those of metadata.yaml: rosbags compares QoS and silently yields nothing
-            # where the two differ, as they do in bags of older distributions.
-            files = getattr(reader.storage, "storages", [reader.storage])
-            connections = [c for file in files for c in file.connections if c.topic in wanted]
+            connections = [c for c in connections_of(reader) if c.topic in wanted]
             stream = reader.messages(connections) if connections else iter(())
             seen = 0
             while True:
@@ -83,6 +80,15 @@ class BagReader:
         except Exception as error:  # as above
             raise _explained(self.path, error) from error
         return _Closing(reader)
+
+
+def connections_of(reader: Any) -> list[Any]:
+    """The connections to read by, of an opened rosbags Reader: the files' own, not those of metadata.yaml.
+
+    rosbags compares QoS and silently yields nothing where the two differ, as they do in bags of older distributions.
+    """
+    files = getattr(reader.storage, "storages", [reader.storage])
+    return [connection for file in files for connection in file.connections]
 
 
 class _Closing:
