@@ -5,14 +5,13 @@ Those modules import nothing heavy at their top, so that `occ --help` answers at
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import sys
 
 import typer
 
 from occ_core import __version__
+from occ_core.cli import bag, model, view, world
 from occ_core.errors import OccError
 
 app = typer.Typer(
@@ -50,15 +49,13 @@ def _options(
         os.environ["OCC_DEBUG"] = "1"
 
 
-for _flow in ("world", "bag"):
-    if importlib.util.find_spec(f"occ_core.cli.{_flow}"):
-        app.add_typer(importlib.import_module(f"occ_core.cli.{_flow}").app, name=_flow)
-if importlib.util.find_spec("occ_core.cli.model"):
-    _model = importlib.import_module("occ_core.cli.model")
-    app.command("train")(_model.train)
-    app.command("predict")(_model.predict)
-    app.command("eval")(_model.evaluate)
-    app.command("export")(_model.export)
+app.add_typer(world.app, name="world")
+app.add_typer(bag.app, name="bag")
+app.command("train")(model.train)
+app.command("predict")(model.predict)
+app.command("eval")(model.evaluate)
+app.command("export")(model.export)
+app.command("view")(view.view)
 
 
 def main() -> None:
