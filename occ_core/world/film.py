@@ -98,16 +98,16 @@ def _rain(light: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     for _ in range(int(rng.integers(60, 200))):
         x, y, length = rng.uniform(0, w), rng.uniform(-0.1 * h, h), rng.uniform(0.02, 0.09) * h
         end = (int(x + slope * length), int(y + length))
-        cv2.line(streaks, (int(x), int(y)), end, float(rng.uniform(0.02, 0.10)), 1, cv2.LINE_AA)
+        cv2.line(streaks, (int(x), int(y)), end, (float(rng.uniform(0.02, 0.10)),), 1, cv2.LINE_AA)
     light = light + cv2.GaussianBlur(streaks, (0, 0), 0.7)[:, :, None]
     soft = cv2.GaussianBlur(light, (0, 0), w / 90)
     drops = np.zeros((h, w), dtype=np.float32)
     for _ in range(int(rng.integers(3, 16))):
         centre = (int(rng.uniform(0, w)), int(rng.uniform(0, h)))
         axes = (int(w * rng.uniform(0.005, 0.022)) + 1, int(w * rng.uniform(0.005, 0.028)) + 1)
-        cv2.ellipse(drops, centre, axes, float(rng.uniform(0, 30)), 0, 360, float(rng.uniform(0.5, 0.95)), -1)
-    drops = cv2.GaussianBlur(drops, (0, 0), w / 400)[:, :, None]
-    return light * (1 - drops) + soft * drops * 1.06
+        cv2.ellipse(drops, centre, axes, float(rng.uniform(0, 30)), 0, 360, (float(rng.uniform(0.5, 0.95)),), -1)
+    wet = cv2.GaussianBlur(drops, (0, 0), w / 400)[:, :, None]
+    return light * (1 - wet) + soft * wet * 1.06
 
 
 def encode(image: np.ndarray) -> bytes:

@@ -51,8 +51,7 @@ def sweep(moment: Moment, world_from_lidar: np.ndarray, rng: np.random.Generator
 
 def _reflectance(moment: Moment, hits: Hits, index: np.ndarray, points: np.ndarray) -> np.ndarray:
     table = np.full(256, 0.35)
-    for material, value in REFLECTANCE.items():
-        table[material] = value
+    table[list(REFLECTANCE)] = list(REFLECTANCE.values())
     solid = hits.solid[index]
     material = np.empty(len(index), dtype=np.uint8)
     ground = solid == GROUND

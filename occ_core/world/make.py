@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -105,8 +106,8 @@ def is_complete(out: Path, settings: Settings, index: int) -> bool:
         return False
 
 
-_steps = None  # the worker's queue of finished keyframes
-_stop = None  # set when the user wants to stop
+_steps: Any = None  # the worker's queue of finished keyframes
+_stop: Any = None  # set when the user wants to stop
 
 
 def _start_worker(steps, stop) -> None:

@@ -24,7 +24,7 @@ RANGES_M = (0.0, 5.0, 10.0, 20.0, 30.0, 40.0, 60.0, 80.0, 1000.0)
 MOVING_M_S = 0.5
 PIXELS_PER_CLASS = 60  # per image, for the colour classifier
 MAX_KEYFRAMES = 120
-# Loss weights of OccNeRF (methods of the field): 1 / sqrt(frequency), so they tell the frequencies over all of nuScenes.
+# Loss weights of OccNeRF's released code: 1 / sqrt(frequency), so they tell the frequencies over all of nuScenes.
 OCCNERF_WEIGHTS = (
     0, 0.35, 1.74, 0.98, 0.45, 2.37, 1.87, 1.85, 4.36, 1.50, 0.55, 0.23, 0, 0.49, 0.48, 0.21, 0.31,
 )  # fmt: skip
@@ -136,14 +136,15 @@ def _balanced_pixels(image: np.ndarray, class_id: np.ndarray, rng: np.random.Gen
 
 
 def color_accuracy(samples: dict[str, np.ndarray]) -> dict[str, float | None]:
-    """Mean class accuracy, percent, of a random forest that sees the colour of one pixel of scenes it was not trained on.
+    """Mean class accuracy, percent, of a random forest that sees one pixel's colour, on scenes it was not trained on.
 
     Args:
         samples: scene -> uint8 (N, 4): red, green, blue, class. Every second scene is held out.
     """
     ensemble = need("sklearn.ensemble", "nuscenes")
     names = sorted(samples)
-    key, key_sky = "class from one pixel's colour % (17 classes)", "class from one pixel's colour % (17 classes and sky)"
+    key = "class from one pixel's colour %"
+    key_sky = key + " (sky included)"
     if len(names) < 2:
         return {key: None, key_sky: None}
     train, test = (np.concatenate([samples[n] for n in names[i::2]]) for i in (0, 1))
@@ -221,13 +222,16 @@ def report(out: Path, real: Path | None, json_file: Path | None) -> None:
         columns |= {f.name: f.summary() for f in real_figures(real)}
         columns["OccNeRF weights"] = implied_shares()
     table = Table(title=f"{out}: {len(figures.observed)} keyframes", header_style="bold")
-    table.add_column("figure")
+    table.add_column("figure", no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right")
     for row in columns["simulated"]:
         values = [column.get(row) for column in columns.values()]
         if any(v is not None for v in values):
             table.add_row(row, *("" if v is None else f"{v:.3g}" if v < 1000 else f"{v:.0f}" for v in values))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # a pipe or a file has no width to keep to
+        console = Console(width=140)
+    console.print(table)
     if json_file is not None:
         write_atomically(json_file, json.dumps(columns, indent=1).encode())
