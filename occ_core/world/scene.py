@@ -31,6 +31,7 @@ WORLD_VERSION = 1  # raise it when the same settings no longer give the same fil
 SCENES_PER_SEED = 10_000
 MAP_M = 0.1  # metres per pixel of map images, the devkit's default
 DRIVEABLE = 11
+FIRST_S, SCENE_SPAN_S, SPAN_S = 1_500_000_000, 200, 600_000_000  # 2017 to 2036: ROS stamps end in 2038
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class _SceneWriter:
     def __init__(self, out: Path, settings: Settings, index: int, city: City) -> None:
         self.out, self.settings, self.index, self.city = out, settings, index, city
         self.name, self.log = scene_name(index), f"sim-{city.seed:010d}"
-        self.start_us = 1_500_000_000_000_000 + city.seed * 200_000_000
+        self.start_us = (FIRST_S + city.seed * SCENE_SPAN_S % SPAN_S) * 1_000_000
         self.rig: Rig = sensors.nuscenes_rig((settings.width, settings.height), city.seed)
         self.films = [Film.of(city.seed, i) for i in range(len(self.rig))]
         self.ego_from_lidar = sensors.ego_from_lidar(city.seed)
