@@ -47,8 +47,8 @@ def read_sample(scene: SceneCache, i: int, config: EasyOccConfig, dropped: Seque
     rig = int(scene["rig"][i])
     table = Table(*(scene[name][rig] for name in ("voxel_index", "pillar_index", "rays")))
     blind = set(np.flatnonzero(~scene["present"][i]).tolist()) | set(dropped)
-    arrays = (np.array(scene[name][i]) for name in ("images", "labels", "depth", "pixel_class"))
-    return Sample(*arrays, without_cameras(table, blind, config))
+    images, labels, depth, pixel_class = (np.array(scene[k][i]) for k in ("images", "labels", "depth", "pixel_class"))
+    return Sample(images, labels, depth, pixel_class, without_cameras(table, blind, config))
 
 
 def without_cameras(table: Table, blind: set[int], config: EasyOccConfig) -> Table:

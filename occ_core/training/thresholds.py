@@ -27,6 +27,10 @@ def fit_thresholds(model: EasyOcc, scenes: list[SceneCache]) -> None:
     said = np.zeros((len(ids), len(BORDERS) + 1))  # cells of each named class, by logit
     right = np.zeros_like(said)
     there = np.zeros(len(ids))
+
+    def histogram(named: np.ndarray, place: np.ndarray) -> np.ndarray:
+        return np.bincount(named * said.shape[1] + place, minlength=said.size).reshape(said.shape)
+
     for scene in scenes:
         for i in range(len(scene.tokens)):
             sample = read_sample(scene, i, model.config)
@@ -36,9 +40,9 @@ def fit_thresholds(model: EasyOcc, scenes: list[SceneCache]) -> None:
             truth = sample.labels[seen]
             named = cells.classes[0].argmax(dim=-1).numpy()[seen]
             place = np.searchsorted(BORDERS, cells.occupied[0].numpy()[seen])
-            said += _histogram(named, place, said.shape)
+            said += histogram(named, place)
             hit = ids[named] == truth
-            right += _histogram(named[hit], place[hit], said.shape)
+            right += histogram(named[hit], place[hit])
             there += np.array([(truth == c).sum() for c in ids])
     model.threshold.copy_(torch.from_numpy(best_thresholds(said, right, there)))
 
@@ -55,7 +59,3 @@ def best_thresholds(said: np.ndarray, right: np.ndarray, there: np.ndarray) -> n
     iou = above_right / np.maximum(there[:, None] + above_said - above_right, 1)
     trust = there / (there + PRIOR_CELLS)
     return (BORDERS[iou.argmax(axis=1)] * trust).astype(np.float32)
-
-
-def _histogram(named: np.ndarray, place: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    return np.bincount(named * shape[1] + place, minlength=shape[0] * shape[1]).reshape(shape)

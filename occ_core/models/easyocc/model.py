@@ -72,6 +72,8 @@ class Neck(nn.Module):
 class BirdsEyeNet(nn.Module):
     """UNet over the ground plane: geometry at the grid's resolution, everything else at 1/2, 1/4, 1/8 of it."""
 
+    where: Tensor
+
     def __init__(self, config: EasyOccConfig):
         super().__init__()
         heights = config.grid_shape[2]
@@ -108,6 +110,10 @@ class BirdsEyeNet(nn.Module):
 
 class EasyOcc(nn.Module):
     """Camera images and a rig's table to class logits of every cell."""
+
+    mean: Tensor
+    std: Tensor
+    threshold: Tensor
 
     def __init__(self, config: EasyOccConfig):
         super().__init__()
