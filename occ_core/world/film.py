@@ -54,7 +54,7 @@ def develop(radiance: np.ndarray, film: Film, weather: Weather, rng: np.random.G
     light *= np.array(film.balance, dtype=np.float32) * _vignette(h, w, film.vignette)[:, :, None]
     if weather.wetness > 0.5:
         light = _rain(light, rng)
-    light = cv2.GaussianBlur(light, (0, 0), film.blur_px * w / 800)
+    light = np.asarray(cv2.GaussianBlur(light, (0, 0), film.blur_px * w / 800), dtype=np.float32)
     strain = 1.0 + 0.6 * max(0.0, np.log2(gain / 4.0))  # a sensor that has to amplify is noisier
     sigma = np.sqrt((film.read_noise * strain) ** 2 + light * film.shot_noise**2 * strain)
     light += sigma * rng.standard_normal(light.shape, dtype=np.float32)
