@@ -38,10 +38,10 @@ def semantic_loss(
     target: Tensor,  # [K] int64
     weights: Tensor,  # [C]
 ) -> Tensor:
-    """Weighted cross-entropy, averaged over cells (not over weights, so that a rare class keeps its gradient)."""
+    """Weighted mean of the cross-entropy; the mean over weights keeps a sample full of rare cells from shouting."""
     if not len(target):
         return class_logits.sum() * 0
-    return F.cross_entropy(class_logits, target, weight=weights, reduction="sum") / len(target)
+    return F.cross_entropy(class_logits, target, weight=weights)
 
 
 def lovasz_softmax(

@@ -191,7 +191,7 @@ def compute_losses(
         "semantics": semantic_loss(class_logits[filled], target, weights[others]),
         "lovasz": _lovasz(occupied_logit, class_logits, known, labels, free, config.lovasz_cells),
         "depth": depth_loss(hidden.depth_logits, batch["depth"]),
-        "pixel_class": pixel_class_loss(hidden.pixel_logits, batch["pixel_class"], weights),
+        "pixel_class": pixel_class_loss(hidden.pixel_logits, batch["pixel_class"]),
     }
     losses["total"] = sum((getattr(w, name) * loss for name, loss in losses.items()), torch.zeros(()))
     return losses

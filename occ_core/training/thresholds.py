@@ -1,8 +1,8 @@
-"""Where to call a cell occupied: for each class the logit that gives it the highest IoU.
+"""Where to call a cell occupied: a logit for each class, the best for mIoU and IoU together.
 
 A probability of 0.5 is the wrong border for IoU: of calibrated probabilities the best one is IoU / (1 + IoU), so 0.35
-for a class with IoU 55 and 0.1 for one with 11. Each class's IoU depends on its own threshold alone (the free class is
-in no mean), so each is found by itself, exactly, from histograms.
+for a class with IoU 55 and 0.1 for one with 11. A class's IoU depends on its own threshold alone (the free class is in
+no mean), but all thresholds move the IoU of occupied against free; so they are found in turn, from histograms.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from occ_core.training.cache import SceneCache
 from occ_core.training.data import collate, read_sample, tensors_of
 
 BORDERS = np.linspace(-4.0, 3.0, 141)  # logits that are tried
-PRIOR_CELLS = 200.0  # of imagined evidence for logit 0, so that a class of a few cells does not pick an extreme
+SWEEPS = 5
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def fit_thresholds(model: EasyOcc, scenes: list[SceneCache]) -> None:
     taxonomy = model.config.classes
     ids = np.array(taxonomy.occupied_ids)
     said = np.zeros((len(ids), len(BORDERS) + 1))  # cells of each named class, by logit
-    right = np.zeros_like(said)
+    right, filled = np.zeros_like(said), np.zeros_like(said)  # of these: of that class in truth, of any class
     there = np.zeros(len(ids))
 
     def histogram(named: np.ndarray, place: np.ndarray) -> np.ndarray:
@@ -43,19 +43,34 @@ def fit_thresholds(model: EasyOcc, scenes: list[SceneCache]) -> None:
             said += histogram(named, place)
             hit = ids[named] == truth
             right += histogram(named[hit], place[hit])
+            any_class = truth != taxonomy.free_id
+            filled += histogram(named[any_class], place[any_class])
             there += np.array([(truth == c).sum() for c in ids])
-    model.threshold.copy_(torch.from_numpy(best_thresholds(said, right, there)))
+    model.threshold.copy_(torch.from_numpy(best_thresholds(said, right, filled, there)))
 
 
-def best_thresholds(said: np.ndarray, right: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """Thresholds of highest IoU.
+def best_thresholds(said: np.ndarray, right: np.ndarray, filled: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Thresholds, float32 (C,), of the highest mean class IoU + IoU; from the best common one, class by class.
 
     Args:
-        said, right: (C, borders + 1) cells named C, and rightly so, by place of their logit among BORDERS.
+        said, right, filled: (C, borders + 1) cells named C, those of them that are C, and that are occupied at all, by
+            place of their logit among BORDERS.
         there: (C,) cells that are C.
     """
-    above_said = said[:, ::-1].cumsum(1)[:, ::-1][:, 1:]  # logit above each border
-    above_right = right[:, ::-1].cumsum(1)[:, ::-1][:, 1:]
-    iou = above_right / np.maximum(there[:, None] + above_said - above_right, 1)
-    trust = there / (there + PRIOR_CELLS)
-    return (BORDERS[iou.argmax(axis=1)] * trust).astype(np.float32)
+    said, right, filled = (h[:, ::-1].cumsum(1)[:, ::-1][:, 1:] for h in (said, right, filled))  # above each border
+    class_iou = right / np.maximum(there[:, None] + said - right, 1)
+    occurs = np.maximum((there > 0).sum(), 1)
+
+    def iou(called: np.ndarray, hits: np.ndarray) -> np.ndarray:
+        return hits / np.maximum(there.sum() + called - hits, 1)
+
+    common = class_iou.sum(0) / occurs + iou(said.sum(0), filled.sum(0))
+    best = np.full(len(said), int(common.argmax()))
+    every = np.arange(len(said))
+    for _ in range(SWEEPS):
+        for c in every:
+            others = every != c
+            called = said[others, best[others]].sum() + said[c]
+            hits = filled[others, best[others]].sum() + filled[c]
+            best[c] = int((class_iou[c] / occurs + iou(called, hits)).argmax())
+    return BORDERS[best].astype(np.float32)
