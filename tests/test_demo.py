@@ -1,0 +1,56 @@
+"""The demo as a user runs it: real rendering, real bag, three processes over real DDS."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import pytest
+
+from occ_core.errors import MissingInput, OccError
+from occ_ros import demo
+
+pytest.importorskip("rclpy", reason="rclpy is not installed (pip install 'occ_ros[ros]')")
+pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed (python tools/build_tf2_msgs.py)")
+
+
+@pytest.mark.slow
+@pytest.mark.ros
+def test_demo_answers_every_frame_and_leaves_its_results(tmp_path):
+    out = tmp_path / "demo"
+    result = subprocess.run(
+        [sys.executable, "-m", "occ_ros.demo", str(out), "--keyframes", "4"],
+        capture_output=True, text=True, timeout=420, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert (report["frames_sent"], report["frames_answered"], report["frames_dropped"]) == (4, 4, 0)
+    assert 0 < report["iou"] <= 100 and report["latency_ms"]["p50"] > 0
+    assert len(list((out / "predictions").glob("*.npz"))) == 4
+    assert cv2.imread(str(next((out / "pictures").glob("*.png")))).shape[1] == 1440
+    assert (out / "recording.rrd").stat().st_size > 10_000
+    assert not [p for p in os.listdir("/proc") if p.isdigit() and str(out) in command_line(p)], "processes were left"
+
+
+def command_line(pid: str) -> str:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:  # it ended while we looked
+        return ""
+
+
+def test_a_missing_model_is_one_line(tmp_path, capsys):
+    assert demo.main([str(tmp_path), "--model", str(tmp_path / "no.onnx")]) == 2
+    assert "no.onnx: no such model" in capsys.readouterr().out.replace("\n", "")
+    with pytest.raises(MissingInput):
+        demo.run(tmp_path, 1, tmp_path / "no.onnx")
+
+
+def test_lost_frames_fail_the_demo(tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps({"frames_sent": 5, "frames_answered": 3, "frames_dropped": 1}))
+    with pytest.raises(OccError, match="5 frames were sent but 3 answered and 1 reported dropped"):
+        demo.check(tmp_path)
