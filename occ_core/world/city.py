@@ -9,6 +9,7 @@ import numpy as np
 from occ_core.errors import InvalidInput
 from occ_core.world import buildings, furniture, vegetation
 from occ_core.world.actors import Actor, Trajectory
+from occ_core.world.classes import VEGETATION
 from occ_core.world.drive import ego_trajectory, plan_drive
 from occ_core.world.ground import Ground
 from occ_core.world.roads import RIGHT, Road, plan_road
@@ -19,6 +20,7 @@ from occ_core.world.traffic import Crowd, populate
 from occ_core.world.weather import Weather, make_weather
 
 MAX_DURATION_S = 40.0
+CLEAR_HEIGHT_M, CLEAR_HALF_M = 2.5, 1.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +76,21 @@ def build_city(seed: int, duration_s: float = 20.0) -> City:
     populate(stream(5), crowd, ego_lane)
     lamps = np.array(site.lamps_m, dtype=np.float32).reshape(-1, 3)
     weather = make_weather(stream(6), lamps)
-    return City(seed, float(duration_s), ground, site.builder.solids(), crowd.actors, weather, ego, road)
+    solids = _pruned(site.builder.solids(), ground, ego)
+    return City(seed, float(duration_s), ground, solids, crowd.actors, weather, ego, road)
+
+
+def _pruned(solids: Solids, ground: Ground, ego: Trajectory) -> Solids:
+    """Without the leaves and branches that would hang into the space the ego vehicle drives through."""
+    lower, upper = solids.bounds_m()
+    center = (lower + upper)[:, :2] / 2
+    low = lower[:, 2] - ground.height_at(center) < CLEAR_HEIGHT_M
+    path = (ego.poses[:, :3, 3] + ego.poses[:, :3, 0] * 1.1)[::2, :2]  # the middle of the vehicle
+    near = np.zeros(len(solids), dtype=bool)
+    for k in np.flatnonzero(low):
+        distance = np.sqrt(((path - center[k]) ** 2).sum(axis=1).min())
+        near[k] = distance < np.hypot(*(upper - lower)[k, :2]) / 2 + CLEAR_HALF_M
+    return solids[~(near & (solids.class_id == VEGETATION))]
 
 
 def _furnish(rng: np.random.Generator, site: Site) -> None:

@@ -345,6 +345,9 @@ def _loose_things(rng, crowd: Crowd, side: Side) -> None:
     places = (kerb + 0.6, kerb + side.verge_m + side.walk_m - 0.5)
     names = ["bin", "cart", "debris", "parked_bicycle", "rack", "cone", "barrier", "parked_motorcycle", "animal"]
     weights = [0.24, 0.1, 0.1, 0.17, 0.06, 0.1, 0.08, 0.13, 0.02]
+    if rng.random() < 0.3:  # a guarded stretch of kerb
+        start = somewhere(rng, side.start_m + 8, side.end_m - 26)
+        _barrier_line(rng, crowd, start, min(start + rng.uniform(6, 18), side.end_m - 8), side.sign * (kerb + 0.5))
     for _ in range(rng.poisson(side.length_m / 4.5)):
         station = somewhere(rng, side.start_m + 6, side.end_m - 6)
         if not crowd.site.near_drive(station):
