@@ -36,11 +36,11 @@ def arrays_of(city: City) -> list[np.ndarray]:
 
 
 def test_same_seed_same_city():
-    again = build_city(1, DURATION_S)
-    first, second = arrays_of(city_of(1)), arrays_of(again)
+    again = build_city(0, DURATION_S)
+    first, second = arrays_of(city_of(0)), arrays_of(again)
     assert len(first) == len(second)
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-    assert again.weather.name == city_of(1).weather.name
+    assert again.weather.name == city_of(0).weather.name
 
 
 def test_other_seed_other_city():
@@ -124,7 +124,7 @@ def test_ego_pose_follows_the_ground_at_a_town_speed(seed):
     assert (along > -1e-6).all()
 
 
-@pytest.mark.parametrize("seed", SEEDS[:2])
+@pytest.mark.parametrize("seed", SEEDS[:1])
 def test_ground_mesh_is_within_centimetres_of_the_raster(seed):
     ground = city_of(seed).ground
     mesh = ground.mesh()
