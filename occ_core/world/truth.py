@@ -6,16 +6,20 @@ The rules:
   overlap, for the later one, actors after static solids), any other for the ground's class; ties go to the lower id.
 - Like Occ3D only surfaces are labelled: a solid voxel whose six neighbours are all solid, those beyond the grid
   included, is interior: labelled free and in no mask.
-- A voxel is observed if a ray passes through it while it is free, or ends in it. Rays end in the first solid voxel.
+- Masks follow Occ3D: a sensor looks at every labelled voxel, at the middles of those of its faces that are free and
+  turned towards it. Where such a line of sight meets no other solid voxel first, it makes its target observed and the
+  free voxels on its way. So a line that would end beyond the grid, or in the sky, observes nothing.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numba
 import numpy as np
 
 from occ_core.camera import Rig
-from occ_core.geometry import inverse
+from occ_core.geometry import apply, inverse
 from occ_core.grid import OCC3D_GRID, VoxelGrid
 from occ_core.occupancy import Occupancy
 from occ_core.taxonomy import OCC3D
@@ -25,10 +29,9 @@ from occ_core.world.ground import Ground, bilinear
 from occ_core.world.solids import Solids, inverse_poses, is_inside
 
 SUB = 4  # sub-cells along the edge of a voxel
-RAY_STEP_RAD = np.radians(0.25)  # a 0.4 m voxel at 56 m is 0.41 degrees wide
-LIDAR_ELEVATIONS_RAD = np.radians(np.linspace(-30.67, 10.67, 32))
-LIDAR_AZIMUTHS = 1080
-LIDAR_SPAN_S, LIDAR_STEP_S = 2.0, 0.5  # Occ3D aggregates sweeps: keyframes this far before and after also shine
+FACE_DEPTH = 0.49  # targets lie this share of a voxel off its centre: just within the face
+LIDAR_ELEVATIONS_RAD = np.radians((-30.67, 10.67))
+LIDAR_SPAN_S, LIDAR_STEP_S = 2.0, 0.5  # Occ3D aggregates sweeps: keyframes this far before and after also look
 
 
 def occupancy_truth(
@@ -36,31 +39,33 @@ def occupancy_truth(
 ) -> Occupancy:
     """Labels and masks at time t_s, in the ego frame of that time.
 
-    Actors are where they are at t_s, for all rays. The LiDAR mask unites the scans from where the LiDAR is at t_s and
-    at the keyframes (2 Hz) within 2 s of it, as Occ3D aggregates sweeps over time.
+    Actors are where they are at t_s, for all lines. The LiDAR mask unites what is seen, within the vertical field of
+    view, from where the LiDAR is at t_s and at the keyframes (2 Hz) within 2 s of it: Occ3D aggregates sweeps.
 
     Args:
-        ego_from_lidar: (4, 4), z up at the LiDAR; only its position and its z axis matter.
+        ego_from_lidar: (4, 4), z up at the LiDAR.
 
     Returns:
         Occupancy whose `observed` is Occ3D's mask_camera, with `mask_lidar`.
     """
     solid, labels = voxelize(city, t_s, grid)
-    surface = labels != FREE
-    camera = np.zeros(grid.shape, dtype=np.bool_)
-    for origin, directions in camera_rays(rig):
-        cast(solid, origin, directions, grid, camera)
-    lidar = np.zeros(grid.shape, dtype=np.bool_)
+    targets = Targets.of(solid, labels, grid)
+    camera_mask, lidar_mask = np.zeros(grid.shape, dtype=np.bool_), np.zeros(grid.shape, dtype=np.bool_)
+    for camera in rig:
+        _, visible = camera.project(apply(inverse(camera.ego_from_cam), targets.points_m))
+        look(solid, camera.ego_from_cam[:3, 3], targets[visible], grid, camera_mask)
     ego_from_world = inverse(city.world_from_ego(t_s))
     steps = round(LIDAR_SPAN_S / LIDAR_STEP_S)
     for k in range(-steps, steps + 1):
         at = t_s + k * LIDAR_STEP_S
         if 0 <= at <= city.duration_s or k == 0:
             ego_from_that_lidar = ego_from_world @ city.world_from_ego(at) @ ego_from_lidar
-            directions = lidar_directions(LIDAR_AZIMUTHS if k == 0 else LIDAR_AZIMUTHS // 2)
-            cast(solid, ego_from_that_lidar[:3, 3], directions @ ego_from_that_lidar[:3, :3].T, grid, lidar)
-    decided = surface | ~solid
-    return Occupancy(grid, OCC3D, labels, camera & decided, None, lidar & decided)
+            x, y, z = apply(inverse(ego_from_that_lidar), targets.points_m).T
+            elevation = np.arctan2(z, np.hypot(x, y))
+            low, high = LIDAR_ELEVATIONS_RAD
+            within = (elevation >= low) & (elevation <= high)
+            look(solid, ego_from_that_lidar[:3, 3], targets[within], grid, lidar_mask)
+    return Occupancy(grid, OCC3D, labels, camera_mask, None, lidar_mask)
 
 
 def voxelize(city: City, t_s: float, grid: VoxelGrid) -> tuple[np.ndarray, np.ndarray]:
@@ -180,40 +185,52 @@ def _reduce(cells):
     return solid, label
 
 
-def camera_rays(rig: Rig):
-    """Yield per camera its position (3,) and directions (N, 3) in the ego frame, at most RAY_STEP_RAD apart."""
-    for camera in rig:
-        step = max(min(camera.intrinsics[0, 0], camera.intrinsics[1, 1]) * RAY_STEP_RAD, 1e-3)
-        w, h = camera.size
-        u = np.linspace(-0.5, w - 0.5, int(np.ceil(w / step)) + 1)
-        v = np.linspace(-0.5, h - 0.5, int(np.ceil(h / step)) + 1)
-        pixels = np.stack(np.meshgrid(u, v), axis=-1).reshape(-1, 2)
-        yield camera.ego_from_cam[:3, 3], camera.rays(pixels) @ camera.ego_from_cam[:3, :3].T
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What sensors look at: the middles of free faces of labelled voxels.
+
+    Attributes:
+        points_m: (N, 3) in the ego frame. normals: int (N, 3), outward. voxels: int (N, 3), whose faces they are.
+    """
+
+    points_m: np.ndarray
+    normals: np.ndarray
+    voxels: np.ndarray
+
+    @staticmethod
+    def of(solid: np.ndarray, labels: np.ndarray, grid: VoxelGrid) -> Targets:
+        """Faces at the grid's own border are left out: nobody looks in from outside."""
+        padded = np.pad(solid, 1, constant_values=True)
+        voxels, normals = [], []
+        for normal in np.concatenate([np.eye(3, dtype=np.int64), -np.eye(3, dtype=np.int64)]):
+            beside = padded[tuple(slice(1 + d, 1 + d + n) for d, n in zip(normal, grid.shape, strict=True))]
+            voxels.append(np.argwhere((labels != FREE) & ~beside))
+            normals.append(np.broadcast_to(normal, voxels[-1].shape))
+        index, normal = np.concatenate(voxels), np.concatenate(normals)
+        points = np.array(grid.origin_m) + (index + 0.5 + FACE_DEPTH * normal) * grid.voxel_size_m
+        return Targets(points, normal, index)
+
+    def __getitem__(self, pick: np.ndarray) -> Targets:
+        return Targets(self.points_m[pick], self.normals[pick], self.voxels[pick])
 
 
-def lidar_directions(azimuths: int) -> np.ndarray:
-    """Unit directions (32 * azimuths, 3) in a frame whose z is up."""
-    azimuth = np.arange(azimuths) * (2 * np.pi / azimuths)
-    e, a = np.meshgrid(LIDAR_ELEVATIONS_RAD, azimuth, indexing="ij")
-    return np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], axis=-1).reshape(-1, 3)
-
-
-def cast(
-    solid: np.ndarray, origin_m: np.ndarray, directions: np.ndarray, grid: VoxelGrid, observed: np.ndarray
-) -> None:
-    """Mark in `observed` what rays from `origin_m` along `directions` (N, 3) see, ego frame; see the module's rules."""
+def look(solid: np.ndarray, origin_m: np.ndarray, targets: Targets, grid: VoxelGrid, observed: np.ndarray) -> None:
+    """Mark in `observed` what a sensor at `origin_m` (ego frame) sees of the targets; see the module's rules."""
+    facing = targets[((origin_m - targets.points_m) * targets.normals).sum(axis=1) > 0]
     start = (np.asarray(origin_m, dtype=np.float64) - grid.origin_m) / grid.voxel_size_m
-    _cast(solid, start, np.ascontiguousarray(directions, dtype=np.float64), observed)
+    ends = (facing.points_m - grid.origin_m) / grid.voxel_size_m
+    _look(solid, start, np.ascontiguousarray(ends), np.ascontiguousarray(facing.voxels), observed)
 
 
 @numba.njit(cache=True)
-def _cast(solid, start, directions, observed):
-    """Traversal after Amanatides and Woo (1987), in units of voxels."""
+def _look(solid, start, ends, voxels, observed):
+    """Traversal after Amanatides and Woo (1987), in units of voxels; a path counts once it has reached its target."""
     nx, ny, nz = solid.shape
     if not (0 <= start[0] < nx and 0 <= start[1] < ny and 0 <= start[2] < nz):
         return
-    for n in range(len(directions)):
-        dx, dy, dz = directions[n, 0], directions[n, 1], directions[n, 2]
+    path = np.empty((nx + ny + nz + 3, 3), np.int64)
+    for n in range(len(ends)):
+        dx, dy, dz = ends[n, 0] - start[0], ends[n, 1] - start[1], ends[n, 2] - start[2]
         i, j, k = int(start[0]), int(start[1]), int(start[2])
         sx, sy, sz = 1 if dx > 0 else -1, 1 if dy > 0 else -1, 1 if dz > 0 else -1
         tx = ((i + 1 if dx > 0 else i) - start[0]) / dx if dx != 0 else np.inf
@@ -222,22 +239,23 @@ def _cast(solid, start, directions, observed):
         ax = abs(1 / dx) if dx != 0 else np.inf
         ay = abs(1 / dy) if dy != 0 else np.inf
         az = abs(1 / dz) if dz != 0 else np.inf
+        length = 0
         while True:
-            observed[i, j, k] = True
+            path[length, 0], path[length, 1], path[length, 2] = i, j, k
+            length += 1
             if solid[i, j, k]:
                 break
             if tx <= ty and tx <= tz:
                 i += sx
                 tx += ax
-                if i < 0 or i >= nx:
-                    break
             elif ty <= tz:
                 j += sy
                 ty += ay
-                if j < 0 or j >= ny:
-                    break
             else:
                 k += sz
                 tz += az
-                if k < 0 or k >= nz:
-                    break
+            if not (0 <= i < nx and 0 <= j < ny and 0 <= k < nz):
+                break
+        if i == voxels[n, 0] and j == voxels[n, 1] and k == voxels[n, 2]:
+            for m in range(length):
+                observed[path[m, 0], path[m, 1], path[m, 2]] = True
