@@ -84,6 +84,7 @@ class EvaluatorNode(Node):
         self._scores = VoxelScores(self._taxonomy)
         self._sent: dict[int, float] = {}  # stamp -> arrival of its last CameraInfo
         self._frames_sent = self._frames_answered = self._truths = self._unknown_answers = 0
+        self._answered_s: list[tuple[int, float]] = []  # stamp and arrival of answers whose frame is not known yet
         self._latency_ms: list[float] = []
         self._matches: list[tuple[int, int]] = []
         self._to_score: deque[tuple[Any, Any]] = deque()
@@ -115,6 +116,7 @@ class EvaluatorNode(Node):
         self._count_sent(self._sync.add(camera, stamp_ns, now_s, time.monotonic_ns()))
         if self._sync.statistics.resets > resets:  # the bag starts over: its stamps come again
             self._queue(self._matcher.settle(None))
+            self._settle_latency(final=True)
             self._sent.clear()
 
     def _count_sent(self, frames: list[SyncedSet]) -> None:
@@ -132,23 +134,30 @@ class EvaluatorNode(Node):
         now_s = self._active_s = time.monotonic()
         stamp_ns = stamp_ns_of(message.header.stamp)
         self._frames_answered += 1
-        sent_s = self._sent_at(stamp_ns)
-        if sent_s is None:
-            self._unknown_answers += 1
-        else:
-            self._latency_ms.append(1e3 * (now_s - sent_s))
+        self._answered_s.append((stamp_ns, now_s))
         points = points_of(message, VOXEL_POINT)
         if self._values["predictions_dir"]:
             self._to_save.append((stamp_ns, points))
         self._queue(self._matcher.add_answer(stamp_ns, points))
 
-    def _sent_at(self, stamp_ns: int) -> float | None:
-        """Arrival of the frame with this stamp; of the nearest one where an image was lost on its way."""
-        if stamp_ns in self._sent:
-            return self._sent[stamp_ns]
-        limit_ns = self._values["max_spread_s"] * 1e9
-        nearest = min(self._sent, key=lambda other: abs(other - stamp_ns), default=None)
-        return self._sent[nearest] if nearest is not None and abs(nearest - stamp_ns) <= limit_ns else None
+    def _settle_latency(self, final: bool) -> None:
+        """Latency of the answers whose frame is known; CameraInfos can be handled after the answer to their images.
+
+        `final`: no more will come; an answer then belongs to the nearest frame (an image was lost on its way) or none.
+        """
+        waiting, limit_ns = [], self._values["max_spread_s"] * 1e9
+        for stamp_ns, now_s in self._answered_s:
+            frame_ns = stamp_ns if stamp_ns in self._sent else None
+            if frame_ns is None and final:
+                frame_ns = min(self._sent, key=lambda other: abs(other - stamp_ns), default=None)
+                if frame_ns is None or abs(frame_ns - stamp_ns) > limit_ns:
+                    self._unknown_answers += 1
+                    continue
+            if frame_ns is None:
+                waiting.append((stamp_ns, now_s))
+            else:
+                self._latency_ms.append(1e3 * (now_s - self._sent[frame_ns]))
+        self._answered_s = waiting
 
     def _on_status(self, message: DiagnosticArray) -> None:
         for status in message.status:
@@ -165,6 +174,7 @@ class EvaluatorNode(Node):
     def _on_timer(self) -> None:
         p, now_s = self._values, time.monotonic()
         self._count_sent(self._sync.poll(time.monotonic_ns()))
+        self._settle_latency(final=False)
         if self._active_s is None:
             if p["start_timeout_s"] and now_s - self._start_s > p["start_timeout_s"]:
                 self.get_logger().error(f"nothing came within {p['start_timeout_s']} s: no frame, truth or answer")
@@ -194,6 +204,7 @@ class EvaluatorNode(Node):
 
     def close(self) -> None:
         self._count_sent(self._sync.flush())
+        self._settle_latency(final=True)
         self._queue(self._matcher.settle(None))
         self._work_off(None)
         report = self._report()

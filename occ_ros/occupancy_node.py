@@ -38,6 +38,7 @@ from occ_ros.parameters import OCCUPANCY_PARAMETERS
 from occ_ros.runtime import Guard, declare, run
 from occ_ros.timings import StageTimes, write_json
 
+ANNOUNCED_WAIT_S = 1.0  # the CameraInfos of a frame count as lost after this time
 CALIBRATION_WAIT_S = 2.0  # the first set waits this long for CameraInfo and TF, which come on other topics
 
 
@@ -58,6 +59,8 @@ class OccupancyNode(Node):
         self._sync = FrameSynchroniser(
             names, p["deadline_s"], p["max_spread_s"], offsets_ns(names, p["offsets_s"]), p["min_cameras"] or None
         )
+        # CameraInfo is small and gets through where images are lost: it tells how many frames there were.
+        self._announced = FrameSynchroniser(names, ANNOUNCED_WAIT_S, p["max_spread_s"])
         self._calibration = Calibration({c.name: (c.info_topic, c.rectified) for c in self._cameras}, p["base_frame"])
         self._predictor = _load_predictor(p["model"], p["backend"], p["threads"])
         self._backend = type(self._predictor.session).__name__.removesuffix("Session").lower()
@@ -80,12 +83,12 @@ class OccupancyNode(Node):
     # --- wiring -------------------------------------------------------------------------------------------------
 
     def _open_topics(self) -> None:
-        few = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+        many = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
         latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._images = {camera.name: self._subscribe_image(camera) for camera in self._cameras}
         for camera in self._cameras:
             on_info = self._guard("CameraInfo", lambda message, name=camera.name: self._on_info(name, message))
-            self.create_subscription(CameraInfo, camera.info_topic, on_info, few)
+            self.create_subscription(CameraInfo, camera.info_topic, on_info, many)
         on_tf = self._guard("TF", lambda message: self._on_transforms(message, False))
         on_static = self._guard("TF", lambda message: self._on_transforms(message, True))
         self.create_subscription(TFMessage, "/tf", on_tf, QoSProfile(depth=100))
@@ -147,6 +150,7 @@ class OccupancyNode(Node):
 
     def _poll(self) -> None:
         self._offer(self._sync.poll(self._now_ns()))
+        self._announced.poll(self._now_ns())
 
     def _offer(self, ready: list[SyncedSet]) -> None:
         """Newest wins: a set that is still waiting is replaced."""
@@ -158,6 +162,9 @@ class OccupancyNode(Node):
                 self._wake.notify()
 
     def _on_info(self, camera: str, message: CameraInfo) -> None:
+        stamp_ns = stamp_ns_of(message.header.stamp)
+        if stamp_ns:  # zero: calibration that belongs to no image
+            self._announced.add(camera, stamp_ns, None, self._now_ns())
         rejected = self._calibration.rejected_infos
         self._calibration.add_info(camera, message)
         if self._calibration.rejected_infos > rejected:
@@ -321,12 +328,15 @@ class OccupancyNode(Node):
         return status_of(level, f"{self.get_name()}: model", self._values["model"], text, values)
 
     def _frame_counts(self) -> dict[str, int]:
-        """frames_in = answered + dropped (superseded) + failed + skipped + waiting; lacking cameras come on top."""
-        f, incomplete = self._frames, self._sync.statistics.incomplete
+        """frames_in = answered + dropped + skipped (+ waiting); dropped = superseded + failed + incomplete + lost."""
+        f, incomplete, announced = self._frames, self._sync.statistics.incomplete, self._announced.statistics
+        arrived = f["in"] + incomplete
+        lost = max(0, announced.complete + announced.partial - arrived)  # no image of them came
         return {
-            "frames_in": f["in"] + incomplete,
+            "frames_in": arrived + lost,
             "frames_answered": f["answered"],
-            "frames_dropped": f["dropped"] + f["failed"] + incomplete,
+            "frames_dropped": f["dropped"] + f["failed"] + incomplete + lost,
+            "frames_lost": lost,
             "frames_superseded": f["dropped"],
             "frames_failed": f["failed"],
             "frames_incomplete": incomplete,

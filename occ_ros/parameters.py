@@ -24,6 +24,10 @@ OCCUPANCY_PARAMETERS = (
         "image_reliability", "best_effort", "QoS of the image topics; best_effort takes every publisher.",
         choices=("best_effort", "reliable"),
     ),
+    Parameter(
+        "image_depth", 5, "Images a camera's subscription holds while the node is not scheduled (not for the network).",
+        1, 100,
+    ),
     Parameter("base_frame", "base_link", "Frame of the grid: x forward, y left, z up, on the ground."),
     Parameter("deadline_s", 0.15, "Longest wait for the cameras of a set, from its first image.", 0.001, 10.0),
     Parameter(
