@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from occ_core.inference.table import build_table  # noqa: E402
 from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
-from occ_core.models.lifting import depth_evidence, gather_rows  # noqa: E402
+from occ_core.models.lifting import gather_rows, ray_evidence  # noqa: E402
 from occ_core.models.mobilenetv4 import MobileNetV4Small  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
@@ -56,14 +56,14 @@ def test_gather_rows_equals_a_plain_loop_forward_and_backward():
     assert torch.autograd.gradcheck(lambda r: gather_rows(r, index), rows)
 
 
-def test_depth_evidence_by_hand():
+def test_ray_evidence_by_hand():
     logits = torch.randn(2, 4, 1, 3, dtype=torch.float64)
-    out = depth_evidence(logits).reshape(2, 1, 3, 4, 2)
+    out = ray_evidence(logits).reshape(2, 1, 3, 4, 2)
     for n, v in np.ndindex(2, 3):
-        e = np.exp(np.append(logits[n, :, 0, v].numpy(), 0.0))  # the last entry: beyond all bins
-        p = e / e.sum()
-        np.testing.assert_allclose(out[n, 0, v, :, 0], p[:4])
-        np.testing.assert_allclose(out[n, 0, v, :, 1], [p[k + 1 :].sum() for k in range(4)])
+        s = logits[n, :, 0, v].numpy()
+        hazard = 1 / (1 + np.exp(-s))
+        np.testing.assert_allclose(out[n, 0, v, :, 0], s)
+        np.testing.assert_allclose(out[n, 0, v, :, 1], [np.prod(1 - hazard[:k]) for k in range(4)])
 
 
 def inputs(cameras=4, seed=0):

@@ -88,10 +88,12 @@ def test_class_weights():
 
 def test_ray_losses_ignore_the_unknown_and_know_beyond():
     logits = torch.randn(1, 3, 1, 2)
-    target = torch.tensor([[[3, 255]]], dtype=torch.uint8)  # 3 = beyond the three bins, whose logit is 0
-    e = np.exp(np.append(logits[0, :, 0, 0].numpy(), 0.0))
-    assert depth_loss(logits, target).item() == pytest.approx(-np.log(e[3] / e.sum()), rel=1e-5)
-    assert depth_loss(logits, torch.full_like(target, 255)).item() == 0
+    hazard = 1 / (1 + np.exp(-logits[0, :, 0, 0].numpy()))
+    for k, p in enumerate((hazard[0], (1 - hazard[0]) * hazard[1], None, np.prod(1 - hazard))):  # 3 = beyond the bins
+        if p is not None:
+            target = torch.tensor([[[k, 255]]], dtype=torch.uint8)
+            assert depth_loss(logits, target).item() == pytest.approx(-np.log(p), rel=1e-5)
+    assert depth_loss(logits, torch.full((1, 1, 2), 255, dtype=torch.uint8)).item() == 0
     got = pixel_class_loss(logits, torch.tensor([[[2, 255]]], dtype=torch.uint8))
     assert got.item() == pytest.approx(-torch.log_softmax(logits[0, :, 0, 0], 0)[2].item(), rel=1e-5)
 

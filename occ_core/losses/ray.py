@@ -10,14 +10,17 @@ IGNORE = 255
 
 
 def depth_loss(
-    logits: Tensor,  # [N, D, h, w]
-    target: Tensor,  # [N, h, w] uint8: bin 0..D-1, D = ends beyond all bins, 255 = unknown
+    hazard_logits: Tensor,  # [N, D, h, w], see models.lifting
+    target: Tensor,  # [N, h, w] uint8: bin 0..D-1 where the ray ends, D = beyond all bins, 255 = unknown
 ) -> Tensor:
-    """Cross-entropy of the bin in which a ray ends; "beyond" has the fixed logit 0 (see models.lifting)."""
-    n, d, h, w = logits.shape
-    rows = logits.permute(0, 2, 3, 1).reshape(n * h * w, d)
-    rows = torch.cat([rows, rows.new_zeros(rows.shape[0], 1)], dim=1)
-    return _mean_cross_entropy(rows, target.reshape(-1).long())
+    """Negative log-likelihood of where the rays end: each survives all nearer bins, then ends in its own."""
+    n, d, h, w = hazard_logits.shape
+    rows, target = hazard_logits.permute(0, 2, 3, 1).reshape(n * h * w, d), target.reshape(-1, 1).long()
+    bins = torch.arange(d, device=rows.device)
+    # softplus(s) = -log(1 - hazard), softplus(s) - s = -log(hazard)
+    loss = torch.where(bins <= target, F.softplus(rows), 0).sum(1) - torch.where(bins == target, rows, 0).sum(1)
+    known = target[:, 0] != IGNORE
+    return torch.where(known, loss, 0).sum() / known.sum().clamp(min=1)
 
 
 def pixel_class_loss(

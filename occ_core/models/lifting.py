@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -32,16 +33,16 @@ def gather_rows(
     return padded.index_select(0, index)
 
 
-def depth_evidence(
-    logits: Tensor,  # [N, D, h, w]: along the ray of each feature pixel
+def ray_evidence(
+    hazard_logits: Tensor,  # [N, D, h, w]: along the ray of each feature pixel
 ) -> Tensor:  # [N * h * w * D, 2]
-    """What each depth bin of each viewing ray says: probability that the ray ends in it, and that it goes beyond it.
+    """What each depth bin of each viewing ray says: (logit that the ray ends here if it comes so far, probability that
+    it comes so far).
 
-    The surface is a categorical distribution over the bins and "beyond all of them", whose logit is fixed at 0.
+    The first is what a visible cell wants to know: is it occupied? Discrete survival analysis calls it the hazard.
     """
-    n, d, h, w = logits.shape
-    rows = logits.permute(0, 2, 3, 1).reshape(n * h * w, d)
-    hit = torch.softmax(torch.cat([rows, rows.new_zeros(rows.shape[0], 1)], dim=1), dim=1)
-    beyond = torch.ones(d + 1, d, dtype=rows.dtype, device=rows.device).tril(-1)
-    passed = hit @ beyond  # passed[:, k] = sum of hit[:, k + 1:]; a product, since CumSum is rare in runtimes
-    return torch.stack([hit[:, :d], passed], dim=2).reshape(n * h * w * d, 2)
+    n, d, h, w = hazard_logits.shape
+    rows = hazard_logits.permute(0, 2, 3, 1).reshape(n * h * w, d)
+    nearer = torch.ones(d, d, dtype=rows.dtype, device=rows.device).triu(1)  # a product: CumSum is rare in runtimes
+    reached = torch.exp(-(F.softplus(rows) @ nearer))  # product of 1 - hazard over all nearer bins
+    return torch.stack([rows, reached], dim=2).reshape(n * h * w * d, 2)

@@ -176,7 +176,7 @@ def compute_losses(
     free = config.model.classes.free_id
     others = torch.tensor(config.model.classes.occupied_ids)
     hidden = model.hidden(batch["images"], batch["voxel_index"], batch["pillar_index"], batch["rays"])
-    cells = model.cells(hidden.bev.reshape(-1, hidden.bev.shape[-1])[batch["columns"]])
+    cells = model.cells(hidden.columns.reshape(-1, hidden.columns.shape[-1])[batch["columns"]])
     labels = batch["column_labels"].reshape(-1)
     known = torch.nonzero(labels != IGNORE)[:, 0]
     labels = labels[known].long()
@@ -190,7 +190,7 @@ def compute_losses(
         "geometry": geometry_loss(occupied_logit, occupied),
         "semantics": semantic_loss(class_logits[filled], target, weights[others]),
         "lovasz": _lovasz(occupied_logit, class_logits, known, labels, free, config.lovasz_cells),
-        "depth": depth_loss(hidden.depth_logits, batch["depth"]),
+        "depth": depth_loss(hidden.hazard_logits, batch["depth"]),
         "pixel_class": pixel_class_loss(hidden.pixel_logits, batch["pixel_class"]),
     }
     losses["total"] = sum((getattr(w, name) * loss for name, loss in losses.items()), torch.zeros(()))

@@ -27,7 +27,7 @@ class EasyOccConfig(BaseModel):
     taxonomy: str = "occ3d"
     input_width: Count = 352
     input_height: Count = 128
-    depth_bins: Annotated[int, Field(ge=4, le=254)] = 48  # along each viewing ray
+    depth_bins: Annotated[int, Field(ge=4, le=254)] = 96  # along each viewing ray
     depth_m: tuple[float, float] = (1.0, 60.0)
     feature_channels: Count = 32  # of an image feature that is lifted
     pillar_cells: Count = 2  # grid cells that share one lifted feature, along x and along y
@@ -75,10 +75,9 @@ class EasyOccConfig(BaseModel):
 
     @property
     def depth_edges_m(self) -> np.ndarray:
-        """Borders of the depth bins, float64 (depth_bins + 1,): bin widths grow linearly with distance (LID)."""
+        """Borders of the depth bins, float64 (depth_bins + 1,): widths grow slowly, here 0.1 to 0.9 m."""
         near, far = self.depth_m
-        i = np.arange(self.depth_bins + 1)
-        return near + (far - near) * i * (i + 1) / (self.depth_bins * (self.depth_bins + 1))
+        return near + (far - near) * np.linspace(0, 1, self.depth_bins + 1) ** 1.4
 
 
 def parse_config(record: dict) -> EasyOccConfig:

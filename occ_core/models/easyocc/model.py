@@ -1,8 +1,8 @@
-"""EasyOcc: images -> features and a depth distribution per pixel -> gather into the grid -> bird's-eye UNet -> voxels.
+"""EasyOcc: images -> features, and where rays end -> gather into the grid -> bird's-eye UNet -> voxels.
 
 After Easy3D-Labels (arXiv 2509.26087): direct supervision by 3D labels, no rendering. What differs is chosen for small
 computers: lifting is a gather through a table that is an input of the network (the calibration is data, not weights),
-features are weighted by the depth distribution as in Lift-Splat (arXiv 2008.05711), and height lives in channels as in
+features are weighted by where their rays end as in Lift-Splat (arXiv 2008.05711), and height lives in channels as in
 FlashOcc (arXiv 2311.12058).
 """
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from occ_core.models.easyocc.config import EasyOccConfig
-from occ_core.models.lifting import depth_evidence, gather_rows
+from occ_core.models.lifting import gather_rows, ray_evidence
 from occ_core.models.mobilenetv4 import CHANNELS, MobileNetV4Small
 
 RAY_CHANNELS = 4  # of the table's `rays`: unit direction in the ego frame, and pixels per radian / 1000
@@ -25,8 +25,8 @@ RAY_CHANNELS = 4  # of the table's `rays`: unit direction in the ego frame, and 
 class Hidden(NamedTuple):
     """What comes before the cells; the auxiliary losses read it too."""
 
-    bev: Tensor  # [B, X, Y, C]
-    depth_logits: Tensor  # [N, D, h, w]
+    columns: Tensor  # [B, X, Y, C + Z]: bird's-eye features, and the hazard logit of each cell
+    hazard_logits: Tensor  # [N, D, h, w]
     pixel_logits: Tensor  # [N, classes, h, w]
 
 
@@ -122,7 +122,7 @@ class EasyOcc(nn.Module):
         self.register_buffer("std", torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1), persistent=False)
         self.backbone = MobileNetV4Small()
         self.neck = Neck(config.neck_channels)
-        self.to_depth = nn.Conv2d(config.neck_channels, config.depth_bins, 1)
+        self.to_hazard = nn.Conv2d(config.neck_channels, config.depth_bins, 1)
         self.to_context = nn.Conv2d(config.neck_channels, config.feature_channels, 1)
         self.to_pixel_class = nn.Conv2d(config.neck_channels, len(config.classes), 1)  # for its loss only
         self.birds_eye = BirdsEyeNet(config)
@@ -131,7 +131,8 @@ class EasyOcc(nn.Module):
         self.head = nn.Sequential(nn.Linear(c, wide), nn.ReLU(inplace=True))
         self.to_occupied = nn.Linear(wide, heights)
         self.to_class = nn.Linear(wide, heights * (len(config.classes) - 1))
-        nn.init.constant_(self.to_occupied.bias, -3.4)  # start from the share of occupied cells, 3 %
+        self.trust = nn.Parameter(torch.ones(heights))  # in the viewing ray's own verdict on a cell
+        nn.init.constant_(self.to_hazard.bias, -3.4)  # start from the share of occupied cells, 3 %
         self.register_buffer("threshold", torch.zeros(len(config.classes) - 1))  # see training.thresholds
 
     def hidden(
@@ -146,35 +147,39 @@ class EasyOcc(nn.Module):
         px, py, pz = c.pillar_grid_shape
         pixels = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
         features = self.neck(self.backbone(pixels), rays)
-        depth_logits = self.to_depth(features)
-        geometry = gather_rows(depth_evidence(depth_logits), voxel_index).reshape(-1, x, y, 2 * z)
+        hazard_logits = self.to_hazard(features)
+        geometry = gather_rows(ray_evidence(hazard_logits), voxel_index).reshape(-1, x, y, 2 * z)
         rows = self.to_context(features).permute(0, 2, 3, 1).reshape(-1, c.feature_channels)
         context = gather_rows(rows, pillar_index).reshape(-1, px, py, pz, c.feature_channels)
         context = context * self._pillar_weight(geometry)
         bev = self.birds_eye(
             geometry.permute(0, 3, 1, 2), context.reshape(-1, px, py, pz * c.feature_channels).permute(0, 3, 1, 2)
         )
-        return Hidden(bev.permute(0, 2, 3, 1), depth_logits, self.to_pixel_class(features))
+        columns = torch.cat([bev.permute(0, 2, 3, 1), geometry[..., ::2]], dim=-1)
+        return Hidden(columns, hazard_logits, self.to_pixel_class(features))
 
     def _pillar_weight(self, geometry: Tensor) -> Tensor:
         """Probability that a lifted feature's ray ends in its cell, [B, X/2, Y/2, heights, 1], plus a floor."""
         x, y, z = self.config.grid_shape
         px, py, pz = self.config.pillar_grid_shape
-        hit = geometry.reshape(-1, px, x // px, py, y // py, pz, z // pz, 2)[..., 0]
-        return 0.1 + hit.mean(dim=(2, 4, 6)).unsqueeze(-1)
+        evidence = geometry.reshape(-1, px, x // px, py, y // py, pz, z // pz, 2)
+        ends_here = torch.sigmoid(evidence[..., 0]) * evidence[..., 1]
+        return 0.1 + ends_here.mean(dim=(2, 4, 6)).unsqueeze(-1)
 
     def cells(
         self,
-        bev: Tensor,  # [..., C] of Hidden.bev
+        columns: Tensor,  # [..., C + Z] of Hidden.columns
     ) -> Cells:
         """Height comes out of the channels here; any selection of columns may be passed."""
-        x = self.head(bev)
+        heights = self.config.grid_shape[2]
+        x = self.head(columns[..., :-heights])
         classes = self.to_class(x)
-        return Cells(self.to_occupied(x), classes.reshape(*classes.shape[:-1], self.config.grid_shape[2], -1))
+        occupied = self.to_occupied(x) + self.trust * columns[..., -heights:]
+        return Cells(occupied, classes.reshape(*classes.shape[:-1], heights, -1))
 
     def forward(self, images: Tensor, voxel_index: Tensor, pillar_index: Tensor, rays: Tensor) -> Cells:
         """Logits of every cell, occupied [B, X, Y, Z] and classes [B, X, Y, Z, classes - 1]."""
-        return self.cells(self.hidden(images, voxel_index, pillar_index, rays).bev)
+        return self.cells(self.hidden(images, voxel_index, pillar_index, rays).columns)
 
 
 def channels_last(model: EasyOcc) -> EasyOcc:
