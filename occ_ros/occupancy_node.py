@@ -70,6 +70,7 @@ class OccupancyNode(Node):
         self._markers_s = 0.0
         self._first_set_s: float | None = None
         self._rig: Rig | None = None
+        self._prepared = ""  # fingerprint of the rig whose table is there
         self._wake = threading.Condition()
         self._waiting: SyncedSet | None = None
         self._early: dict[str, ImageSlot] = {}
@@ -191,7 +192,7 @@ class OccupancyNode(Node):
 
     def _work(self) -> None:
         answer, prepare = self._guard("inference", self._answer), self._guard("decode", self._prepare_early)
-        calibrate = self._guard("calibration", lambda: self._update_rig(None))
+        calibrate = self._guard("calibration", self._calibrate_early)
         while True:
             with self._wake:
                 while not (self._waiting or self._early or self._new_calibration or self._closing):
@@ -241,6 +242,7 @@ class OccupancyNode(Node):
             why = f"{len(usable)} of {len(self._cameras)} cameras are usable, at least {self._sync.min_cameras} needed"
             self.get_logger().warning(f"frame not answered: {why}; see /diagnostics", throttle_duration_sec=5.0)
             return "failed"
+        self._prepare_rig(rig)
         with self._times.measure("network"):
             occupancy = self._predictor.predict_preprocessed(usable, rig)
         with self._times.measure("messages"):
@@ -261,13 +263,18 @@ class OccupancyNode(Node):
         return self._rig
 
     def _update_rig(self, stamps_ns: dict[str, int] | None) -> None:
-        """Take over the current calibration; a change rebuilds the predictor's table."""
-        rig = self._calibration.rig(stamps_ns or {})
-        if rig is self._rig:
-            return
-        changed = rig is not None and (self._rig is None or rig.fingerprint != self._rig.fingerprint)
-        self._rig = rig
-        if rig is not None and changed and (stamps_ns is not None or len(rig) == len(self._cameras)):
+        """Take over the current calibration; without stamps at those of the last CameraInfos."""
+        self._rig = self._calibration.rig(stamps_ns or {})
+
+    def _calibrate_early(self) -> None:
+        self._update_rig(None)
+        if self._rig is not None and len(self._rig) == len(self._cameras):
+            self._prepare_rig(self._rig)
+
+    def _prepare_rig(self, rig: Rig) -> None:
+        """A changed calibration rebuilds the predictor's table."""
+        if rig.fingerprint != self._prepared:
+            self._prepared = rig.fingerprint
             with self._times.measure("calibration change"):
                 self._predictor.prepare(rig)
             self.get_logger().info(f"calibration {rig.fingerprint}: {', '.join(rig.names)}", throttle_duration_sec=5.0)

@@ -157,7 +157,7 @@ def finish(process: subprocess.Popen, timeout_s: float = 30.0) -> int:
         raise
 
 
-def stop(process: subprocess.Popen, with_signal: int = signal.SIGINT, timeout_s: float = 15.0) -> int:
+def stop(process: subprocess.Popen, with_signal: int = signal.SIGINT, timeout_s: float = 60.0) -> int:
     if process.poll() is None:
         process.send_signal(with_signal)
     return finish(process, timeout_s)
