@@ -75,7 +75,8 @@ def replay(tmp_path_factory, model, predictor):
         image_reliability="reliable", deadline_s=5.0, **NODE,
     )  # fmt: skip
     evaluator = fx.start_node(
-        "evaluator_node", DOMAIN, folder / "evaluator.log", cameras=CAMERAS, idle_s=3.0, deadline_s=5.0, start_timeout_s=0.0,
+        "evaluator_node", DOMAIN, folder / "evaluator.log", cameras=CAMERAS, idle_s=3.0, deadline_s=5.0,
+        start_timeout_s=0.0,
         report_file=folder / "report.json", predictions_dir=folder / "predictions",
     )  # fmt: skip
     player = fx.start_node(
