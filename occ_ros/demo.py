@@ -98,6 +98,7 @@ def replay(out: Path, drive: Path, model: Path) -> None:
         "wait_for_topics": "[/cam_front/camera_info]",
         "wait_for_subscribers": 2,  # node and evaluator
         "wait_timeout_s": START_S,
+        "start_delay_s": 3.0,  # the node builds its table
     }
     with (
         node("evaluator_node", logs / "evaluator_node.log", judge) as evaluator,
