@@ -27,7 +27,9 @@ def imported_modules(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "occ_core").rglob("*.py")), ids=lambda path: path.stem)
 def test_core_file_does_not_import_ros(path):
-    assert not imported_modules(path) & ROS
+    # The one seam: `occ bag make` hands over to the bag writer, which needs rosbags and no ROS (next test but one).
+    allowed = {"occ_ros"} if path.parent.name == "cli" and path.name == "bag.py" else set()
+    assert not (imported_modules(path) & ROS) - allowed
 
 
 def test_core_imports_where_ros_is_absent():
@@ -48,6 +50,13 @@ print(len(names))
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) > 20
+
+
+def test_bag_writer_imports_where_ros_is_absent():
+    refused = sorted(ROS - {"occ_ros"})
+    code = f"import sys\nsys.modules.update(dict.fromkeys({refused!r}))\nimport occ_ros.bag_writer"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_help_imports_nothing_heavy():

@@ -32,7 +32,7 @@ def make(
 ) -> None:
     """Turn one scene of a nuScenes data set into a ROS 2 bag.
 
-    Images keep their bytes and every message its sensor's own stamp. What the data set lacks is listed at the end.
+    Images keep their bytes and every message its sensor's own stamp. What the data set lacks is listed at the end. Example:
 
         occ bag make /data/nuscenes drive --scene scene-0103 --version v1.0-mini
 
@@ -44,7 +44,7 @@ def make(
     from occ_core.sources.nuscenes_tables import NuScenesTables
 
     need("rosbags", "bags")
-    from occ_ros.bag_writer import BagOptions, write_bag
+    from occ_ros.bag_writer import BagOptions, write_bag  # of the ROS package, but needs rosbags only
 
     tables = NuScenesTables(dataroot, version)
     options = BagOptions(storage, raw, sweeps, allow_missing, force)
@@ -66,7 +66,7 @@ def check(
 ) -> None:
     """Read a bag as everything else here reads it, and say what is in it or what is missing.
 
-    Decodes every image once, so a damaged one shows here and not in the middle of a training.
+    Decodes every image once, so a damaged one shows here and not in the middle of a training. Example:
 
         occ bag check drive
     """
