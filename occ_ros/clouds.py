@@ -27,7 +27,7 @@ POINT_FIELD_TYPES = {"i1": 1, "u1": 2, "i2": 3, "u2": 4, "i4": 5, "u4": 6, "f4":
 def fields_of(layout: np.dtype) -> list[tuple[str, int, int]]:
     """(name, byte offset, sensor_msgs/PointField datatype) of each field."""
     assert layout.fields is not None
-    return [(name, offset, POINT_FIELD_TYPES[kind.str[1:]]) for name, (kind, offset) in layout.fields.items()]
+    return [(name, field[1], POINT_FIELD_TYPES[field[0].str[1:]]) for name, field in layout.fields.items()]
 
 
 def voxel_points(occupancy: Occupancy) -> np.ndarray:
@@ -46,7 +46,7 @@ def truth_points(occupancy: Occupancy) -> np.ndarray:
     """Occupied or observed voxels as TRUTH_POINT (N,)."""
     mask = occupancy.observed.astype(np.uint8)
     if occupancy.mask_lidar is not None:
-        mask |= occupancy.mask_lidar.astype(np.uint8) << 1
+        mask |= np.where(occupancy.mask_lidar, np.uint8(2), np.uint8(0))
     index = np.nonzero((mask > 0) | (occupancy.labels != occupancy.taxonomy.free_id))
     points = _centers(occupancy.grid, index, TRUTH_POINT)
     points["label"] = occupancy.labels[index]

@@ -32,7 +32,8 @@ def make(
 ) -> None:
     """Turn one scene of a nuScenes data set into a ROS 2 bag.
 
-    Images keep their bytes and every message its sensor's own stamp. What the data set lacks is listed at the end. Example:
+    Images keep their bytes and every message its sensor's own stamp. What the data set lacks is listed at the end.
+    Example:
 
         occ bag make /data/nuscenes drive --scene scene-0103 --version v1.0-mini
 

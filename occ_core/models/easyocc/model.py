@@ -132,7 +132,7 @@ class EasyOcc(nn.Module):
         self.to_occupied = nn.Linear(wide, heights)
         self.to_class = nn.Linear(wide, heights * (len(config.classes) - 1))
         self.trust = nn.Parameter(torch.ones(heights))  # in the viewing ray's own verdict on a cell
-        nn.init.constant_(self.to_hazard.bias, -3.4)  # start from the share of occupied cells, 3 %
+        nn.init.constant_(self.to_hazard.get_parameter("bias"), -3.4)  # start from the share of occupied cells, 3 %
         self.register_buffer("threshold", torch.zeros(len(config.classes) - 1))  # see training.thresholds
 
     def hidden(
