@@ -129,9 +129,8 @@ class Camera:
             x, y = cv2.fisheye.undistortPoints(uv[:, None], self.intrinsics, np.array(self.distortion))[:, 0].T
         else:
             stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 100, 1e-10)
-            x, y = cv2.undistortPointsIter(uv[:, None], self.intrinsics, np.array(self.distortion), None, None, stop)[
-                :, 0
-            ].T
+            k, d, same = self.intrinsics, np.array(self.distortion), np.eye(3)
+            x, y = cv2.undistortPointsIter(uv[:, None], k, d, same, same, stop)[:, 0].T
         return np.stack([x, y, np.ones_like(x)], axis=1)
 
     def pixel_grid(self) -> np.ndarray:
