@@ -113,10 +113,10 @@ class Predictor:
 
 
 def save_prediction(path: Path, occupancy: Occupancy) -> None:
-    """Write `<token>.npz`, key `pred`, uint8 (X, Y, Z), as the field's evaluators read it; atomically."""
+    """Write `<token>.npz`: `pred`, uint8 (X, Y, Z), as the field's evaluators read it, and `observed`; atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
-        np.savez_compressed(file, pred=occupancy.labels)
+        np.savez_compressed(file, pred=occupancy.labels, observed=occupancy.observed)
     os.replace(temporary, path)
 
 
