@@ -200,7 +200,7 @@ class EvaluatorNode(Node):
 
         folder = Path(self._values["predictions_dir"])
         folder.mkdir(parents=True, exist_ok=True)
-        save_prediction(folder / f"{stamp_ns}.npz", occupancy_of(points, self._grid, self._taxonomy))
+        save_prediction(folder / f"{stamp_ns}.npz", occupancy_of(points, self._grid, self._taxonomy).labels)
 
     def close(self) -> None:
         self._count_sent(self._sync.flush())

@@ -140,7 +140,7 @@ def test_a_truth_without_lidar_mask_counts_as_seen_by_lidar_where_cameras_look()
 def test_a_prediction_keeps_what_was_not_observed(tmp_path):
     answer = truth_of(3)
     path = tmp_path / "token.npz"
-    save_prediction(path, answer)
+    save_prediction(path, answer.labels, answer.observed)
     assert np.array_equal(read_prediction(path, OCC3D_GRID), answer.labels)
     assert np.array_equal(read_observed(path, OCC3D_GRID), answer.observed)
     save_occ3d(tmp_path / "labels.npz", answer)

@@ -1,6 +1,8 @@
 """Losses against their definitions, ray targets against geometry, cache, batches and the loop."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -19,12 +21,13 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from occ_core.losses.ray import depth_loss, pixel_class_loss  # noqa: E402
 from occ_core.losses.voxel import class_weights, geometry_loss, lovasz_softmax, semantic_loss  # noqa: E402
+from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
 from occ_core.training import loop  # noqa: E402
 from occ_core.training.cache import SceneCache, open_scenes  # noqa: E402
 from occ_core.training.config import TrainingConfig, load_config  # noqa: E402
 from occ_core.training.data import Draw, DrawImages, collate, mirror, pick_columns, read_sample  # noqa: E402
 from occ_core.training.rays import ray_targets  # noqa: E402
-from occ_core.training.thresholds import BORDERS, best_thresholds  # noqa: E402
+from occ_core.training.thresholds import BORDERS, best_thresholds, fit_classes, fit_thresholds  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
@@ -278,6 +281,35 @@ def test_thresholds_beat_every_common_one_and_every_single_change():
     assert got[0] < 0  # calibrated probabilities: below one half
 
 
+def test_thresholds_are_fitted_on_what_is_deployed():
+    """The fitted border of `observed` beats every other one; cells it calls hidden count as never called occupied."""
+    torch.manual_seed(0)
+    model, scene = EasyOcc(SMALL).eval(), hand_made("a", 2)
+    with torch.no_grad():
+        model.to_occupied.bias.normal_(-1, 2)
+        model.to_observed.bias.normal_(0, 2)
+        model.sight.fill_(2.0)
+    fit_thresholds(model, [scene])
+    inputs = ("images", "voxel_index", "pillar_index", "rays")
+    batches = [collate([read_sample(scene, i, SMALL)], [np.zeros(0, np.int64)], SMALL) for i in range(2)]
+
+    def iou_of_observed(border: float) -> float:
+        model.seen.fill_(border)
+        hits, either = 0, 0
+        for i, batch in enumerate(batches):
+            with torch.no_grad():
+                observed = Answer(model)(*(torch.from_numpy(getattr(batch, name)) for name in inputs))[2]
+            truth, said = scene["labels"][i] != UNSEEN, observed[0].numpy() == 1
+            hits, either = hits + (truth & said).sum(), either + (truth | said).sum()
+        return hits / either
+
+    fitted, classes = float(model.seen), model.threshold.clone()
+    assert iou_of_observed(fitted) >= max(iou_of_observed(float(border)) for border in BORDERS[::5]) - 1e-9
+    model.seen.fill_(99.0)  # every cell is called hidden, so no border of a class can matter
+    fit_classes(model, [scene])
+    assert len(model.threshold.unique()) == 1 and not torch.equal(model.threshold, classes)
+
+
 # --- loop ------------------------------------------------------------------------------------------------------------
 
 
@@ -324,14 +356,15 @@ def test_training_learns_and_its_checkpoint_predicts(run):
     assert (answer.labels != FREE).any()
 
 
-def test_a_resumed_run_ends_where_an_unbroken_one_does(run, monkeypatch):
+@pytest.mark.parametrize("at", [0, 3])  # a step on images alone, a step on all
+def test_a_resumed_run_ends_where_an_unbroken_one_does(run, monkeypatch, at):
     unbroken, _ = run("a", image_steps=2, steps=4)
     first = safetensors_torch.load_file(unbroken / "model.safetensors")
     original = loop.train_step
 
     def interrupted(state, *rest):
-        if state.step == 3:
-            raise KeyboardInterrupt
+        if state.step == at:
+            os.kill(os.getpid(), signal.SIGINT)
         return original(state, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -342,6 +375,17 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(run, monkeypatch):
     second = safetensors_torch.load_file(folder / "model.safetensors")
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_resumed_run_must_have_the_same_settings(run):
+    run("out", image_steps=1, steps=1)
+    with pytest.raises(InvalidInput, match="image_steps 1, this one 2"):
+        run("out", image_steps=2, steps=1, resume=True)
+
+
+def test_a_step_on_which_no_camera_has_an_image_teaches_nothing_and_ends_nothing(run):
+    folder, _ = run("out", steps=2, camera_dropout=1.0)
+    assert all(np.isfinite(losses(folder)))
 
 
 def test_resume_without_or_with_a_broken_checkpoint_says_so(run, tmp_path):

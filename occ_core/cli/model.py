@@ -74,7 +74,8 @@ def predict(
         path = out / f"{source.tokens[i]}.npz"
         if not path.exists():
             frame = source[i]
-            save_prediction(path, predictor.predict(frame.images, frame.rig))
+            answer = predictor.predict(frame.images, frame.rig)
+            save_prediction(path, answer.labels, answer.observed)
     typer.echo(f"{len(source)} predictions in {out}")
 
 

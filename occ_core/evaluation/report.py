@@ -117,9 +117,12 @@ def read_observed(path: Path, grid: VoxelGrid) -> np.ndarray:
         MissingInput, CorruptInput.
     """
     arrays = read_npz(path, grid)
-    array = arrays.get("observed", arrays.get("mask_camera", np.ones(grid.shape, dtype=bool)))
+    key = next((key for key in ("observed", "mask_camera") if key in arrays), None)
+    if key is None:
+        return np.ones(grid.shape, dtype=bool)
+    array = arrays[key]
     if array.shape != grid.shape or array.dtype.kind not in "bui":
-        raise CorruptInput(f"{path}: 'observed' must be bool {grid.shape}, is {array.dtype} {array.shape}")
+        raise CorruptInput(f"{path}: '{key}' must be bool or integers {grid.shape}, is {array.dtype} {array.shape}")
     return array.astype(bool)
 
 

@@ -112,11 +112,11 @@ class Predictor:
         return self._tables[key]
 
 
-def save_prediction(path: Path, occupancy: Occupancy) -> None:
-    """Write `<token>.npz`: `pred`, uint8 (X, Y, Z), as the field's evaluators read it, and `observed`; atomically."""
+def save_prediction(path: Path, labels: np.ndarray, observed: np.ndarray | None = None) -> None:
+    """Write `<token>.npz` atomically: `pred`, uint8 (X, Y, Z), which the field's evaluators read, and `observed`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
-        np.savez_compressed(file, pred=occupancy.labels, observed=occupancy.observed)
+        np.savez_compressed(file, pred=labels, **({} if observed is None else {"observed": observed}))
     os.replace(temporary, path)
 
 
@@ -131,7 +131,7 @@ def _onnx_session(path: Path, threads: int) -> Session:
 
 
 def cached_export(checkpoint: Path) -> Path:
-    """ONNX export of a checkpoint in the user's cache, made on first use; keyed by the content of weights and json."""
+    """ONNX export of a checkpoint in the user's cache, made on first use; keyed by weights, json and code."""
     from occ_core.inference.export import export_onnx
     from occ_core.training.cache import default_cache
     from occ_core.training.checkpoint import load_record
@@ -139,7 +139,8 @@ def cached_export(checkpoint: Path) -> Path:
     load_record(checkpoint)  # refuses what is no checkpoint before anything is hashed or traced
     digest = hashlib.sha256(checkpoint.read_bytes())
     digest.update(checkpoint.with_suffix(".json").read_bytes())
-    for code in ("inference/export.py", "models/easyocc/model.py", "models/lifting.py"):
-        digest.update((Path(__file__).parents[1] / code).read_bytes())
+    package = Path(__file__).parents[1]
+    for code in sorted([*(package / "models").rglob("*.py"), *(package / "inference").rglob("*.py")]):
+        digest.update(code.read_bytes())
     out = default_cache() / "onnx" / f"{digest.hexdigest()[:16]}.onnx"
     return out if out.is_file() else export_onnx(checkpoint, out)

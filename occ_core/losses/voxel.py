@@ -29,7 +29,9 @@ def geometry_loss(
     occupied_logit: Tensor,  # [K]
     occupied: Tensor,  # [K] bool
 ) -> Tensor:
-    """Mean binary cross-entropy of occupied against free."""
+    """Mean binary cross-entropy of occupied against free; 0 of no cell."""
+    if not len(occupied_logit):
+        return occupied_logit.sum() * 0
     return F.binary_cross_entropy_with_logits(occupied_logit, occupied.to(occupied_logit.dtype))
 
 
@@ -37,7 +39,9 @@ def observed_loss(
     observed_logit: Tensor,  # [K], of any cells, hidden ones too
     observed: Tensor,  # [K] bool
 ) -> Tensor:
-    """Mean binary cross-entropy of seen by a camera against hidden."""
+    """Mean binary cross-entropy of seen by a camera against hidden; 0 of no cell."""
+    if not len(observed_logit):
+        return observed_logit.sum() * 0
     return F.binary_cross_entropy_with_logits(observed_logit, observed.to(observed_logit.dtype))
 
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SMALLEST = 1e-30  # probability; float32 would round a ray through many surfaces to 0
+
 
 class _GatherRows(torch.autograd.Function):
     """`index_select` on axis 0 whose backward scatters with int64 indices: 10x faster on CPU than autograd's own."""
@@ -45,4 +47,5 @@ def ray_evidence(
     rows = hazard_logits.permute(0, 2, 3, 1).reshape(n * h * w, d)
     nearer = torch.ones(d, d, dtype=rows.dtype, device=rows.device).triu(1)  # a product: CumSum is rare in runtimes
     reached = torch.exp(-(F.softplus(rows) @ nearer))  # product of 1 - hazard over all nearer bins
+    reached = reached.clamp(min=SMALLEST)  # 0 is left to cells that no ray meets
     return torch.stack([rows, reached], dim=2).reshape(n * h * w * d, 2)

@@ -58,6 +58,7 @@ def read_sample(scene: SceneCache, i: int, config: EasyOccConfig, dropped: Seque
     table = Table(*(scene[name][rig] for name in ("voxel_index", "pillar_index", "rays")))
     blind = set(np.flatnonzero(~scene["present"][i]).tolist()) | set(dropped)
     images, labels, depth, pixel_class = (np.array(scene[k][i]) for k in ("images", "labels", "depth", "pixel_class"))
+    depth[~scene["present"][i]] = pixel_class[~scene["present"][i]] = IGNORE
     return Sample(images, labels, depth, pixel_class, without_cameras(table, blind, config))
 
 

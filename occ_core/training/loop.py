@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import math
 import platform
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +29,29 @@ from occ_core.training.checkpoint import describe, load_checkpoint, load_into, s
 from occ_core.training.config import TrainingConfig
 from occ_core.training.data import Batch, Draw, DrawImages, ImageBatch, collate, read_sample, tensors_of
 from occ_core.training.thresholds import fit_thresholds
+
+MAY_CHANGE = ("threads", "log_every", "checkpoint_every", "validate_every")  # when a run is resumed
+
+
+class CtrlC:
+    """Within it, Ctrl-C lets the step come to its end; a second one is not waited for."""
+
+    asked = False
+
+    def __enter__(self) -> CtrlC:
+        self._main = threading.current_thread() is threading.main_thread()  # signals reach no other
+        if self._main:
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *_: object) -> None:
+        if self._main:
+            signal.signal(signal.SIGINT, self._before)
 
 
 @dataclass(eq=False)
@@ -64,7 +89,7 @@ def train(config: TrainingConfig, out: Path, resume: bool = False) -> Path:
         on_all = partial(all_losses, weights=weights, ray_weights=ray_weights, config=config)
         images = DrawImages(scenes, config, state.step)
         samples = Draw(scenes, rare_classes(statistics), config, max(0, state.step - config.image_steps))
-        try:
+        with CtrlC() as stop:
             while state.step < total:
                 if state.step < config.image_steps:
                     losses = train_step(state, on_images, next(images), config)
@@ -74,17 +99,17 @@ def train(config: TrainingConfig, out: Path, resume: bool = False) -> Path:
                 last = state.step == total
                 if state.step % config.log_every == 0 or last:
                     log.write(state.step, losses)
-                if held_out and state.step > config.image_steps and (state.step % config.validate_every == 0 or last):
+                if state.step > config.image_steps and (state.step % config.validate_every == 0 or last):
                     fit_thresholds(state.average.eval(), scenes_of.thresholds)
-                    metrics = validate(state.average, held_out)
-                    record["metrics"] = {"step": state.step, **metrics}
-                    progress.console.print(f"step {state.step}: {summary(metrics)}")
-                if state.step % config.checkpoint_every == 0 or last:
-                    save(state, out, record)
-        except KeyboardInterrupt:
-            save(state, out, record)
-            progress.console.print(f"stopped at step {state.step}; go on with --resume")
-            raise
+                    if held_out:
+                        metrics = validate(state.average, held_out)
+                        record["metrics"] = {"step": state.step, **metrics}
+                        progress.console.print(f"step {state.step}: {summary(metrics)}")
+                if state.step % config.checkpoint_every == 0 or last or stop.asked:
+                    save(state, out, record, config)
+                if stop.asked:
+                    progress.console.print(f"stopped at step {state.step}; go on with --resume")
+                    raise KeyboardInterrupt
     return out / "model.safetensors"
 
 
@@ -174,20 +199,21 @@ def train_step(
     config: TrainingConfig,
 ) -> dict[str, float]:
     """One optimiser step; returns the losses and their weighted sum `total`."""
-    state.step += 1
+    torch.manual_seed(config.seed * 1_000_003 + state.step)  # what is drawn below depends on seed and step alone
     state.model.train()
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(state.step, config)
+        group["lr"] = learning_rate(state.step + 1, config)
     losses = losses_of(state.model, tensors_of(batch))
     losses["total"] = sum((getattr(config.loss, name) * loss for name, loss in losses.items()), torch.zeros(()))
+    values = {name: loss.item() for name, loss in losses.items()}
+    if not math.isfinite(values["total"]):
+        raise InvalidInput(f"training diverged at step {state.step + 1}: losses {values}; lower learning_rate")
     state.optimizer.zero_grad(set_to_none=True)
     losses["total"].backward()
     torch.nn.utils.clip_grad_norm_(state.model.parameters(), 10.0)
     state.optimizer.step()
+    state.step += 1
     update_average(state, config)
-    values = {name: loss.item() for name, loss in losses.items()}
-    if not math.isfinite(values["total"]):
-        raise InvalidInput(f"training diverged at step {state.step}: losses {values}; lower learning_rate")
     return values
 
 
@@ -260,7 +286,7 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 def update_average(state: State, config: TrainingConfig) -> None:
     decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
     new, old = state.model.state_dict(), state.average.state_dict()
-    floats = [name for name, tensor in old.items() if tensor.is_floating_point() and name != "threshold"]
+    floats = [name for name, tensor in old.items() if tensor.is_floating_point() and name not in ("threshold", "seen")]
     torch._foreach_lerp_([old[name] for name in floats], [new[name] for name in floats], 1 - decay)
 
 
@@ -317,8 +343,8 @@ def _git_revision() -> str:
         return "unknown"
 
 
-def save(state: State, out: Path, record: dict[str, Any]) -> None:
-    """`model.safetensors`: averaged weights, what users get. `last.safetensors`: all that --resume needs."""
+def save(state: State, out: Path, record: dict[str, Any], config: TrainingConfig) -> None:
+    """`last.safetensors`: all that --resume needs. `model.safetensors`: averaged weights, once all of them learn."""
     described = describe(state.model.config, {**record, "step": state.step})
     tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
     tensors |= {f"average.{name}": tensor for name, tensor in state.average.state_dict().items()}
@@ -326,12 +352,24 @@ def save(state: State, out: Path, record: dict[str, Any]) -> None:
         for key, value in state.optimizer.state.get(parameter, {}).items():
             tensors[f"adam.{key}.{name}"] = value
     save_checkpoint(out / "last.safetensors", tensors, described)
-    save_checkpoint(out / "model.safetensors", state.average.state_dict(), described)
+    if state.step > config.image_steps:
+        save_checkpoint(out / "model.safetensors", state.average.state_dict(), described)
 
 
 def restore(state: State, path: Path, record: dict[str, Any]) -> None:
-    """Continue from `last.safetensors`."""
+    """Continue from `last.safetensors`.
+
+    Raises:
+        InvalidInput: it is of a run with other settings.
+    """
     tensors, described = load_checkpoint(path)
+    was, now = described["training"]["config"], record["config"]
+    for name in now:
+        if name not in MAY_CHANGE and was.get(name) != now[name]:
+            raise InvalidInput(
+                f"{path}: its run has {name} {was.get(name)}, this one {now[name]}; a run that goes on needs the same, "
+                "another run another folder"
+            )
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "adam": {}}
     for name, tensor in tensors.items():
         part, rest = name.split(".", 1)

@@ -1,4 +1,4 @@
-"""Where to call a cell occupied: a logit for each class, the best for mIoU and IoU together.
+"""Where to draw the lines: a logit above which a cell is observed, and one for each class above which it is occupied.
 
 A probability of 0.5 is the wrong border for IoU: of calibrated probabilities the best one is IoU / (1 + IoU), so 0.35
 for a class with IoU 55 and 0.1 for one with 11. A class's IoU depends on its own threshold alone (the free class is in
@@ -7,13 +7,15 @@ no mean), but all thresholds move the IoU of occupied against free; so they are 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
 from occ_core.losses.ray import IGNORE
-from occ_core.models.easyocc.model import EasyOcc
+from occ_core.models.easyocc.model import Cells, EasyOcc
 from occ_core.training.cache import SceneCache
-from occ_core.training.data import collate, read_sample, tensors_of
+from occ_core.training.data import Sample, collate, read_sample, tensors_of
 
 BORDERS = np.linspace(-4.0, 3.0, 141)  # logits that are tried
 SWEEPS = 5
@@ -22,6 +24,28 @@ SWEEPS = 5
 @torch.no_grad()
 def fit_thresholds(model: EasyOcc, scenes: list[SceneCache]) -> None:
     """Set the model's thresholds to the best on scenes that did not train its weights; without scenes, to logit 0."""
+    if not scenes:
+        return
+    fit_observed(model, scenes)
+    fit_classes(model, scenes)
+
+
+@torch.no_grad()
+def fit_observed(model: EasyOcc, scenes: list[SceneCache]) -> None:
+    """The threshold whose set of observed cells has the highest IoU with the labels' mask."""
+    seen, hidden = np.zeros(len(BORDERS) + 1), np.zeros(len(BORDERS) + 1)
+    for sample, cells in _answers(model, scenes):
+        place = np.searchsorted(BORDERS, cells.observed[0].numpy())
+        truth = sample.labels != IGNORE
+        seen += np.bincount(place[truth], minlength=len(seen))
+        hidden += np.bincount(place[~truth], minlength=len(hidden))
+    hits, alarms = (h[::-1].cumsum()[::-1][1:] for h in (seen, hidden))  # above each border
+    model.seen.fill_(float(BORDERS[int((hits / (seen.sum() + alarms)).argmax())]))
+
+
+@torch.no_grad()
+def fit_classes(model: EasyOcc, scenes: list[SceneCache]) -> None:
+    """The thresholds of the classes, given that of observed cells."""
     taxonomy = model.config.classes
     ids = np.array(taxonomy.occupied_ids)
     said = np.zeros((len(ids), len(BORDERS) + 1))  # cells of each named class, by logit
@@ -31,22 +55,27 @@ def fit_thresholds(model: EasyOcc, scenes: list[SceneCache]) -> None:
     def histogram(named: np.ndarray, place: np.ndarray) -> np.ndarray:
         return np.bincount(named * said.shape[1] + place, minlength=said.size).reshape(said.shape)
 
+    for sample, cells in _answers(model, scenes):
+        seen = sample.labels != IGNORE
+        truth = sample.labels[seen]
+        named = cells.classes[0].argmax(dim=-1).numpy()[seen]
+        place = np.searchsorted(BORDERS, cells.occupied[0].numpy()[seen])
+        place[cells.observed[0].numpy()[seen] <= float(model.seen)] = 0  # below all borders: never called occupied
+        said += histogram(named, place)
+        hit = ids[named] == truth
+        right += histogram(named[hit], place[hit])
+        any_class = truth != taxonomy.free_id
+        filled += histogram(named[any_class], place[any_class])
+        there += np.array([(truth == c).sum() for c in ids])
+    model.threshold.copy_(torch.from_numpy(best_thresholds(said, right, filled, there)))
+
+
+def _answers(model: EasyOcc, scenes: list[SceneCache]) -> Iterator[tuple[Sample, Cells]]:
     for scene in scenes:
         for i in range(len(scene.tokens)):
             sample = read_sample(scene, i, model.config)
             batch = tensors_of(collate([sample], [np.zeros(0, dtype=np.int64)], model.config))
-            cells = model(batch["images"], batch["voxel_index"], batch["pillar_index"], batch["rays"])
-            seen = sample.labels != IGNORE
-            truth = sample.labels[seen]
-            named = cells.classes[0].argmax(dim=-1).numpy()[seen]
-            place = np.searchsorted(BORDERS, cells.occupied[0].numpy()[seen])
-            said += histogram(named, place)
-            hit = ids[named] == truth
-            right += histogram(named[hit], place[hit])
-            any_class = truth != taxonomy.free_id
-            filled += histogram(named[any_class], place[any_class])
-            there += np.array([(truth == c).sum() for c in ids])
-    model.threshold.copy_(torch.from_numpy(best_thresholds(said, right, filled, there)))
+            yield sample, model(batch["images"], batch["voxel_index"], batch["pillar_index"], batch["rays"])
 
 
 def best_thresholds(said: np.ndarray, right: np.ndarray, filled: np.ndarray, there: np.ndarray) -> np.ndarray:

@@ -30,6 +30,11 @@ class OnnxSession:
         except Exception as error:  # onnxruntime raises a dozen types of its own, all on unreadable files
             raise CorruptInput(f"{path}: not a readable ONNX model ({' '.join(str(error).split())[:200]})") from error
         self.config = _config(self.session, path)
+        offered = [output.name for output in self.session.get_outputs()]
+        if missing := [name for name in OUTPUTS if name not in offered]:
+            raise CorruptInput(
+                f"{path}: has no output '{missing[0]}'; it is of an older version, run `occ export` again"
+            )
 
     def run(self, images: np.ndarray, table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Labels, confidence and observed, uint8 (X, Y, Z), from images uint8 (N, H, W, 3)."""

@@ -19,8 +19,7 @@ from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.lifting import gather_rows, ray_evidence
 from occ_core.models.mobilenetv4 import CHANNELS, MobileNetV4Small
 
-NEVER = -30.0  # logit of what cannot be; finite, since a loss multiplies it by 0
-SEEN = -1.1  # logit above which a cell counts as observed: 25 %, so that what may well be in sight is spoken of
+NEVER = -30.0  # logit of what cannot be; finite, so that arithmetic with it is
 RAY_CHANNELS = 4  # of the table's `rays`: unit direction in the ego frame, and pixels per radian / 1000
 
 
@@ -124,6 +123,7 @@ class EasyOcc(nn.Module):
     mean: Tensor
     std: Tensor
     threshold: Tensor
+    seen: Tensor
 
     def __init__(self, config: EasyOccConfig):
         super().__init__()
@@ -146,6 +146,7 @@ class EasyOcc(nn.Module):
         self.sight = nn.Parameter(torch.full((heights,), 8.0))  # trust in its having come so far
         nn.init.constant_(self.to_hazard.get_parameter("bias"), -3.4)  # start from the share of occupied cells, 3 %
         self.register_buffer("threshold", torch.zeros(len(config.classes) - 1))  # see training.thresholds
+        self.register_buffer("seen", torch.zeros(()))  # logit above which a cell counts as observed; there too
 
     def views(
         self,
@@ -227,7 +228,7 @@ class Answer(nn.Module):
         cells = self.model(images, voxel_index, pillar_index, rays)
         classes = cells.classes.argmax(dim=-1)
         threshold = self.model.threshold.index_select(0, classes.reshape(-1)).reshape(classes.shape)
-        observed = cells.observed > SEEN
+        observed = cells.observed > self.model.seen
         occupied = (cells.occupied > threshold) & observed
         classes = classes + (classes >= free).to(classes.dtype)  # the free class has no logit of its own
         labels = torch.where(occupied, classes, torch.full_like(classes, free))
