@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from occ_core.losses.ray import IGNORE
-from occ_core.models.easyocc.model import Cells, EasyOcc
+from occ_core.models.easyocc.model import NEVER, Cells, EasyOcc
 from occ_core.training.cache import SceneCache
 from occ_core.training.data import Sample, collate, read_sample, tensors_of
 
 BORDERS = np.linspace(-4.0, 3.0, 141)  # logits that are tried
 SWEEPS = 5
+LOST = 0.01  # share of occupied cells in sight that may be called hidden
 
 
 @torch.no_grad()
@@ -32,15 +33,13 @@ def fit_thresholds(model: EasyOcc, scenes: list[SceneCache]) -> None:
 
 @torch.no_grad()
 def fit_observed(model: EasyOcc, scenes: list[SceneCache]) -> None:
-    """The threshold whose set of observed cells has the highest IoU with the labels' mask."""
-    seen, hidden = np.zeros(len(BORDERS) + 1), np.zeros(len(BORDERS) + 1)
+    """The threshold below which lie LOST of the occupied cells in sight: to overlook one is worse than to guess."""
+    logits = []
     for sample, cells in _answers(model, scenes):
-        place = np.searchsorted(BORDERS, cells.observed[0].numpy())
-        truth = sample.labels != IGNORE
-        seen += np.bincount(place[truth], minlength=len(seen))
-        hidden += np.bincount(place[~truth], minlength=len(hidden))
-    hits, alarms = (h[::-1].cumsum()[::-1][1:] for h in (seen, hidden))  # above each border
-    model.seen.fill_(float(BORDERS[int((hits / (seen.sum() + alarms)).argmax())]))
+        logit = cells.observed[0].numpy()
+        occupied = (sample.labels != IGNORE) & (sample.labels != model.config.classes.free_id)
+        logits.append(logit[occupied & (logit > NEVER)])
+    model.seen.fill_(float(np.quantile(np.concatenate(logits), LOST)))
 
 
 @torch.no_grad()
