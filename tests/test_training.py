@@ -27,7 +27,7 @@ from occ_core.training.cache import SceneCache, open_scenes  # noqa: E402
 from occ_core.training.config import TrainingConfig, load_config  # noqa: E402
 from occ_core.training.data import Draw, DrawImages, collate, mirror, pick_columns, read_sample  # noqa: E402
 from occ_core.training.rays import ray_targets  # noqa: E402
-from occ_core.training.thresholds import BORDERS, best_thresholds, fit_classes, fit_thresholds  # noqa: E402
+from occ_core.training.thresholds import BORDERS, MEAN_COUNTS, best_thresholds, fit_classes, fit_thresholds  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
@@ -272,7 +272,7 @@ def test_thresholds_beat_every_common_one_and_every_single_change():
         answer = np.where(logit > np.asarray(thresholds)[named], named, FREE)
         per_class = [((answer == c) & (truth == c)).sum() / ((answer == c) | (truth == c)).sum() for c in range(2)]
         occupied = ((answer != FREE) & (truth != FREE)).sum() / ((answer != FREE) | (truth != FREE)).sum()
-        return np.mean(per_class) + occupied
+        return MEAN_COUNTS * np.mean(per_class) + occupied
 
     got = best_thresholds(said, right, filled, np.array([(truth == c).sum() for c in range(2)]))
     best = score(got)

@@ -19,6 +19,7 @@ from occ_core.training.data import Sample, collate, read_sample, tensors_of
 
 BORDERS = np.linspace(-4.0, 3.0, 141)  # logits that are tried
 SWEEPS = 5
+MEAN_COUNTS = 2.0  # weight of the mean class IoU beside the IoU, which roads alone can win
 LOST = 0.01  # share of occupied cells in sight that may be called hidden
 
 
@@ -78,7 +79,7 @@ def _answers(model: EasyOcc, scenes: list[SceneCache]) -> Iterator[tuple[Sample,
 
 
 def best_thresholds(said: np.ndarray, right: np.ndarray, filled: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """Thresholds, float32 (C,), of the highest mean class IoU + IoU; from the best common one, class by class.
+    """Thresholds, float32 (C,), of the highest MEAN_COUNTS x mean class IoU + IoU, from the best common one.
 
     Args:
         said, right, filled: (C, borders + 1) cells named C, those of them that are C, and that are occupied at all, by
@@ -92,7 +93,7 @@ def best_thresholds(said: np.ndarray, right: np.ndarray, filled: np.ndarray, the
     def iou(called: np.ndarray, hits: np.ndarray) -> np.ndarray:
         return hits / np.maximum(there.sum() + called - hits, 1)
 
-    common = class_iou.sum(0) / occurs + iou(said.sum(0), filled.sum(0))
+    common = MEAN_COUNTS * class_iou.sum(0) / occurs + iou(said.sum(0), filled.sum(0))
     best = np.full(len(said), int(common.argmax()))
     every = np.arange(len(said))
     for _ in range(SWEEPS):
@@ -100,5 +101,5 @@ def best_thresholds(said: np.ndarray, right: np.ndarray, filled: np.ndarray, the
             others = every != c
             called = said[others, best[others]].sum() + said[c]
             hits = filled[others, best[others]].sum() + filled[c]
-            best[c] = int((class_iou[c] / occurs + iou(called, hits)).argmax())
+            best[c] = int((MEAN_COUNTS * class_iou[c] / occurs + iou(called, hits)).argmax())
     return BORDERS[best].astype(np.float32)
