@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from occ_core.errors import OccError
+from occ_core.sources.bag_reader import BagReader
 from occ_ros.processes import environment, node
 
 START_S = 90.0
@@ -57,7 +58,7 @@ def measure(bag: Path, model: Path, seconds: float, threads: int) -> dict:
         source = {
             "bag": bag, "loop": True, "wait_for_topics": "[/cam_front/camera_info]", "wait_timeout_s": START_S,
         }  # fmt: skip
-        worker = {"model": model, "threads": threads, "timings_file": times}
+        worker = {"model": model, "threads": threads, "timings_file": times, "image_topic": image_topic_of(bag)}
         with (
             node("occupancy_node", logs / "occupancy_node.log", worker) as occupancy,
             node("player_node", logs / "player_node.log", source) as player,
@@ -68,6 +69,12 @@ def measure(bag: Path, model: Path, seconds: float, threads: int) -> dict:
         record = json.loads(times.read_text(encoding="utf-8"))
     record["model"] = model.name
     return {**host(), "bag": bag.name, "seconds": seconds, "threads": threads, "clouds_received": arrived, **record}
+
+
+def image_topic_of(bag: Path) -> str:
+    """Template of the bag's image topics: compressed ones where it has them, else raw ones."""
+    compressed = any(topic.endswith("/image_raw/compressed") for topic in BagReader(bag).topics)
+    return "/{camera}/image_raw" + ("/compressed" if compressed else "")
 
 
 def listen(seconds: float, others: dict, logs: Path) -> int:
