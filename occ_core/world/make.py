@@ -16,7 +16,8 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from occ_core.errors import CorruptInput, InvalidInput
-from occ_core.world.nuscenes_tables import VERSION, merge, write_atomically
+from occ_core.files import write_atomically
+from occ_core.world.nuscenes_tables import VERSION, merge
 from occ_core.world.scene import Settings, manifest_path, scene_name, write_scene
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
