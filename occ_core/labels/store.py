@@ -185,27 +185,27 @@ class LabelStore:
         for scene, token in self.samples:
             if fault := self._fault(scene, token) or self._content_fault(scene, token):
                 yield fault
-        known = {self.folder / scene / token for scene, token in self.samples}
+        known = {self._record_path}
+        for scene, token in self.samples:
+            known |= {self.path(scene, token), self.path(scene, token).with_suffix(".json")}
         for path in sorted(self.folder.rglob("*")):
-            if path.is_file() and path != self._record_path:
-                if path.name.endswith(".tmp"):
-                    yield f"{path}: left by a killed run"
-                elif path.parent not in known:
-                    yield f"{path}: not of this store"
+            if path.is_file() and path not in known:
+                yield f"{path}: {'left by a killed run' if path.suffix == '.tmp' else 'not of this store'}"
 
     def _content_fault(self, scene: str, token: str) -> str | None:
         path = self.path(scene, token)
         try:
-            label = self.read(scene, token)
+            occupancy = self.read(scene, token).occupancy
+            lacking = set(ARRAYS) - set(read_npz(path, self.grid))
         except OccError as error:
             return str(error)
-        occupancy = label.occupancy
-        if label.votes is None or occupancy.confidence is None or occupancy.mask_lidar is None:
-            return f"{path}: must hold {', '.join(ARRAYS)}"
+        if lacking:
+            return f"{path}: no array '{sorted(lacking)[0]}'"
         if ((occupancy.labels != self.taxonomy.free_id) & ~occupancy.observed).any():
             return f"{path}: a cell has a class but is not observed"
-        if not ((occupancy.confidence >= 0) & (occupancy.confidence <= 1)).all():
-            return f"{path}: confidence must be 0..1, is {occupancy.confidence.min()}..{occupancy.confidence.max()}"
+        confidence = np.zeros(1) if occupancy.confidence is None else occupancy.confidence
+        if not ((confidence >= 0) & (confidence <= 1)).all():
+            return f"{path}: confidence must be 0..1, is {confidence.min()}..{confidence.max()}"
         return None
 
 
