@@ -139,9 +139,7 @@ def _agreeing(
     return classes.class_id[pick], classes.score[pick], depth
 
 
-def sort_pixels(
-    depth: DepthMap, class_id: np.ndarray, score: np.ndarray, recipe: Recipe, free_id: int
-) -> np.ndarray:
+def sort_pixels(depth: DepthMap, class_id: np.ndarray, score: np.ndarray, recipe: Recipe, free_id: int) -> np.ndarray:
     """What each pixel is good for, uint8 (h, w).
 
     POINT: a surface of a known class within `max_depth_m`. PASS: only what its ray passes up to its depth (unknown
@@ -274,8 +272,9 @@ class _Store:
 
 @numba.njit(cache=True, nogil=True)
 def _add_points(
-    depth, class_id, kind, rays, cam, origin, size, shape, offset, keep_outside, head, following, sums, count, classes, used
-):
+    depth, class_id, kind, rays, cam, origin, size, shape, offset, keep_outside, head, following, sums, count, classes,
+    used,
+):  # fmt: skip
     nx, ny, nz = shape[0] * SUB, shape[1] * SUB, shape[2] * SUB
     for row in range(depth.shape[0]):
         for column in range(depth.shape[1]):

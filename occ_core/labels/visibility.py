@@ -69,7 +69,8 @@ def _cast(passes, shape, rays, depth, casts, start, turn, step):
             tx = ((i + 1 if dx > 0 else i) - start[0]) / dx if dx != 0 else np.inf
             ty = ((j + 1 if dy > 0 else j) - start[1]) / dy if dy != 0 else np.inf
             tz = ((k + 1 if dz > 0 else k) - start[2]) / dz if dz != 0 else np.inf
-            left_x, left_y, left_z = nx - i if dx > 0 else i + 1, ny - j if dy > 0 else j + 1, nz - k if dz > 0 else k + 1
+            left_x, left_y = nx - i if dx > 0 else i + 1, ny - j if dy > 0 else j + 1
+            left_z = nz - k if dz > 0 else k + 1
             step_x, step_y, step_z = ny * nz if dx > 0 else -ny * nz, nz if dy > 0 else -nz, 1 if dz > 0 else -1
             cell = (i * ny + j) * nz + k
             while True:
