@@ -11,7 +11,7 @@ import sys
 import typer
 
 from occ_core import __version__
-from occ_core.cli import bag, model, view, world
+from occ_core.cli import bag, labels, model, view, world
 from occ_core.errors import OccError
 
 app = typer.Typer(
@@ -51,6 +51,7 @@ def _options(
 
 app.add_typer(world.app, name="world")
 app.add_typer(bag.app, name="bag")
+app.add_typer(labels.app, name="labels")
 app.command("train")(model.train)
 app.command("predict")(model.predict)
 app.command("eval")(model.evaluate)

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from occ_core import __version__
 from occ_core.errors import CannotWrite, InvalidInput, OccError
+from occ_core.frame import Frame
 from occ_core.grid import OCC3D_GRID
 from occ_core.labels.ray_engine import run_on_ray
 from occ_core.labels.recipes import PRESETS, Recipe
@@ -35,12 +36,14 @@ class TeacherChoice:
         weights: folder of their weights.
         device: such as `cuda:0`; None: what there is.
         seed: of teachers that make errors on purpose.
+        cache: folder to keep their maps in; None: every map is made anew.
     """
 
     name: str
     weights: Path | None = None
     device: str | None = None
     seed: int = 0
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def make_labels(
     engine: str = "local",
     workers: int = 1,
     *,
-    scenes: Sequence[str] | None = None,
+    scenes: list[str] | None = None,
     sweeps: bool = False,
     gpus: float = 0.0,
     show_progress: bool = True,
@@ -134,9 +137,10 @@ def label_one(job: Job, task: Task, step: Step) -> Done | CannotWrite:
     """Make the labels of one scene that the store lacks; any engine calls this, in any process."""
     store = LabelStore(job.out)
     wanted = {token for token in task.tokens if not store.is_complete(task.scene, token)}
-    written, skipped = 0, []
+    written, skipped = 0, list[str]()
     try:
-        frames = NuScenesSource(_tables(job.dataroot), scenes=[task.scene], sweeps=job.sweeps)
+        source = NuScenesSource(_tables(job.dataroot), scenes=[task.scene], sweeps=job.sweeps)
+        frames = cast(Sequence[Frame], source)  # it has what of a sequence is asked for: length and index
         for label in label_scene(frames, _teachers(job), job.recipe, wanted):
             store.write(task.scene, label.token, label)
             written += 1
@@ -187,4 +191,4 @@ def _teachers(job: Job) -> Teachers:
 
 @lru_cache(maxsize=1)
 def _load_teachers(dataroot: Path, choice: TeacherChoice) -> Teachers:
-    return load_teachers(choice.name, dataroot, OCC3D, choice.weights, choice.device, choice.seed)
+    return load_teachers(choice.name, dataroot, OCC3D, choice.weights, choice.device, choice.seed, choice.cache)

@@ -37,7 +37,8 @@ def run_on_ray(
         ray.init(log_to_driver=False, logging_level="warning")
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES, retry_exceptions=False)(_call)
     shared_work = ray.put(work)
-    waiting, pending = list(items), []
+    waiting = list(items)
+    pending: list[Any] = []
     try:
         while waiting or pending:
             while waiting and (workers <= 0 or len(pending) < workers):
