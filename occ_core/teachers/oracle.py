@@ -51,7 +51,7 @@ class Oracle:
     def read(self, frame: Frame, camera: str) -> tuple[np.ndarray, np.ndarray]:
         """class_id uint8 (h, w) and depth_m float32 (h, w) of one image."""
         if not frame.token:
-            raise InvalidInput(f"the oracle knows keyframes only, not the sweep at {frame.stamp_ns} ns of {frame.scene}")
+            raise InvalidInput(f"the oracle knows keyframes, not the sweep at {frame.stamp_ns} ns of {frame.scene}")
         path = self.truth / frame.scene / frame.token / f"{camera}.npz"
         if not path.is_file():
             raise MissingInput(f"{path}: no truth of {camera} for keyframe '{frame.token}'")
