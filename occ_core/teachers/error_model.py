@@ -98,11 +98,14 @@ def smooth_field(points: np.ndarray, length: float, rng: np.random.Generator, te
     """
     frequency = (rng.normal(size=(terms, points.shape[-1])) / max(length, 1e-6)).astype(np.float32)
     phase = rng.uniform(0, 2 * np.pi, terms).astype(np.float32)
-    points = points.astype(np.float32)
+    columns = [np.ascontiguousarray(points[..., i], dtype=np.float32) for i in range(points.shape[-1])]
     total = np.zeros(points.shape[:-1], dtype=np.float32)
     for wave, start in zip(frequency, phase, strict=True):
         # no matrix product: its rounding depends on the number of threads, and the same seed must give the same bytes
-        total += np.cos((points * wave).sum(axis=-1) + start)
+        angle = columns[0] * wave[0] + start
+        for column, factor in zip(columns[1:], wave[1:], strict=True):
+            angle += column * factor
+        total += np.cos(angle)
     return total * np.float32(np.sqrt(2 / terms))
 
 
