@@ -1,4 +1,4 @@
-"""A LiDAR sweep as teacher: its ranges as sparse depth maps, its points' labels, where somebody gave them, as classes."""
+"""A LiDAR sweep as teacher: its ranges as sparse depth maps; its points' labels, where there are any, as classes."""
 
 from __future__ import annotations
 

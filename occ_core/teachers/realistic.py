@@ -161,7 +161,7 @@ class Realistic:
             mask = (out == thing).astype(np.uint8)
             between = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, window) & (1 - mask)
             count, number = cv2.connectedComponents(between, connectivity=4)
-            drawn: np.ndarray = rng.random(count) < self.model.merged
+            drawn = np.asarray(rng.random(count) < self.model.merged)
             drawn[0] = False
             out[drawn[number]] = thing
 
