@@ -7,8 +7,9 @@ import pytest
 from label_scenes import CAR, OPTICAL, ROAD, SMALL_GRID, WALL, camera, frame, look_at_street, maps
 
 from occ_core.geometry import pose
-from occ_core.labels.lift import DROP, PASS, POINT, SKY, Fold, Lifter, road_scale, sort_pixels
+from occ_core.labels.lift import DROP, PASS, POINT, SKY, Fold, Lifter, sort_pixels
 from occ_core.labels.recipes import Recipe
+from occ_core.labels.road_scale import road_correction
 from occ_core.taxonomy import OCC3D
 from occ_core.teachers.base import UNKNOWN, ClassMap, DepthMap
 
@@ -135,15 +136,34 @@ def test_edges_are_steps_and_never_oblique_planes():
 
 
 @pytest.mark.parametrize("error", [0.85, 1.0, 1.2])
-def test_road_gives_back_the_scale(error):
+@pytest.mark.parametrize("reach", [0.0, 0.1])
+def test_road_gives_back_the_scale(error, reach):
     of = frame(cameras=(camera(size=(192, 128)),))
     cam = of.rig["CAM_FRONT"]
     depth, kind = look_at_street(of, "CAM_FRONT", wall_x_m=15.0)
     rays = cam.rays(cam.pixel_grid())[:, :2].reshape(128, 192, 2).astype(np.float32)
-    scale = road_scale(depth * np.float32(error), kind == ROAD, rays, cam.ego_from_cam, 0.0)
-    assert scale == pytest.approx(1 / error, rel=1e-4)
-    assert road_scale(depth * 2, kind == ROAD, rays, cam.ego_from_cam, 0.0) == 1.0  # beyond belief
-    assert road_scale(depth, np.zeros_like(kind, dtype=bool), rays, cam.ego_from_cam, 0.0) == 1.0
+
+    def factor(depth_m, road):
+        return road_correction(depth_m, road, rays, cam.ego_from_cam, 0.0, reach)
+
+    np.testing.assert_allclose(factor(depth * np.float32(error), kind == ROAD), 1 / error, rtol=1e-4)
+    assert (factor(depth * 2, kind == ROAD) == 1).all()  # beyond belief
+    assert (factor(depth, np.zeros_like(kind, dtype=bool)) == 1).all()
+
+
+def test_road_corrects_a_smooth_error_also_beside_it():
+    of = frame(cameras=(camera(size=(192, 128)),))
+    cam = of.rig["CAM_FRONT"]
+    depth, kind = look_at_street(of, "CAM_FRONT", wall_x_m=15.0)
+    rays = cam.rays(cam.pixel_grid())[:, :2].reshape(128, 192, 2).astype(np.float32)
+    error = np.exp(np.linspace(-0.08, 0.08, 192))[None].astype(np.float32) * np.ones((128, 1), np.float32)
+    left = [
+        np.abs(np.log(error * road_correction(depth * error, kind == ROAD, rays, cam.ego_from_cam, 0.0, reach)))
+        for reach in (0.0, 0.1)
+    ]
+    beside = kind == WALL
+    beside[:56] = False  # the wall's foot; its top is far from any road
+    assert left[1][beside].mean() < 0.5 * left[0][beside].mean()
 
 
 def test_what_a_frame_hit_it_did_not_see_empty():

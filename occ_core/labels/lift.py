@@ -12,14 +12,13 @@ from occ_core.errors import InvalidInput
 from occ_core.frame import Frame
 from occ_core.grid import VoxelGrid
 from occ_core.labels.recipes import Recipe
+from occ_core.labels.road_scale import ROAD, road_correction
 from occ_core.labels.visibility import add_passes, ray_step_px
 from occ_core.taxonomy import Taxonomy
 from occ_core.teachers.base import UNKNOWN, ClassMap, DepthMap
 
 SUB = 2  # points are summed up in cells of half a voxel, so that another frame's grid, turned, finds no holes
 DROP, POINT, PASS, SKY = 0, 1, 2, 3
-ROAD = ("driveable_surface", "road")
-ROAD_REACH_M, ROAD_PIXELS, ROAD_SCALES = 20.0, 300, (0.7, 1.4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +42,10 @@ class Fold:
     count: np.ndarray
     passes: np.ndarray
     skipped: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return self.points_ego_m.nbytes + self.class_id.nbytes + self.count.nbytes + self.passes.nbytes
 
 
 class Lifter:
@@ -86,8 +89,14 @@ class Lifter:
         depth_m = depth.depth_m
         if self.recipe.ground_z_m is not None:
             road = np.isin(class_id, [i for i, name in enumerate(self.taxonomy.names) if name in ROAD])
-            scale = road_scale(depth_m, road & (kind == POINT), rays, camera.ego_from_cam, self.recipe.ground_z_m)
-            depth_m = depth_m * np.float32(scale)
+            depth_m = depth_m * road_correction(
+                depth_m,
+                road & (kind == POINT),
+                rays,
+                camera.ego_from_cam,
+                self.recipe.ground_z_m,
+                self.recipe.ground_reach,
+            )
         focal_px = float(camera.intrinsics[0, 0]) * w / camera.size[0]
         return _Look(depth_m, class_id, kind, rays, frame.ego_from_camera_at_its_stamp(camera.name), focal_px)
 
@@ -201,31 +210,6 @@ def _sort(inverse, edge, confidence, class_id, score, far, min_score, min_confid
                 unknown = what == UNKNOWN or score[i, j] < min_score
                 kind[i, j] = PASS if unknown or at < far else POINT
     return kind
-
-
-def road_scale(
-    depth_m: np.ndarray, road: np.ndarray, rays: np.ndarray, ego_from_cam: np.ndarray, ground_z_m: float
-) -> float:
-    """Factor that puts the near road where the calibration says it is: median of plane depth / depth.
-
-    Monocular depth errs mostly by one factor an image; the camera's height above the road is known.
-
-    Args:
-        depth_m: float32 (h, w). road: bool (h, w). rays: float32 (h, w, 2). ego_from_cam: (4, 4) of the calibration.
-
-    Returns:
-        1.0 where fewer than 300 (of every ninth) pixels show road within 20 m, or the median is beyond 0.7..1.4.
-    """
-    depth, pick = depth_m[::3, ::3], road[::3, ::3]
-    x, y = rays[::3, ::3][pick].T
-    down = ego_from_cam[2, 0] * x + ego_from_cam[2, 1] * y + ego_from_cam[2, 2]
-    with np.errstate(divide="ignore"):
-        plane_m = (ground_z_m - ego_from_cam[2, 3]) / down
-    near = (down < 0) & (plane_m < ROAD_REACH_M)
-    if near.sum() < ROAD_PIXELS:
-        return 1.0
-    scale = float(np.median(plane_m[near] / depth[pick][near]))
-    return scale if ROAD_SCALES[0] < scale < ROAD_SCALES[1] else 1.0
 
 
 def _add_rays(passes: np.ndarray, look: _Look, recipe: Recipe, grid: VoxelGrid) -> None:

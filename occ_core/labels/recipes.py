@@ -32,7 +32,10 @@ class Recipe(BaseModel):
     min_score: Share = 0.0  # of the class; below it the class is unknown and the pixel gives no point
     min_confidence: Share = 0.0  # of the depth; below it the pixel is dropped
     edge_cut: Annotated[float, Field(gt=0)] | None = None  # relative jump in inverse depth that makes an edge
-    ground_z_m: float | None = None  # height of the road in the ego frame, to correct each image's scale by
+    ground_z_m: float | None = None  # height of the road in the ego frame, to correct each image's depth by
+    ground_reach: Share = (
+        0.0  # how far around a road pixel its error holds, of the image's width; 0: one factor an image
+    )
     surface_offset_m: Metres = 0.0  # a point is this far behind the measured surface, along its ray
     outlier_points: Count = 0  # a point with fewer in the 27 cells around it, of its own frame, is dropped
     clamp: bool = False  # the published artefact: points out of the grid are moved onto its faces

@@ -11,7 +11,7 @@ from occ_core.grid import VoxelGrid
 def ray_step_px(focal_px: float, grid: VoxelGrid) -> int:
     """Every how many-th pixel, along both axes, casts a ray: two rays a cell at the far face of the grid."""
     far_m = float(np.abs([grid.origin_m[:2], grid.upper_m[:2]]).max())
-    return max(1, int(focal_px * grid.voxel_size_m / (2 * far_m)))
+    return max(1, round(focal_px * grid.voxel_size_m / (2 * far_m)))
 
 
 def add_passes(
