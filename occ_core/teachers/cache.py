@@ -1,7 +1,7 @@
 """Teachers' answers on disk, small: a network's answer costs seconds, reading it back milliseconds.
 
-One file a frame: `<folder>/<hash of the teacher's version>/<scene>/<token>-<rig>.classes.zip` or `.depth.zip`. In it, one
-PNG a camera and quantity: classes as they are, scores and confidences in steps of 1/32, depth in 4,094 steps of its
+One file a frame: `<folder>/<hash of the teacher's version>/<scene>/<token>-<rig>.classes.zip` or `.depth.zip`. In it,
+one PNG a camera and quantity: classes as they are, scores and confidences in steps of 1/32, depth in 4,094 steps of its
 logarithm between 0.1 and 1000 m (0.23 % each). What is read back is what the asker of the first time got as well, so
 labels do not depend on whether a map was cached.
 """
