@@ -18,6 +18,7 @@ EXTRAS = {
     "torch": ["torch>=2.4,<2.14", "safetensors>=0.4,<1"],
     "onnx": ["onnx>=1.16,<2", "onnxscript>=0.3,<1", "onnxruntime>=1.19,<2"],
     "viz": ["matplotlib>=3.6,<4", "rerun-sdk>=0.23,<0.42", "pyarrow<26"],
+    "ray": ["ray>=2.9,<3"],  # labels on a cluster; not in `all`: nobody needs it on one machine
     # Python wheels of ROS 2 Kilted, for machines without a ROS installation; beside apt-installed ROS 2 leave this out.
     "ros": [
         "ros-rclpy[fastrtps]>=9.1,<9.2",
@@ -29,7 +30,7 @@ EXTRAS = {
     ],
     "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.8", "mypy>=1.10", "types-PyYAML", "pre-commit", "scikit-learn"],
 }
-EXTRAS["all"] = sorted({need for name in EXTRAS if name != "dev" for need in EXTRAS[name]})
+EXTRAS["all"] = sorted({need for name in EXTRAS if name not in ("dev", "ray") for need in EXTRAS[name]})
 
 setup(
     name=PACKAGE,
