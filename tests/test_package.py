@@ -88,6 +88,7 @@ def test_every_command_has_help_with_an_example():
     assert top.returncode == 0
     commands = [("world", "make"), ("world", "show"), ("world", "stats"), ("bag", "make")]
     commands += [("labels", name) for name in ("make", "check", "show", "score")]
+    commands += [("bench", "labels")]
     commands += [("train",), ("predict",), ("eval",), ("export",), ("view",)]
     for command in commands:
         result = run_occ(*command, "--help")
