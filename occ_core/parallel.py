@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -78,9 +78,11 @@ def run_in_processes(
 def _round(work, left: dict[int, Any], workers: int, step: Step) -> Iterator[tuple[int, Any]]:
     """One pool of processes; it is gone when this generator ends, however it ends."""
     context = multiprocessing.get_context("spawn")  # embree, numba and torch do not survive a fork
-    steps, stop = context.Queue(), context.Event()
+    # Pipes, not a Queue and an Event: those have locks, which a killed process takes with it.
+    steps, tell_step = context.Pipe(duplex=False)
+    parent_lives, keep_alive = context.Pipe(duplex=False)
     with _environment(dict.fromkeys(ONE_THREAD, "1")):  # read by the children when they import numpy
-        with ProcessPoolExecutor(workers, context, _start_worker, (steps, stop)) as pool:
+        with ProcessPoolExecutor(workers, context, _start_worker, (tell_step, parent_lives)) as pool:
             pending: dict[Future, int] = {pool.submit(_work, work, item): n for n, item in left.items()}
             try:
                 while pending:
@@ -89,7 +91,7 @@ def _round(work, left: dict[int, Any], workers: int, step: Step) -> Iterator[tup
                     for future in done:
                         yield pending.pop(future), future.result()
             except BaseException:
-                stop.set()
+                keep_alive.close()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
         _drain(steps, step)
@@ -106,32 +108,27 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def _drain(steps, step: Step) -> None:
-    while True:
-        try:
-            steps.get_nowait()
-        except queue.Empty:
-            return
+def _drain(steps: Connection, step: Step) -> None:
+    while steps.poll():
+        steps.recv_bytes()
         step()
 
 
-_steps: Any = None  # the worker's queue of finished parts
+_tell_step: Connection  # of the worker: each message is a finished part
 
 
-def _start_worker(steps, stop) -> None:
-    global _steps
-    _steps = steps
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which sets `stop`
-    threading.Thread(target=_end_with_parent, args=(stop,), daemon=True).start()
+def _start_worker(tell_step: Connection, parent_lives: Connection) -> None:
+    global _tell_step
+    _tell_step = tell_step
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which closes the pipe
+    threading.Thread(target=_end_with_parent, args=(parent_lives,), daemon=True).start()
 
 
-def _end_with_parent(stop) -> None:
-    """A parent that is killed leaves its workers waiting for ever, unless they look."""
-    parent = multiprocessing.parent_process()
-    while not stop.wait(POLL_S) and (parent is None or parent.is_alive()):
-        pass
+def _end_with_parent(parent_lives: Connection) -> None:
+    """A parent that is killed would leave its workers waiting for ever; its end of the pipe closes with it."""
+    parent_lives.poll(None)
     os._exit(1)
 
 
 def _work(work, item) -> Any:
-    return work(item, lambda: _steps.put(1))
+    return work(item, lambda: _tell_step.send_bytes(b"."))
