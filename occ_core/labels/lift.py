@@ -53,6 +53,8 @@ class Lifter:
 
     def __init__(self, recipe: Recipe, grid: VoxelGrid, taxonomy: Taxonomy):
         self.recipe, self.grid, self.taxonomy = recipe, grid, taxonomy
+        self._is_road = np.zeros(256, dtype=np.bool_)
+        self._is_road[[number for number, name in enumerate(taxonomy.names) if name in ROAD]] = True
         self._rays: dict[tuple, np.ndarray] = {}
 
     def fold(self, frame: Frame, classes: dict[str, ClassMap], depths: dict[str, DepthMap]) -> Fold:
@@ -88,14 +90,9 @@ class Lifter:
         kind = sort_pixels(depth, class_id, score, self.recipe, self.taxonomy.free_id)
         depth_m = depth.depth_m
         if self.recipe.ground_z_m is not None:
-            road = np.isin(class_id, [i for i, name in enumerate(self.taxonomy.names) if name in ROAD])
+            road = self._is_road[class_id] & (kind == POINT)
             depth_m = depth_m * road_correction(
-                depth_m,
-                road & (kind == POINT),
-                rays,
-                camera.ego_from_cam,
-                self.recipe.ground_z_m,
-                self.recipe.ground_reach,
+                depth_m, road, rays, camera.ego_from_cam, self.recipe.ground_z_m, self.recipe.ground_reach
             )
         focal_px = float(camera.intrinsics[0, 0]) * w / camera.size[0]
         return _Look(depth_m, class_id, kind, rays, frame.ego_from_camera_at_its_stamp(camera.name), focal_px)
@@ -213,10 +210,12 @@ def _sort(inverse, edge, confidence, class_id, score, far, min_score, min_confid
 
 
 def _add_rays(passes: np.ndarray, look: _Look, recipe: Recipe, grid: VoxelGrid) -> None:
-    ends = np.where(look.kind == SKY, np.float32(np.inf), look.depth_m * np.float32(1 - recipe.free_margin))
     sparse = 4 * np.count_nonzero(look.kind) < look.kind.size  # LiDAR: no pixel speaks for its neighbours
     step = 1 if sparse else ray_step_px(look.focal_px, grid)
-    add_passes(passes, look.rays, ends, look.kind != DROP, look.ego_from_cam, grid, step)
+    thin = np.s_[step // 2 :: step, step // 2 :: step]
+    kind = look.kind[thin]
+    ends = np.where(kind == SKY, np.float32(np.inf), look.depth_m[thin] * np.float32(1 - recipe.free_margin))
+    add_passes(passes, look.rays[thin], ends, kind != DROP, look.ego_from_cam, grid, weight=step * step)
 
 
 class _Store:
@@ -235,8 +234,8 @@ class _Store:
     def add(self, look: _Look, recipe: Recipe) -> None:
         self.used = _add_points(
             look.depth_m, look.class_id, look.kind, look.rays, np.ascontiguousarray(look.ego_from_cam[:3]),
-            np.array(self.grid.origin_m), self.grid.voxel_size_m, np.array(self.grid.shape), recipe.surface_offset_m,
-            recipe.clamp, self.head, self.next, self.sums_m, self.count, self.class_id, self.used,
+            np.array(self.grid.origin_m), SUB / self.grid.voxel_size_m, np.array(self.grid.shape),
+            recipe.surface_offset_m, recipe.clamp, self.head, self.next, self.sums_m, self.count, self.class_id, self.used,
         )  # fmt: skip
 
     def finish(self, outlier_points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -256,7 +255,7 @@ class _Store:
 
 @numba.njit(cache=True, nogil=True)
 def _add_points(
-    depth, class_id, kind, rays, cam, origin, size, shape, offset, keep_outside, head, following, sums, count, classes,
+    depth, class_id, kind, rays, cam, origin, per_m, shape, offset, keep_outside, head, following, sums, count, classes,
     used,
 ):  # fmt: skip
     nx, ny, nz = shape[0] * SUB, shape[1] * SUB, shape[2] * SUB
@@ -271,9 +270,9 @@ def _add_points(
             x = (cam[0, 0] * rx + cam[0, 1] * ry + cam[0, 2]) * d + cam[0, 3]
             y = (cam[1, 0] * rx + cam[1, 1] * ry + cam[1, 2]) * d + cam[1, 3]
             z = (cam[2, 0] * rx + cam[2, 1] * ry + cam[2, 2]) * d + cam[2, 3]
-            i = int(np.floor((x - origin[0]) / size * SUB))
-            j = int(np.floor((y - origin[1]) / size * SUB))
-            k = int(np.floor((z - origin[2]) / size * SUB))
+            i = int(np.floor((x - origin[0]) * per_m))
+            j = int(np.floor((y - origin[1]) * per_m))
+            k = int(np.floor((z - origin[2]) * per_m))
             what = class_id[row, column]
             inside = 0 <= i < nx and 0 <= j < ny and 0 <= k < nz
             at, entry = 0, -1

@@ -75,10 +75,12 @@ PRESETS: dict[str, Recipe] = {
         past=None, future=None, max_depth_m=50.0, sky=True, grazing_share=0.05, min_points=4, min_hit_share=0.2,
         priority=RARE_NEAR_GROUND, priority_share=0.25,
     ),
+    # Ours: before and after, each image's depth set right by the road it shows, moving classes kept where no ray
+    # contradicts (parked cars), rays trusted only up to 85 % of their length.
     "best": Recipe(
-        past=13, future=13, max_depth_m=50.0, edge_cut=0.15, ground_z_m=0.0, outlier_points=8, sky=True,
-        free_margin=0.05, grazing_share=0.05, moving="own", min_points=4, min_hit_share=0.25, free_hit_share=0.1,
-        priority=RARE_NEAR_GROUND, priority_share=0.33,
+        past=13, future=13, max_depth_m=50.0, edge_cut=0.4, ground_z_m=0.0, ground_reach=0.1, surface_offset_m=0.1,
+        outlier_points=3, sky=True, free_margin=0.15, grazing_share=0.05, moving="checked", min_points=2,
+        min_hit_share=0.1, free_hit_share=0.05, priority=RARE_NEAR_GROUND, priority_share=0.33,
     ),
 }  # fmt: skip
 

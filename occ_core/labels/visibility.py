@@ -21,11 +21,11 @@ def add_passes(
     casts: np.ndarray,
     ego_from_cam: np.ndarray,
     grid: VoxelGrid,
-    step_px: int,
+    weight: int,
 ) -> None:
     """Count the rays that pass each cell: those that enter the cell and leave it again before their end.
 
-    A ray that starts in a cell counts there. Each counts step_px ** 2 times, as it stands for that many pixels.
+    A ray that starts in a cell counts there.
 
     Args:
         passes: uint32 (X, Y, Z), added to.
@@ -33,21 +33,21 @@ def add_passes(
         depth_m: float32 (h, w), where each ray ends, along the optical axis; inf: it does not.
         casts: bool (h, w), pixels that have a ray.
         ego_from_cam: (4, 4).
+        weight: what each ray counts: the number of pixels that it stands for.
     """
     cam = np.ascontiguousarray(ego_from_cam[:3], dtype=np.float64)
     start = (cam[:, 3] - grid.origin_m) / grid.voxel_size_m
     turn = np.ascontiguousarray(cam[:, :3] / grid.voxel_size_m)
-    _cast(passes.reshape(-1), np.array(grid.shape), rays, depth_m, casts, start, turn, step_px)
+    maps = (np.ascontiguousarray(array) for array in (rays, depth_m, casts))
+    _cast(passes.reshape(-1), np.array(grid.shape), *maps, start, turn, np.uint32(weight))
 
 
 @numba.njit(cache=True, nogil=True)
-def _cast(passes, shape, rays, depth, casts, start, turn, step):
+def _cast(passes, shape, rays, depth, casts, start, turn, weight):
     """Traversal after Amanatides and Woo (1987), in cells; the ray's parameter is the depth in metres."""
     nx, ny, nz = shape[0], shape[1], shape[2]
-    weight = np.uint32(step * step)
-    first = step // 2
-    for row in range(first, depth.shape[0], step):
-        for column in range(first, depth.shape[1], step):
+    for row in range(depth.shape[0]):
+        for column in range(depth.shape[1]):
             if not casts[row, column]:
                 continue
             end = np.float64(depth[row, column])
