@@ -235,7 +235,8 @@ class _Store:
         self.used = _add_points(
             look.depth_m, look.class_id, look.kind, look.rays, np.ascontiguousarray(look.ego_from_cam[:3]),
             np.array(self.grid.origin_m), SUB / self.grid.voxel_size_m, np.array(self.grid.shape),
-            recipe.surface_offset_m, recipe.clamp, self.head, self.next, self.sums_m, self.count, self.class_id, self.used,
+            recipe.surface_offset_m, recipe.clamp, self.head, self.next, self.sums_m, self.count, self.class_id,
+            self.used,
         )  # fmt: skip
 
     def finish(self, outlier_points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

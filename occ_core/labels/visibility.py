@@ -38,8 +38,8 @@ def add_passes(
     cam = np.ascontiguousarray(ego_from_cam[:3], dtype=np.float64)
     start = (cam[:, 3] - grid.origin_m) / grid.voxel_size_m
     turn = np.ascontiguousarray(cam[:, :3] / grid.voxel_size_m)
-    maps = (np.ascontiguousarray(array) for array in (rays, depth_m, casts))
-    _cast(passes.reshape(-1), np.array(grid.shape), *maps, start, turn, np.uint32(weight))
+    rays, depth_m, casts = (np.ascontiguousarray(array) for array in (rays, depth_m, casts))
+    _cast(passes.reshape(-1), np.array(grid.shape), rays, depth_m, casts, start, turn, np.uint32(weight))
 
 
 @numba.njit(cache=True, nogil=True)
