@@ -40,7 +40,7 @@ class TransformersSam:
         if self.kind not in ("sam", "sam2"):
             raise InvalidInput(f"the segmenter must be a 'sam' or 'sam2' model, this is '{self.kind}'")
         self.model, self.device = model.to(device).eval(), device
-        size = model.config.vision_config.image_size
+        size = model.config.prompt_encoder_config.image_size
         self.side_px = int(size if isinstance(size, int) else size[0])
         self.version = f"{self.kind} {weights_digest(model)}"
 
