@@ -25,3 +25,15 @@ def write_atomically(path: Path, data: bytes) -> None:
             raise
     except OSError as error:
         raise CannotWrite(f"{path}: cannot write {len(data)} bytes ({error.strerror or error})") from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file if it is there.
+
+    Raises:
+        CannotWrite: no permission and the like.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise CannotWrite(f"{path}: cannot remove it ({error.strerror or error})") from error

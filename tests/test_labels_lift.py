@@ -97,6 +97,16 @@ def test_surface_offset_is_along_the_ray_and_in_metres():
     np.testing.assert_allclose(moved, 0.1 * ray / np.linalg.norm(ray), atol=1e-5)
 
 
+def test_far_ground_has_no_stripes_once_filled():
+    of = frame()
+    street = look_at_street(of, "CAM_FRONT", wall_x_m=50.0)
+    for fill, whole in ((0.0, False), (0.3, True)):
+        folded = fold(of, *street, Recipe(fill_ground=fill))
+        cells, _ = SMALL_GRID.index_of(folded.points_ego_m[folded.class_id == ROAD])
+        assert (set(range(30, 40)) <= set(cells[cells[:, 1] == 20][:, 0])) == whole  # x = 4 .. 8 m straight ahead
+        assert set(cells[:, 2]) == {2}
+
+
 def test_outliers_are_points_with_few_others_around():
     of = frame()
     depth, kind = np.full((64, 96), 5.0), np.full((64, 96), FREE)

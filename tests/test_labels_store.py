@@ -119,6 +119,21 @@ def test_other_files_are_not_taken_for_a_store(tmp_path):
         LabelStore(tmp_path).claim(MADE_WITH, SCENES)
 
 
+def test_scenes_of_another_data_set_are_refused(store):
+    with pytest.raises(InvalidInput, match="another data set's scene-0002"):
+        LabelStore(store.folder).claim(MADE_WITH, {"scene-0001": ["a", "b"], "scene-0002": ["other"]})
+    assert list(store.check()) == []
+
+
+def test_a_record_that_cannot_be_removed_is_a_clear_error(store):
+    record = store.folder / "scene-0001/a/labels.json"
+    record.unlink()
+    record.mkdir()
+    assert not store.is_complete("scene-0001", "a")
+    with pytest.raises(CannotWrite, match="labels.json: cannot remove"):
+        store.write("scene-0001", "a", scene_label("a"))
+
+
 def test_scenes_are_added_to_a_store(store):
     again = LabelStore(store.folder)
     again.claim(MADE_WITH, {"scene-0003": ["d"]})

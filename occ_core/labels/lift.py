@@ -19,6 +19,7 @@ from occ_core.teachers.base import UNKNOWN, ClassMap, DepthMap
 
 SUB = 2  # points are summed up in cells of half a voxel, so that another frame's grid, turned, finds no holes
 DROP, POINT, PASS, SKY = 0, 1, 2, 3
+GROUND = ("driveable_surface", "other_flat", "sidewalk", "terrain", "road", "parking", "other_ground")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,8 @@ class Lifter:
         self.recipe, self.grid, self.taxonomy = recipe, grid, taxonomy
         self._is_road = np.zeros(256, dtype=np.bool_)
         self._is_road[[number for number, name in enumerate(taxonomy.names) if name in ROAD]] = True
+        self._is_ground = np.zeros(256, dtype=np.bool_)
+        self._is_ground[[number for number, name in enumerate(taxonomy.names) if name in GROUND]] = True
         self._rays: dict[tuple, np.ndarray] = {}
 
     def fold(self, frame: Frame, classes: dict[str, ClassMap], depths: dict[str, DepthMap]) -> Fold:
@@ -72,7 +75,7 @@ class Lifter:
         passes = np.zeros(self.grid.shape, dtype=np.uint32)
         store = _Store(sum(int((look.kind == POINT).sum()) for look in looks), self.grid)
         for look in looks:
-            store.add(look, self.recipe)
+            store.add(look, self.recipe, self._is_ground)
             _add_rays(passes, look, self.recipe, self.grid)
         points, class_id, count, hits = store.finish(self.recipe.outlier_points)
         if self.recipe.grazing_share is not None:
@@ -224,6 +227,7 @@ class _Store:
     def __init__(self, capacity: int, grid: VoxelGrid):
         self.grid = grid
         nx, ny, nz = grid.shape
+        capacity *= 2  # room for filled ground; what is not touched costs nothing
         self.head = np.full(nx * ny * nz * SUB**3, -1, dtype=np.int32)
         self.next = np.empty(capacity, dtype=np.int32)
         self.sums_m = np.empty((capacity, 3), dtype=np.float64)
@@ -231,13 +235,19 @@ class _Store:
         self.class_id = np.empty(capacity, dtype=np.uint8)
         self.used = 0
 
-    def add(self, look: _Look, recipe: Recipe) -> None:
+    def add(self, look: _Look, recipe: Recipe, is_ground: np.ndarray) -> None:
         self.used = _add_points(
             look.depth_m, look.class_id, look.kind, look.rays, np.ascontiguousarray(look.ego_from_cam[:3]),
             np.array(self.grid.origin_m), SUB / self.grid.voxel_size_m, np.array(self.grid.shape),
             recipe.surface_offset_m, recipe.clamp, self.head, self.next, self.sums_m, self.count, self.class_id,
             self.used,
         )  # fmt: skip
+        if recipe.fill_ground > 0:
+            self.used = _fill_ground(
+                look.depth_m, look.class_id, look.kind, look.rays, np.ascontiguousarray(look.ego_from_cam[:3]),
+                np.array(self.grid.origin_m), SUB / self.grid.voxel_size_m, np.array(self.grid.shape),
+                recipe.fill_ground, is_ground, self.head, self.next, self.sums_m, self.count, self.class_id, self.used,
+            )  # fmt: skip
 
     def finish(self, outlier_points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """points float32 (N, 3), class uint8 (N,), count uint16 (N,), hits uint32 (X, Y, Z)."""
@@ -271,31 +281,72 @@ def _add_points(
             x = (cam[0, 0] * rx + cam[0, 1] * ry + cam[0, 2]) * d + cam[0, 3]
             y = (cam[1, 0] * rx + cam[1, 1] * ry + cam[1, 2]) * d + cam[1, 3]
             z = (cam[2, 0] * rx + cam[2, 1] * ry + cam[2, 2]) * d + cam[2, 3]
-            i = int(np.floor((x - origin[0]) * per_m))
-            j = int(np.floor((y - origin[1]) * per_m))
-            k = int(np.floor((z - origin[2]) * per_m))
             what = class_id[row, column]
-            inside = 0 <= i < nx and 0 <= j < ny and 0 <= k < nz
-            at, entry = 0, -1
-            if inside:
-                at = (i * ny + j) * nz + k
-                entry = head[at]
-                while entry >= 0 and classes[entry] != what:
-                    entry = following[entry]
-            elif not keep_outside:
+            used = _put(
+                x, y, z, what, origin, per_m, nx, ny, nz, keep_outside, head, following, sums, count, classes, used
+            )
+    return used
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill_ground(
+    depth, class_id, kind, rays, cam, origin, per_m, shape, limit, is_ground, head, following, sums, count, classes,
+    used,
+):  # fmt: skip
+    """Points between two rows of ground: far off, a pixel covers more road than a cell, which would leave stripes."""
+    nx, ny, nz = shape[0] * SUB, shape[1] * SUB, shape[2] * SUB
+    for row in range(depth.shape[0] - 1):
+        for column in range(depth.shape[1]):
+            what = class_id[row, column]
+            if not is_ground[what] or class_id[row + 1, column] != what:
                 continue
-            if entry < 0:
-                entry = used
-                used += 1
-                sums[entry, 0], sums[entry, 1], sums[entry, 2] = 0.0, 0.0, 0.0
-                count[entry], classes[entry] = 0, what
-                if inside:
-                    following[entry] = head[at]
-                    head[at] = entry
-            sums[entry, 0] += x
-            sums[entry, 1] += y
-            sums[entry, 2] += z
-            count[entry] += np.uint32(1)
+            if kind[row, column] != POINT or kind[row + 1, column] != POINT:
+                continue
+            d, near = np.float64(depth[row, column]), np.float64(depth[row + 1, column])
+            gaps = int(abs(d - near) * per_m)  # of half a voxel
+            if gaps == 0 or abs(d - near) > limit * min(d, near) or used + gaps > len(count):
+                continue
+            for n in range(1, gaps + 1):
+                t = n / (gaps + 1)
+                px = (1 - t) * rays[row, column, 0] * d + t * rays[row + 1, column, 0] * near
+                py = (1 - t) * rays[row, column, 1] * d + t * rays[row + 1, column, 1] * near
+                pz = (1 - t) * d + t * near
+                x = cam[0, 0] * px + cam[0, 1] * py + cam[0, 2] * pz + cam[0, 3]
+                y = cam[1, 0] * px + cam[1, 1] * py + cam[1, 2] * pz + cam[1, 3]
+                z = cam[2, 0] * px + cam[2, 1] * py + cam[2, 2] * pz + cam[2, 3]
+                used = _put(
+                    x, y, z, what, origin, per_m, nx, ny, nz, False, head, following, sums, count, classes, used
+                )
+    return used
+
+
+@numba.njit(cache=True, nogil=True)
+def _put(x, y, z, what, origin, per_m, nx, ny, nz, keep_outside, head, following, sums, count, classes, used):
+    """Adds one point to the sums of its cell and class; returns how many entries there are now."""
+    i = int(np.floor((x - origin[0]) * per_m))
+    j = int(np.floor((y - origin[1]) * per_m))
+    k = int(np.floor((z - origin[2]) * per_m))
+    inside = 0 <= i < nx and 0 <= j < ny and 0 <= k < nz
+    at, entry = 0, -1
+    if inside:
+        at = (i * ny + j) * nz + k
+        entry = head[at]
+        while entry >= 0 and classes[entry] != what:
+            entry = following[entry]
+    elif not keep_outside:
+        return used
+    if entry < 0:
+        entry = used
+        used += 1
+        sums[entry, 0], sums[entry, 1], sums[entry, 2] = 0.0, 0.0, 0.0
+        count[entry], classes[entry] = 0, what
+        if inside:
+            following[entry] = head[at]
+            head[at] = entry
+    sums[entry, 0] += x
+    sums[entry, 1] += y
+    sums[entry, 2] += z
+    count[entry] += np.uint32(1)
     return used
 
 

@@ -108,11 +108,14 @@ def make_labels(
     if engine not in ENGINES:
         raise InvalidInput(f"engine must be one of {', '.join(ENGINES)}, got '{engine}'")
     run = partial(run_in_processes, restarts=RESTARTS) if engine == "local" else partial(run_on_ray, gpus=gpus)
+    _forget()
     job = Job(Path(dataroot), Path(out), recipe, teacher, sweeps)
     tables = _tables(job.dataroot)
     tasks = [Task(s, tuple(token for token, _ in tables.samples(s))) for s in tables.require_scenes(scenes)]
     store = LabelStore(out)
     (versions,) = run(partial(_versions, job), [None], 1)  # where the teachers will run, for the same is loaded there
+    if workers > 1:
+        _load_teachers.cache_clear()  # the workers' memory is theirs
     store.claim(_made_with(job, versions), {task.scene: task.tokens for task in tasks})
     lacking = [[not store.is_complete(task.scene, token) for token in task.tokens] for task in tasks]
     todo = [task for task, lacks in zip(tasks, lacking, strict=True) if any(lacks)]
@@ -178,6 +181,12 @@ def _made_with(job: Job, versions: tuple[str, str]) -> dict[str, Any]:
 
 
 # A process labels many scenes and opens tables and teachers once.
+
+
+def _forget() -> None:
+    """What was opened for an earlier run: its files may have changed since."""
+    _tables.cache_clear()
+    _load_teachers.cache_clear()
 
 
 @lru_cache(maxsize=1)

@@ -37,6 +37,7 @@ class Recipe(BaseModel):
         0.0  # how far around a road pixel its error holds, of the image's width; 0: one factor an image
     )
     surface_offset_m: Metres = 0.0  # a point is this far behind the measured surface, along its ray
+    fill_ground: Share = 0.0  # relative step in depth between rows of ground pixels up to which the gap is filled
     outlier_points: Count = 0  # a point with fewer in the 27 cells around it, of its own frame, is dropped
     clamp: bool = False  # the published artefact: points out of the grid are moved onto its faces
     # rays: which cells they pass
@@ -79,8 +80,8 @@ PRESETS: dict[str, Recipe] = {
     # contradicts (parked cars), rays trusted only up to 85 % of their length.
     "best": Recipe(
         past=13, future=13, max_depth_m=50.0, edge_cut=0.4, ground_z_m=0.0, ground_reach=0.1, surface_offset_m=0.1,
-        outlier_points=3, sky=True, free_margin=0.15, grazing_share=0.05, moving="checked", min_points=2,
-        min_hit_share=0.1, free_hit_share=0.05, priority=RARE_NEAR_GROUND, priority_share=0.33,
+        fill_ground=0.12, outlier_points=3, sky=True, free_margin=0.15, grazing_share=0.05, moving="checked",
+        min_points=2, min_hit_share=0.1, free_hit_share=0.05, priority=RARE_NEAR_GROUND, priority_share=0.33,
     ),
 }  # fmt: skip
 

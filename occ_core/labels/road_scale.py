@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 ROAD = ("driveable_surface", "road")
-REACH_M = 20.0  # beyond it slopes matter more than errors of scale
+REACH_M = 12.0  # beyond it slopes matter more than errors of scale
 MIN_SAMPLES = 100  # of about 20,000 an image
 FACTORS = (0.7, 1.4)  # a median beyond means that something else is wrong
 SAMPLES_WIDE = 200
@@ -22,7 +22,7 @@ def road_correction(
     ground_z_m: float,
     reach: float,
 ) -> np.ndarray:
-    """Factor on the depth of each pixel: plane depth / depth on the road within 20 m.
+    """Factor on the depth of each pixel: plane depth / depth on the road within 12 m.
 
     Monocular metric depth errs mostly by one factor an image, and smoothly within it, so the road's error is also that
     of what stands beside it; far from any road the image's median holds.

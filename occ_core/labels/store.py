@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, OccError
-from occ_core.files import write_atomically
+from occ_core.files import remove, write_atomically
 from occ_core.grid import OCC3D_GRID, VoxelGrid
 from occ_core.occupancy import Occupancy, load_occ3d, pack_occ3d, read_npz
 from occ_core.taxonomy import OCC3D, Taxonomy
@@ -62,7 +62,7 @@ class LabelStore:
             scenes: scene name -> tokens of the samples that there shall be.
 
         Raises:
-            InvalidInput: the folder holds labels made with something else, or other files.
+            InvalidInput: the folder holds labels made with something else or of other data, or other files.
             CorruptInput, CannotWrite.
         """
         listed = {scene: list(tokens) for scene, tokens in scenes.items()}
@@ -72,7 +72,10 @@ class LabelStore:
                 raise InvalidInput(
                     f"{self.folder} already holds labels made with {', '.join(differing[:3])}; choose another folder"
                 )
-            listed = {**self.record["scenes"], **listed}
+            there = self.record["scenes"]
+            if other := [scene for scene in listed if there.get(scene, listed[scene]) != listed[scene]]:
+                raise InvalidInput(f"{self.folder} holds another data set's {other[0]}; choose another folder")
+            listed = {**there, **listed}
         elif self.folder.is_dir() and any(self.folder.iterdir()):
             raise InvalidInput(f"{self.folder} is not empty and holds no labels (no store.json); choose another folder")
         record = {"format": FORMAT, "made_with": made_with, "scenes": dict(sorted(listed.items()))}
@@ -120,7 +123,7 @@ class LabelStore:
         """
         path = self.path(scene, token)
         for stale in path.parent.glob(".*.tmp"):  # of a killed run
-            stale.unlink(missing_ok=True)
+            remove(stale)
         data = pack_occ3d(label.occupancy, votes=label.votes)
         occupied, observed = int(label.occupancy.occupied.sum()), int(label.occupancy.observed.sum())
         record = {
@@ -134,7 +137,7 @@ class LabelStore:
             },
             "skipped": list(label.skipped),
         }
-        path.with_suffix(".json").unlink(missing_ok=True)  # or it would vouch for the bytes that were there before
+        remove(path.with_suffix(".json"))  # or it would vouch for the bytes that were there before
         write_atomically(path, data)
         write_atomically(path.with_suffix(".json"), _dumps(record))
 
