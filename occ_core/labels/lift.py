@@ -236,18 +236,13 @@ class _Store:
         self.used = 0
 
     def add(self, look: _Look, recipe: Recipe, is_ground: np.ndarray) -> None:
-        self.used = _add_points(
-            look.depth_m, look.class_id, look.kind, look.rays, np.ascontiguousarray(look.ego_from_cam[:3]),
-            np.array(self.grid.origin_m), SUB / self.grid.voxel_size_m, np.array(self.grid.shape),
-            recipe.surface_offset_m, recipe.clamp, self.head, self.next, self.sums_m, self.count, self.class_id,
-            self.used,
-        )  # fmt: skip
+        cam = np.ascontiguousarray(look.ego_from_cam[:3])
+        seen = (look.depth_m, look.class_id, look.kind, look.rays, cam)
+        cells = (np.array(self.grid.origin_m), SUB / self.grid.voxel_size_m, np.array(self.grid.shape))
+        sums = (self.head, self.next, self.sums_m, self.count, self.class_id)
+        self.used = _add_points(*seen, *cells, recipe.surface_offset_m, recipe.clamp, *sums, self.used)
         if recipe.fill_ground > 0:
-            self.used = _fill_ground(
-                look.depth_m, look.class_id, look.kind, look.rays, np.ascontiguousarray(look.ego_from_cam[:3]),
-                np.array(self.grid.origin_m), SUB / self.grid.voxel_size_m, np.array(self.grid.shape),
-                recipe.fill_ground, is_ground, self.head, self.next, self.sums_m, self.count, self.class_id, self.used,
-            )  # fmt: skip
+            self.used = _fill_ground(*seen, *cells, recipe.fill_ground, is_ground, *sums, self.used)
 
     def finish(self, outlier_points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """points float32 (N, 3), class uint8 (N,), count uint16 (N,), hits uint32 (X, Y, Z)."""
