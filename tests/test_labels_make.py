@@ -255,7 +255,7 @@ def ray_workers() -> list[int]:
     return found
 
 
-def test_ray_with_a_killed_worker_ends_with_the_same_bytes(city, undisturbed, tmp_path):
+def test_ray_with_a_killed_worker_ends_with_the_same_bytes(city, undisturbed, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="the cluster engine needs ray: pip install 'occ_ros[ray]'")
     import threading
 
@@ -269,6 +269,8 @@ def test_ray_with_a_killed_worker_ends_with_the_same_bytes(city, undisturbed, tm
             os.kill(pid, signal.SIGKILL)
             killed.append(pid)
 
+    monkeypatch.setenv("RAY_agent_register_timeout_ms", str(1000 * PATIENCE_S))
+    monkeypatch.setenv("RAY_worker_register_timeout_seconds", str(PATIENCE_S))
     ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
     try:
         killer = threading.Thread(target=kill_one)
