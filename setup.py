@@ -16,6 +16,14 @@ EXTRAS = {
     "nuscenes": ["nuscenes-devkit>=1.1.11,<1.3"],
     "bags": ["rosbags>=0.10.5,<0.12"],
     "torch": ["torch>=2.4,<2.14", "safetensors>=0.4,<1"],
+    # Foundation models. segment-anything imports torchvision, which has to match torch and so is not named here.
+    "teachers": [
+        "torch>=2.4,<2.14",
+        "safetensors>=0.4,<1",
+        "transformers>=5,<6",
+        "segment-anything==1.0",
+        "pillow>=10",
+    ],
     "onnx": ["onnx>=1.16,<2", "onnxscript>=0.3,<1", "onnxruntime>=1.19,<2"],
     "viz": ["matplotlib>=3.6,<4", "rerun-sdk>=0.23,<0.42", "pyarrow<26"],
     "ray": ["ray>=2.9,<3"],  # labels on a cluster; not in `all`: nobody needs it on one machine

@@ -2,8 +2,8 @@
 
 One file a frame: `<folder>/<hash of the teacher's version>/<scene>/<token>-<rig>.classes.zip` or `.depth.zip`. In it,
 of each camera, PNGs of the classes as they are and of scores and confidences in steps of 1/16, and a lossless JPEG 2000
-of the depth in 2046 steps of its logarithm between 0.3 and 300 m (0.34 % each). What is read back is what the asker of the
-first time got as well, so labels do not depend on whether a map was cached.
+of the depth in 2046 steps of its logarithm between 0.3 and 300 m (0.34 % each). What is read back is what the asker of
+the first time got as well, so labels do not depend on whether a map was cached.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from occ_core.errors import need
 from occ_core.taxonomy import OCC3D
 from occ_core.teachers.base import UNKNOWN
 
@@ -131,9 +132,8 @@ def segments(class_id: np.ndarray, depth_m: np.ndarray, wanted: np.ndarray, jump
     Returns:
         int32 (h, w), object number from 0, -1 elsewhere.
     """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
+    coo_matrix = need("scipy.sparse", "world").coo_matrix
+    connected_components = need("scipy.sparse.csgraph", "world").connected_components
     number = np.full(class_id.shape, -1, dtype=np.int32)
     number[wanted] = np.arange(int(wanted.sum()))
     log_depth = np.log(np.where(wanted, depth_m, 1.0))

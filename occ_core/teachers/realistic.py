@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from occ_core.errors import need
 from occ_core.frame import Frame
 from occ_core.geometry import apply
 from occ_core.taxonomy import OCC3D, Taxonomy
@@ -86,9 +87,7 @@ class Realistic:
 
     def _chance(self, look: _Look, what: str, rng: np.random.Generator) -> np.ndarray:
         """Uniform in 0..1, float32 (h, w), of the same smoothness."""
-        from scipy.special import ndtr
-
-        return ndtr(self._field(look, what, rng))
+        return need("scipy.special", "world").ndtr(self._field(look, what, rng))
 
     def _wrong_depth(self, look: _Look, frame: Frame, name: str) -> DepthMap:
         model, rng = self.model, self._rng("depth", frame.token, name)
