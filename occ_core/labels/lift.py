@@ -315,7 +315,7 @@ def _fill_ground(
     return used
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, inline="always")  # a call with so many arrays costs more than the work
 def _put(x, y, z, what, origin, per_m, nx, ny, nz, keep_outside, head, following, sums, count, classes, used):
     """Adds one point to the sums of its cell and class; returns how many entries there are now."""
     i = int(np.floor((x - origin[0]) * per_m))

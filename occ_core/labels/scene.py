@@ -1,7 +1,7 @@
 """Labels of one scene, streamed: every frame is read and folded once, and dropped when no label needs it any more.
 
-Peak memory for six 450 x 800 maps and Occ3D's grid: about 250 MB, and 2 to 6 MB for each frame of the window (`shelf`:
-of the scene).
+Peak memory of the process for six 450 x 800 maps and Occ3D's grid: about 450 MB, and 2 to 6 MB for each frame of the
+window (`shelf`: of the scene).
 """
 
 from __future__ import annotations
