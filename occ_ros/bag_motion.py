@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
@@ -12,24 +14,22 @@ TWIST_SPAN_NS = 50_000_000
 """Velocities come from poses at least this far before and after: closer ones show the rounding of the poses."""
 
 
-def one_pose_a_stamp(records: list[SensorRecord]) -> tuple[dict[int, np.ndarray], float]:
-    """stamp_ns -> world_from_ego, and how far (m) poses of one stamp are apart: /tf can hold one pose a stamp only."""
-    found: dict[int, list[np.ndarray]] = {}
-    for record in records:
-        found.setdefault(record.stamp_ns, []).append(record.world_from_ego)
-    poses, apart_m = {}, 0.0
-    for stamp_ns, several in found.items():
-        spread = max(float(np.abs(other - several[0])[:3].max()) for other in several)
-        poses[stamp_ns] = several[0] if spread < 1e-9 else _mean_pose(several)
-        apart_m = max(apart_m, *(float(np.linalg.norm((other - several[0])[:3, 3])) for other in several))
-    return poses, apart_m
+def one_pose_a_stamp(records: list[SensorRecord]) -> list[SensorRecord]:
+    """The same records; where sensors of one stamp have different ego poses, some stamps moved by a few nanoseconds.
 
-
-def _mean_pose(several: list[np.ndarray]) -> np.ndarray:
-    mean = np.mean(several, axis=0)
-    u, _, vt = np.linalg.svd(mean[:3, :3])
-    mean[:3, :3] = u @ vt  # nearest rotation: the chordal mean
-    return mean
+    /tf holds one pose a stamp, and data sets give stamps in microseconds: below them is room. A LiDAR keeps its stamp,
+    which is its sample's too.
+    """
+    groups: dict[int, list[np.ndarray]] = {}
+    moved = []
+    for record in sorted(records, key=lambda record: record.modality != "lidar"):
+        poses = groups.setdefault(record.stamp_ns, [])
+        which = next((k for k, pose in enumerate(poses) if np.abs(pose - record.world_from_ego)[:3].max() < 1e-9), None)
+        if which is None:
+            which = len(poses)
+            poses.append(record.world_from_ego)
+        moved.append(replace(record, stamp_ns=record.stamp_ns + which))
+    return sorted(moved, key=lambda record: (record.stamp_ns, record.channel))
 
 
 def velocities_of(poses: dict[int, np.ndarray]) -> dict[int, tuple[np.ndarray, np.ndarray]]:

@@ -32,7 +32,6 @@ from occ_ros.clouds import LIDAR_POINT, truth_points
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 METADATA_VERSION: Literal[8] = 8
 """Version 9 writes QoS by name, which Humble cannot read; newer distributions read 8 as well."""
-POSES_AGREE_M = 1e-3
 
 
 @dataclass
@@ -159,15 +158,13 @@ def make_plan(tables: NuScenesTables, scene: str, options: BagOptions) -> _Plan:
     records = tables.records(scene)
     if not records:
         raise MissingInput(f"{tables.dataroot}: scene '{scene}' has no sensor data")
-    poses, apart_m = one_pose_a_stamp(records)
+    records = one_pose_a_stamp(records)
+    poses = {record.stamp_ns: record.world_from_ego for record in records}
     samples = tables.samples(scene)
     boxes = any(tables.annotations(token) for token, _ in samples)
     plan = _Plan(scene, [], poses, samples, boxes)
     plan.records = _choose_files(records, options, plan.left_out)
     _note_absent(tables, plan, records)
-    if apart_m > POSES_AGREE_M:
-        why = f"sensors of one stamp differ by up to {1000 * apart_m:.1f} mm; /tf has their mean"
-        plan.left_out.append(("ego poses as they are", why))
     for channel in sorted({record.channel for record in plan.records}):
         several = len({record.calibration for record in plan.records if record.channel == channel})
         if several > 1:

@@ -57,7 +57,7 @@ def truth_points(occupancy: Occupancy) -> np.ndarray:
 def occupancy_of(points: np.ndarray, grid: VoxelGrid, taxonomy: Taxonomy) -> Occupancy:
     """The grid that `voxel_points` or `truth_points` listed; points outside the grid are dropped.
 
-    From VOXEL_POINT the whole grid counts as observed, since a prediction speaks of every cell.
+    From VOXEL_POINT the whole grid counts as observed: that cloud lists what is occupied and nothing else.
     """
     xyz = np.stack([points["x"], points["y"], points["z"]], axis=-1)
     (ix, iy, iz), inside = (array.T for array in grid.index_of(xyz))

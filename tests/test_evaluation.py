@@ -8,9 +8,10 @@ from typer.testing import CliRunner
 
 from occ_core.cli.main import app
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
-from occ_core.evaluation.report import VoxelScores, evaluate_folders
+from occ_core.evaluation.report import VoxelScores, evaluate_folders, read_observed, read_prediction
 from occ_core.evaluation.voxel_iou import confusion_matrix, scores
 from occ_core.grid import OCC3D_GRID
+from occ_core.inference.predictor import save_prediction
 from occ_core.occupancy import Occupancy, save_occ3d
 from occ_core.taxonomy import OCC3D
 
@@ -134,3 +135,18 @@ def test_a_truth_without_lidar_mask_counts_as_seen_by_lidar_where_cameras_look()
     total = VoxelScores()
     total.add(truth, truth.labels)
     assert np.array_equal(total.matrices["camera"], total.matrices["camera_and_lidar"])
+
+
+def test_a_prediction_keeps_what_was_not_observed(tmp_path):
+    answer = truth_of(3)
+    path = tmp_path / "token.npz"
+    save_prediction(path, answer)
+    assert np.array_equal(read_prediction(path, OCC3D_GRID), answer.labels)
+    assert np.array_equal(read_observed(path, OCC3D_GRID), answer.observed)
+    save_occ3d(tmp_path / "labels.npz", answer)
+    assert np.array_equal(read_observed(tmp_path / "labels.npz", OCC3D_GRID), answer.observed)
+    np.savez(path, pred=answer.labels)
+    assert read_observed(path, OCC3D_GRID).all()
+    np.savez(path, pred=answer.labels, observed=np.ones(3))
+    with pytest.raises(CorruptInput, match="must be bool"):
+        read_observed(path, OCC3D_GRID)

@@ -201,9 +201,9 @@ def test_onnxruntime_agrees_with_torch_for_any_rig_and_number_of_cameras(checkpo
     for seed, rig in enumerate((ring_rig(), six, Rig((camera("fish", 10, **FISHEYE),)))):
         a, b = slow.predict(images(rig, seed), rig), fast.predict(images(rig, seed), rig)
         assert len(np.unique(a.labels)) > 3
-        assert (a.labels == b.labels).mean() >= 0.999
+        assert (a.labels == b.labels).mean() >= 0.999 and (a.observed == b.observed).mean() >= 0.999
         assert np.abs(a.confidence - b.confidence).max() < 0.02
-        assert b.labels.dtype == np.uint8 and b.labels.shape == SMALL.grid_shape and b.observed.all()
+        assert b.labels.dtype == np.uint8 and b.labels.shape == SMALL.grid_shape and 0 < b.observed.mean() < 1
 
 
 def test_graph_lifts_by_gather_and_keeps_the_table_as_input(onnx_file):

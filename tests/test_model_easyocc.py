@@ -78,15 +78,21 @@ def test_answer_follows_from_the_logits():
     with torch.no_grad():
         model.to_occupied.bias.normal_()
         model.threshold.normal_()
+        model.sight.fill_(3.0)
+        model.to_observed.bias.normal_(std=2.0)
         cells = model(*inputs())
-        labels, confidence = Answer(model)(*inputs())
+        labels, confidence, observed = Answer(model)(*inputs())
     assert labels.shape == (1, *SMALL.grid_shape) and labels.dtype == torch.uint8
     occupied = cells.occupied.numpy() > model.threshold.numpy()[cells.classes.numpy().argmax(-1)]
+    seen = 1 / (1 + np.exp(-cells.observed.numpy())) > 0.25
+    assert (seen == (observed.numpy() == 1)).mean() > 0.999 and 0 < seen.mean() < 1  # SEEN is 25 %, rounded
+    occupied &= observed.numpy() == 1
     assert 0 < occupied.mean() < 1
     expected = np.where(occupied, cells.classes.numpy().argmax(-1), SMALL.classes.free_id)
     assert np.array_equal(labels.numpy(), expected)
     p = 1 / (1 + np.exp(-cells.occupied.numpy()))
-    assert np.abs(confidence.numpy() / 255 - np.where(occupied, p, 1 - p)).max() <= 1 / 255
+    expected = np.where(occupied, p, 1 - p) * observed.numpy()
+    assert np.abs(confidence.numpy() / 255 - expected).max() <= 1 / 255
 
 
 def test_free_class_may_have_any_id():
@@ -94,8 +100,10 @@ def test_free_class_may_have_any_id():
     model = EasyOcc(config).eval()
     with torch.no_grad():
         model.to_occupied.bias.fill_(9.0)
-        labels, _ = Answer(model)(*inputs())
-    assert labels.min() >= 1 and labels.max() <= 19
+        model.to_observed.bias.fill_(9.0)
+        labels, _, observed = Answer(model)(*inputs())
+    in_view = observed.numpy() == 1
+    assert in_view.any() and labels.numpy()[in_view].min() >= 1 and labels.max() <= 19
 
 
 def test_cells_that_no_camera_sees_do_not_depend_on_the_images():
@@ -107,6 +115,7 @@ def test_cells_that_no_camera_sees_do_not_depend_on_the_images():
     other = [inputs(seed=1)[0], *blind[1:]]
     with torch.no_grad():
         assert torch.equal(model(*blind).occupied, model(*other).occupied)
+        assert not Answer(model)(*blind)[2].any()  # nor are they called observed
         assert not torch.equal(model(*inputs()).occupied, model(*inputs(seed=1)).occupied)
 
 

@@ -22,7 +22,7 @@ from occ_core.losses.voxel import class_weights, geometry_loss, lovasz_softmax, 
 from occ_core.training import loop  # noqa: E402
 from occ_core.training.cache import SceneCache, open_scenes  # noqa: E402
 from occ_core.training.config import TrainingConfig, load_config  # noqa: E402
-from occ_core.training.data import Draw, collate, mirror, pick_columns, read_sample  # noqa: E402
+from occ_core.training.data import Draw, DrawImages, collate, mirror, pick_columns, read_sample  # noqa: E402
 from occ_core.training.rays import ray_targets  # noqa: E402
 from occ_core.training.thresholds import BORDERS, best_thresholds  # noqa: E402
 
@@ -94,8 +94,15 @@ def test_ray_losses_ignore_the_unknown_and_know_beyond():
             target = torch.tensor([[[k, 255]]], dtype=torch.uint8)
             assert depth_loss(logits, target).item() == pytest.approx(-np.log(p), rel=1e-5)
     assert depth_loss(logits, torch.full((1, 1, 2), 255, dtype=torch.uint8)).item() == 0
-    got = pixel_class_loss(logits, torch.tensor([[[2, 255]]], dtype=torch.uint8))
-    assert got.item() == pytest.approx(-torch.log_softmax(logits[0, :, 0, 0], 0)[2].item(), rel=1e-5)
+    weights = torch.tensor([1.0, 0.0, 3.0])
+    two = torch.tensor([[[2, 0]]], dtype=torch.uint8)
+    minus_log = -torch.log_softmax(logits[0], 0)[:, 0]
+    expected = (3 * minus_log[2, 0] + minus_log[0, 1]).item() / 4
+    assert pixel_class_loss(logits, two, weights).item() == pytest.approx(expected, rel=1e-5)
+    one = torch.tensor([[[2, 255]]], dtype=torch.uint8)
+    assert pixel_class_loss(logits, one, weights).item() == pytest.approx(minus_log[2, 0].item(), rel=1e-5)
+    for nothing in (255, 1):  # unknown, or of no weight
+        assert pixel_class_loss(logits, torch.full_like(one, nothing), weights).item() == 0
 
 
 # --- ray targets -----------------------------------------------------------------------------------------------------
@@ -162,14 +169,14 @@ def hand_made(name: str, samples: int = 3, seed: int = 0) -> SceneCache:
     return SceneCache(name, [f"{name}-{i}" for i in range(samples)], arrays.__getitem__)
 
 
-def test_columns_prefer_rare_classes_and_are_observed():
+def test_columns_prefer_rare_classes_and_a_few_are_hidden():
     scene = hand_made("s")
     rare = np.zeros(256, dtype=bool)
     rare[CAR] = True
     picked = pick_columns(scene["labels"][0], 50, rare, np.random.default_rng(0))
     assert len(picked) == 50 == len(set(picked))
     assert 22 * 40 + 10 in picked  # the only column with a car
-    assert (picked % 40 >= 2).all()  # y = 0, 1 are unobserved
+    assert (picked % 40 < 2).sum() == 50 // 8  # y = 0, 1 are unobserved
 
 
 def test_mirroring_twice_is_nothing_and_once_swaps_left_and_right():
@@ -207,6 +214,22 @@ def test_every_epoch_visits_every_sample_once_and_a_resumed_stream_goes_on():
     known = np.concatenate([scene["images"] for scene in scenes])
     assert sorted(next(k for k in range(5) if np.array_equal(known[k], f)) for f in firsts) == [0, 1, 2, 3, 4]
     assert np.array_equal(next(Draw(scenes, rare, config, step=3)).images, firsts[3])
+
+
+def test_single_images_are_drawn_once_an_epoch_and_mirrored_with_their_rays():
+    scenes = [hand_made("a", 2), hand_made("b", 1)]
+    config = TrainingConfig(model=SMALL, flip=0, color_jitter=0, image_batch=4)
+    draw = DrawImages(scenes, config)
+    batches = [next(draw) for _ in range(3)]
+    drawn = np.concatenate([batch.images for batch in batches])
+    known = np.concatenate([scene["images"].reshape(-1, *drawn.shape[1:]) for scene in scenes])
+    assert sorted(next(k for k in range(12) if np.array_equal(known[k], image)) for image in drawn) == list(range(12))
+    assert np.array_equal(next(DrawImages(scenes, config, step=2)).depth, batches[2].depth)
+    plain, flipped = batches[0], next(DrawImages(scenes, config.model_copy(update={"flip": 1.0})))
+    mirror_y = np.array([1, -1, 1, 1], dtype=np.float32)[:, None, None]
+    assert np.array_equal(flipped.images, plain.images[:, :, ::-1])
+    assert np.array_equal(flipped.depth, plain.depth[..., ::-1])
+    assert np.array_equal(flipped.rays, plain.rays[..., ::-1] * mirror_y)  # the ray through the mirrored pixel
 
 
 def test_cache_is_built_once_from_a_data_set_and_mirrors_its_labels(tmp_path):
@@ -288,8 +311,9 @@ def losses(folder) -> list[float]:
 
 
 def test_training_learns_and_its_checkpoint_predicts(run):
-    folder, record = run("out", steps=40)
-    curve = losses(folder)
+    folder, record = run("out", image_steps=10, steps=40)
+    assert "observed" in (folder / "log.csv").read_text()
+    curve = losses(folder)[10:]
     assert np.mean(curve[-5:]) < 0.7 * np.mean(curve[:3])
     assert record["training"]["metrics"]["iou"] > 20 and record["training"]["data"]["held_out_scenes"] == ["b"]
     from occ_core.inference.predictor import Predictor
@@ -301,7 +325,7 @@ def test_training_learns_and_its_checkpoint_predicts(run):
 
 
 def test_a_resumed_run_ends_where_an_unbroken_one_does(run, monkeypatch):
-    unbroken, _ = run("a", steps=6)
+    unbroken, _ = run("a", image_steps=2, steps=4)
     first = safetensors_torch.load_file(unbroken / "model.safetensors")
     original = loop.train_step
 
@@ -312,8 +336,8 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(run, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "train_step", interrupted)
-        run("c", steps=6)
-    folder, record = run("c", steps=6, resume=True)
+        run("c", image_steps=2, steps=4)
+    folder, record = run("c", image_steps=2, steps=4, resume=True)
     assert record["training"]["step"] == 6 and len(losses(folder)) == 6
     second = safetensors_torch.load_file(folder / "model.safetensors")
     for name, tensor in first.items():

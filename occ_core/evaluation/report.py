@@ -110,6 +110,19 @@ def read_prediction(path: Path, grid: VoxelGrid) -> np.ndarray:
     return array.astype(np.uint8)
 
 
+def read_observed(path: Path, grid: VoxelGrid) -> np.ndarray:
+    """Which cells a prediction or label speaks of, bool (X, Y, Z); all of them where the file does not say.
+
+    Raises:
+        MissingInput, CorruptInput.
+    """
+    arrays = read_npz(path, grid)
+    array = arrays.get("observed", arrays.get("mask_camera", np.ones(grid.shape, dtype=bool)))
+    if array.shape != grid.shape or array.dtype.kind not in "bui":
+        raise CorruptInput(f"{path}: 'observed' must be bool {grid.shape}, is {array.dtype} {array.shape}")
+    return array.astype(bool)
+
+
 def write_report(path: Path, report: dict[str, dict[str, Any]]) -> None:
     """JSON of the report, atomically; a score that does not exist (no such class anywhere) is null."""
     from occ_core.training.checkpoint import write_text

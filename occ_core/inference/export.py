@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 from occ_core.errors import need
-from occ_core.inference.backends.onnxruntime_backend import METADATA_KEY
+from occ_core.inference.backends.onnxruntime_backend import METADATA_KEY, OUTPUTS
 from occ_core.training.checkpoint import load_record
 
 OPSET = 17
@@ -36,7 +36,7 @@ def export_onnx(checkpoint: Path, out: Path) -> Path:
             _example(model.config),
             str(temporary),
             input_names=list(INPUTS),
-            output_names=["labels", "confidence"],
+            output_names=list(OUTPUTS),
             dynamic_axes={"images": {0: "cameras"}, "rays": {0: "cameras"}},
             opset_version=OPSET,
             dynamo=False,

@@ -28,7 +28,7 @@ class Session(Protocol):
     @property
     def config(self) -> EasyOccConfig: ...
 
-    def run(self, images: np.ndarray, table: Table) -> tuple[np.ndarray, np.ndarray]: ...
+    def run(self, images: np.ndarray, table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
 
 
 class Predictor:
@@ -40,7 +40,6 @@ class Predictor:
         self.grid, self.taxonomy = self.config.grid, self.config.classes
         self._preprocess = Preprocess(self.config.input_width, self.config.input_height)
         self._tables: OrderedDict[tuple[str, frozenset[str]], Table] = OrderedDict()
-        self._everywhere = np.ones(self.grid.shape, dtype=bool)
 
     @staticmethod
     def load(path: Path | str, backend: str = "auto", threads: int = 2) -> Predictor:
@@ -87,7 +86,7 @@ class Predictor:
         return self.predict_preprocessed({k: self.preprocess_one(image, rig[k]) for k, image in images.items()}, rig)
 
     def predict_preprocessed(self, images: dict[str, np.ndarray], rig: Rig) -> Occupancy:
-        """Occupancy from what `preprocess_one` gave; the prediction speaks of every cell."""
+        """Occupancy from what `preprocess_one` gave; cells that are probably hidden are not observed."""
         shape = self.config.input_height, self.config.input_width, 3
         stack = np.zeros((len(rig), *shape), dtype=np.uint8)
         order = {name: i for i, name in enumerate(rig.names)}
@@ -99,8 +98,9 @@ class Predictor:
             stack[order[name]] = image
         if not images:
             raise InvalidInput("no image at all: at least one camera is needed")
-        labels, confidence = self.session.run(stack, self._table(rig, frozenset(order) - frozenset(images)))
-        return Occupancy(self.grid, self.taxonomy, labels, self._everywhere, confidence.astype(np.float32) / 255)
+        table = self._table(rig, frozenset(order) - frozenset(images))
+        labels, confidence, observed = self.session.run(stack, table)
+        return Occupancy(self.grid, self.taxonomy, labels, observed.astype(bool), confidence.astype(np.float32) / 255)
 
     def _table(self, rig: Rig, missing: frozenset[str]) -> Table:
         key = rig.fingerprint, missing
@@ -113,10 +113,10 @@ class Predictor:
 
 
 def save_prediction(path: Path, occupancy: Occupancy) -> None:
-    """Write `<token>.npz`, key `pred`, uint8 (X, Y, Z), as the field's evaluators read it; atomically."""
+    """Write `<token>.npz`: `pred`, uint8 (X, Y, Z), as the field's evaluators read it, and `observed`; atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
-        np.savez_compressed(file, pred=occupancy.labels)
+        np.savez_compressed(file, pred=occupancy.labels, observed=occupancy.observed)
     os.replace(temporary, path)
 
 
@@ -139,6 +139,7 @@ def cached_export(checkpoint: Path) -> Path:
     load_record(checkpoint)  # refuses what is no checkpoint before anything is hashed or traced
     digest = hashlib.sha256(checkpoint.read_bytes())
     digest.update(checkpoint.with_suffix(".json").read_bytes())
-    digest.update(Path(__file__).with_name("export.py").read_bytes())
+    for code in ("inference/export.py", "models/easyocc/model.py", "models/lifting.py"):
+        digest.update((Path(__file__).parents[1] / code).read_bytes())
     out = default_cache() / "onnx" / f"{digest.hexdigest()[:16]}.onnx"
     return out if out.is_file() else export_onnx(checkpoint, out)

@@ -26,14 +26,11 @@ def depth_loss(
 def pixel_class_loss(
     logits: Tensor,  # [N, C, h, w]
     target: Tensor,  # [N, h, w] uint8 class, 255 = unknown
+    weights: Tensor,  # [C]
 ) -> Tensor:
-    """Cross-entropy of the class in which a ray ends. Unweighted: near objects fill images, so few classes are rare."""
-    rows = logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1])
-    return _mean_cross_entropy(rows, target.reshape(-1).long())
-
-
-def _mean_cross_entropy(rows: Tensor, target: Tensor) -> Tensor:
+    """Weighted mean of the cross-entropy of the class in which a ray ends."""
+    rows, target = logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1]), target.reshape(-1).long()
     known = target != IGNORE
-    if not known.any():
+    if not (weights[target[known]] > 0).any():
         return rows.sum() * 0
-    return F.cross_entropy(rows[known], target[known])
+    return F.cross_entropy(rows[known], target[known], weight=weights)

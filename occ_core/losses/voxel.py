@@ -1,4 +1,4 @@
-"""Losses on cells: is it occupied, and by what. All take the observed cells only, one row a cell."""
+"""Losses on cells, one row a cell: is it observed; and for observed ones only: is it occupied, and by what."""
 
 from __future__ import annotations
 
@@ -31,6 +31,14 @@ def geometry_loss(
 ) -> Tensor:
     """Mean binary cross-entropy of occupied against free."""
     return F.binary_cross_entropy_with_logits(occupied_logit, occupied.to(occupied_logit.dtype))
+
+
+def observed_loss(
+    observed_logit: Tensor,  # [K], of any cells, hidden ones too
+    observed: Tensor,  # [K] bool
+) -> Tensor:
+    """Mean binary cross-entropy of seen by a camera against hidden."""
+    return F.binary_cross_entropy_with_logits(observed_logit, observed.to(observed_logit.dtype))
 
 
 def semantic_loss(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from rich.progress import track
 
 from occ_core.errors import MissingInput
-from occ_core.evaluation.report import prediction_files, read_prediction
+from occ_core.evaluation.report import prediction_files, read_observed, read_prediction
 from occ_core.frame import Frame
 from occ_core.grid import OCC3D_GRID
 from occ_core.occupancy import Occupancy, load_occ3d
@@ -57,6 +56,6 @@ def show_predictions(predictions: Path, dataroot: Path, out: Path, pictures: int
 def _moment(source: NuScenesSource, index: int, files: dict[str, Path]) -> tuple[Frame, Occupancy, Occupancy | None]:
     frame = source[index]
     labels = read_prediction(files[frame.token], OCC3D_GRID)
-    predicted = Occupancy(OCC3D_GRID, OCC3D, labels, np.ones(OCC3D_GRID.shape, dtype=bool))
+    predicted = Occupancy(OCC3D_GRID, OCC3D, labels, read_observed(files[frame.token], OCC3D_GRID))
     truth = source.tables.truth_path(frame.scene, frame.token)
     return frame, predicted, load_occ3d(truth) if truth.is_file() else None

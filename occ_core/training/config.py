@@ -24,6 +24,7 @@ class LossWeights(BaseModel):
     lovasz: Weight = 0.5
     depth: Weight = 0.5  # where each pixel's ray ends, ray-cast from the labels
     pixel_class: Weight = 0.25  # in what it ends
+    observed: Weight = 0.25  # is a cell seen or hidden
 
 
 class TrainingConfig(BaseModel):
@@ -38,7 +39,9 @@ class TrainingConfig(BaseModel):
     validation_scenes: Annotated[int, Field(ge=0)] = 10
     threshold_scenes: Annotated[int, Field(ge=0)] = 6  # of `data`: kept from the weights, to fit class thresholds on
     cache: Path | None = None  # default: in the user's cache folder
-    steps: Positive = 8000
+    image_steps: Annotated[int, Field(ge=0)] = 0  # first, of the image network alone, on the losses of rays: cheap
+    image_batch: Positive = 8  # images a step of these
+    steps: Positive = 8000  # then, of the whole network
     batch_size: Positive = 1
     columns: Positive = 8192  # of the grid, per sample, on which the loss is computed
     lovasz_cells: Positive = 20000

@@ -42,6 +42,16 @@ class Batch:
     column_labels: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class ImageBatch:
+    """N images, each of any camera of any sample."""
+
+    images: np.ndarray
+    depth: np.ndarray
+    pixel_class: np.ndarray
+    rays: np.ndarray
+
+
 def read_sample(scene: SceneCache, i: int, config: EasyOccConfig, dropped: Sequence[int] = ()) -> Sample:
     """Sample `i` of a scene; cameras that have no image, and `dropped` ones, see nothing."""
     rig = int(scene["rig"][i])
@@ -87,24 +97,25 @@ def recolour(images: np.ndarray, strength: float, rng: np.random.Generator) -> n
         gain = common * rng.uniform(1 - strength / 2, 1 + strength / 2, 3)
         offset = rng.normal(0, strength / 4)
         table = levels[:, None] ** gamma * gain + offset
-        lut = np.clip(table * 255, 0, 255).astype(np.uint8)
+        lut = np.clip(np.rint(table * 255), 0, 255).astype(np.uint8)
         out[i] = cv2.LUT(image, lut[:, None])
     return out
 
 
 def pick_columns(labels: np.ndarray, count: int, rare: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Indices into (X, Y) of at most `count` observed columns: first those that hold a rare class, then any.
+    """Indices into (X, Y) of at most `count` columns: rare classes first, then others in view, 1/8 all hidden ones.
 
     Args:
         labels: uint8 (X, Y, Z). rare: bool (256,) by label.
     """
     columns = labels.reshape(-1, labels.shape[-1])
-    observed = np.flatnonzero((columns != IGNORE).any(axis=1))
+    in_view = (columns != IGNORE).any(axis=1)
+    observed, hidden = np.flatnonzero(in_view), rng.permutation(np.flatnonzero(~in_view))[: count // 8]
     special = rare[columns[observed]].any(axis=1)
     first, rest = observed[special], observed[~special]
     first = rng.permutation(first)[: count // 2]
-    rest = rng.permutation(rest)[: count - len(first)]
-    return np.sort(np.concatenate([first, rest]))
+    rest = rng.permutation(rest)[: count - len(first) - len(hidden)]
+    return np.sort(np.concatenate([first, rest, hidden]))
 
 
 def collate(samples: list[Sample], columns: list[np.ndarray], config: EasyOccConfig) -> Batch:
@@ -134,7 +145,7 @@ def collate(samples: list[Sample], columns: list[np.ndarray], config: EasyOccCon
     )
 
 
-def tensors_of(batch: Batch) -> dict[str, Tensor]:
+def tensors_of(batch: Batch | ImageBatch) -> dict[str, Tensor]:
     """The same arrays as torch tensors, without a copy."""
     return {name: torch.from_numpy(array) for name, array in vars(batch).items()}
 
@@ -167,5 +178,35 @@ class Draw:
         sample = read_sample(scene, i, c.model, dropped.tolist())
         if rng.random() < c.flip:
             sample = mirror(sample, c.model)
-        images = recolour(sample.images, c.color_jitter, rng) if c.color_jitter else sample.images
+        images = recolour(sample.images, c.color_jitter, rng)
         return Sample(images, sample.labels, sample.depth, sample.pixel_class, sample.table)
+
+
+class DrawImages:
+    """The same of single images, for the steps on the image network alone."""
+
+    def __init__(self, scenes: list[SceneCache], config: TrainingConfig, step: int = 0):
+        self.scenes, self.config, self.step = scenes, config, step
+        present = [np.argwhere(scene["present"]).tolist() for scene in scenes]
+        self.places = [(s, i, camera) for s, places in enumerate(present) for i, camera in places]
+
+    def __next__(self) -> ImageBatch:
+        c = self.config
+        rng = np.random.default_rng([c.seed, 3, self.step])
+        rows = []
+        for k in range(c.image_batch):
+            epoch, place = divmod(self.step * c.image_batch + k, len(self.places))
+            order = np.random.default_rng([c.seed, 4, epoch]).permutation(len(self.places))
+            rows.append(self._augmented(self.places[order[place]], rng))
+        self.step += 1
+        return ImageBatch(*(np.stack(arrays) for arrays in zip(*rows, strict=True)))
+
+    def _augmented(self, place: tuple[int, int, int], rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        s, i, camera = place
+        scene = self.scenes[s]
+        image, depth, classes = (scene[name][i, camera] for name in ("images", "depth", "pixel_class"))
+        rays = scene["rays"][int(scene["rig"][i]), camera]
+        if rng.random() < self.config.flip:
+            image, depth, classes = image[:, ::-1], depth[:, ::-1], classes[:, ::-1]
+            rays = rays[..., ::-1] * np.array([1, -1, 1, 1], dtype=np.float32)[:, None, None]
+        return recolour(np.ascontiguousarray(image)[None], self.config.color_jitter, rng)[0], depth, classes, rays

@@ -7,7 +7,9 @@ import math
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +20,12 @@ from torch import Tensor
 from occ_core.errors import InvalidInput
 from occ_core.evaluation.voxel_iou import confusion_matrix, scores
 from occ_core.losses.ray import IGNORE, depth_loss, pixel_class_loss
-from occ_core.losses.voxel import class_weights, geometry_loss, lovasz_softmax, semantic_loss
-from occ_core.models.easyocc.model import Answer, EasyOcc, channels_last
+from occ_core.losses.voxel import class_weights, geometry_loss, lovasz_softmax, observed_loss, semantic_loss
+from occ_core.models.easyocc.model import NEVER, Answer, EasyOcc, Views, channels_last
 from occ_core.training.cache import SceneCache, default_cache, open_scenes
 from occ_core.training.checkpoint import describe, load_checkpoint, load_into, save_checkpoint
 from occ_core.training.config import TrainingConfig
-from occ_core.training.data import Batch, Draw, collate, read_sample, tensors_of
+from occ_core.training.data import Batch, Draw, DrawImages, ImageBatch, collate, read_sample, tensors_of
 from occ_core.training.thresholds import fit_thresholds
 
 
@@ -50,21 +52,29 @@ def train(config: TrainingConfig, out: Path, resume: bool = False) -> Path:
         scenes, held_out = scenes_of.training, scenes_of.validation
         statistics = count_cells(scenes, config)
         weights = occupied_weights(statistics, config)
+        ray_weights = class_weights(torch.from_numpy(count_ray_classes(scenes, config)), ratio_limit=10)
         state = new_state(config)
         record = training_record(config, scenes_of, statistics)
         if resume:
             restore(state, out / "last.safetensors", record)
-        task = progress.add_task("training", total=config.steps, completed=state.step)
+        total = config.image_steps + config.steps
+        task = progress.add_task("training", total=total, completed=state.step)
         log = Log(out / "log.csv", keep_below=state.step + 1)
-        draw = Draw(scenes, rare_classes(statistics), config, state.step)
+        on_images = partial(image_losses, ray_weights=ray_weights)
+        on_all = partial(all_losses, weights=weights, ray_weights=ray_weights, config=config)
+        images = DrawImages(scenes, config, state.step)
+        samples = Draw(scenes, rare_classes(statistics), config, max(0, state.step - config.image_steps))
         try:
-            while state.step < config.steps:
-                losses = train_step(state, next(draw), weights, config)
+            while state.step < total:
+                if state.step < config.image_steps:
+                    losses = train_step(state, on_images, next(images), config)
+                else:
+                    losses = train_step(state, on_all, next(samples), config)
                 progress.update(task, completed=state.step, description=f"training, loss {losses['total']:.2f}")
-                last = state.step == config.steps
+                last = state.step == total
                 if state.step % config.log_every == 0 or last:
                     log.write(state.step, losses)
-                if held_out and (state.step % config.validate_every == 0 or last):
+                if held_out and state.step > config.image_steps and (state.step % config.validate_every == 0 or last):
                     fit_thresholds(state.average.eval(), scenes_of.thresholds)
                     metrics = validate(state.average, held_out)
                     record["metrics"] = {"step": state.step, **metrics}
@@ -125,6 +135,12 @@ def count_cells(scenes: list[SceneCache], config: TrainingConfig, samples: int =
     return counts[: len(config.model.classes)]
 
 
+def count_ray_classes(scenes: list[SceneCache], config: TrainingConfig) -> np.ndarray:
+    """Feature pixels whose ray ends in each class, int64 (classes,)."""
+    counts = sum((np.bincount(scene["pixel_class"].ravel(), minlength=256) for scene in scenes), np.zeros(256, int))
+    return counts[: len(config.model.classes)]
+
+
 def occupied_weights(counts: np.ndarray, config: TrainingConfig) -> Tensor:
     """Class weights among occupied cells; the free class has a loss of its own (geometry)."""
     occupied = torch.from_numpy(counts).clone()
@@ -151,13 +167,19 @@ def new_state(config: TrainingConfig) -> State:
     return State(model, average, torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True))
 
 
-def train_step(state: State, batch: Batch, weights: Tensor, config: TrainingConfig) -> dict[str, float]:
-    """One optimiser step; returns the losses."""
+def train_step(
+    state: State,
+    losses_of: Callable[[EasyOcc, dict[str, Tensor]], dict[str, Tensor]],
+    batch: Batch | ImageBatch,
+    config: TrainingConfig,
+) -> dict[str, float]:
+    """One optimiser step; returns the losses and their weighted sum `total`."""
     state.step += 1
     state.model.train()
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step, config)
-    losses = compute_losses(state.model, tensors_of(batch), weights, config)
+    losses = losses_of(state.model, tensors_of(batch))
+    losses["total"] = sum((getattr(config.loss, name) * loss for name, loss in losses.items()), torch.zeros(()))
     state.optimizer.zero_grad(set_to_none=True)
     losses["total"].backward()
     torch.nn.utils.clip_grad_norm_(state.model.parameters(), 10.0)
@@ -169,32 +191,44 @@ def train_step(state: State, batch: Batch, weights: Tensor, config: TrainingConf
     return values
 
 
-def compute_losses(
-    model: EasyOcc, batch: dict[str, Tensor], weights: Tensor, config: TrainingConfig
+def image_losses(model: EasyOcc, batch: dict[str, Tensor], ray_weights: Tensor) -> dict[str, Tensor]:
+    """Losses on rays of an ImageBatch."""
+    return _ray_losses(model.views(batch["images"], batch["rays"]), batch, ray_weights)
+
+
+def _ray_losses(views: Views, batch: dict[str, Tensor], ray_weights: Tensor) -> dict[str, Tensor]:
+    return {
+        "depth": depth_loss(views.hazard_logits, batch["depth"]),
+        "pixel_class": pixel_class_loss(views.pixel_logits, batch["pixel_class"], ray_weights),
+    }
+
+
+def all_losses(
+    model: EasyOcc, batch: dict[str, Tensor], weights: Tensor, ray_weights: Tensor, config: TrainingConfig
 ) -> dict[str, Tensor]:
-    """All losses of a batch and their weighted sum `total`; `weights` are per class, the free one included."""
+    """Losses on cells and rays of a Batch; weights are per class, the free one included."""
     free = config.model.classes.free_id
     others = torch.tensor(config.model.classes.occupied_ids)
     hidden = model.hidden(batch["images"], batch["voxel_index"], batch["pillar_index"], batch["rays"])
     cells = model.cells(hidden.columns.reshape(-1, hidden.columns.shape[-1])[batch["columns"]])
     labels = batch["column_labels"].reshape(-1)
-    known = torch.nonzero(labels != IGNORE)[:, 0]
+    observed = labels != IGNORE
+    observed_logit = cells.observed.reshape(-1)
+    in_view = observed_logit > NEVER
+    known = torch.nonzero(observed)[:, 0]
     labels = labels[known].long()
     occupied_logit = cells.occupied.reshape(-1)[known]
     occupied = labels != free
     filled = known[occupied]
     class_logits = cells.classes.reshape(-1, len(others))
     target = labels[occupied] - (labels[occupied] > free).long()
-    w = config.loss
-    losses = {
+    return {
         "geometry": geometry_loss(occupied_logit, occupied),
         "semantics": semantic_loss(class_logits[filled], target, weights[others]),
         "lovasz": _lovasz(occupied_logit, class_logits, known, labels, free, config.lovasz_cells),
-        "depth": depth_loss(hidden.hazard_logits, batch["depth"]),
-        "pixel_class": pixel_class_loss(hidden.pixel_logits, batch["pixel_class"]),
+        "observed": observed_loss(observed_logit[in_view], observed[in_view]),
+        **_ray_losses(hidden.views, batch, ray_weights),
     }
-    losses["total"] = sum((getattr(w, name) * loss for name, loss in losses.items()), torch.zeros(()))
-    return losses
 
 
 def _lovasz(
@@ -214,9 +248,11 @@ def _lovasz(
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then a cosine to 1 % of the peak."""
+    """Linear warm-up, then a cosine to 1 % of the peak; once for the image network alone, once for all."""
+    steps = config.image_steps if step <= config.image_steps else config.steps
+    step = step if step <= config.image_steps else step - config.image_steps
     warm = min(1.0, step / max(1, config.warmup_steps))
-    done = max(0.0, (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
+    done = max(0.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
     return config.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
@@ -238,7 +274,7 @@ def validate(model: EasyOcc, scenes: list[SceneCache]) -> dict[str, Any]:
         for i in range(len(scene.tokens)):
             sample = read_sample(scene, i, model.config)
             batch = tensors_of(collate([sample], [np.zeros(0, dtype=np.int64)], model.config))
-            labels, _ = answer(batch["images"], batch["voxel_index"], batch["pillar_index"], batch["rays"])
+            labels, _, _ = answer(batch["images"], batch["voxel_index"], batch["pillar_index"], batch["rays"])
             matrix += confusion_matrix(sample.labels, labels[0].numpy(), sample.labels != IGNORE, len(taxonomy))
     return scores(matrix, taxonomy)
 
@@ -316,7 +352,7 @@ def restore(state: State, path: Path, record: dict[str, Any]) -> None:
 class Log:
     """CSV of the losses, one row a logged step; a resumed run drops rows of steps it repeats."""
 
-    FIELDS = ("step", "seconds", "total", "geometry", "semantics", "lovasz", "depth", "pixel_class")
+    FIELDS = ("step", "seconds", "total", "geometry", "semantics", "lovasz", "observed", "depth", "pixel_class")
 
     def __init__(self, path: Path, keep_below: int):
         self.path, self.start = path, time.monotonic()

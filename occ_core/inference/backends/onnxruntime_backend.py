@@ -12,6 +12,7 @@ from occ_core.inference.table import Table
 from occ_core.models.easyocc.config import EasyOccConfig, parse_config
 
 METADATA_KEY = "occ_core"
+OUTPUTS = ("labels", "confidence", "observed")
 
 
 class OnnxSession:
@@ -30,16 +31,16 @@ class OnnxSession:
             raise CorruptInput(f"{path}: not a readable ONNX model ({' '.join(str(error).split())[:200]})") from error
         self.config = _config(self.session, path)
 
-    def run(self, images: np.ndarray, table: Table) -> tuple[np.ndarray, np.ndarray]:
-        """Labels and confidence, uint8 (X, Y, Z), from images uint8 (N, H, W, 3)."""
+    def run(self, images: np.ndarray, table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Labels, confidence and observed, uint8 (X, Y, Z), from images uint8 (N, H, W, 3)."""
         inputs = {
             "images": images,
             "voxel_index": table.voxel_index,
             "pillar_index": table.pillar_index,
             "rays": table.rays,
         }
-        labels, confidence = self.session.run(["labels", "confidence"], inputs)
-        return labels[0], confidence[0]
+        labels, confidence, observed = self.session.run(list(OUTPUTS), inputs)
+        return labels[0], confidence[0], observed[0]
 
 
 def _config(session, path: Path) -> EasyOccConfig:

@@ -30,9 +30,9 @@ class TorchSession:
     def config(self) -> EasyOccConfig:
         return self.answer.model.config
 
-    def run(self, images: np.ndarray, table: Table) -> tuple[np.ndarray, np.ndarray]:
-        """Labels and confidence, uint8 (X, Y, Z), from images uint8 (N, H, W, 3)."""
+    def run(self, images: np.ndarray, table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Labels, confidence and observed, uint8 (X, Y, Z), from images uint8 (N, H, W, 3)."""
         inputs = images, table.voxel_index, table.pillar_index, table.rays
         with torch.inference_mode():
-            labels, confidence = self.answer(*(torch.from_numpy(array) for array in inputs))
-        return labels[0].numpy(), confidence[0].numpy()
+            labels, confidence, observed = self.answer(*(torch.from_numpy(array) for array in inputs))
+        return labels[0].numpy(), confidence[0].numpy(), observed[0].numpy()

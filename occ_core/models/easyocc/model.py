@@ -19,22 +19,32 @@ from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.lifting import gather_rows, ray_evidence
 from occ_core.models.mobilenetv4 import CHANNELS, MobileNetV4Small
 
+NEVER = -30.0  # logit of what cannot be; finite, since a loss multiplies it by 0
+SEEN = -1.1  # logit above which a cell counts as observed: 25 %, so that what may well be in sight is spoken of
 RAY_CHANNELS = 4  # of the table's `rays`: unit direction in the ego frame, and pixels per radian / 1000
 
 
-class Hidden(NamedTuple):
-    """What comes before the cells; the auxiliary losses read it too."""
+class Views(NamedTuple):
+    """What the images alone say of each feature pixel's viewing ray."""
 
-    columns: Tensor  # [B, X, Y, C + Z]: bird's-eye features, and the hazard logit of each cell
-    hazard_logits: Tensor  # [N, D, h, w]
-    pixel_logits: Tensor  # [N, classes, h, w]
+    features: Tensor  # [N, C, h, w]
+    hazard_logits: Tensor  # [N, D, h, w]: does the ray end in this depth bin, if it comes so far?
+    pixel_logits: Tensor  # [N, classes, h, w]: in what does it end?
+
+
+class Hidden(NamedTuple):
+    """What comes before the cells; the losses on rays read it too."""
+
+    columns: Tensor  # [B, X, Y, C + 2 Z]: bird's-eye features, and what its ray says of each cell: hazard, reached
+    views: Views
 
 
 class Cells(NamedTuple):
-    """What the network says of each cell: is it occupied, and if so, by what (classes without the free one)."""
+    """Logits of what the network says of each cell."""
 
-    occupied: Tensor  # [..., Z]
-    classes: Tensor  # [..., Z, classes - 1]
+    occupied: Tensor  # [..., Z]: if a camera sees the cell, is something in it?
+    classes: Tensor  # [..., Z, classes - 1]: if so, what? (without the free class)
+    observed: Tensor  # [..., Z]: does a camera see it, or is it hidden? NEVER outside all images
 
 
 def conv(cin: int, cout: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -131,9 +141,20 @@ class EasyOcc(nn.Module):
         self.head = nn.Sequential(nn.Linear(c, wide), nn.ReLU(inplace=True))
         self.to_occupied = nn.Linear(wide, heights)
         self.to_class = nn.Linear(wide, heights * (len(config.classes) - 1))
+        self.to_observed = nn.Linear(wide, heights)
         self.trust = nn.Parameter(torch.ones(heights))  # in the viewing ray's own verdict on a cell
+        self.sight = nn.Parameter(torch.full((heights,), 8.0))  # trust in its having come so far
         nn.init.constant_(self.to_hazard.get_parameter("bias"), -3.4)  # start from the share of occupied cells, 3 %
         self.register_buffer("threshold", torch.zeros(len(config.classes) - 1))  # see training.thresholds
+
+    def views(
+        self,
+        images: Tensor,  # [N, H, W, 3] uint8
+        rays: Tensor,  # [N, 4, h, w]
+    ) -> Views:
+        pixels = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        features = self.neck(self.backbone(pixels), rays)
+        return Views(features, self.to_hazard(features), self.to_pixel_class(features))
 
     def hidden(
         self,
@@ -145,18 +166,16 @@ class EasyOcc(nn.Module):
         c = self.config
         x, y, z = c.grid_shape
         px, py, pz = c.pillar_grid_shape
-        pixels = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        features = self.neck(self.backbone(pixels), rays)
-        hazard_logits = self.to_hazard(features)
-        geometry = gather_rows(ray_evidence(hazard_logits), voxel_index).reshape(-1, x, y, 2 * z)
-        rows = self.to_context(features).permute(0, 2, 3, 1).reshape(-1, c.feature_channels)
+        views = self.views(images, rays)
+        geometry = gather_rows(ray_evidence(views.hazard_logits), voxel_index).reshape(-1, x, y, 2 * z)
+        rows = self.to_context(views.features).permute(0, 2, 3, 1).reshape(-1, c.feature_channels)
         context = gather_rows(rows, pillar_index).reshape(-1, px, py, pz, c.feature_channels)
         context = context * self._pillar_weight(geometry)
         bev = self.birds_eye(
             geometry.permute(0, 3, 1, 2), context.reshape(-1, px, py, pz * c.feature_channels).permute(0, 3, 1, 2)
         )
-        columns = torch.cat([bev.permute(0, 2, 3, 1), geometry[..., ::2]], dim=-1)
-        return Hidden(columns, hazard_logits, self.to_pixel_class(features))
+        columns = torch.cat([bev.permute(0, 2, 3, 1), geometry[..., ::2], geometry[..., 1::2]], dim=-1)
+        return Hidden(columns, views)
 
     def _pillar_weight(self, geometry: Tensor) -> Tensor:
         """Probability that a lifted feature's ray ends in its cell, [B, X/2, Y/2, heights, 1], plus a floor."""
@@ -168,17 +187,20 @@ class EasyOcc(nn.Module):
 
     def cells(
         self,
-        columns: Tensor,  # [..., C + Z] of Hidden.columns
+        columns: Tensor,  # [..., C + 2 Z] of Hidden.columns
     ) -> Cells:
         """Height comes out of the channels here; any selection of columns may be passed."""
         heights = self.config.grid_shape[2]
-        x = self.head(columns[..., :-heights])
+        x = self.head(columns[..., : -2 * heights])
+        hazard, reached = columns[..., -2 * heights : -heights], columns[..., -heights:]
         classes = self.to_class(x)
-        occupied = self.to_occupied(x) + self.trust * columns[..., -heights:]
-        return Cells(occupied, classes.reshape(*classes.shape[:-1], heights, -1))
+        occupied = self.to_occupied(x) + self.trust * hazard
+        observed = self.to_observed(x) + self.sight * (reached - 0.5)
+        observed = torch.where(reached > 0, observed, torch.full_like(observed, NEVER))
+        return Cells(occupied, classes.reshape(*classes.shape[:-1], heights, -1), observed)
 
     def forward(self, images: Tensor, voxel_index: Tensor, pillar_index: Tensor, rays: Tensor) -> Cells:
-        """Logits of every cell, occupied [B, X, Y, Z] and classes [B, X, Y, Z, classes - 1]."""
+        """Logits of every cell: occupied and observed [B, X, Y, Z], classes [B, X, Y, Z, classes - 1]."""
         return self.cells(self.hidden(images, voxel_index, pillar_index, rays).columns)
 
 
@@ -188,20 +210,27 @@ def channels_last(model: EasyOcc) -> EasyOcc:
 
 
 class Answer(nn.Module):
-    """The deployed network: class ids and confidence of every cell; arg-max inside, so 0.6 MB leave it, not 46."""
+    """The deployed network: one byte each of class, confidence and state leaves it for a cell, not 17 floats."""
 
     def __init__(self, model: EasyOcc):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor, voxel_index: Tensor, pillar_index: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels and confidence (255 x probability of being occupied, or free), both uint8 [B, X, Y, Z]."""
+    def forward(
+        self, images: Tensor, voxel_index: Tensor, pillar_index: Tensor, rays: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels, confidence (255 x probability of being occupied, or free) and observed (0 or 1).
+
+        All uint8 [B, X, Y, Z]; a cell that is not observed is labelled free with confidence 0.
+        """
         free = self.model.config.classes.free_id
         cells = self.model(images, voxel_index, pillar_index, rays)
         classes = cells.classes.argmax(dim=-1)
         threshold = self.model.threshold.index_select(0, classes.reshape(-1)).reshape(classes.shape)
-        occupied = cells.occupied > threshold
+        observed = cells.observed > SEEN
+        occupied = (cells.occupied > threshold) & observed
         classes = classes + (classes >= free).to(classes.dtype)  # the free class has no logit of its own
         labels = torch.where(occupied, classes, torch.full_like(classes, free))
         p = torch.sigmoid(cells.occupied)
-        return labels.to(torch.uint8), (torch.where(occupied, p, 1 - p) * 255).to(torch.uint8)
+        confidence = torch.where(occupied, p, 1 - p) * observed.to(p.dtype) * 255
+        return labels.to(torch.uint8), confidence.to(torch.uint8), observed.to(torch.uint8)
