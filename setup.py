@@ -16,11 +16,12 @@ EXTRAS = {
     "nuscenes": ["nuscenes-devkit>=1.1.11,<1.3"],
     "bags": ["rosbags>=0.10.5,<0.12"],
     "torch": ["torch>=2.4,<2.14", "safetensors>=0.4,<1"],
-    # Foundation models. segment-anything imports torchvision, which has to match torch and so is not named here.
+    # Foundation models. segment-anything imports torchvision, which has to match torch and so is not named here;
+    # transformers 5 needs Python 3.11, on 3.10 its teachers are not there.
     "teachers": [
         "torch>=2.4,<2.14",
         "safetensors>=0.4,<1",
-        "transformers>=5,<6",
+        "transformers>=5,<6; python_version >= '3.11'",
         "segment-anything==1.0",
         "pillow>=10",
     ],

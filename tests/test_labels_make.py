@@ -175,6 +175,15 @@ def test_a_scene_that_fails_is_named_and_the_others_are_made(tmp_path):
     assert (good.written, good.error) == (3, "")
 
 
+def test_a_broken_image_costs_its_own_label_only(tmp_path):
+    make_city(tmp_path / "city", scenes=1)
+    sorted(tmp_path.glob("city/samples/CAM_BACK/*.jpg"))[1].write_bytes(b"not an image")
+    (done,) = make_labels(tmp_path / "city", tmp_path / "labels", RECIPE, ORACLE, show_progress=False)
+    assert done.written == 2
+    assert "1 of its keyframes" in done.error and "CAM_BACK" in done.error and "\n" not in done.error
+    assert len(done.skipped) == 1 and "CAM_BACK" in done.skipped[0]
+
+
 def test_a_full_disk_ends_the_run_with_one_clear_error(city, undisturbed, tmp_path):
     """The largest file that may be written ends in the middle of a label, in the workers too."""
     size = min(path.stat().st_size for path in undisturbed.rglob("labels.npz"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from label_scenes import CAR, ROAD, SMALL_GRID, WALL, drive, frame, street_teachers
 
-from occ_core.errors import InvalidInput
+from occ_core.errors import CorruptInput, InvalidInput
 from occ_core.geometry import pose
 from occ_core.labels.recipes import PRESETS, Recipe
 from occ_core.labels.scene import label_scene
@@ -122,6 +122,37 @@ def test_unusable_maps_are_left_out_and_listed(bad):
     assert spoiled[0].skipped[0].startswith("token1 CAM_FRONT: ")
     assert all(label.occupancy.occupied.any() for label in spoiled)
     assert [len(label.skipped) for label in labels(frames, Recipe(), spoil={"token1": bad})] == [0, 1, 0, 0]
+
+
+class OneBroken(Lazy):
+    """Frame 2 cannot be read."""
+
+    def __getitem__(self, index):
+        if index == 2:
+            raise CorruptInput("front.jpg: not an image")
+        return super().__getitem__(index)
+
+
+def test_a_broken_file_costs_its_own_label_and_is_listed_in_the_others():
+    broken = OneBroken(drive(6))
+    unlabelled: dict[str, str] = {}
+    found = list(label_scene(broken, street_teachers(), WINDOW, None, SMALL_GRID, unlabelled=unlabelled))
+    reason = "token2: front.jpg: not an image"
+    assert unlabelled == {"token2": reason}
+    assert [label.token for label in found] == ["token0", "token1", "token3", "token4", "token5"]
+    assert [label.skipped for label in found] == [(), (reason,), (reason,), (reason,), ()]  # two past, one future
+    some = list(label_scene(broken, street_teachers(), WINDOW, {"token3"}, SMALL_GRID))
+    assert content(some[0]) == content(found[2])
+    clean = labels([f for f in drive(6) if f.token != "token2"], WINDOW.model_copy(update={"past": 1}))
+    assert content(found[2])[1:5] == content(clean[2])[1:5]  # as if it had never been
+
+
+def test_what_a_teacher_cannot_do_is_an_error_of_the_scene():
+    def broken(depth, kind):
+        raise CorruptInput("weights: broken")
+
+    with pytest.raises(CorruptInput, match="weights"):
+        labels(drive(3), spoil={"token1": broken})
 
 
 def test_no_frame_and_unknown_tokens_are_errors():

@@ -33,7 +33,7 @@ def images(count: int, size: tuple[int, int] = (48, 64), seed: int = 0) -> list[
 
 @pytest.fixture(scope="module")
 def transformers():
-    return pytest.importorskip("transformers", reason="the extra 'teachers' (transformers) is not installed")
+    return pytest.importorskip("transformers", reason="the extra 'teachers' (transformers, Python >= 3.11) is not there")
 
 
 @pytest.fixture(scope="module")

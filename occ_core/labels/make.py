@@ -140,11 +140,11 @@ def label_one(job: Job, task: Task, step: Step) -> Done | CannotWrite:
     """Make the labels of one scene that the store lacks; any engine calls this, in any process."""
     store = LabelStore(job.out)
     wanted = {token for token in task.tokens if not store.is_complete(task.scene, token)}
-    written, skipped = 0, list[str]()
+    written, skipped, unlabelled = 0, list[str](), dict[str, str]()
     try:
         source = NuScenesSource(_tables(job.dataroot), scenes=[task.scene], sweeps=job.sweeps)
         frames = cast(Sequence[Frame], source)  # it has what of a sequence is asked for: length and index
-        for label in label_scene(frames, _teachers(job), job.recipe, wanted):
+        for label in label_scene(frames, _teachers(job), job.recipe, wanted, unlabelled=unlabelled):
             store.write(task.scene, label.token, label)
             written += 1
             skipped += [reason for reason in label.skipped if reason not in skipped]
@@ -153,8 +153,10 @@ def label_one(job: Job, task: Task, step: Step) -> Done | CannotWrite:
         return error  # the next scene would meet the same
     except OccError as error:
         return Done(task.scene, written, tuple(skipped), str(error))
-    if written < len(wanted):
-        return Done(task.scene, written, tuple(skipped), f"{len(wanted) - written} of its keyframes gave no label")
+    if unlabelled:
+        first = next(iter(unlabelled.values()))
+        error = f"{len(unlabelled)} of its keyframes cannot be read and have no label, first: {first}"
+        return Done(task.scene, written, tuple(skipped), error)
     return Done(task.scene, written, tuple(skipped))
 
 

@@ -6,12 +6,12 @@ window (`shelf`: of the scene).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 
-from occ_core.errors import InvalidInput
+from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.frame import Frame
 from occ_core.grid import OCC3D_GRID, VoxelGrid
 from occ_core.labels.fuse import Fuser
@@ -49,33 +49,52 @@ def label_scene(
     wanted: Set[str] | None = None,
     grid: VoxelGrid = OCC3D_GRID,
     taxonomy: Taxonomy = OCC3D,
+    unlabelled: dict[str, str] | None = None,
 ) -> Iterator[SceneLabel]:
-    """One label for each wanted keyframe, in time order.
+    """One label for each wanted keyframe that can be read, in time order.
 
-    A label depends on the frames of its window only, so it is the same whatever else is wanted.
+    A label depends on the frames of its window only, so it is the same whatever else is wanted. A frame whose files
+    are broken is left out of its neighbours' labels, which list it, and has no label itself.
 
     Args:
         frames: keyframes (or sweeps too) of one scene in time order; each is indexed at most once. Where they have
             `tokens`, as sources do, frames that no wanted label needs are not touched.
         wanted: sample tokens; None: every frame that has one.
+        unlabelled: receives, by its token, why a wanted keyframe has no label.
 
     Raises:
         InvalidInput: no frame, or a wanted token that none of them has.
     """
     tokens = _tokens(frames, wanted)
     lifter, fuser = Lifter(recipe, grid, taxonomy), Fuser(recipe, grid, taxonomy)
-    folds: dict[int, Fold] = {}
+    folds: dict[int, Fold | str] = {}
     for index, token in enumerate(tokens):
         if not token or (wanted is not None and token not in wanted):
             continue
-        window = _window(index, len(tokens), recipe)
+        window = window_of(index, len(tokens), recipe)
         for gone in [i for i in folds if i < window.start]:
             del folds[gone]
         for i in window:
             if i not in folds:
-                frame = frames[i]
-                folds[i] = lifter.fold(frame, teachers.classes.classes(frame), teachers.depth.depth(frame))
-        yield _label(folds[index], [folds[i] for i in window if i != index], fuser)
+                frame = read_frame(frames, i, tokens[i])
+                folds[i] = frame if isinstance(frame, str) else _fold(lifter, frame, teachers)
+        label = label_window(folds, index, window, fuser)
+        if isinstance(label, SceneLabel):
+            yield label
+        elif unlabelled is not None:
+            unlabelled[token] = label
+
+
+def _fold(lifter: Lifter, frame: Frame, teachers: Teachers) -> Fold:
+    return lifter.fold(frame, teachers.classes.classes(frame), teachers.depth.depth(frame))
+
+
+def read_frame(frames: Sequence[Frame], index: int, token: str) -> Frame | str:
+    """The frame, or in one line why its files cannot be used."""
+    try:
+        return frames[index]
+    except (MissingInput, CorruptInput, InvalidInput) as error:
+        return f"{token or f'frame {index}'}: {error}"
 
 
 def _tokens(frames: Sequence[Frame], wanted: Set[str] | None) -> list[str]:
@@ -88,16 +107,27 @@ def _tokens(frames: Sequence[Frame], wanted: Set[str] | None) -> list[str]:
     return tokens
 
 
-def _window(index: int, count: int, recipe: Recipe) -> range:
+def window_of(index: int, count: int, recipe: Recipe) -> range:
+    """Which of `count` frames the label of frame `index` is made from, itself included."""
     start = 0 if recipe.past is None else max(0, index - recipe.past)
     stop = count if recipe.future is None else min(count, index + recipe.future + 1)
     return range(start, stop)
 
 
-def _label(own: Fold, others: list[Fold], fuser: Fuser) -> SceneLabel:
+def label_window(folds: Mapping[int, Fold | str], index: int, window: range, fuser: Fuser) -> SceneLabel | str:
+    """The label of frame `index`, or why it has none.
+
+    Args:
+        folds: every frame of the window, or why it could not be read.
+    """
+    own = folds[index]
+    if isinstance(own, str):
+        return own
     skipped, used = list(own.skipped), []
-    for fold in others:
-        if reason := _jump(own, fold):
+    for fold in (folds[i] for i in window if i != index):
+        if isinstance(fold, str):
+            skipped.append(fold)
+        elif reason := _jump(own, fold):
             skipped.append(reason)
         else:
             skipped += fold.skipped
