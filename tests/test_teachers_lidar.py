@@ -72,6 +72,31 @@ def test_points_beside_much_nearer_ones_are_doubted():
     assert np.abs(np.flatnonzero(doubted.any(axis=0))[:, None] - columns).min(axis=1).max() <= 2
 
 
+def test_level_ground_is_not_doubted_but_what_a_post_on_it_hides():
+    """However obliquely it is seen."""
+    x, y = np.meshgrid(np.arange(3, 25, 0.1), np.arange(-5, 5, 0.1))
+    ground = np.stack([x, y, np.full_like(x, -1.6)], axis=-1).reshape(-1, 3)
+    post = np.stack(np.meshgrid([6.0], [0.0], np.linspace(-1.6, 2, 150)), axis=-1).reshape(-1, 3)
+
+    def seen_from_camera(points_m: np.ndarray) -> np.ndarray:
+        lidar_from_world = np.linalg.inv(LIDAR_WORLD_FROM_EGO @ EGO_FROM_LIDAR)
+        world_m = points_m @ CAMERA_WORLD_FROM_EGO[:3, :3].T + CAMERA_WORLD_FROM_EGO[:3, 3]
+        points_lidar_m = world_m @ lidar_from_world[:3, :3].T + lidar_from_world[:3, 3]
+        images = {"CAM": np.zeros((400, 640, 3), np.uint8)}
+        return (
+            LidarDepth()
+            .depth(make_frame(images, camera_from=CAMERA_WORLD_FROM_EGO, lidar=sweep(points_lidar_m)))["CAM"]
+            .confidence
+        )
+
+    alone = seen_from_camera(ground)
+    assert (alone > 0).sum() > 5000 and set(np.unique(alone)) == {0, 1}
+    rows, columns = np.nonzero(seen_from_camera(np.concatenate([ground, post])) == np.float32(0.2))
+    assert len(rows) > 20 and (np.abs(columns - 320) <= 8).all()
+    foot = 200 + 320 * 1.6 / 6  # the post's lowest row; ground in front of it is not behind it
+    assert rows.max() <= foot + 1
+
+
 def test_a_frame_without_sweep_is_refused():
     with pytest.raises(InvalidInput, match="'t0' has none"):
         LidarDepth().depth(make_frame({"CAM": IMAGE}))

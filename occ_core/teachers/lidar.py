@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from occ_core.camera import Camera
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.frame import Frame, LidarSweep
 from occ_core.geometry import apply, inverse
@@ -39,7 +40,7 @@ class LidarDepth:
     """Depth where a LiDAR point falls into a pixel, NaN elsewhere. Confidence 1, or 0.2 for a point that lies close
     beside a much nearer one in the image: the camera, mounted elsewhere, hardly sees it."""
 
-    version = "lidar-depth-1"
+    version = "lidar-depth-2"
 
     def depth(self, frame: Frame) -> dict[str, DepthMap]:
         """Sparse maps of the images' size.
@@ -51,15 +52,30 @@ class LidarDepth:
 
     def _map(self, frame: Frame, name: str) -> DepthMap:
         rows, columns, depth_m, _ = project(frame, name)
-        width, height = frame.rig[name].size
+        camera = frame.rig[name]
+        width, height = camera.size
         near = np.full((height, width), np.inf, dtype=np.float32)
         near[rows, columns] = depth_m
-        reach = round(SHADOW_ANGLE_RAD * frame.rig[name].intrinsics[0, 0])
-        around = cv2.erode(near, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) if reach else near
-        shadowed = around < SHADOW_RATIO * near
-        hit = np.isfinite(near)
-        confidence = np.where(hit, np.where(shadowed, 0.2, 1.0), 0.0).astype(np.float32)
-        return DepthMap(np.where(hit, near, np.nan).astype(np.float32), confidence)
+        confidence = np.zeros((height, width), dtype=np.float32)
+        confidence[rows, columns] = np.where(_shadowed(near, rows, columns, camera), 0.2, 1.0)
+        return DepthMap(np.where(np.isfinite(near), near, np.nan).astype(np.float32), confidence)
+
+
+def _shadowed(near: np.ndarray, rows: np.ndarray, columns: np.ndarray, camera: Camera) -> np.ndarray:
+    """bool (M,): points with something much nearer close beside them.
+
+    Level ground is nearer lower in the image, too: below a point, only what is nearer still than ground is counts.
+    """
+    reach = round(SHADOW_ANGLE_RAD * camera.intrinsics[0, 0])
+    window = np.ones((reach + 1, 2 * reach + 1), np.uint8)
+    above = cv2.erode(near, window, anchor=(reach, reach))[rows, columns]
+    below = cv2.erode(near, window, anchor=(reach, 0))[rows, columns]
+    x, y, z = (camera.rays(np.stack([columns, rows], axis=1).astype(np.float64)) @ camera.ego_from_cam[:3, :3].T).T
+    down_rad = np.maximum(np.arctan2(-z, np.hypot(x, y)), 0)
+    angle_rad = (reach + 1) / camera.intrinsics[0, 0]  # of the window's last row, rounding included
+    ground = np.where(z < 0, np.tan(down_rad) / np.tan(down_rad + angle_rad), 1)
+    limit = SHADOW_RATIO * near[rows, columns]
+    return (above < limit) | (below < limit * ground)
 
 
 class LidarClasses:
