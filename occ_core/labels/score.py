@@ -39,6 +39,12 @@ class LabelScores:
         for name, mask in masks.items():
             self.counts[name] += [(mask & cells).sum() for cells in (everywhere, label.observed, free, rightly)]
 
+    def merge(self, other: LabelScores) -> None:
+        """Count all that `other` counted."""
+        self.voxels.merge(other.voxels)
+        for name, counts in other.counts.items():
+            self.counts[name] += counts
+
     def report(self) -> dict[str, dict[str, Any]]:
         """As of VoxelScores, and `decided` and `free_precision`, in percent, in each protocol."""
         report = self.voxels.report()
