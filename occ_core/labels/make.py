@@ -155,8 +155,8 @@ def label_one(job: Job, task: Task, step: Step) -> Done | CannotWrite:
         return Done(task.scene, written, tuple(skipped), str(error))
     if unlabelled:
         first = next(iter(unlabelled.values()))
-        error = f"{len(unlabelled)} of its keyframes cannot be read and have no label, first: {first}"
-        return Done(task.scene, written, tuple(skipped), error)
+        reason = f"{len(unlabelled)} of its keyframes cannot be read and have no label, first: {first}"
+        return Done(task.scene, written, tuple(skipped), reason)
     return Done(task.scene, written, tuple(skipped))
 
 

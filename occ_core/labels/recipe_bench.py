@@ -1,7 +1,7 @@
 """How good every recipe's labels are against exact truth, and what each part of `best` gives, under the same teachers.
 
 Teachers are asked once a frame for all recipes, and recipes that lift alike share their folds. Nothing is stored.
-Memory a process: the folds of a scene, 2 to 6 MB for each frame and each of the ten ways to lift.
+Memory a process: the folds of a scene, of ten ways to lift together 25 MB a frame at 270 x 480, beside some 450 MB.
 """
 
 from __future__ import annotations
