@@ -70,3 +70,47 @@ def recipes(
     typer.echo(f"{figures['scenes']} scenes, {figures['keyframes']} keyframes, {figures['cpu_s']:.0f} CPU-s")
     for scene, reasons in figures["left_out"].items():
         typer.echo(f"left out in {scene}: {len(reasons)} images or frames, first: {reasons[0]}")
+
+
+@app.command()
+def real_labels(
+    dataroots: Annotated[
+        list[Path], typer.Argument(metavar="DATAROOT...", help="nuScenes layout with LiDAR, or SemanticKITTI.")
+    ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="As of `occ labels make`. Default: `best` as it suits a LiDAR, see docs/labels.md."),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Labels made from one part of real LiDAR against the other part: are occupied and free cells so?
+
+    Holds out every other degree of elevation of each sweep, then every other sweep. Prints one table in percent.
+
+    Example:  occ bench real-labels data/nuscenes data/semantickitti --json benchmarks/labels_real.json
+    """
+    from rich.progress import Progress
+
+    from occ_core.evaluation.report import write_report
+    from occ_core.host import host
+    from occ_core.labels.real import LIDAR_BEST, SPLITS, markdown, open_drives, score_drive
+    from occ_core.labels.recipes import load_recipe
+
+    settings = LIDAR_BEST if recipe is None else load_recipe(recipe)
+    rows = []
+    with Progress(transient=True) as progress:
+        for drive in (drive for dataroot in dataroots for drive in open_drives(dataroot)):
+            for split in SPLITS if len(drive.frames) > 1 else SPLITS[:1]:
+                task = progress.add_task(f"{drive.name}, {split}", total=None)
+                rows.append(
+                    score_drive(
+                        drive,
+                        split,
+                        settings,
+                        lambda done, total, t=task: progress.update(t, completed=done, total=total),
+                    )
+                )
+    if json_file is not None:
+        record = {**host(("numpy", "numba", "opencv-python-headless")), "recipe": settings.model_dump(), "rows": rows}
+        write_report(json_file, record)
+    typer.echo(markdown(rows))

@@ -19,9 +19,11 @@ from occ_core.errors import InvalidInput
 from occ_core.frame import Frame
 from occ_core.geometry import apply, inverse
 from occ_core.grid import OCC3D_GRID, SEMANTIC_KITTI_GRID, VoxelGrid
+from occ_core.labels.lift import Lifter
 from occ_core.labels.recipes import PRESETS, Recipe
 from occ_core.labels.scene import label_scene
 from occ_core.labels.score import OWN_BODY_M, PointScores
+from occ_core.occupancy import Occupancy
 from occ_core.sources.kitti import SemanticKittiSource
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.taxonomy import SEMANTIC_KITTI, Taxonomy
@@ -120,8 +122,9 @@ def score_drive(
     Points count that some camera of their frame shows, 3 m or more from the sensor and inside the label's grid.
 
     Returns:
-        {scene, split, labels, held_out, given}: number of labels, and for the points held out and, to compare, those
-        that the labels were made from, what PointScores reports and `occupied_of_decided`.
+        {scene, split, labels, held_out, given, occupied_cells_passed}: number of labels; for the points held out and,
+        to compare, those that the labels were made from, what PointScores reports and `occupied_of_decided`; and of the
+        occupied cells that held-out LiDAR hits or passes, the percentage that it passes only.
 
     Raises:
         InvalidInput: no such split, or `frames` of less than two frames.
@@ -131,17 +134,19 @@ def score_drive(
     if split == "frames" and len(drive.frames) < 2:
         raise InvalidInput(f"holding out every other frame needs at least 2 frames, {drive.name} has 1")
     step = 2 if split == "frames" else 1
-    stripes = [odd_stripes(frame) if step == 1 else np.zeros(_count(frame), bool) for frame in drive.frames]
-    shown = [_shown(frame) for frame in drive.frames]
+    keeps = [np.ones(_count(frame), bool) if step == 2 else ~odd_stripes(frame) for frame in drive.frames]
     numbers = range(0, len(drive.frames), step)
-    given = [_without(drive.frames[n], stripes[n]) for n in numbers]
+    given = [_only(drive.frames[n], keeps[n]) for n in numbers]
     teachers = Teachers(drive.teacher, LidarDepth())
-    held_out, own = PointScores(drive.taxonomy), PointScores(drive.taxonomy)
+    lifter = Lifter(recipe, drive.grid, drive.taxonomy)
+    held_out, own, cells = PointScores(drive.taxonomy), PointScores(drive.taxonomy), np.zeros(2, dtype=np.int64)
     for n, label in zip(numbers, label_scene(given, teachers, recipe, None, drive.grid, drive.taxonomy), strict=True):
         judges = [n] if step == 1 else [m for m in (n - 1, n + 1) if 0 <= m < len(drive.frames)]
         for m in judges:
-            _add(held_out, drive, label.occupancy, n, m, shown[m] & (stripes[m] if step == 1 else True))
-        _add(own, drive, label.occupancy, n, n, shown[n] & ~stripes[n])
+            which = np.ones(_count(drive.frames[m]), bool) if step == 2 else ~keeps[m]
+            _add(held_out, drive, label.occupancy, n, m, which)
+            cells += _passed(label.occupancy, drive.frames[n], _only(drive.frames[m], which), lifter, teachers)
+        _add(own, drive, label.occupancy, n, n, keeps[n])
         progress(n // step + 1, len(numbers))
     return {
         "scene": drive.name,
@@ -149,6 +154,7 @@ def score_drive(
         "labels": len(numbers),
         "held_out": _report(held_out),
         "given": _report(own),
+        "occupied_cells_passed": float(100 * cells[1] / cells[0]) if cells[0] else None,
     }
 
 
@@ -169,10 +175,10 @@ def odd_stripes(frame: Frame) -> np.ndarray:
     return np.floor(np.arctan2(z, np.hypot(x, y)) / STRIPE_RAD).astype(np.int64) % 2 == 1
 
 
-def _without(frame: Frame, held_out: np.ndarray) -> Frame:
-    """The frame with the held-out points at the sensor's origin, where the teacher drops them; order stays."""
+def _only(frame: Frame, which: np.ndarray) -> Frame:
+    """The frame with all other points at the sensor's origin, where the teacher drops them; their order stays."""
     assert frame.lidar is not None
-    points_m = np.where(held_out[:, None], np.float32(0), frame.lidar.points_lidar_m)
+    points_m = np.where(which[:, None], frame.lidar.points_lidar_m, np.float32(0))
     return replace(frame, lidar=replace(frame.lidar, points_lidar_m=points_m))
 
 
@@ -181,38 +187,49 @@ def _count(frame: Frame) -> int:
     return len(frame.lidar.points_lidar_m)
 
 
-def _shown(frame: Frame) -> np.ndarray:
-    """bool (N,): points that an image shows; only there could a label know anything."""
+def _add(scores: PointScores, drive: Drive, label: Occupancy, n: int, m: int, which: np.ndarray) -> None:
+    """Count those points of frame `m` against the label of frame `n` that an image shows."""
+    frame = drive.frames[m]
+    points_ego_m, shown = _shown(frame, drive.frames[n])
+    counted = which & shown
+    scores.add(label, points_ego_m[counted], None if drive.point_class is None else drive.point_class[m][counted])
+
+
+def _shown(frame: Frame, of: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """Points (N, 3) of a frame's sweep in the ego frame of another; bool (N,), which of them its own images show."""
     assert frame.lidar is not None
-    shown = np.zeros(_count(frame), dtype=bool)
+    sweep = frame.lidar
+    shown = np.zeros(len(sweep.points_lidar_m), dtype=bool)
     for name in frame.images:
-        shown[project(frame, name)[3]] = True
-    return shown & (np.linalg.norm(frame.lidar.points_lidar_m, axis=1) >= OWN_BODY_M)
+        shown[project(frame, name)[3]] = True  # only there could a label know anything
+    shown &= np.linalg.norm(sweep.points_lidar_m, axis=1) >= OWN_BODY_M
+    ego_from_lidar = inverse(of.world_from_ego) @ sweep.world_from_ego @ sweep.ego_from_lidar
+    return apply(ego_from_lidar, sweep.points_lidar_m.astype(np.float64)), shown
 
 
-def _add(scores: PointScores, drive: Drive, label, n: int, m: int, which: np.ndarray) -> None:
-    """Count points of frame `m` against the label of frame `n`."""
-    sweep = drive.frames[m].lidar
-    assert sweep is not None
-    own_from_lidar = inverse(drive.frames[n].world_from_ego) @ sweep.world_from_ego @ sweep.ego_from_lidar
-    point_class = None if drive.point_class is None else drive.point_class[m][which]
-    scores.add(label, apply(own_from_lidar, sweep.points_lidar_m[which].astype(np.float64)), point_class)
+def _passed(label: Occupancy, of: Frame, judge: Frame, lifter: Lifter, teachers: Teachers) -> np.ndarray:
+    """Occupied cells that the judge's LiDAR hits or passes, and those of them that it passes only.
+
+    Calling everything occupied would please held-out points; it is the rays on their way to them that it contradicts.
+    """
+    moved = replace(judge, world_from_ego=of.world_from_ego)  # folds into the label's grid; sensors stay in the world
+    fold = lifter.fold(moved, teachers.classes.classes(moved), teachers.depth.depth(moved))
+    points_ego_m, shown = _shown(judge, of)
+    index, inside = label.grid.index_of(points_ego_m[shown])
+    hit = np.zeros(label.grid.shape, dtype=bool)
+    hit[tuple(index[inside].T)] = True
+    only_passed = (fold.passes > 0) & ~hit
+    return np.array([(label.occupied & (hit | only_passed)).sum(), (label.occupied & only_passed).sum()])
 
 
-COLUMNS = {
-    "in occupied": "in_occupied", "in free": "in_free", "undecided": "in_undecided",
-    "occupied of decided": "occupied_of_decided", "free cells hit": "free_cells_hit", "class": "class_agreement",
-}  # fmt: skip
-
-
-def table_of(rows: Sequence[dict[str, Any]]):
-    """Rich table of what `score_drive` returns; the last column is of the points that the labels were made from."""
-    from rich.table import Table
-
-    table = Table("percent of held-out points", "split", "labels", "points", *COLUMNS, "given: in occupied")
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Table of what `score_drive` returns; the last column is of the points that the labels were made from."""
+    names = ("in_occupied", "in_free", "in_undecided", "occupied_of_decided", "free_cells_hit", "class_agreement")
+    head = ["scene", "held out", "labels", "points", *names, "occupied_cells_passed", "in_occupied, given"]
+    lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2)]
     for row in rows:
-        scores = row["held_out"]
-        shares = [scores[key] for key in COLUMNS.values()] + [row["given"]["in_occupied"]]
+        shares = [row["held_out"][name] for name in names]
+        shares += [row["occupied_cells_passed"], row["given"]["in_occupied"]]
         texts = ["-" if share is None else f"{share:.2f}" for share in shares]
-        table.add_row(row["scene"], row["split"], str(row["labels"]), str(scores["points"]), *texts)
-    return table
+        lines.append([row["scene"], row["split"], str(row["labels"]), str(row["held_out"]["points"]), *texts])
+    return "\n".join(f"| {' | '.join(line)} |".replace("_", " ") for line in lines)
