@@ -16,8 +16,18 @@ EXTRAS = {
     "nuscenes": ["nuscenes-devkit>=1.1.11,<1.3"],
     "bags": ["rosbags>=0.10.5,<0.12"],
     "torch": ["torch>=2.4,<2.14", "safetensors>=0.4,<1"],
+    # Foundation models. segment-anything imports torchvision, which has to match torch and so is not named here;
+    # transformers 5 needs Python 3.11, on 3.10 its teachers are not there.
+    "teachers": [
+        "torch>=2.4,<2.14",
+        "safetensors>=0.4,<1",
+        "transformers>=5,<6; python_version >= '3.11'",
+        "segment-anything==1.0",
+        "pillow>=10",
+    ],
     "onnx": ["onnx>=1.16,<2", "onnxscript>=0.3,<1", "onnxruntime>=1.19,<2"],
     "viz": ["matplotlib>=3.6,<4", "rerun-sdk>=0.23,<0.42", "pyarrow<26"],
+    "ray": ["ray>=2.9,<3"],  # labels on a cluster; not in `all`: nobody needs it on one machine
     # Python wheels of ROS 2 Kilted, for machines without a ROS installation; beside apt-installed ROS 2 leave this out.
     "ros": [
         "ros-rclpy[fastrtps]>=9.1,<9.2",
@@ -29,7 +39,7 @@ EXTRAS = {
     ],
     "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.8", "mypy>=1.10", "types-PyYAML", "pre-commit", "scikit-learn"],
 }
-EXTRAS["all"] = sorted({need for name in EXTRAS if name != "dev" for need in EXTRAS[name]})
+EXTRAS["all"] = sorted({need for name in EXTRAS if name not in ("dev", "ray") for need in EXTRAS[name]})
 
 setup(
     name=PACKAGE,

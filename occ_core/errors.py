@@ -22,6 +22,13 @@ class CorruptInput(OccError, ValueError):
     """A file or message that is there but cannot be read as what it claims to be."""
 
 
+class CannotWrite(OccError, OSError):
+    """A file cannot be written: the disk is full, the folder read-only, ...."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
 class MissingTransform(OccError, LookupError):
     """The transform tree does not connect two frames, or not at the asked time."""
 

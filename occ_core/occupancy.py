@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
+from occ_core.files import write_atomically
 from occ_core.grid import OCC3D_GRID, VoxelGrid
 from occ_core.taxonomy import OCC3D, Taxonomy
 
@@ -55,20 +56,33 @@ class Occupancy:
 
 
 def save_occ3d(path: Path, occupancy: Occupancy) -> None:
-    """Write `labels.npz` as Occ3D does (semantics, mask_lidar, mask_camera, uint8), atomically."""
+    """Write `labels.npz` as Occ3D does, atomically; see `pack_occ3d`.
+
+    Raises:
+        CannotWrite.
+    """
+    write_atomically(path, pack_occ3d(occupancy))
+
+
+def pack_occ3d(occupancy: Occupancy, **extra: np.ndarray) -> bytes:
+    """Bytes of a `labels.npz` as Occ3D's: semantics, mask_lidar, mask_camera, uint8 (X, Y, Z); equal in, equal out.
+
+    Args:
+        occupancy: its confidence, if any, is kept as float16.
+        extra: further arrays by name.
+    """
     mask_lidar = occupancy.observed if occupancy.mask_lidar is None else occupancy.mask_lidar
-    extra = {} if occupancy.confidence is None else {"confidence": occupancy.confidence.astype(np.float16)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.savez_compressed(
-            file,
-            semantics=occupancy.labels,
-            mask_lidar=mask_lidar.astype(np.uint8),
-            mask_camera=occupancy.observed.astype(np.uint8),
-            **extra,
-        )
-    os.replace(temporary, path)
+    if occupancy.confidence is not None:
+        extra = {"confidence": occupancy.confidence.astype(np.float16), **extra}
+    buffer = io.BytesIO()
+    np.savez_compressed(  # its members carry no time stamp
+        buffer,
+        semantics=occupancy.labels,
+        mask_lidar=mask_lidar.astype(np.uint8),
+        mask_camera=occupancy.observed.astype(np.uint8),
+        **extra,
+    )
+    return buffer.getvalue()
 
 
 def load_occ3d(path: Path, grid: VoxelGrid = OCC3D_GRID, taxonomy: Taxonomy = OCC3D) -> Occupancy:

@@ -10,19 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from occ_core.errors import OccError
+from occ_core.host import host
 from occ_core.sources.bag_reader import BagReader
 from occ_ros.processes import environment, node
 
@@ -68,7 +66,14 @@ def measure(bag: Path, model: Path, seconds: float, threads: int) -> dict:
             raise OccError(f"the node wrote no times: {(logs / 'occupancy_node.log').read_text()[-500:]}")
         record = json.loads(times.read_text(encoding="utf-8"))
     record["model"] = model.name
-    return {**host(), "bag": bag.name, "seconds": seconds, "threads": threads, "clouds_received": arrived, **record}
+    return {
+        **host(PACKAGES),
+        "bag": bag.name,
+        "seconds": seconds,
+        "threads": threads,
+        "clouds_received": arrived,
+        **record,
+    }
 
 
 def image_topic_of(bag: Path) -> str:
@@ -102,24 +107,6 @@ def listen(seconds: float, others: dict, logs: Path) -> int:
         listener.destroy_node()
         rclpy.try_shutdown()
     return len(arrived)
-
-
-def host() -> dict:
-    """Where and when this was measured."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
-    return {
-        "date": date.today().isoformat(),
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
-    }
 
 
 def show(record: dict) -> None:

@@ -31,17 +31,26 @@ def token(*parts: object) -> str:
     return hashlib.md5(" ".join(map(str, parts)).encode()).hexdigest()
 
 
-def make(root: Path, keyframes: int = 3, sweeps: int = 2, lidar: bool = True, boxes: bool = True, truth: bool = True):
-    """`sweeps` files of each sensor between two keyframes 0.5 s apart. Returns the sample tokens."""
+def make(
+    root: Path,
+    keyframes: int = 3,
+    sweeps: int = 2,
+    lidar: bool = True,
+    boxes: bool = True,
+    truth: bool = True,
+    scenes: int = 1,
+):
+    """`sweeps` files of each sensor between two keyframes 0.5 s apart. Returns the sample tokens, scene after scene."""
     rng = np.random.default_rng(7)
     channels = {name: offset for name, offset in CHANNELS.items() if lidar or name != "LIDAR_TOP"}
-    samples = [token("sample", number) for number in range(keyframes)]
-    tables = _fixed_tables(channels, samples)
-    for number, sample in enumerate(samples):
-        time_us = START_US + number * 500_000
-        tables["sample"].append({"token": sample, "timestamp": time_us, "scene_token": token("scene"),
-                                 "prev": samples[number - 1] if number else "",
-                                 "next": samples[number + 1] if number + 1 < keyframes else ""})  # fmt: skip
+    samples = [token("sample", number) for number in range(scenes * keyframes)]
+    tables = _fixed_tables(channels, samples, keyframes)
+    for place, sample in enumerate(samples):
+        scene, number = divmod(place, keyframes)
+        time_us = START_US + scene * 100_000_000 + number * 500_000
+        tables["sample"].append({"token": sample, "timestamp": time_us, "scene_token": token("scene", scene),
+                                 "prev": samples[place - 1] if number else "",
+                                 "next": samples[place + 1] if number + 1 < keyframes else ""})  # fmt: skip
         for channel, offset in channels.items():
             for step in range(sweeps + 1 if number + 1 < keyframes else 1):
                 at = time_us + offset + step * 500_000 // (sweeps + 1)
@@ -54,7 +63,7 @@ def make(root: Path, keyframes: int = 3, sweeps: int = 2, lidar: bool = True, bo
             labels[120, 90:100, 3:7] = OCC3D.id_of("manmade")
             seen = rng.random(OCC3D_GRID.shape) < 0.1
             label = Occupancy(OCC3D_GRID, OCC3D, labels, seen, mask_lidar=rng.random(OCC3D_GRID.shape) < 0.2)
-            save_occ3d(root / "gts/scene-0001" / sample / "labels.npz", label)
+            save_occ3d(root / "gts" / f"scene-{scene + 1:04d}" / sample / "labels.npz", label)
     (root / "v1.0-mini").mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
         (root / "v1.0-mini" / f"{name}.json").write_text(json.dumps(rows))
@@ -63,7 +72,7 @@ def make(root: Path, keyframes: int = 3, sweeps: int = 2, lidar: bool = True, bo
     return samples
 
 
-def _fixed_tables(channels: dict[str, int], samples: list[str]) -> dict[str, list[dict]]:
+def _fixed_tables(channels: dict[str, int], samples: list[str], keyframes: int) -> dict[str, list[dict]]:
     sensors = [{"token": token("sensor", c), "channel": c, "modality": "lidar" if c == "LIDAR_TOP" else "camera"}
                for c in channels]  # fmt: skip
     back = OPTICAL * np.array([[-1.0], [-1], [1]])
@@ -79,8 +88,10 @@ def _fixed_tables(channels: dict[str, int], samples: list[str]) -> dict[str, lis
     return {
         "sensor": sensors,
         "calibrated_sensor": calibrations,
-        "scene": [{"token": token("scene"), "log_token": token("log"), "nbr_samples": 1, "name": "scene-0001",
-                   "first_sample_token": samples[0], "last_sample_token": samples[-1], "description": ""}],
+        "scene": [{"token": token("scene", i), "log_token": token("log"), "nbr_samples": keyframes,
+                   "name": f"scene-{i + 1:04d}", "first_sample_token": samples[i * keyframes],
+                   "last_sample_token": samples[(i + 1) * keyframes - 1], "description": ""}
+                  for i in range(len(samples) // keyframes)],
         "log": [{"token": token("log"), "logfile": "x", "vehicle": "x", "date_captured": "", "location": "x"}],
         "map": [{"token": token("map"), "category": "semantic_prior", "filename": "maps/map.png",
                  "log_tokens": [token("log")]}],

@@ -12,7 +12,20 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROS = {"rclpy", "sensor_msgs", "std_msgs", "nav_msgs", "geometry_msgs", "visualization_msgs", "diagnostic_msgs"}
 ROS |= {"tf2_msgs", "tf2_ros", "cv_bridge", "builtin_interfaces", "ament_index_python", "occ_ros"}
-HEAVY = {"numpy", "cv2", "torch", "onnx", "onnxruntime", "numba", "nuscenes", "rosbags", "rerun", "matplotlib", "scipy"}
+HEAVY = {
+    "numpy",
+    "cv2",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "numba",
+    "nuscenes",
+    "rosbags",
+    "rerun",
+    "matplotlib",
+    "scipy",
+    "ray",
+}
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -74,6 +87,8 @@ def test_every_command_has_help_with_an_example():
     top = run_occ("--help")
     assert top.returncode == 0
     commands = [("world", "make"), ("world", "show"), ("world", "stats"), ("bag", "make")]
+    commands += [("labels", name) for name in ("make", "check", "show", "score")]
+    commands += [("bench", "labels")]
     commands += [("train",), ("predict",), ("eval",), ("export",), ("view",)]
     for command in commands:
         result = run_occ(*command, "--help")

@@ -11,7 +11,7 @@ import sys
 import typer
 
 from occ_core import __version__
-from occ_core.cli import bag, model, view, world
+from occ_core.cli import bag, bench, labels, model, view, world
 from occ_core.errors import OccError
 
 app = typer.Typer(
@@ -51,11 +51,13 @@ def _options(
 
 app.add_typer(world.app, name="world")
 app.add_typer(bag.app, name="bag")
+app.add_typer(labels.app, name="labels")
 app.command("train")(model.train)
 app.command("predict")(model.predict)
 app.command("eval")(model.evaluate)
 app.command("export")(model.export)
 app.command("view")(view.view)
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def make(
     from occ_core.world.make import make_world
     from occ_core.world.scene import Settings
 
-    height, width = _size(size)
+    height, width = size_of(size)
     settings = Settings(scenes, seed, width, height, keyframes, sweeps)
     make_world(out, settings, workers or os.cpu_count() or 1)
     typer.echo(f"{scenes} scenes of {keyframes} keyframes in {out}")
@@ -77,7 +77,8 @@ def stats(
     report(out, real, json_file)
 
 
-def _size(text: str) -> tuple[int, int]:
+def size_of(text: str) -> tuple[int, int]:
+    """(height, width) of 'HEIGHTxWIDTH'."""
     from occ_core.errors import InvalidInput
 
     parts = text.lower().split("x")

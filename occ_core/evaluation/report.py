@@ -45,6 +45,12 @@ class VoxelScores:
             self.matrices[name] += confusion_matrix(truth.labels, predicted, mask, len(self.taxonomy))
         self.samples += 1
 
+    def merge(self, other: VoxelScores) -> None:
+        """Count all that `other` counted."""
+        for name, matrix in other.matrices.items():
+            self.matrices[name] += matrix
+        self.samples += other.samples
+
     def report(self) -> dict[str, dict[str, Any]]:
         """{protocol: {iou, miou_17, miou_15, per_class}} in percent."""
         return {name: scores(matrix, self.taxonomy) for name, matrix in self.matrices.items()}

@@ -144,7 +144,7 @@ def compare(images: Mapping[str, np.ndarray], predicted: Occupancy, truth: Occup
         view[8:168, panel_w - 168 : panel_w - 8] = above
         _text(view, name, (14, 30), 0.8)
         views.append(view)
-    sheet = np.concatenate([_strip(title, width), cameras, np.concatenate(views, axis=1), legend(predicted, width)])
+    sheet = np.concatenate([strip(title, width), cameras, np.concatenate(views, axis=1), legend(predicted, width)])
     return np.ascontiguousarray(sheet)
 
 
@@ -175,10 +175,19 @@ def _blank(width: int, height: int) -> np.ndarray:
     return np.full((height, width, 3), BACKGROUND_RGB, dtype=np.uint8)
 
 
-def _strip(text: str, width: int) -> np.ndarray:
-    strip = _blank(width, 34)
-    _text(strip, text, (10, 23), 0.6)
-    return strip
+def strip(text: str, width: int) -> np.ndarray:
+    """A title over a sheet, uint8 (34, width, 3)."""
+    image = _blank(width, 34)
+    _text(image, text, (10, 23), 0.6)
+    return image
+
+
+def captioned(image: np.ndarray, text: str) -> np.ndarray:
+    """A copy with a name in its upper left corner."""
+    image = image.copy()
+    cv2.putText(image, text, (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, BACKGROUND_RGB, 3, cv2.LINE_AA)
+    _text(image, text, (8, 20), 0.5)
+    return image
 
 
 def _text(image: np.ndarray, text: str, at: tuple[int, int], scale: float) -> None:

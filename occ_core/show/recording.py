@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from occ_core.errors import need
+from occ_core.grid import VoxelGrid
 from occ_core.occupancy import Occupancy
 
 JPEG_QUALITY = 85
@@ -55,17 +56,26 @@ class Recording:
         truth: Occupancy | None = None,
     ) -> None:
         """Add one moment."""
+        self.log_images(stamp_ns, "cameras", images)
+        for name, occupancy in (("predicted", predicted), ("true", truth)):
+            if occupancy is not None:
+                self._stream.log(f"world/{name}", self._voxels(occupancy))
+
+    def log_images(self, stamp_ns: int, folder: str, images: Mapping[str, np.ndarray]) -> None:
+        """Add images, RGB uint8 (h, w, 3), of one moment under `folder`."""
         self._stream.set_time("stamp", timestamp=stamp_ns * 1e-9)
         for name, image in images.items():
             _, jpeg = cv2.imencode(
                 ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
             )
-            self._stream.log(
-                f"cameras/{name}", self._rerun.EncodedImage(contents=jpeg.tobytes(), media_type="image/jpeg")
-            )
-        for name, occupancy in (("predicted", predicted), ("true", truth)):
-            if occupancy is not None:
-                self._stream.log(f"world/{name}", self._voxels(occupancy))
+            encoded = self._rerun.EncodedImage(contents=jpeg.tobytes(), media_type="image/jpeg")
+            self._stream.log(f"{folder}/{name}", encoded)
+
+    def log_cells(self, stamp_ns: int, name: str, grid: VoxelGrid, cells: np.ndarray) -> None:
+        """Add the middles of some cells, bool (X, Y, Z), of one moment as grey points."""
+        self._stream.set_time("stamp", timestamp=stamp_ns * 1e-9)
+        middles_m = np.array(grid.origin_m) + (np.argwhere(cells) + 0.5) * grid.voxel_size_m
+        self._stream.log(f"world/{name}", self._rerun.Points3D(middles_m, colors=(128, 128, 128)))
 
     def _voxels(self, occupancy: Occupancy):
         index = np.stack(np.nonzero(occupancy.labels != occupancy.taxonomy.free_id), axis=1)

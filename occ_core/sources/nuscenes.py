@@ -40,7 +40,7 @@ class NuScenesSource:
     frame: the nearest image of every other camera, reference = the key camera's stamp and pose, no token.
 
     Args:
-        dataroot: folder of the data set.
+        dataroot: folder of the data set, or its tables where they are open already.
         version: table folder; None: the only `v1.0-*` there is.
         scenes: names; None: all.
         sweeps: also yield what lies between keyframes.
@@ -51,12 +51,12 @@ class NuScenesSource:
 
     def __init__(
         self,
-        dataroot: Path | str,
+        dataroot: Path | str | NuScenesTables,
         version: str | None = None,
         scenes: list[str] | None = None,
         sweeps: bool = False,
     ) -> None:
-        self.tables = NuScenesTables(dataroot, version)
+        self.tables = dataroot if isinstance(dataroot, NuScenesTables) else NuScenesTables(dataroot, version)
         self.scenes = self.tables.require_scenes(scenes)
         self._rigs: dict[tuple[tuple[str, tuple[int, int]], ...], Rig] = {}
         self._sets = [entry for scene in self.scenes for entry in self._sets_of(scene, sweeps)]

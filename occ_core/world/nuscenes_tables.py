@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
+from occ_core.files import write_atomically
 from occ_core.geometry import Array, quaternion_from_rotation
 from occ_core.world.sensors import CAMERAS, LIDAR
 
@@ -39,14 +39,6 @@ VISIBILITY = {"1": ("v0-40", 0, 40), "2": ("v40-60", 40, 60), "3": ("v60-80", 60
 def token(*parts: object) -> str:
     """The token (32 hex digits) of what `parts` name."""
     return hashlib.md5("/".join(map(str, parts)).encode(), usedforsecurity=False).hexdigest()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """The whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
 
 
 def pose_fields(a_from_b: Array) -> dict:

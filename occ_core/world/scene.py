@@ -15,6 +15,7 @@ import numpy as np
 
 from occ_core.camera import Camera, Rig
 from occ_core.errors import InvalidInput
+from occ_core.files import write_atomically
 from occ_core.geometry import Array, apply
 from occ_core.occupancy import save_occ3d
 from occ_core.world import sensors
@@ -22,7 +23,7 @@ from occ_core.world.boxes import SceneBoxes
 from occ_core.world.city import City, build_city
 from occ_core.world.film import Film, develop, encode
 from occ_core.world.lidar import sweep
-from occ_core.world.nuscenes_tables import SceneTables, write_atomically
+from occ_core.world.nuscenes_tables import SceneTables
 from occ_core.world.render import View, render
 from occ_core.world.tracer import Tracer
 from occ_core.world.truth import occupancy_truth

@@ -11,13 +11,10 @@ import numpy as np
 
 from occ_core.errors import InvalidInput, MissingInput
 from occ_core.occupancy import load_occ3d
+from occ_core.show.maps import color_classes, color_depth
 from occ_core.show.pictures import camera_rows, from_above, in_perspective, legend, mosaic
-from occ_core.taxonomy import OCC3D
 from occ_core.world.nuscenes_tables import VERSION
 from occ_core.world.sensors import CAMERAS
-
-SKY_RGB = (170, 205, 235)
-FAR_M = 80.0
 
 
 def load_truth(out: Path, scene: str, token: str, channel: str) -> tuple[np.ndarray, np.ndarray]:
@@ -75,21 +72,6 @@ def sheet(out: Path, scene: str | None, sample: int) -> np.ndarray:
     both = cv2.resize(_masks(occupancy), (400, 400), interpolation=cv2.INTER_NEAREST)
     voxels[40:440, 1440:1840] = both
     return np.concatenate([mosaic(images, rows, tile), truth, voxels, legend(occupancy, width)])
-
-
-def color_classes(class_id: np.ndarray) -> np.ndarray:
-    """uint8 (h, w, 3) in the colours of the taxonomy."""
-    palette = OCC3D.palette.copy()
-    palette[OCC3D.free_id] = SKY_RGB
-    return palette[class_id]
-
-
-def color_depth(depth_m: np.ndarray) -> np.ndarray:
-    """uint8 (h, w, 3), near is bright; the sky is black."""
-    near = 1 - np.log1p(np.minimum(depth_m, FAR_M)) / np.log1p(FAR_M)
-    image = cv2.applyColorMap((255 * near).astype(np.uint8), cv2.COLORMAP_INFERNO)[:, :, ::-1].copy()
-    image[~np.isfinite(depth_m)] = 0
-    return image
 
 
 def _masks(occupancy) -> np.ndarray:

@@ -13,9 +13,9 @@ from rich.progress import track
 from rich.table import Table
 
 from occ_core.errors import MissingInput, need
+from occ_core.files import write_atomically
 from occ_core.occupancy import Occupancy, load_occ3d
 from occ_core.taxonomy import OCC3D
-from occ_core.world.nuscenes_tables import write_atomically
 from occ_core.world.sensors import LIDAR_MIN_M
 from occ_core.world.show import keyframes, load_truth
 

@@ -1,0 +1,116 @@
+"""`occ bench`: how long things take on this machine, and how good they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from occ_core.cli.world import size_of
+
+app = typer.Typer(no_args_is_help=True, help="Measure, for the tables in benchmarks/; time things on an idle machine.")
+
+
+@app.command()
+def labels(
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the class maps and depths, pixels.")] = "450x800",
+    frames: Annotated[int, typer.Option(help="Frames in the window of a label.", min=1)] = 14,
+    repeats: Annotated[int, typer.Option(help="Times that each is measured; the median is shown.", min=1)] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Time lifting, voting and ray casting of six cameras, teachers excluded, beside plain numpy and Open3D.
+
+    Example:  occ bench labels --json benchmarks/labels_speed.json
+    """
+    import json
+
+    from occ_core.files import write_atomically
+    from occ_core.host import host
+    from occ_core.labels.bench import bench_labels
+
+    height, width = size_of(size)
+    figures = bench_labels(height, width, frames, repeats)
+    record = {**host(("numpy", "numba", "open3d")), **figures}
+    if json_file is not None:
+        write_atomically(json_file, (json.dumps(record, indent=1) + "\n").encode())
+    for name, row in figures["ms"].items():
+        typer.echo(f"{name:10} {row if isinstance(row, str) else format(row['median'], '8.0f') + ' ms a keyframe'}")
+    typer.echo(f"{figures['megabytes_a_frame_kept']:.1f} MB kept a frame, peak {figures['peak_memory_mb']:.0f} MB")
+
+
+@app.command()
+def recipes(
+    dataroot: Annotated[Path, typer.Argument(help="Data set in nuScenes layout with gts/, such as a simulated one.")],
+    teacher: Annotated[str, typer.Option(help="As of `occ labels make`.")] = "realistic",
+    workers: Annotated[int, typer.Option(help="Scenes at the same time; 0: one per core.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the errors that the teacher `realistic` makes.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Score the labels of every recipe, and of `best` with one part left out, against exact truth.
+
+    Labels every keyframe in memory, from the same maps for all recipes, and stores none. Prints one table in percent:
+    IoU, mIoU of 15 and 17 classes, cells decided, and precision of free, under the camera mask and in the full scene.
+
+    Example:  occ bench recipes city --json benchmarks/labels_recipes.json
+    """
+    import os
+
+    from occ_core.evaluation.report import write_report
+    from occ_core.host import host
+    from occ_core.labels.recipe_bench import bench_recipes, markdown
+
+    try:
+        figures = bench_recipes(dataroot, teacher, seed, workers or os.cpu_count() or 1)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    if json_file is not None:
+        write_report(json_file, {**host(("numpy", "numba", "scipy", "opencv-python-headless")), **figures})
+    typer.echo(markdown(figures))
+    typer.echo(f"{figures['scenes']} scenes, {figures['keyframes']} keyframes, {figures['cpu_s']:.0f} CPU-s")
+    for scene, reasons in figures["left_out"].items():
+        typer.echo(f"left out in {scene}: {len(reasons)} images or frames, first: {reasons[0]}")
+
+
+@app.command()
+def real_labels(
+    dataroots: Annotated[
+        list[Path], typer.Argument(metavar="DATAROOT...", help="nuScenes layout with LiDAR, or SemanticKITTI.")
+    ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="As of `occ labels make`. Default: `best` as it suits a LiDAR, see docs/labels.md."),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Labels made from one part of real LiDAR against the other part: are occupied and free cells so?
+
+    Holds out every other degree of elevation of each sweep, then every other sweep. Prints one table in percent.
+
+    Example:  occ bench real-labels data/nuscenes data/semantickitti --json benchmarks/labels_real.json
+    """
+    from rich.progress import Progress
+
+    from occ_core.evaluation.report import write_report
+    from occ_core.host import host
+    from occ_core.labels.real import LIDAR_BEST, SPLITS, markdown, open_drives, score_drive
+    from occ_core.labels.recipes import load_recipe
+
+    settings = LIDAR_BEST if recipe is None else load_recipe(recipe)
+    rows = []
+    with Progress(transient=True) as progress:
+        for drive in (drive for dataroot in dataroots for drive in open_drives(dataroot)):
+            for split in SPLITS if len(drive.frames) > 1 else SPLITS[:1]:
+                task = progress.add_task(f"{drive.name}, {split}", total=None)
+                rows.append(
+                    score_drive(
+                        drive,
+                        split,
+                        settings,
+                        lambda done, total, t=task: progress.update(t, completed=done, total=total),
+                    )
+                )
+    if json_file is not None:
+        record = {**host(("numpy", "numba", "opencv-python-headless")), "recipe": settings.model_dump(), "rows": rows}
+        write_report(json_file, record)
+    typer.echo(markdown(rows))

@@ -1,0 +1,196 @@
+"""`occ labels`: 3D pseudo-labels from teachers of images, made, checked, looked at and scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""Labels without a human: teachers say class and depth of each pixel, time makes them dense.
+
+    The whole way, on a simulated city with the truth at hand to judge by:
+
+        occ world make city --scenes 2 --keyframes 10
+
+        occ labels make city city-labels --recipe best --teacher realistic
+
+        occ labels check city-labels
+
+        occ labels show city-labels city
+
+        occ labels score city-labels city
+
+        occ train config/easyocc_nano.yaml --data city --labels city-labels
+    """,
+)
+
+STORE = Annotated[Path, typer.Argument(metavar="STORE", help="Folder from `occ labels make`.")]
+DATAROOT = Annotated[Path, typer.Argument(help="Data set in nuScenes layout that the labels are of.")]
+SCENE = Annotated[list[str] | None, typer.Option(help="Only this scene; may be repeated.")]
+
+
+@app.command()
+def make(
+    dataroot: Annotated[Path, typer.Argument(help="Data set in nuScenes layout.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the label store; made if absent.")],
+    recipe: Annotated[
+        str, typer.Option(help="single, easyocc, easyocc-clamped, shelf or best; or a YAML file of one's own.")
+    ] = "best",
+    teacher: Annotated[
+        str,
+        typer.Option(
+            help="oracle or realistic (simulated data), lidar, grounded-sam+metric3d, or another CLASS+DEPTH pair."
+        ),
+    ] = "grounded-sam+metric3d",
+    engine: Annotated[
+        str, typer.Option(help="local: processes of this machine; ray: tasks of a Ray cluster.")
+    ] = "local",
+    workers: Annotated[
+        int, typer.Option(help="Scenes at the same time. 0: one per core here, as many as there is room for on Ray.")
+    ] = 0,
+    gpus: Annotated[float, typer.Option(help="Ray only: share of a GPU that the teachers of one scene take.")] = 0.0,
+    scene: SCENE = None,
+    sweeps: Annotated[
+        bool, typer.Option("--sweeps", help="Use what lies between keyframes, too; windows then count all frames.")
+    ] = False,
+    weights: Annotated[Path | None, typer.Option(help="Folder with the teachers' weights.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where teachers run, such as cuda:0. Default: what is there.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the errors that the teacher `realistic` makes.")] = 0,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder to keep the teachers' maps in, for other recipes. Default: not kept.")
+    ] = None,
+) -> None:
+    """Label every keyframe of a data set, in Occ3D's format.
+
+    Stop it whenever you like, or let it be killed: the same command goes on where it stood, makes broken files anew and
+    ends with the same bytes as an undisturbed run. A folder whose labels were made with another recipe or teacher is
+    refused. See docs/labels.md for the files and docs/teachers.md for the teachers.
+
+    Example:  occ labels make city city-labels --recipe best --teacher realistic
+
+    On a cluster, two scenes to a GPU:
+
+        occ labels make /data/nuscenes /data/labels --engine ray --gpus 0.5
+    """
+    import os
+
+    from occ_core.labels.make import TeacherChoice, make_labels
+    from occ_core.labels.recipes import load_recipe
+
+    if workers == 0 and engine == "local":
+        workers = os.cpu_count() or 1
+    choice = TeacherChoice(teacher, weights, device, seed, cache)
+    try:
+        done = make_labels(
+            dataroot, out, load_recipe(recipe), choice, engine, workers, scenes=scene, sweeps=sweeps, gpus=gpus
+        )
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    _report(out, done)
+
+
+def _report(out: Path, done) -> None:
+    """What was made, what was left out; exit code 2 where scenes failed."""
+    typer.echo(f"{sum(scene.written for scene in done)} labels made, in {out}")
+    for scene in done:
+        for reason in scene.skipped[:3]:
+            typer.echo(f"left out in {scene.scene}: {reason}")
+        if len(scene.skipped) > 3:
+            typer.echo(f"left out in {scene.scene}: {len(scene.skipped) - 3} more, see its labels.json")
+    failed = [scene for scene in done if scene.error]
+    for scene in failed:
+        typer.secho(f"error: {scene.scene}: {scene.error}", err=True, fg=typer.colors.RED)
+    if failed:
+        raise typer.Exit(2)
+
+
+@app.command()
+def check(store: STORE) -> None:
+    """Verify every label of a store: it is there, its bytes have their hash, its arrays make sense.
+
+    Prints one line a problem. Exit code 0: complete and sound; 1: not. What is broken or absent is made anew by the
+    `occ labels make` command that made the store; strange files are left alone.
+
+    Example:  occ labels check city-labels
+    """
+    from occ_core.labels.store import LabelStore
+
+    labels = LabelStore(store)
+    count = 0
+    for problem in labels.check():
+        typer.echo(problem)
+        count += 1
+    typer.echo(f"{count} problems in a store of {len(labels.samples)} labels")
+    if count:
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    store: STORE,
+    dataroot: DATAROOT,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and the recording.")] = Path("labels-view"),
+    scene: SCENE = None,
+    pictures: Annotated[int, typer.Option(help="At most this many pictures, spread over the scenes.", min=0)] = 4,
+    recording: Annotated[bool, typer.Option(help="Write a rerun recording of every sample.")] = True,
+    maps: Annotated[bool, typer.Option(help="Ask the store's teachers for class maps and depths.")] = True,
+    weights: Annotated[Path | None, typer.Option(help="Folder with the teachers' weights.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where teachers run, such as cuda:0.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder where `make` kept the teachers' maps.")] = None,
+) -> None:
+    """Pictures (PNG) and an interactive recording (rerun) of labels and what they come from.
+
+    Images, class maps and depths of the teachers; the label in 3D and from above, beside the truth where there is some;
+    votes, and which cells nobody saw.
+
+    Example:  occ labels show city-labels city --out look; then: rerun look/recording.rrd
+    """
+    from occ_core.labels.store import LabelStore
+    from occ_core.show.labels import show_labels
+    from occ_core.teachers.load import load_teachers
+
+    labels, teachers = LabelStore(store), None
+    if maps:
+        made_with = labels.record["made_with"]
+        teachers = load_teachers(
+            made_with["teacher"], dataroot, labels.taxonomy, weights, device, made_with["seed"], cache
+        )
+    for path in show_labels(labels, dataroot, out, scene, pictures, recording, teachers):
+        typer.echo(path)
+
+
+@app.command()
+def score(
+    store: STORE,
+    dataroot: DATAROOT,
+    scene: SCENE = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Score labels against exact truth (DATAROOT/gts) and against LiDAR points, whichever the data set has.
+
+    Against truth: every protocol of `occ eval`, the share of cells decided, and how often a cell called free is free.
+    Against LiDAR: where its points fall. That says something only of labels made without this LiDAR.
+
+    Example:  occ labels score city-labels city --json scores.json
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from occ_core.evaluation.report import write_report
+    from occ_core.labels.score import score_store, tables_of
+
+    with Progress(transient=True) as progress:
+        task = progress.add_task("scoring", total=None)
+        report = score_store(
+            store, dataroot, scene, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    if json_file is not None:
+        write_report(json_file, report)
+    for table in tables_of(report):
+        Console().print(table)
+    typer.echo(f"{report['samples']} labels" + (f", {report['lacking']} not there yet" if report["lacking"] else ""))

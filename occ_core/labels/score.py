@@ -1,0 +1,182 @@
+"""How good labels are: against exact truth in every protocol, and against LiDAR points that they were not made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from occ_core.errors import MissingInput
+from occ_core.evaluation.report import PROTOCOLS, VoxelScores, table
+from occ_core.evaluation.voxel_iou import confusion_matrix
+from occ_core.labels.store import LabelStore
+from occ_core.occupancy import Occupancy, load_occ3d
+from occ_core.sources.nuscenes import read_lidar
+from occ_core.sources.nuscenes_tables import NuScenesTables
+from occ_core.taxonomy import OCC3D, Taxonomy
+
+OWN_BODY_M = 3.0  # LiDAR returns nearer to the sensor are of the own car, which no label holds
+
+
+class LabelScores:
+    """All protocols of `occ eval`, and how much the labels decide; undecided cells count as free there."""
+
+    def __init__(self, taxonomy: Taxonomy = OCC3D) -> None:
+        self.taxonomy = taxonomy
+        self.voxels = VoxelScores(taxonomy)
+        self.counts = {name: np.zeros(4, dtype=np.int64) for name in PROTOCOLS}  # cells, decided, free, rightly free
+
+    def add(self, truth: Occupancy, label: Occupancy) -> None:
+        """Count one sample; of `truth`, `observed` is the cameras' mask."""
+        self.voxels.add(truth, label.labels)
+        lidar = truth.observed if truth.mask_lidar is None else truth.mask_lidar
+        everywhere = np.ones_like(truth.observed)
+        masks = {"camera": truth.observed, "camera_and_lidar": truth.observed & lidar, "full": everywhere}
+        free = label.observed & (label.labels == self.taxonomy.free_id)
+        rightly = free & (truth.labels == self.taxonomy.free_id)
+        for name, mask in masks.items():
+            self.counts[name] += [(mask & cells).sum() for cells in (everywhere, label.observed, free, rightly)]
+
+    def merge(self, other: LabelScores) -> None:
+        """Count all that `other` counted."""
+        self.voxels.merge(other.voxels)
+        for name, counts in other.counts.items():
+            self.counts[name] += counts
+
+    def report(self) -> dict[str, dict[str, Any]]:
+        """As of VoxelScores, and `decided` and `free_precision`, in percent, in each protocol."""
+        report = self.voxels.report()
+        for name, (cells, decided, free, rightly) in self.counts.items():
+            report[name] |= {"decided": _percent(decided, cells), "free_precision": _percent(rightly, free)}
+        return report
+
+
+class PointScores:
+    """Labels against points measured by a LiDAR that they were not made from."""
+
+    def __init__(self, taxonomy: Taxonomy = OCC3D) -> None:
+        self.taxonomy = taxonomy
+        self.points = np.zeros(3, dtype=np.int64)  # in occupied, free, undecided cells
+        self.free_cells = np.zeros(2, dtype=np.int64)  # all, and those with a point in them
+        self.classes = np.zeros((len(taxonomy), len(taxonomy)), dtype=np.int64)
+
+    def add(self, label: Occupancy, points_ego_m: np.ndarray, point_class: np.ndarray | None = None) -> None:
+        """Count one sample.
+
+        Args:
+            points_ego_m: (N, 3) in the label's ego frame; those outside the grid do not count.
+            point_class: uint8 (N,), ids of the taxonomy; ids outside it and the free id mean unknown.
+        """
+        index, inside = label.grid.index_of(points_ego_m)
+        at = tuple(index[inside].T)
+        occupied = label.occupied[at]
+        free = label.observed[at] & ~occupied
+        self.points += [occupied.sum(), free.sum(), (~occupied & ~free).sum()]
+        hit = np.zeros(label.grid.shape, dtype=bool)
+        hit[at] = True
+        called_free = label.observed & ~label.occupied
+        self.free_cells += [called_free.sum(), (called_free & hit).sum()]
+        if point_class is not None:
+            truth = point_class[inside]
+            known = (truth < len(self.taxonomy)) & (truth != self.taxonomy.free_id) & occupied
+            self.classes += confusion_matrix(truth, label.labels[at], known, len(self.taxonomy))
+
+    def report(self) -> dict[str, Any]:
+        """Percent, but `points`, which is their number in the grid.
+
+        in_occupied, in_free, in_undecided: where the points lie. free_cells_hit: cells called free that hold a point.
+        class_agreement: points of known class in occupied cells whose cell has that class; None without classes.
+        per_class: the same by the points' class.
+        """
+        total, classes = self.points.sum(), self.classes
+        shares = [_percent(count, total) for count in self.points]
+        per_class = {
+            name: _percent(classes[i, i], classes[i].sum())
+            for i, name in enumerate(self.taxonomy.names)
+            if classes[i].sum()
+        }
+        return {
+            "points": int(total),
+            **dict(zip(("in_occupied", "in_free", "in_undecided"), shares, strict=True)),
+            "free_cells_hit": _percent(self.free_cells[1], self.free_cells[0]),
+            "class_agreement": _percent(np.trace(classes), classes.sum()),
+            "per_class": per_class,
+        }
+
+
+def score_store(
+    folder: Path,
+    dataroot: Path,
+    scenes: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Score the labels of a store against the data set's gts/ and LiDAR, whichever is there.
+
+    Returns:
+        {samples, lacking (labels that are not there yet), camera, camera_and_lidar, full, lidar}; see LabelScores and
+        PointScores.
+
+    Raises:
+        MissingInput: no label at all, or neither truth nor LiDAR for any.
+        CorruptInput.
+    """
+    store, tables = LabelStore(folder), NuScenesTables(dataroot)
+    wanted = [pair for pair in store.samples if scenes is None or pair[0] in scenes]
+    there = [pair for pair in wanted if store.path(*pair).is_file()]
+    if not there:
+        raise MissingInput(f"{folder}: none of its {len(wanted)} labels is there yet")
+    tables.require_scenes(sorted({scene for scene, _ in there}))
+    voxels, points = LabelScores(), PointScores()
+    sweeps = {record.sample_token: record for scene in sorted({s for s, _ in there})
+              for record in tables.records(scene) if record.modality == "lidar" and record.is_keyframe}  # fmt: skip
+    for number, (scene, token) in enumerate(there):
+        label = store.read(scene, token).occupancy
+        if (truth := tables.truth_path(scene, token)).is_file():
+            voxels.add(load_occ3d(truth), label)
+        if token in sweeps:
+            points.add(label, _without_own_body(read_lidar(sweeps[token])))
+        progress(number + 1, len(there))
+    report: dict[str, Any] = {"samples": len(there), "lacking": len(wanted) - len(there)}
+    if voxels.voxels.samples:
+        report |= voxels.report()
+    if points.points.sum():
+        report["lidar"] = points.report()
+    if len(report) == 2:
+        raise MissingInput(f"{dataroot}: neither gts/ nor LiDAR for any of the {len(there)} labels of {folder}")
+    return report
+
+
+def _without_own_body(sweep) -> np.ndarray:
+    """Points (N, 3) in the ego frame; a keyframe's reference pose is its LiDAR's, so no motion lies in between."""
+    return sweep.points_ego_m[np.linalg.norm(sweep.points_lidar_m, axis=1) > OWN_BODY_M]
+
+
+def tables_of(report: dict[str, Any]) -> list:
+    """Rich tables of a report."""
+    from rich.table import Table
+
+    found = []
+    if protocols := {name: report[name] for name in PROTOCOLS if name in report}:
+        voxels = table(protocols)
+        voxels.add_section()
+        for key, name in (("decided", "cells decided"), ("free_precision", "precision of free")):
+            voxels.add_row(name, *(_text(scores[key]) for scores in protocols.values()))
+        found.append(voxels)
+    if lidar := report.get("lidar"):
+        points = Table("percent", f"{lidar['points']} LiDAR points", title="held-out LiDAR", title_justify="left")
+        for key in ("in_occupied", "in_free", "in_undecided", "free_cells_hit", "class_agreement"):
+            points.add_row(key.replace("_", " "), _text(lidar[key]))
+        for name, share in lidar["per_class"].items():
+            points.add_row(f"class agreement, {name}", _text(share))
+        found.append(points)
+    return found
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _percent(part: Any, whole: Any) -> float | None:
+    return float(100 * part / whole) if whole else None

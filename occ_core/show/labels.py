@@ -1,0 +1,160 @@
+"""Labels and what they come from: images, the teachers' maps, votes, and what nobody saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rich.progress import track
+
+from occ_core.errors import MissingInput
+from occ_core.frame import Frame
+from occ_core.labels.store import LabelStore, StoredLabel
+from occ_core.occupancy import Occupancy, load_occ3d
+from occ_core.show.maps import color_classes, color_depth, over_image
+from occ_core.show.pictures import camera_rows, captioned, from_above, in_perspective, legend, mosaic, save_png, strip
+from occ_core.show.recording import Recording
+from occ_core.sources.nuscenes import NuScenesSource
+from occ_core.teachers.base import UNKNOWN, Teachers
+
+WIDTH = 1440
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """One labelled keyframe. `classes`, `depths`: maps laid over the images, by camera; empty without teachers."""
+
+    frame: Frame
+    label: StoredLabel
+    truth: Occupancy | None
+    classes: dict[str, np.ndarray]
+    depths: dict[str, np.ndarray]
+
+
+def show_labels(
+    store: LabelStore,
+    dataroot: Path,
+    out: Path,
+    scenes: Sequence[str] | None = None,
+    pictures: int = 4,
+    recording: bool = True,
+    teachers: Teachers | None = None,
+) -> list[Path]:
+    """Write `out/pictures/<scene>_<n>.png` and `out/recording.rrd`.
+
+    Args:
+        store: labels of keyframes of `dataroot`; its `gts/` is shown beside them where it is there.
+        pictures: at most this many, spread evenly over the labels.
+        teachers: asked for the maps to show; None: only images are shown.
+
+    Returns:
+        paths of what was written.
+
+    Raises:
+        MissingInput: no label is there.
+    """
+    source = NuScenesSource(dataroot, scenes=list(scenes) if scenes else None)
+    scene_of = {token: scene for scene, token in store.samples if store.path(scene, token).is_file()}
+    labelled = [i for i, token in enumerate(source.tokens) if token in scene_of]
+    if not labelled:
+        raise MissingInput(f"{store.folder}: no label of any of the {len(source)} keyframes of {dataroot}")
+    chosen = {labelled[round(i * (len(labelled) - 1) / max(1, pictures - 1))] for i in range(pictures)}
+    written = []
+    if recording:
+        path = out / "recording.rrd"
+        with Recording(path, "labels") as stream:
+            for index in track(labelled, description="recording", transient=True):
+                _record(stream, _moment(source, index, store, teachers))
+        written.append(path)
+    for index in track(sorted(chosen), description="pictures", transient=True):
+        moment = _moment(source, index, store, teachers)
+        path = out / "pictures" / f"{moment.frame.scene}_{index:04d}.png"
+        save_png(path, sheet(moment, _title(store, moment.frame)))
+        written.append(path)
+    return written
+
+
+def _title(store: LabelStore, frame: Frame) -> str:
+    made_with = store.record["made_with"]
+    skipped = len(store.skipped(frame.scene, frame.token))
+    left_out = f", {skipped} left out" if skipped else ""
+    return f"{frame.scene}, sample {frame.token[:8]}: {made_with['teacher']}, recipe {made_with['recipe']}{left_out}"
+
+
+def _moment(source: NuScenesSource, index: int, store: LabelStore, teachers: Teachers | None) -> Moment:
+    frame = source[index]
+    path = source.tables.truth_path(frame.scene, frame.token)
+    truth = load_occ3d(path) if path.is_file() else None
+    classes, depths = {}, {}
+    if teachers is not None:
+        for name, found in teachers.classes.classes(frame).items():
+            colors = color_classes(found.class_id, store.taxonomy)
+            classes[name] = over_image(frame.images[name], colors, found.class_id != UNKNOWN)
+        for name, measured in teachers.depth.depth(frame).items():
+            colors, known = color_depth(measured.depth_m), ~np.isnan(measured.depth_m)
+            depths[name] = over_image(frame.images[name], colors, known)
+    return Moment(frame, store.read(frame.scene, frame.token), truth, classes, depths)
+
+
+def sheet(moment: Moment, title: str) -> np.ndarray:
+    """One picture: images, class maps and depths, voxels (label and truth), and from above what was voted and seen."""
+    rows = camera_rows(sorted(moment.frame.images))
+    columns = len(rows[0])
+    tile, small = (_tile(WIDTH // columns), _tile(WIDTH // (2 * columns)))
+    parts = [strip(title, WIDTH), mosaic(moment.frame.images, rows, tile)]
+    if moment.classes or moment.depths:
+        parts.append(np.concatenate([mosaic(moment.classes, rows, small), mosaic(moment.depths, rows, small)], axis=1))
+    label = moment.label.occupancy
+    voxels = {"label": label} | ({} if moment.truth is None else {"truth": moment.truth})
+    size = (WIDTH // len(voxels), 480)
+    parts.append(np.concatenate([captioned(in_perspective(v, size), name) for name, v in voxels.items()], axis=1))
+    above = {f"{name} from above": from_above(v) for name, v in voxels.items()} | _facts(moment.label)
+    side = WIDTH // len(above)
+    panels = [captioned(cv2.resize(i, (side, side), interpolation=cv2.INTER_AREA), n) for n, i in above.items()]
+    parts += [np.concatenate(panels, axis=1), legend(label, WIDTH)]
+    return np.concatenate([_padded(part) for part in parts])
+
+
+def _tile(width: int) -> tuple[int, int]:
+    return width, width * 9 // 16
+
+
+def _padded(part: np.ndarray) -> np.ndarray:
+    return np.pad(part, ((0, 0), (0, WIDTH - part.shape[1]), (0, 0)), constant_values=250)
+
+
+def _facts(label: StoredLabel) -> dict[str, np.ndarray]:
+    """From above: most votes of a column's cells, in steps of doubling; and how much of it was seen."""
+    facts = {}
+    if label.votes is not None:
+        most = label.votes.max(axis=2)
+        shades = np.log2(1 + most) / 8  # 255 votes and more are as bright as it gets
+        colors = cv2.applyColorMap((255 * np.minimum(shades, 1)).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[:, :, ::-1]
+        facts["votes"] = np.where(most[:, :, None] > 0, colors, np.uint8(250))
+    seen = label.occupancy.observed.mean(axis=2)
+    facts["seen; black: nothing of the column"] = np.repeat((255 * seen).astype(np.uint8)[:, :, None], 3, axis=2)
+    return {name: np.ascontiguousarray(image[::-1, ::-1]) for name, image in facts.items()}
+
+
+def _record(stream: Recording, moment: Moment) -> None:
+    stamp_ns, label = moment.frame.stamp_ns, moment.label.occupancy
+    stream.log(stamp_ns, moment.frame.images, label, moment.truth)
+    stream.log_images(stamp_ns, "classes", moment.classes)
+    stream.log_images(stamp_ns, "depth", moment.depths)
+    stream.log_images(
+        stamp_ns, "from_above", {name.split(";")[0]: image for name, image in _facts(moment.label).items()}
+    )
+    stream.log_cells(stamp_ns, "edge_of_the_unseen", label.grid, edge_of_the_unseen(label.observed))
+
+
+def edge_of_the_unseen(observed: np.ndarray) -> np.ndarray:
+    """Unobserved cells, bool (X, Y, Z), that share a face with an observed one: all of them would hide the rest."""
+    padded = np.pad(observed, 1)
+    beside = np.zeros_like(observed)
+    for axis in range(3):
+        for step in (-1, 1):
+            beside |= np.roll(padded, step, axis)[1:-1, 1:-1, 1:-1]
+    return beside & ~observed

@@ -1,0 +1,108 @@
+"""What every teacher gives, and how it is asked: two small Protocols and the maps they return.
+
+A map may be smaller than its image (a teacher may work at its own resolution): pixel centres stay where they belong
+when the camera is `resized` to the size of the map.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from occ_core.errors import InvalidInput
+from occ_core.frame import Frame
+
+UNKNOWN = 255
+"""Class of a pixel about which the teacher says nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMap:
+    """Classes of one image's pixels.
+
+    Attributes:
+        class_id: uint8 (h, w), ids of the taxonomy; its free id means sky, UNKNOWN that the teacher does not say.
+        score: float32 (h, w), 0..1; 0 where the class is UNKNOWN.
+
+    Raises:
+        InvalidInput: another type or shape.
+    """
+
+    class_id: np.ndarray
+    score: np.ndarray
+
+    def __post_init__(self) -> None:
+        _require_pair("class map", ("class_id", self.class_id, np.uint8), ("score", self.score, np.float32))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.class_id.shape[1], self.class_id.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class DepthMap:
+    """Depths of one image's pixels.
+
+    Attributes:
+        depth_m: float32 (h, w) along the optical axis; +inf = sky (no surface), NaN = unknown.
+        confidence: float32 (h, w), 0..1.
+
+    Raises:
+        InvalidInput: another type or shape.
+    """
+
+    depth_m: np.ndarray
+    confidence: np.ndarray
+
+    def __post_init__(self) -> None:
+        _require_pair("depth map", ("depth_m", self.depth_m, np.float32), ("confidence", self.confidence, np.float32))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.depth_m.shape[1], self.depth_m.shape[0]
+
+
+class ClassTeacher(Protocol):
+    """Says which class each pixel has."""
+
+    @property
+    def version(self) -> str:
+        """Everything that changes the maps, in one line: enters the labels' provenance and the cache's key."""
+
+    def classes(self, frame: Frame) -> dict[str, ClassMap]:
+        """Class maps by camera name, of the cameras that have an image."""
+
+
+class DepthTeacher(Protocol):
+    """Says how far each pixel is."""
+
+    @property
+    def version(self) -> str:
+        """Everything that changes the maps, in one line: enters the labels' provenance and the cache's key."""
+
+    def depth(self, frame: Frame) -> dict[str, DepthMap]:
+        """Depth maps by camera name, of the cameras that have an image."""
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """A class teacher and a depth teacher that work together."""
+
+    classes: ClassTeacher
+    depth: DepthTeacher
+
+
+def _require_pair(what: str, first: tuple[str, np.ndarray, type], second: tuple[str, np.ndarray, type]) -> None:
+    for name, array, dtype in (first, second):
+        if array.dtype != dtype or array.ndim != 2 or array.size == 0:
+            raise InvalidInput(
+                f"a {what}'s {name} must be {dtype.__name__} (h, w) with h, w >= 1, got {array.dtype} {array.shape}"
+            )
+    if first[1].shape != second[1].shape:
+        raise InvalidInput(
+            f"a {what} needs {first[0]} and {second[0]} of one shape, got {first[1].shape} and {second[1].shape}"
+        )

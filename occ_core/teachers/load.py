@@ -1,0 +1,95 @@
+"""From a name on the command line to teachers that are ready to be asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from occ_core.errors import InvalidInput
+from occ_core.taxonomy import Taxonomy
+from occ_core.teachers.base import ClassTeacher, DepthTeacher, Teachers
+
+CLASS_TEACHERS = ("oracle", "realistic", "lidar", "grounded-sam")
+DEPTH_TEACHERS = ("oracle", "realistic", "lidar", "metric3d", "or the folder or hub name of a transformers depth model")
+
+
+def load_teachers(
+    name: str,
+    dataroot: Path,
+    taxonomy: Taxonomy,
+    weights: Path | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    cache: Path | None = None,
+) -> Teachers:
+    """The teachers of a name: `A` for both, or `A+B` for classes by A and depth by B.
+
+    Args:
+        name: such as `oracle`, `realistic`, `grounded-sam+metric3d`, `oracle+lidar` or
+            `grounded-sam+depth-anything/Depth-Anything-V2-Metric-Outdoor-Large-hf`.
+        dataroot: the data set; where oracle and LiDAR teachers find what they know.
+        taxonomy: classes to speak in.
+        weights: folder with the networks' weights, see docs/teachers.md; None: the hub's cache.
+        device: of the networks, such as `cuda:0`; None: a GPU where there is one.
+        seed: of the errors of `realistic`.
+        cache: folder to keep the maps in; None: every map is made anew.
+
+    Raises:
+        InvalidInput: a name that is no teacher.
+        MissingInput, MissingPackage: what the teacher needs is not there.
+    """
+    first, _, second = name.partition("+")
+    classes = _class_teacher(first, dataroot, taxonomy, weights, device, seed)
+    depth = _depth_teacher(second or first, dataroot, taxonomy, weights, device, seed)
+    if cache is None:
+        return Teachers(classes, depth)
+    from occ_core.teachers.cache import CachedClasses, CachedDepth
+
+    return Teachers(CachedClasses(classes, cache), CachedDepth(depth, cache))
+
+
+def _class_teacher(
+    name: str, dataroot: Path, taxonomy: Taxonomy, weights: Path | None, device: str | None, seed: int
+) -> ClassTeacher:
+    if name == "oracle":
+        from occ_core.teachers.oracle import Oracle
+
+        return Oracle(dataroot, taxonomy)
+    if name == "realistic":
+        from occ_core.teachers.realistic import Realistic
+
+        return Realistic(dataroot, taxonomy, seed=seed)
+    if name == "lidar":
+        from occ_core.teachers.lidar import LidarClasses
+
+        return LidarClasses(dataroot, taxonomy)
+    if name == "grounded-sam":
+        from occ_core.teachers.grounded_sam import load_grounded_sam
+
+        return load_grounded_sam(taxonomy, weights, device)
+    raise InvalidInput(f"'{name}' is no class teacher; there are: {', '.join(CLASS_TEACHERS)}")
+
+
+def _depth_teacher(
+    name: str, dataroot: Path, taxonomy: Taxonomy, weights: Path | None, device: str | None, seed: int
+) -> DepthTeacher:
+    if name == "oracle":
+        from occ_core.teachers.oracle import Oracle
+
+        return Oracle(dataroot, taxonomy)
+    if name == "realistic":
+        from occ_core.teachers.realistic import Realistic
+
+        return Realistic(dataroot, taxonomy, seed=seed)
+    if name == "lidar":
+        from occ_core.teachers.lidar import LidarDepth
+
+        return LidarDepth()
+    if name == "metric3d":
+        from occ_core.teachers.metric3d import load_metric3d
+
+        return load_metric3d(weights, device)
+    if "/" in name or (weights is not None and (weights / name).is_dir()):
+        from occ_core.teachers.transformers_depth import load_transformers_depth
+
+        return load_transformers_depth(name, weights, device)
+    raise InvalidInput(f"'{name}' is no depth teacher; there are: {', '.join(DEPTH_TEACHERS)}")
