@@ -89,7 +89,7 @@ def real_labels(
 
     Example:  occ bench real-labels data/nuscenes data/semantickitti --json benchmarks/labels_real.json
     """
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
     from occ_core.evaluation.report import write_report
     from occ_core.host import host
@@ -102,14 +102,11 @@ def real_labels(
         for drive in (drive for dataroot in dataroots for drive in open_drives(dataroot)):
             for split in SPLITS if len(drive.frames) > 1 else SPLITS[:1]:
                 task = progress.add_task(f"{drive.name}, {split}", total=None)
-                rows.append(
-                    score_drive(
-                        drive,
-                        split,
-                        settings,
-                        lambda done, total, t=task: progress.update(t, completed=done, total=total),
-                    )
-                )
+
+                def told(done: int, total: int, task: TaskID = task) -> None:
+                    progress.update(task, completed=done, total=total)
+
+                rows.append(score_drive(drive, split, settings, told))
     if json_file is not None:
         record = {**host(("numpy", "numba", "opencv-python-headless")), "recipe": settings.model_dump(), "rows": rows}
         write_report(json_file, record)
