@@ -385,10 +385,11 @@ def test_an_existing_target_is_only_replaced_when_asked_and_only_if_a_bag(small,
 
 
 SLOW_WRITE = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from occ_core.sources.nuscenes_tables import NuScenesTables
 from occ_ros.bag_writer import BagOptions, write_bag
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 def progress(done, total):
     print(done, flush=True); time.sleep(0.05)
 write_bag(NuScenesTables(sys.argv[1]), "scene-0001", Path(sys.argv[2]), BagOptions(storage=sys.argv[3]), progress)
