@@ -75,7 +75,7 @@ def open_scenes(
     source = NuScenesSource(dataroot)
     opened = []
     for scene in source.scenes if scenes is None else scenes:
-        samples = NuScenesSource(dataroot, scenes=[scene])
+        samples = NuScenesSource(source.tables, scenes=[scene])
         files = {token: folder / scene / token / "labels.npz" for token in samples.tokens}
         files = {token: path for token, path in files.items() if path.is_file()}
         progress(scene)
