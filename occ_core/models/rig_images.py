@@ -1,0 +1,78 @@
+"""What a camera network is given: B moments of N cameras as tensors; and what it is taught with.
+
+The networks that project cells into images take these two. EasyOcc nano, whose projection is a table, does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class RigImages:
+    """Images of a rig of pinhole cameras, after `occ_core.inference.preprocess`.
+
+    Attributes:
+        images: uint8 [B, N, H, W, 3], RGB; black where a camera has no image.
+        intrinsics: float32 [B, N, 3, 3], pixels of `images`; (0, 0) is the centre of the top-left pixel.
+        ego_from_cam: float32 [B, N, 4, 4], optical camera frame to ego frame.
+        present: bool [B, N]; a camera that is absent must not be looked at.
+    """
+
+    images: Tensor
+    intrinsics: Tensor
+    ego_from_cam: Tensor
+    present: Tensor
+
+    def to(self, device: torch.device) -> RigImages:
+        return _moved(self, device)
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What the same moments are taught with; None where the run has nothing of the kind.
+
+    Attributes:
+        labels: uint8 [B, X, Y, Z], class ids of the grid's cells, 255 where unobserved.
+        class_weights: float32 [C], of the classes in losses on cells; 0 for classes that never occur.
+        class_map: uint8 [B, N, H, W], the class teacher's answer at the size of the images; the free id is sky, 255
+            unknown.
+        pixel_weights: float32 [C], of the classes in losses on pixels.
+        depth_m: float32 [B, N, H, W], the depth teacher's answer, along the optical axis; +inf = sky, NaN = unknown.
+        neighbours: uint8 [B, N, 2, H, W, 3], the same camera's image one sweep earlier and one later.
+        neighbour_from_cam: float32 [B, N, 2, 4, 4], from the camera to where it was at these; same intrinsics.
+        neighbour_present: bool [B, N, 2].
+    """
+
+    labels: Tensor | None = None
+    class_weights: Tensor | None = None
+    class_map: Tensor | None = None
+    pixel_weights: Tensor | None = None
+    depth_m: Tensor | None = None
+    neighbours: Tensor | None = None
+    neighbour_from_cam: Tensor | None = None
+    neighbour_present: Tensor | None = None
+
+    def to(self, device: torch.device) -> Targets:
+        return _moved(self, device)
+
+
+class VoxelAnswer(NamedTuple):
+    """One byte each of class, confidence and state for a cell, as in EasyOcc nano's `Answer`.
+
+    labels: uint8 [B, X, Y, Z], class ids; a cell that is not observed is labelled free. confidence: uint8, 255 x the
+    probability of being occupied (of an occupied cell) or free; 0 where not observed. observed: uint8, 0 or 1.
+    """
+
+    labels: Tensor
+    confidence: Tensor
+    observed: Tensor
+
+
+def _moved(record: Any, device: torch.device) -> Any:
+    tensors = {f.name: getattr(record, f.name) for f in fields(record)}
+    return replace(record, **{k: v.to(device, non_blocking=True) for k, v in tensors.items() if v is not None})
