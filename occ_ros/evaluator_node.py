@@ -16,12 +16,12 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, PointCloud2
 
+from occ_core.clouds import TRUTH_POINT, VOXEL_POINT, occupancy_of
 from occ_core.evaluation.report import VoxelScores
 from occ_core.grid import OCC3D_GRID, SEMANTIC_KITTI_GRID
 from occ_core.sync import FrameSynchroniser, SyncedSet
 from occ_core.taxonomy import TAXONOMIES
 from occ_ros.cameras import image_topics
-from occ_ros.clouds import TRUTH_POINT, VOXEL_POINT, occupancy_of
 from occ_ros.messages import points_of, stamp_ns_of
 from occ_ros.parameters import EVALUATOR_PARAMETERS
 from occ_ros.runtime import Guard, declare, run

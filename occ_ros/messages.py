@@ -14,6 +14,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, Poi
 from std_msgs.msg import Header
 
 from occ_core.camera import Camera
+from occ_core.clouds import fields_of
 from occ_core.errors import InvalidInput
 from occ_core.geometry import pose
 from occ_core.grid import VoxelGrid
@@ -22,7 +23,6 @@ from occ_core.sources.bag import camera_from_info
 from occ_core.sources.clouds import points_of as any_points_of
 from occ_core.sources.images import decode_compressed, decode_image
 from occ_core.transforms import TransformTree
-from occ_ros.clouds import fields_of
 
 
 def stamp_ns_of(stamp: Time) -> int:

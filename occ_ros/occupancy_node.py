@@ -26,12 +26,12 @@ from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import MarkerArray
 
 from occ_core.camera import Rig
+from occ_core.clouds import voxel_points
 from occ_core.errors import InvalidInput
 from occ_core.occupancy import Occupancy
 from occ_core.sync import FrameSynchroniser, SyncedSet
 from occ_ros.calibration import Calibration
 from occ_ros.cameras import ERROR, OK, WARN, CameraInput, ImageSlot, image_topics, offsets_ns
-from occ_ros.clouds import voxel_points
 from occ_ros.markers import occupancy_cdr
 from occ_ros.messages import cloud_of, header_of, occupancy_grid_of, stamp_ns_of, status_of
 from occ_ros.parameters import OCCUPANCY_PARAMETERS

@@ -15,7 +15,9 @@ import torch
 from model_fixtures import ring_rig
 from rosbags.rosbag2 import StoragePlugin, Writer
 
+from occ_core.bags import messages as msg
 from occ_core.camera import Camera, Rig
+from occ_core.clouds import truth_points
 from occ_core.geometry import pose, quaternion_from_rotation
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.table import build_table
@@ -23,8 +25,6 @@ from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.model import EasyOcc
 from occ_core.occupancy import Occupancy
 from occ_core.training.checkpoint import describe, save_checkpoint
-from occ_ros import bag_messages as msg
-from occ_ros.clouds import truth_points
 
 START = 1_700_000_000_000_000_000
 PERIOD_NS = 500_000_000

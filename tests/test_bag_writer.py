@@ -23,6 +23,8 @@ pytest.importorskip("rosbags")
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 
+from occ_core.bags.writer import BagOptions, write_bag
+from occ_core.clouds import LIDAR_POINT, occupancy_of
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, OccError
 from occ_core.grid import OCC3D_GRID
 from occ_core.occupancy import load_occ3d
@@ -30,8 +32,6 @@ from occ_core.sources.bag import BagSource
 from occ_core.sources.clouds import points_of
 from occ_core.sources.nuscenes_tables import NuScenesTables
 from occ_core.taxonomy import OCC3D
-from occ_ros.bag_writer import BagOptions, write_bag
-from occ_ros.clouds import LIDAR_POINT, occupancy_of
 
 STORE = get_typestore(Stores.ROS2_KILTED)  # not the one that wrote
 REAL = {
@@ -388,7 +388,7 @@ SLOW_WRITE = """
 import signal, sys, time
 from pathlib import Path
 from occ_core.sources.nuscenes_tables import NuScenesTables
-from occ_ros.bag_writer import BagOptions, write_bag
+from occ_core.bags.writer import BagOptions, write_bag
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 def progress(done, total):
     print(done, flush=True); time.sleep(0.05)

@@ -16,13 +16,13 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import ColorRGBA
 from visualization_msgs.msg import Marker, MarkerArray
 
+from occ_core.clouds import TRUTH_POINT, VOXEL_POINT, occupancy_of, truth_points, voxel_points
 from occ_core.errors import CorruptInput, InvalidInput
 from occ_core.grid import OCC3D_GRID, VoxelGrid
 from occ_core.occupancy import Occupancy
 from occ_core.taxonomy import OCC3D
 from occ_core.transforms import TransformTree
 from occ_ros import messages
-from occ_ros.clouds import TRUTH_POINT, VOXEL_POINT, occupancy_of, truth_points, voxel_points
 from occ_ros.markers import cubes_cdr, occupancy_cdr
 
 STAMP = 1_700_000_000_123_456_789

@@ -28,12 +28,12 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, PointCloud2
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import MarkerArray
 
+from occ_core.bags import messages as msg
+from occ_core.clouds import VOXEL_POINT, occupancy_of
 from occ_core.grid import OCC3D_GRID
 from occ_core.inference.predictor import Predictor
 from occ_core.occupancy import Occupancy, read_npz
 from occ_core.taxonomy import OCC3D
-from occ_ros import bag_messages as msg
-from occ_ros.clouds import VOXEL_POINT, occupancy_of
 from occ_ros.messages import points_of, stamp_ns_of
 
 pytestmark = pytest.mark.ros

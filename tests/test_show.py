@@ -8,7 +8,7 @@ import pytest
 
 from occ_core.grid import OCC3D_GRID
 from occ_core.occupancy import Occupancy
-from occ_core.show import pictures
+from occ_core.show import album, pictures
 from occ_core.show.recording import Recording
 from occ_core.taxonomy import OCC3D
 
@@ -73,6 +73,37 @@ def test_sheet_is_a_png_that_opencv_reads_back(tmp_path):
     pictures.save_png(tmp_path / "a" / "sheet.png", sheet)
     back = cv2.cvtColor(cv2.imread(str(tmp_path / "a" / "sheet.png")), cv2.COLOR_BGR2RGB)
     assert np.array_equal(back, sheet)
+
+
+def test_spread_takes_ends_and_even_steps():
+    indices = [3, 4, 8, 9, 12]
+    assert album.spread(indices, 3) == [3, 8, 12]
+    assert album.spread(indices, 2) == [3, 12]
+    assert album.spread(indices, 1) == [3]
+    assert album.spread(indices, 0) == []
+    assert album.spread(indices, 50) == indices
+    assert album.spread([7], 4) == [7]
+
+
+def test_album_draws_what_is_chosen_and_records_everything(tmp_path):
+    pytest.importorskip("rerun", reason="recordings need rerun: pip install 'occ_ros[viz]'")
+    recorded = []
+
+    def draw(index):
+        return f"scene-{index // 10}", np.full((4, 6, 3), index, np.uint8)
+
+    def record(stream, index):
+        recorded.append(index)
+        stream.log(index, {"CAM": np.zeros((8, 8, 3), np.uint8)})
+
+    written = album.write_album(tmp_path / "out", "test", [2, 5, 13], 2, draw, record)
+    names = [path.relative_to(tmp_path / "out").as_posix() for path in written]
+    assert names == ["recording.rrd", "pictures/scene-0_0002.png", "pictures/scene-1_0013.png"]
+    assert recorded == [2, 5, 13]
+    assert [int(cv2.imread(str(path))[0, 0, 0]) for path in written[1:]] == [2, 13]
+    assert all(path.stat().st_size > 0 for path in written)
+    (alone,) = album.write_album(tmp_path / "still", "test", [2], 1, draw, None)
+    assert [path for path in (tmp_path / "still").rglob("*") if path.is_file()] == [alone]
 
 
 def test_recording_is_complete_or_absent(tmp_path):

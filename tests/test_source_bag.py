@@ -13,10 +13,10 @@ pytest.importorskip("rosbags")
 
 from rosbags.rosbag2 import StoragePlugin, Writer
 
+from occ_core.bags import messages as msg
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, MissingTransform
 from occ_core.geometry import pose, quaternion_from_rotation
 from occ_core.sources.bag import BagSource
-from occ_ros import bag_messages as msg
 
 S = 10**9
 T0 = 1_000 * S

@@ -81,6 +81,22 @@ def test_oracle_says_what_is_wrong(tmp_path):
         Oracle(tmp_path).depth(sweep)
 
 
+@pytest.mark.parametrize("name", ["oracle", "realistic"])
+def test_truth_is_read_once_for_a_frame_and_kept_for_one_frame_only(tmp_path, name):
+    first = make_truth(tmp_path, *street(), token="t0")
+    second = make_truth(tmp_path, *plane(20.0), token="t1")
+    expected = load_teachers(name, tmp_path, OCC3D).depth.depth(first)["CAM"].depth_m
+    teachers = load_teachers(name, tmp_path, OCC3D)
+    classes = teachers.classes.classes(first)["CAM"].class_id
+    (tmp_path / "truth/s0/t0/CAM.npz").unlink()
+    np.testing.assert_array_equal(teachers.depth.depth(first)["CAM"].depth_m, expected)
+    teachers.classes.classes(first)["CAM"].class_id[:] = UNKNOWN  # the caller's to write to
+    np.testing.assert_array_equal(teachers.classes.classes(first)["CAM"].class_id, classes)
+    assert not np.array_equal(teachers.depth.depth(second)["CAM"].depth_m, expected)
+    with pytest.raises(MissingInput, match="CAM.npz"):
+        teachers.depth.depth(first)
+
+
 def test_maps_of_wrong_form_are_refused():
     good, score = np.zeros((4, 5), np.uint8), np.zeros((4, 5), np.float32)
     assert ClassMap(good, score).size == (5, 4)

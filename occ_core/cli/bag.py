@@ -45,7 +45,7 @@ def make(
     from occ_core.sources.nuscenes_tables import NuScenesTables
 
     need("rosbags", "bags")
-    from occ_ros.bag_writer import BagOptions, write_bag  # of the ROS package, but needs rosbags only
+    from occ_core.bags.writer import BagOptions, write_bag
 
     tables = NuScenesTables(dataroot, version)
     options = BagOptions(storage, raw, sweeps, allow_missing, force)

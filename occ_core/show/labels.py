@@ -8,14 +8,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from rich.progress import track
 
 from occ_core.errors import MissingInput
 from occ_core.frame import Frame
 from occ_core.labels.store import LabelStore, StoredLabel
 from occ_core.occupancy import Occupancy, load_occ3d
+from occ_core.show.album import write_album
 from occ_core.show.maps import color_classes, color_depth, over_image
-from occ_core.show.pictures import camera_rows, captioned, from_above, in_perspective, legend, mosaic, save_png, strip
+from occ_core.show.pictures import camera_rows, captioned, from_above, in_perspective, legend, mosaic, strip
 from occ_core.show.recording import Recording
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.teachers.base import UNKNOWN, Teachers
@@ -61,20 +61,18 @@ def show_labels(
     labelled = [i for i, token in enumerate(source.tokens) if token in scene_of]
     if not labelled:
         raise MissingInput(f"{store.folder}: no label of any of the {len(source)} keyframes of {dataroot}")
-    chosen = {labelled[round(i * (len(labelled) - 1) / max(1, pictures - 1))] for i in range(pictures)}
-    written = []
-    if recording:
-        path = out / "recording.rrd"
-        with Recording(path, "labels") as stream:
-            for index in track(labelled, description="recording", transient=True):
-                _record(stream, _moment(source, index, store, teachers))
-        written.append(path)
-    for index in track(sorted(chosen), description="pictures", transient=True):
-        moment = _moment(source, index, store, teachers)
-        path = out / "pictures" / f"{moment.frame.scene}_{index:04d}.png"
-        save_png(path, sheet(moment, _title(store, moment.frame)))
-        written.append(path)
-    return written
+
+    def moment(index: int) -> Moment:
+        return _moment(source, index, store, teachers)
+
+    def draw(index: int) -> tuple[str, np.ndarray]:
+        shown = moment(index)
+        return shown.frame.scene, sheet(shown, _title(store, shown.frame))
+
+    def record(stream: Recording, index: int) -> None:
+        _record(stream, moment(index))
+
+    return write_album(out, "labels", labelled, pictures, draw, record if recording else None)
 
 
 def _title(store: LabelStore, frame: Frame) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.progress import track
+import numpy as np
 
 from occ_core.errors import MissingInput
 from occ_core.evaluation.report import prediction_files, read_observed, read_prediction
 from occ_core.frame import Frame
 from occ_core.grid import OCC3D_GRID
 from occ_core.occupancy import Occupancy, load_occ3d
-from occ_core.show.pictures import compare, save_png
+from occ_core.show.album import write_album
+from occ_core.show.pictures import compare
 from occ_core.show.recording import Recording
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.taxonomy import OCC3D
@@ -36,21 +37,16 @@ def show_predictions(predictions: Path, dataroot: Path, out: Path, pictures: int
     predicted = [i for i, token in enumerate(source.tokens) if token in files]
     if not predicted:
         raise MissingInput(f"{predictions}: no prediction of any of the {len(source)} samples of {dataroot}")
-    chosen = {predicted[round(i * (len(predicted) - 1) / max(1, pictures - 1))] for i in range(pictures)}
-    written = []
-    if recording:
-        path = out / "recording.rrd"
-        with Recording(path, "occupancy") as stream:
-            for index in track(predicted, description="recording", transient=True):
-                frame, answer, truth = _moment(source, index, files)
-                stream.log(frame.stamp_ns, frame.images, answer, truth)
-        written.append(path)
-    for index in track(sorted(chosen), description="pictures", transient=True):
+
+    def draw(index: int) -> tuple[str, np.ndarray]:
         frame, answer, truth = _moment(source, index, files)
-        path = out / "pictures" / f"{frame.scene}_{index:04d}.png"
-        save_png(path, compare(frame.images, answer, truth, f"{frame.scene}, sample {frame.token[:8]}"))
-        written.append(path)
-    return written
+        return frame.scene, compare(frame.images, answer, truth, f"{frame.scene}, sample {frame.token[:8]}")
+
+    def record(stream: Recording, index: int) -> None:
+        frame, answer, truth = _moment(source, index, files)
+        stream.log(frame.stamp_ns, frame.images, answer, truth)
+
+    return write_album(out, "occupancy", predicted, pictures, draw, record if recording else None)
 
 
 def _moment(source: NuScenesSource, index: int, files: dict[str, Path]) -> tuple[Frame, Occupancy, Occupancy | None]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from occ_core.errors import InvalidInput
 from occ_core.taxonomy import Taxonomy
 from occ_core.teachers.base import ClassTeacher, DepthTeacher, Teachers
+from occ_core.teachers.oracle import Oracle
+from occ_core.teachers.realistic import Realistic
 
 CLASS_TEACHERS = ("oracle", "realistic", "lidar", "grounded-sam")
 DEPTH_TEACHERS = ("oracle", "realistic", "lidar", "metric3d", "or the folder or hub name of a transformers depth model")
@@ -38,8 +40,9 @@ def load_teachers(
         MissingInput, MissingPackage: what the teacher needs is not there.
     """
     first, _, second = name.partition("+")
-    classes = _class_teacher(first, dataroot, taxonomy, weights, device, seed)
-    depth = _depth_teacher(second or first, dataroot, taxonomy, weights, device, seed)
+    both = _city_teacher(first, dataroot, taxonomy, seed) if second in ("", first) else None  # reads each file once
+    classes = both or _class_teacher(first, dataroot, taxonomy, weights, device, seed)
+    depth = both or _depth_teacher(second or first, dataroot, taxonomy, weights, device, seed)
     if cache is None:
         return Teachers(classes, depth)
     from occ_core.teachers.cache import CachedClasses, CachedDepth
@@ -47,17 +50,20 @@ def load_teachers(
     return Teachers(CachedClasses(classes, cache), CachedDepth(depth, cache))
 
 
+def _city_teacher(name: str, dataroot: Path, taxonomy: Taxonomy, seed: int) -> Oracle | Realistic | None:
+    """Who knows the simulated city's truth, classes and depth alike; None: the name is another's."""
+    if name == "oracle":
+        return Oracle(dataroot, taxonomy)
+    if name == "realistic":
+        return Realistic(dataroot, taxonomy, seed=seed)
+    return None
+
+
 def _class_teacher(
     name: str, dataroot: Path, taxonomy: Taxonomy, weights: Path | None, device: str | None, seed: int
 ) -> ClassTeacher:
-    if name == "oracle":
-        from occ_core.teachers.oracle import Oracle
-
-        return Oracle(dataroot, taxonomy)
-    if name == "realistic":
-        from occ_core.teachers.realistic import Realistic
-
-        return Realistic(dataroot, taxonomy, seed=seed)
+    if city := _city_teacher(name, dataroot, taxonomy, seed):
+        return city
     if name == "lidar":
         from occ_core.teachers.lidar import LidarClasses
 
@@ -72,14 +78,8 @@ def _class_teacher(
 def _depth_teacher(
     name: str, dataroot: Path, taxonomy: Taxonomy, weights: Path | None, device: str | None, seed: int
 ) -> DepthTeacher:
-    if name == "oracle":
-        from occ_core.teachers.oracle import Oracle
-
-        return Oracle(dataroot, taxonomy)
-    if name == "realistic":
-        from occ_core.teachers.realistic import Realistic
-
-        return Realistic(dataroot, taxonomy, seed=seed)
+    if city := _city_teacher(name, dataroot, taxonomy, seed):
+        return city
     if name == "lidar":
         from occ_core.teachers.lidar import LidarDepth
 

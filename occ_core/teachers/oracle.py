@@ -12,9 +12,14 @@ from occ_core.frame import Frame
 from occ_core.taxonomy import OCC3D, Taxonomy
 from occ_core.teachers.base import ClassMap, DepthMap
 
+_Truth = tuple[np.ndarray, np.ndarray]  # class_id and depth_m (h, w) as they are in the file
+
 
 class Oracle:
     """Class and depth of every pixel, as rendered. Knows keyframes of a simulated city only.
+
+    Classes and depth are asked one after the other and lie in one file: the truth of the last frame asked is kept, 3
+    bytes a pixel, so that each file is unpacked once.
 
     Args:
         dataroot: folder that `occ world make` wrote.
@@ -33,6 +38,7 @@ class Oracle:
         self.truth = Path(dataroot) / "truth"
         if not self.truth.is_dir():
             raise MissingInput(f"{self.truth}: no truth here; the oracle needs a data set made by 'occ world make'")
+        self._last: tuple[Path, dict[str, _Truth]] = (self.truth, {})  # folder of the last frame, and what was read
 
     def classes(self, frame: Frame) -> dict[str, ClassMap]:
         maps = {}
@@ -49,20 +55,29 @@ class Oracle:
         return maps
 
     def read(self, frame: Frame, camera: str) -> tuple[np.ndarray, np.ndarray]:
-        """class_id uint8 (h, w) and depth_m float32 (h, w) of one image."""
+        """class_id uint8 (h, w) and depth_m float32 (h, w) of one image; the caller's own copies."""
         if not frame.token:
             raise InvalidInput(f"the oracle knows keyframes, not the sweep at {frame.stamp_ns} ns of {frame.scene}")
-        path = self.truth / frame.scene / frame.token / f"{camera}.npz"
-        if not path.is_file():
-            raise MissingInput(f"{path}: no truth of {camera} for keyframe '{frame.token}'")
-        try:
-            with np.load(path, allow_pickle=False) as record:
-                class_id, depth_m = record["class_id"], record["depth_m"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise CorruptInput(f"{path}: not the truth of an image ({error})") from error
+        folder = self.truth / frame.scene / frame.token
+        if folder != self._last[0]:
+            self._last = folder, {}
+        known, path = self._last[1], folder / f"{camera}.npz"
+        if camera not in known:
+            known[camera] = _unpack(path)
+        class_id, depth_m = known[camera]
         width, height = frame.rig[camera].size
         if class_id.shape != (height, width) or depth_m.shape != (height, width):
             raise CorruptInput(
                 f"{path}: truth is {class_id.shape} and {depth_m.shape}, the image is {height} x {width} px"
             )
         return class_id.astype(np.uint8), depth_m.astype(np.float32)
+
+
+def _unpack(path: Path) -> _Truth:
+    if not path.is_file():
+        raise MissingInput(f"{path}: no truth of {path.stem} for keyframe '{path.parent.name}'")
+    try:
+        with np.load(path, allow_pickle=False) as record:
+            return record["class_id"], record["depth_m"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CorruptInput(f"{path}: not the truth of an image ({error})") from error

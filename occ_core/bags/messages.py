@@ -10,10 +10,10 @@ from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
 
 from occ_core.camera import Camera
+from occ_core.clouds import fields_of
 from occ_core.geometry import quaternion_from_rotation
 from occ_core.sources.nuscenes_tables import Annotation
 from occ_core.taxonomy import OCC3D
-from occ_ros.clouds import fields_of
 
 # Colour of an annotated box by the first matching part of its nuScenes category.
 BOX_CLASSES = (
