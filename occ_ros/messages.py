@@ -36,10 +36,8 @@ def header_of(stamp_ns: int, frame_id: str) -> Header:
 def image_of(message: Image | CompressedImage) -> np.ndarray:
     """RGB uint8 (height, width, 3).
 
-        Raises:
-            InvalidInput, CorruptInput: from occ_core.sources.bag import camera_from_info
-    from occ_core.sources.clouds import points_of as any_points_of
-    from occ_core.sources.images; big-endian pixels of one byte have no order to mind.
+    Raises:
+        InvalidInput, CorruptInput: as `occ_core.sources.images` finds it.
     """
     if isinstance(message, CompressedImage):
         return decode_compressed(message.data)
