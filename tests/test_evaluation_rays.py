@@ -1,4 +1,4 @@
-"""RayIoU against fine marching, hand-computed rays and the published ray set; origins against the drive they come from."""
+"""RayIoU against fine marching, rays by hand and the published ray set; its origins against the drive."""
 
 import json
 from collections import Counter
@@ -19,7 +19,7 @@ from occ_core.sources.nuscenes_tables import NuScenesTables
 from occ_core.taxonomy import OCC3D
 
 pytest.importorskip("numba")
-from occ_core.evaluation.first_hit import first_hits, first_hits_plain  # noqa: E402
+from occ_core.evaluation.first_hit import first_hits, first_hits_plain
 
 SMALL = VoxelGrid((-2.0, -1.5, -1.0), 0.5, (8, 6, 4))
 FREE = 17
@@ -37,7 +37,7 @@ def random_rays(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     directions = rng.normal(size=(count, 3))
     directions[::7, :2] = 0
     directions[3::7, 1:] = 0
-    return rng.uniform(-3, 3, (count, 3)), directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    return rng.uniform(-2.2, 2.2, (count, 3)), directions / np.linalg.norm(directions, axis=1, keepdims=True)
 
 
 def marched(labels: np.ndarray, grid: VoxelGrid, origin: np.ndarray, direction: np.ndarray, step_m: float = 5e-4):
@@ -54,7 +54,7 @@ def marched(labels: np.ndarray, grid: VoxelGrid, origin: np.ndarray, direction: 
 
 def test_first_hits_are_those_of_fine_marching():
     for seed in range(3):
-        labels, (origins, directions) = random_grid(seed), random_rays(seed, 80)
+        labels, (origins, directions) = random_grid(seed, share=0.2), random_rays(seed, 80)
         classes, depth_m = first_hits(labels, FREE, SMALL, origins, directions)
         assert (classes != FREE).sum() > 10 and (classes == FREE).sum() > 10
         expected = [marched(labels, SMALL, o, d) for o, d in zip(origins, directions, strict=True)]

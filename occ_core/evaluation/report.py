@@ -44,8 +44,10 @@ class VoxelScores:
         lidar = truth.observed if truth.mask_lidar is None else truth.mask_lidar
         everywhere = np.ones_like(truth.observed)
         masks = {"camera": truth.observed, "camera_and_lidar": truth.observed & lidar, "full": everywhere}
-        for name, mask in masks.items():
-            self.matrices[name] += confusion_matrix(truth.labels, predicted, mask, len(self.taxonomy))
+        classes = len(self.taxonomy)
+        added = {name: confusion_matrix(truth.labels, predicted, mask, classes) for name, mask in masks.items()}
+        for name, matrix in added.items():
+            self.matrices[name] += matrix
         self.samples += 1
 
     def merge(self, other: VoxelScores) -> None:
@@ -80,10 +82,10 @@ class SetScores:
         """
         if self.voxels.samples and (self.rays is None) != (origins_ego_m is None):
             raise InvalidInput(f"ray origins must come with all samples or none; sample {self.voxels.samples} differs")
+        self.voxels.add(truth, predicted)
         if origins_ego_m is not None:
             self.rays = self.rays or RayScores(self.taxonomy, self.grid)
             self.rays.add(truth.labels, predicted, origins_ego_m)
-        self.voxels.add(truth, predicted)
 
     def merge(self, other: SetScores) -> None:
         """Count all that `other` counted."""
