@@ -108,15 +108,16 @@ def evaluate(
     from occ_core.evaluation.report import evaluate_folders, prediction_files, table, write_report
 
     origins = no_rays = None
-    try:
-        need("numba", "world")
-        origins = ray_origins(data or truths.resolve().parent, prediction_files(predictions))
-    except OccError as error:
-        if data is not None:
-            raise
-        no_rays = error
     with Progress(transient=True) as progress:
-        task = progress.add_task("scoring", total=None)
+        task = progress.add_task("LiDAR poses", total=None)
+        try:
+            need("numba", "world")
+            origins = ray_origins(data or truths.resolve().parent, prediction_files(predictions))
+        except OccError as error:
+            if data is not None:
+                raise
+            no_rays = error
+        progress.update(task, description="scoring")
         report, samples = evaluate_folders(
             predictions,
             truths,

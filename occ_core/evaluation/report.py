@@ -143,15 +143,17 @@ def evaluate_folders(
     Raises:
         MissingInput: no prediction at all, or ground truth or ray origins are missing for one.
         CorruptInput: an unreadable file, naming it.
-        MissingPackage: origins, but no numba.
+        InvalidInput: no worker. MissingPackage: origins, but no numba.
     """
     files = prediction_files(Path(predictions))
     answers = {path.parent.name: path for path in Path(truths).glob("*/*/labels.npz")}
+    if workers < 1:
+        raise InvalidInput(f"workers must be 1 or more, got {workers}")
     if not answers:
         raise MissingInput(f"{truths}: no <scene>/<token>/labels.npz below it")
     for what, known in (("ground truth", answers), ("ray origins", files if origins_ego_m is None else origins_ego_m)):
         if unmatched := sorted(set(files) - set(known)):
-            raise MissingInput(f"{truths}: no {what} for {len(unmatched)} predictions, first: {unmatched[0]}")
+            raise MissingInput(f"{predictions}: no {what} for {len(unmatched)} predictions, first: {unmatched[0]}")
     pairs = [
         _Pair(path, answers[token], None if origins_ego_m is None else origins_ego_m[token])
         for token, path in sorted(files.items())
@@ -165,7 +167,7 @@ def evaluate_folders(
 
     total = SetScores(taxonomy, grid)
     work = partial(_score_pairs, taxonomy, grid)
-    for part in run_in_processes(work, [pairs[i::workers] for i in range(max(1, workers))], workers, step):
+    for part in run_in_processes(work, [pairs[i::workers] for i in range(workers)], workers, step):
         total.merge(part)
     return total.report(), total.voxels.samples
 
@@ -250,29 +252,29 @@ def _without_nan(value: Any) -> Any:
 
 def table(report: dict[str, dict[str, Any]]):
     """A rich table: one row a score, one column a protocol."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    out = Table(title="percent; counts of all samples, summed", title_justify="left")
-    columns = {name: [scores[key] for key in ("iou", "miou_15", "miou_17")] for name, scores in report.items()
-               if name in PROTOCOLS}  # fmt: skip
-    per_class = {name: report[name]["per_class"] for name in columns}
-    if "ray" in report:
-        for threshold_m in THRESHOLDS_M:
-            at = f"at_{threshold_m}m"
-            columns[f"ray {threshold_m} m"] = [None, report["ray"][f"{at}_15"], report["ray"][at]]
-            per_class[f"ray {threshold_m} m"] = report["ray"][f"per_class_{at}"]
-        columns["RayIoU"] = [None, report["ray"]["rayiou_15"], report["ray"]["rayiou_17"]]
-        per_class["RayIoU"] = report["ray"]["per_class"]
-    out.add_column("")
+    columns = {name.replace("_", " "): scores for name, scores in report.items() if name in PROTOCOLS}
+    if ray := report.get("ray"):
+        columns["RayIoU"] = {f"miou_{kind}": ray[f"rayiou_{kind}"] for kind in (15, 17)} | {
+            "per_class": ray["per_class"]
+        }
+        for metres in THRESHOLDS_M:
+            at = f"at_{metres}m"
+            scores = {"miou_15": ray[f"{at}_15"], "miou_17": ray[at], "per_class": ray[f"per_class_{at}"]}
+            columns[f"ray {metres} m"] = scores
+    out = Table(
+        title="percent; counts summed over all samples", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    out.add_column("", no_wrap=True)
     for name in columns:
-        out.add_column(name, justify="right")
-    rows = {label: [values[i] for values in columns.values()]
-            for i, label in enumerate(("IoU", "mIoU, 15 classes", "mIoU, 17 classes"))}  # fmt: skip
-    for label, values in rows.items():
-        out.add_row(label, *map(_text, values))
+        out.add_column(name, justify="right", min_width=max(map(len, name.split())))  # headers break between words
+    for key, label in (("iou", "IoU"), ("miou_15", "mIoU, 15 classes"), ("miou_17", "mIoU, 17 classes")):
+        out.add_row(label, *(_text(scores.get(key)) for scores in columns.values()))
     out.add_section()
-    for name in next(iter(per_class.values())):
-        out.add_row(name, *(_text(values[name]) for values in per_class.values()))
+    for name in next(iter(columns.values()))["per_class"]:
+        out.add_row(name, *(_text(scores["per_class"][name]) for scores in columns.values()))
     return out
 
 
