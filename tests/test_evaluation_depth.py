@@ -20,6 +20,8 @@ from occ_core.evaluation.depth import (
 )
 from occ_core.frame import LidarSweep
 from occ_core.geometry import pose
+from occ_core.sources.nuscenes import NuScenesSource
+from occ_core.teachers.lidar import project
 
 metrics = pytest.importorskip("sklearn.metrics")
 EGO_FROM_LIDAR = pose((0.5, 0.1, 1.0), (np.cos(0.05), 0, 0, np.sin(0.05)))
@@ -144,6 +146,23 @@ def test_maps_by_both_protocols():
         assert scores.report()["raw"] == pytest.approx(looped(np.full(len(truth_m), 20.0), truth_m))
     whole, nearest_m = nearest_in_pixel(pixels, depth_m)
     assert {(int(u), int(v)): z for (u, v), z in zip(whole, nearest_m, strict=True)} == in_pixel
+
+
+def test_real_sweep_on_real_cameras(shared_data):
+    frame = NuScenesSource(shared_data("nuscenes_scene0061_1kf"))[0]
+    scores = DepthScores(OCCNERF)
+    for name in frame.images:
+        pixels, depth_m = lidar_depth(frame, name)
+        assert len(depth_m) > 1000 and depth_m.min() > 0
+        whole, nearest_m = nearest_in_pixel(pixels, depth_m)
+        rows, columns, teacher_m, _ = project(frame, name)
+        order = np.lexsort((whole[:, 0], whole[:, 1]))  # row by row, as the teacher's
+        assert np.array_equal(whole[order], np.c_[columns, rows])
+        assert np.allclose(nearest_m[order], teacher_m)
+        scores.add(name, 1.1 * nearest_m, nearest_m)
+    report = scores.report()
+    assert report["images"] == 6 and 0.09 < report["raw"]["abs_rel"] < 0.1 + 1e-9  # clamped at 80 m
+    assert report["median"]["abs_rel"] == pytest.approx(0, abs=1e-9)
 
 
 def test_parts_add_up_to_the_whole():

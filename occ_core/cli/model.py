@@ -103,7 +103,7 @@ def evaluate(
     from rich.console import Console
     from rich.progress import Progress
 
-    from occ_core.errors import OccError, need
+    from occ_core.errors import MissingPackage, OccError, need
     from occ_core.evaluation.ray_iou import ray_origins
     from occ_core.evaluation.report import evaluate_folders, prediction_files, table, write_report
 
@@ -129,7 +129,8 @@ def evaluate(
         write_report(json, report)
     Console().print(table(report))
     if no_rays is not None:
-        typer.echo(f"no RayIoU: {no_rays}; --data DATAROOT names a data set in nuScenes layout with LiDAR poses")
+        hint = "" if isinstance(no_rays, MissingPackage) else "; --data DATAROOT names a data set that has LiDAR poses"
+        typer.echo(f"no RayIoU: {no_rays}{hint}")
     typer.echo(f"{samples} samples")
 
 
