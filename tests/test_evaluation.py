@@ -125,6 +125,12 @@ def test_missing_and_broken_files_are_named(folders):
     np.savez(path / "pred" / "token0.npz", pred=np.zeros((2, 2), dtype=np.uint8))
     with pytest.raises(CorruptInput, match="must be integers"):
         evaluate_folders(path / "pred", path / "gts")
+    np.savez(path / "pred" / "token0.npz", pred=np.full(OCC3D_GRID.shape, 18, dtype=np.uint8))
+    with pytest.raises(CorruptInput, match="token0.npz: prediction holds label 18, limit 17"):
+        evaluate_folders(path / "pred", path / "gts")
+    np.savez(path / "pred" / "token0.npz", pred=np.full(OCC3D_GRID.shape, -1, dtype=np.int16))
+    with pytest.raises(CorruptInput, match="token0.npz: holds label -1, limits 0 and 255"):
+        evaluate_folders(path / "pred", path / "gts")
     (path / "pred" / "token0.npz").write_bytes(b"not a zip")
     with pytest.raises(CorruptInput, match="token0"):
         evaluate_folders(path / "pred", path / "gts")

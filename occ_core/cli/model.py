@@ -84,29 +84,53 @@ def evaluate(
         Path, typer.Argument(metavar="PRED", help="Folder of <token>.npz, or of <scene>/<token>/labels.npz.")
     ],
     truths: Annotated[Path, typer.Argument(metavar="GTS", help="Folder of <scene>/<token>/labels.npz (Occ3D).")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Data set in nuScenes layout that has the LiDAR's poses, for RayIoU. Default: beside GTS."),
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the scores to this file.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; pays from some hundred samples on.")] = 1,
 ) -> None:
     """Score predictions, or anybody's labels, against Occ3D ground truth in every protocol of the field.
 
-    All numbers are percent, from one confusion matrix over the whole set: `camera` counts the cells that a camera
-    observes (Occ3D's official score), `camera_and_lidar` those that the LiDAR observes too, `full` all cells. A class
-    that occurs neither in truth nor in prediction is left out of the means. Example:
+    All numbers are percent, from counts over the whole set: `camera` counts the cells that a camera observes (Occ3D's
+    official score), `camera_and_lidar` those that the LiDAR observes too, `full` all cells, and `ray` (RayIoU) rays of
+    a virtual LiDAR, whose places --data tells. A class that occurs neither in truth nor in prediction is left out of
+    the means. Example:
 
         occ eval predictions city/gts --json scores.json
     """
     from rich.console import Console
     from rich.progress import Progress
 
-    from occ_core.evaluation.report import evaluate_folders, table, write_report
+    from occ_core.errors import MissingPackage, OccError, need
+    from occ_core.evaluation.ray_iou import ray_origins
+    from occ_core.evaluation.report import evaluate_folders, prediction_files, table, write_report
 
+    origins = no_rays = None
     with Progress(transient=True) as progress:
-        task = progress.add_task("scoring", total=None)
+        task = progress.add_task("LiDAR poses", total=None)
+        try:
+            need("numba", "world")
+            origins = ray_origins(data or truths.resolve().parent, prediction_files(predictions))
+        except OccError as error:
+            if data is not None:
+                raise
+            no_rays = error
+        progress.update(task, description="scoring")
         report, samples = evaluate_folders(
-            predictions, truths, progress=lambda done, total: progress.update(task, completed=done, total=total)
+            predictions,
+            truths,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            origins_ego_m=origins,
+            workers=workers,
         )
     if json is not None:
         write_report(json, report)
     Console().print(table(report))
+    if no_rays is not None:
+        hint = "" if isinstance(no_rays, MissingPackage) else "; --data DATAROOT names a data set that has LiDAR poses"
+        typer.echo(f"no RayIoU: {no_rays}{hint}")
     typer.echo(f"{samples} samples")
 
 

@@ -40,20 +40,26 @@ def scores(matrix: np.ndarray, taxonomy: Taxonomy) -> dict[str, Any]:
         ignored classes too (Occ3D: others and other_flat). per_class: IoU by class name, free left out.
         A class that occurs neither in truth nor in prediction has no IoU: None in per_class, and left out of the means.
     """
-    hit = np.diag(matrix).astype(np.float64)
-    union = matrix.sum(axis=0) + matrix.sum(axis=1) - hit
-    with np.errstate(invalid="ignore"):
-        per_class = 100 * np.where(union > 0, hit / np.maximum(union, 1), np.nan)
-    all_ids = list(taxonomy.occupied_ids)
-    kept = [i for i in all_ids if i not in taxonomy.ignored_ids]
-    free = taxonomy.free_id
-    both = matrix[np.ix_(all_ids, all_ids)].sum()
+    hit = np.diag(matrix)
+    per_class = iou_by_class(hit, matrix.sum(axis=0) + matrix.sum(axis=1) - hit)
+    occupied, free = list(taxonomy.occupied_ids), taxonomy.free_id
+    both = matrix[np.ix_(occupied, occupied)].sum()
     either = matrix.sum() - matrix[free, free]
+    return {"iou": float(100 * both / either) if either else float("nan"), **class_means(per_class, taxonomy)}
+
+
+def iou_by_class(hit: np.ndarray, union: np.ndarray) -> np.ndarray:
+    """100 hit / union, of counts (..., classes); NaN for a class whose union is empty."""
+    return np.where(union > 0, 100 * hit / np.maximum(union, 1), np.nan)
+
+
+def class_means(per_class: np.ndarray, taxonomy: Taxonomy) -> dict[str, Any]:
+    """miou_17, miou_15 and per_class, see `scores`, of the classes' IoU (classes,), NaN where there is none."""
+    occupied = list(taxonomy.occupied_ids)
     return {
-        "iou": float(100 * both / either) if either else float("nan"),
-        "miou_17": _mean(per_class[all_ids]),
-        "miou_15": _mean(per_class[kept]),
-        "per_class": {taxonomy.names[i]: None if np.isnan(v := per_class[i]) else float(v) for i in all_ids},
+        "miou_17": _mean(per_class[occupied]),
+        "miou_15": _mean(per_class[[i for i in occupied if i not in taxonomy.ignored_ids]]),
+        "per_class": {taxonomy.names[i]: None if np.isnan(v := per_class[i]) else float(v) for i in occupied},
     }
 
 

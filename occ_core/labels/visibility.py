@@ -6,6 +6,7 @@ import numba
 import numpy as np
 
 from occ_core.grid import VoxelGrid
+from occ_core.traversal import enter_slab, entry_cell
 
 
 def ray_step_px(focal_px: float, grid: VoxelGrid) -> int:
@@ -58,12 +59,12 @@ def _cast(passes, shape, rays, depth, casts, start, turn, weight):
             ax = 1 / abs(dx) if dx != 0 else np.inf
             ay = 1 / abs(dy) if dy != 0 else np.inf
             az = 1 / abs(dz) if dz != 0 else np.inf
-            enter = max(_enter(start[0], dx, nx), _enter(start[1], dy, ny), _enter(start[2], dz, nz))
+            enter = max(enter_slab(start[0], dx, nx), enter_slab(start[1], dy, ny), enter_slab(start[2], dz, nz))
             if enter >= end:
                 continue
-            i = _cell(start[0] + enter * dx, dx, nx)
-            j = _cell(start[1] + enter * dy, dy, ny)
-            k = _cell(start[2] + enter * dz, dz, nz)
+            i = entry_cell(start[0] + enter * dx, dx, nx)
+            j = entry_cell(start[1] + enter * dy, dy, ny)
+            k = entry_cell(start[2] + enter * dz, dz, nz)
             if i < 0 or j < 0 or k < 0:
                 continue
             tx = ((i + 1 if dx > 0 else i) - start[0]) / dx if dx != 0 else np.inf
@@ -101,25 +102,3 @@ def _cast(passes, shape, rays, depth, casts, start, turn, weight):
                         break
                     cell += step_z
                     tz += az
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def _enter(start, slope, cells):
-    """Where along the ray the slab 0..cells begins; 0 from within."""
-    if 0 <= start < cells:
-        return 0.0
-    if slope == 0:
-        return np.inf
-    t = (-start if slope > 0 else cells - start) / slope
-    return t if t >= 0 else np.inf
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def _cell(at, slope, cells):
-    """Cell of the entry point, which rounding may have put a hair outside the face; -1 where it missed the slab."""
-    index = int(np.floor(at))
-    if index == cells and slope < 0 and at - cells < 1e-6:
-        return cells - 1
-    if index == -1 and slope > 0 and at > -1e-6:
-        return 0
-    return index if 0 <= index < cells else -1

@@ -133,12 +133,17 @@ def read_kitti_labels(path: Path, taxonomy: Taxonomy = SEMANTIC_KITTI) -> np.nda
     data = path.read_bytes()
     if len(data) % 4:
         raise CorruptInput(f"{path}: {len(data)} bytes are no whole number of labels of 4 bytes")
+    return class_of_raw_kitti(taxonomy)[np.frombuffer(data, dtype="<u4") & 0xFFFF]  # upper half: number of the object
+
+
+def class_of_raw_kitti(taxonomy: Taxonomy = SEMANTIC_KITTI) -> np.ndarray:
+    """Class id of each of SemanticKITTI's raw labels, uint8 (65536,), UNKNOWN for those that have no class."""
     to_class = np.full(65536, UNKNOWN, dtype=np.uint8)
     for raw, name in RAW_KITTI_IDS.items():
         known = name if taxonomy.name == SEMANTIC_KITTI.name else OCC3D_OF_KITTI.get(name)
         if known is not None:
             to_class[raw] = taxonomy.id_of(known)
-    return to_class[np.frombuffer(data, dtype="<u4") & 0xFFFF]  # the upper half is the number of the object
+    return to_class
 
 
 def project(frame: Frame, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -151,6 +156,24 @@ def project(frame: Frame, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray
     Raises:
         InvalidInput: the frame has no LiDAR sweep.
     """
+    pixels, depth_m, index = visible_points(frame, name)
+    order = np.argsort(depth_m, kind="stable")
+    columns, rows = np.rint(pixels[order]).astype(np.int64).T
+    _, first = np.unique(rows * frame.rig[name].size[0] + columns, return_index=True)
+    return rows[first], columns[first], depth_m[order[first]].astype(np.float32), index[order[first]]
+
+
+def visible_points(frame: Frame, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All points of a frame's sweep that fall into one of its images, each with its own stamp and pose.
+
+    Points within MIN_RANGE_M of the sensor, the vehicle itself, are left out; those hidden behind nearer ones are not.
+
+    Returns:
+        pixels float64 (M, 2); depth_m float64 (M,) along the optical axis; index int64 (M,) of the points.
+
+    Raises:
+        InvalidInput: the frame has no LiDAR sweep.
+    """
     sweep, camera = _sweep(frame), frame.rig[name]
     world_from_lidar = sweep.world_from_ego @ sweep.ego_from_lidar
     cam_from_world = inverse(frame.camera_world_from_ego[name] @ camera.ego_from_cam)
@@ -158,10 +181,7 @@ def project(frame: Frame, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray
     pixels, visible = camera.project(points_cam_m)
     visible &= np.linalg.norm(sweep.points_lidar_m, axis=1) >= MIN_RANGE_M
     index = np.flatnonzero(visible)
-    index = index[np.argsort(points_cam_m[index, 2], kind="stable")]
-    columns, rows = np.rint(pixels[index]).astype(np.int64).T
-    _, first = np.unique(rows * camera.size[0] + columns, return_index=True)
-    return rows[first], columns[first], points_cam_m[index[first], 2].astype(np.float32), index[first]
+    return pixels[index], points_cam_m[index, 2], index
 
 
 def _sweep(frame: Frame) -> LidarSweep:

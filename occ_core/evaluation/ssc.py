@@ -1,0 +1,110 @@
+"""SemanticKITTI semantic scene completion, as MonoScene and VoxFormer score it.
+
+Cao and de Charette, "MonoScene", CVPR 2022; Li et al., "VoxFormer", CVPR 2023 (which reports three ranges).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from occ_core.errors import CorruptInput, InvalidInput, MissingInput
+from occ_core.evaluation.voxel_iou import confusion_matrix, scores
+from occ_core.grid import SEMANTIC_KITTI_GRID
+from occ_core.taxonomy import SEMANTIC_KITTI
+from occ_core.teachers.lidar import class_of_raw_kitti
+
+RANGES_M = (12.8, 25.6, 51.2)
+IGNORED = 255
+
+
+class SscScores:
+    """One confusion matrix a range, summed over all samples."""
+
+    def __init__(self) -> None:
+        n = len(SEMANTIC_KITTI)
+        self.samples = 0
+        self.matrices = {range_m: np.zeros((n, n), dtype=np.int64) for range_m in RANGES_M}
+
+    def add(self, truth: np.ndarray, predicted: np.ndarray) -> None:
+        """Count one sample.
+
+        Args:
+            truth: uint8 (256, 256, 32), class ids, 255 where nobody knows: such cells do not count.
+            predicted: uint8 (256, 256, 32), class ids.
+
+        Raises:
+            InvalidInput: shapes differ from each other or from the grid, or a label is no class.
+        """
+        for name, labels in (("truth", truth), ("prediction", predicted)):
+            if labels.shape != SEMANTIC_KITTI_GRID.shape:
+                raise InvalidInput(f"{name} must be {SEMANTIC_KITTI_GRID.shape}, got {labels.shape}")
+        known = truth != IGNORED
+        added = [confusion_matrix(truth, predicted, known & within(r), len(SEMANTIC_KITTI)) for r in RANGES_M]
+        for range_m, matrix in zip(RANGES_M, added, strict=True):
+            self.matrices[range_m] += matrix
+        self.samples += 1
+
+    def merge(self, other: SscScores) -> None:
+        """Count all that `other` counted."""
+        for range_m, matrix in other.matrices.items():
+            self.matrices[range_m] += matrix
+        self.samples += other.samples
+
+    def report(self) -> dict[str, dict[str, Any]]:
+        """{"12.8m", "25.6m", "51.2m": {precision, recall, iou, miou_19, per_class}} in percent.
+
+        precision, recall, iou: of occupied against empty. miou_19: mean over all 19 classes, where as published a class
+        that occurs neither in truth nor in prediction counts 0 (its per_class is None).
+        """
+        return {f"{range_m}m": _scores(matrix) for range_m, matrix in self.matrices.items()}
+
+
+def _scores(matrix: np.ndarray) -> dict[str, Any]:
+    both = matrix[1:, 1:].sum()  # empty is 0
+    found = scores(matrix, SEMANTIC_KITTI)
+    return {
+        "precision": _percent(both, matrix[:, 1:].sum()),
+        "recall": _percent(both, matrix[1:].sum()),
+        "iou": found["iou"],
+        "miou_19": float(np.mean([value or 0.0 for value in found["per_class"].values()])),
+        "per_class": found["per_class"],
+    }
+
+
+def _percent(part: int, whole: int) -> float:
+    return float(100 * part / whole) if whole else float("nan")
+
+
+@cache
+def within(range_m: float) -> np.ndarray:
+    """bool (256, 256, 1): columns less than `range_m` ahead and half as far to either side."""
+    x_m, y_m = np.moveaxis(SEMANTIC_KITTI_GRID.centers_m()[:, :, :1, :2], -1, 0)
+    return (x_m < range_m) & (np.abs(y_m) < range_m / 2)
+
+
+def read_ssc_truth(path: Path) -> np.ndarray:
+    """Truth uint8 (256, 256, 32) of `voxels/<frame>.label`, with what `<frame>.invalid` beside it rules out.
+
+    Raw label 0 is empty; raw labels without a class, and invalid cells, are 255.
+
+    Raises:
+        MissingInput: one of the two files. CorruptInput: of another size.
+    """
+    raw = np.frombuffer(_read(path, 2), dtype="<u2")
+    truth = class_of_raw_kitti()[raw]
+    truth[raw == 0] = SEMANTIC_KITTI.free_id
+    truth[np.unpackbits(np.frombuffer(_read(path.with_suffix(".invalid"), 1 / 8), np.uint8)) == 1] = IGNORED
+    return truth.reshape(SEMANTIC_KITTI_GRID.shape)
+
+
+def _read(path: Path, bytes_a_cell: float) -> bytes:
+    if not path.is_file():
+        raise MissingInput(f"{path}: no such file")
+    data, expected = path.read_bytes(), int(SEMANTIC_KITTI_GRID.cells * bytes_a_cell)
+    if len(data) != expected:
+        raise CorruptInput(f"{path}: {len(data)} bytes, a grid of {SEMANTIC_KITTI_GRID.shape} has {expected}")
+    return data
