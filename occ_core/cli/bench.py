@@ -111,3 +111,72 @@ def real_labels(
         record = {**host(("numpy", "numba", "opencv-python-headless")), "recipe": settings.model_dump(), "rows": rows}
         write_report(json_file, record)
     typer.echo(markdown(rows))
+
+
+@app.command()
+def models(
+    plan: Annotated[Path, typer.Argument(help="YAML file of runs, such as benchmarks/models/plan.yaml.")],
+    held_out: Annotated[Path, typer.Argument(help="Data set in nuScenes layout with gts/ that no run trains on.")],
+    out: Annotated[Path, typer.Option(help="Folder of the runs; finished ones are not repeated.")] = Path(
+        "runs/models"
+    ),
+    seeds: Annotated[int, typer.Option(help="Runs of each model, with seeds 0, 1, ...", min=1)] = 3,
+    workers: Annotated[int, typer.Option(help="Runs at the same time, one core each; 0: one per core.")] = 0,
+    run: Annotated[list[str] | None, typer.Option(help="Only this run of the plan; may be repeated.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Train models side by side, same data, same steps, several seeds, and score each on held-out data.
+
+    Each run is `occ train`, `occ predict` and `occ eval`, in a folder of its own. Example:
+
+        occ bench models benchmarks/models/plan.yaml heldout --json benchmarks/models.json
+    """
+    import os
+
+    from occ_core.evaluation.report import write_report
+    from occ_core.host import host
+    from occ_core.training.model_bench import bench_models, markdown
+
+    try:
+        figures = bench_models(plan, held_out, out, seeds, workers or os.cpu_count() or 1, run)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    if json_file is not None:
+        write_report(json_file, {**host(("numpy", "torch", "numba")), **figures})
+    typer.echo(markdown(figures))
+
+
+@app.command()
+def depth(
+    checkpoint: Annotated[Path, typer.Argument(help="Model that renders depth, .safetensors with its json.")],
+    dataroot: Annotated[Path, typer.Argument(help="Data set in nuScenes layout.")],
+    truth: Annotated[str, typer.Option(help="oracle: exact depth of a simulated city; lidar: each frame's sweep.")] = (
+        "oracle"
+    ),
+    pictures: Annotated[
+        Path | None, typer.Option(help="Also draw rendered beside true depth into this folder.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Score the depth that OccNeRF or SelfOcc renders, raw and scaled by the median of each image.
+
+    Example:  occ bench depth runs/selfocc/model.safetensors heldout --pictures depth
+    """
+    from occ_core.evaluation.rendered_depth import score_rendered_depth
+    from occ_core.evaluation.report import write_report
+    from occ_core.host import host
+
+    def draw(frame, views) -> None:
+        if pictures is not None:
+            from occ_core.show.depth import depth_picture
+            from occ_core.show.pictures import save_png
+
+            save_png(pictures / f"{frame.scene}_{frame.stamp_ns}.png", depth_picture(views))
+
+    figures = score_rendered_depth(checkpoint, dataroot, truth, draw)
+    if json_file is not None:
+        write_report(json_file, {**host(("numpy", "torch")), "truth": truth, **figures})
+    for kind in ("raw", "median"):
+        errors = ", ".join(f"{name} {value:.3f}" for name, value in figures[kind].items())
+        typer.echo(f"{kind:7} {errors}")
+    typer.echo(f"{figures['images']} images, protocol {figures['protocol']}, truth {truth}")

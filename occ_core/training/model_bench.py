@@ -157,7 +157,7 @@ def _cost(folder: Path) -> dict[str, Any]:
     """Steps, seconds a step and peak memory, from the run's log and record."""
     with open(folder / "log.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    seconds = [float(row["step_s"]) for row in rows[WARM_STEPS:] or rows]
+    seconds = [float(row["step_seconds"]) for row in rows[WARM_STEPS:] or rows]
     record = json.loads((folder / "model.json").read_text())
     return {
         "steps": int(rows[-1]["step"]),
