@@ -117,7 +117,7 @@ def real_labels(
 def models(
     plan: Annotated[Path, typer.Argument(help="YAML file of runs, such as benchmarks/models/plan.yaml.")],
     held_out: Annotated[Path, typer.Argument(help="Data set in nuScenes layout with gts/ that no run trains on.")],
-    out: Annotated[Path, typer.Option(help="Folder of the runs; finished ones are not repeated.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of the runs; finished ones are kept.")] = Path(
         "runs/models"
     ),
     seeds: Annotated[int, typer.Option(help="Runs of each model, with seeds 0, 1, ...", min=1)] = 3,
@@ -154,7 +154,7 @@ def depth(
         "oracle"
     ),
     pictures: Annotated[
-        Path | None, typer.Option(help="Also draw rendered beside true depth into this folder.")
+        Path | None, typer.Option(help="Also draw rendered and true depth into this folder.")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
 ) -> None:
