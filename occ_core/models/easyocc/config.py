@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,6 +20,7 @@ class EasyOccConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    kind: Literal["easyocc-nano"] = "easyocc-nano"
     name: str = "easyocc_nano"
     grid_origin_m: tuple[float, float, float] = OCC3D_GRID.origin_m
     voxel_size_m: float = OCC3D_GRID.voxel_size_m
