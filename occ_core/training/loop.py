@@ -164,6 +164,8 @@ def train_step(
             with torch.autocast(ranks.device.type, DTYPES[config.precision], enabled=config.precision != "fp32"):
                 losses = lessons.losses(network, batch, state.step / sum(lessons.phases))
             total = sum(losses.values(), torch.zeros((), device=ranks.device)) / config.accumulate
+            if not total.requires_grad:
+                raise InvalidInput(f"step {state.step + 1} teaches nothing: no loss of {sorted(losses)} has a gradient")
             state.scaler.scale(total).backward()
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0) + loss.detach().float() / config.accumulate

@@ -35,7 +35,7 @@ class NanoLessons:
             raise InvalidInput(f"EasyOcc nano trains in one process, torchrun started {ranks.world}")
         self.config, self.device, self.model_config = config, ranks.device, nano_config(config)
         self.taxonomy = self.model_config.classes
-        self.phases = (config.nano.image_steps, config.steps)
+        self.phases: tuple[int, ...] = (config.nano.image_steps, config.steps)
         self.scenes = open_data(config, told)
         self._counts = count_cells(self.scenes.training, config)
         rays = class_weights(torch.from_numpy(count_ray_classes(self.scenes.training, config)), ratio_limit=10)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ def load_backbone(model: nn.Module, path: Path) -> None:
         raise MissingInput(f"{path}: no such file, named by the model's backbone_weights")
     for part in model.modules():
         if hasattr(part, "load_backbone"):
-            part.load_backbone(path)
+            cast(Any, part).load_backbone(path)
             return
     raise InvalidInput(f"backbone_weights is {path}, but {type(model).__name__} has no backbone that can be loaded")
 
@@ -147,9 +147,7 @@ def _require_same_run(path: Path, described: dict[str, Any], record: dict[str, A
     asked = record["config"] | {"model": describe(config.model, {})["model"]}
     for name in asked:
         if name not in MAY_CHANGE and (difference := _difference(name, then.get(name), asked[name])):
-            raise InvalidInput(
-                f"{path}: {difference}; a run that goes on needs the same, another run another folder"
-            )
+            raise InvalidInput(f"{path}: {difference}; a run that goes on needs the same, another run another folder")
 
 
 def _difference(name: str, was: Any, now: Any) -> str | None:
