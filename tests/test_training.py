@@ -228,10 +228,8 @@ def test_single_images_are_drawn_once_an_epoch_and_mirrored_with_their_rays():
     known = np.concatenate([scene["images"].reshape(-1, *drawn.shape[1:]) for scene in scenes])
     assert sorted(next(k for k in range(12) if np.array_equal(known[k], image)) for image in drawn) == list(range(12))
     assert np.array_equal(next(DrawImages(scenes, config, step=2)).depth, batches[2].depth)
-    plain, flipped = (
-        batches[0],
-        next(DrawImages(scenes, config.model_copy(update={"nano": config.nano.model_copy(update={"flip": 1.0})}))),
-    )
+    always = config.model_copy(update={"nano": config.nano.model_copy(update={"flip": 1.0})})
+    plain, flipped = batches[0], next(DrawImages(scenes, always))
     mirror_y = np.array([1, -1, 1, 1], dtype=np.float32)[:, None, None]
     assert np.array_equal(flipped.images, plain.images[:, :, ::-1])
     assert np.array_equal(flipped.depth, plain.depth[..., ::-1])

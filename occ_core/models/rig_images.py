@@ -31,6 +31,10 @@ class RigImages:
     def to(self, device: torch.device) -> RigImages:
         return _moved(self, device)
 
+    def batch(self) -> RigImages:
+        """A batch of this one moment, whose tensors lack the first axis."""
+        return RigImages(self.images[None], self.intrinsics[None], self.ego_from_cam[None], self.present[None])
+
 
 @dataclass(frozen=True, eq=False)
 class Targets:

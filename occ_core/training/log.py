@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.training.config import TrainingConfig
 
 FIELDS = ("step", "seconds", "total", "step_seconds", "waiting", "learning_rate")
@@ -93,7 +94,10 @@ def _is_before(row: dict[str, Any], step: int) -> bool:
 
 def training_record(config: TrainingConfig, data: dict[str, Any], world: int) -> dict[str, Any]:
     """What the json beside the checkpoint says of the run; folders are named by their last part only."""
-    run = config.model_dump(mode="json", exclude={"model", "cache", "data", "validation", "teacher_weights"})
+    left_out = {"model", "cache", "data", "validation", "teacher_weights"}
+    if not isinstance(config.model, EasyOccConfig):
+        left_out.add("nano")
+    run = config.model_dump(mode="json", exclude=left_out)
     names = {"data": [path.name for path in config.data], "validation": [path.name for path in config.validation]}
     return {
         "code": _git_revision(),

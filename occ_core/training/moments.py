@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from occ_core.camera import Camera, Rig
+from occ_core.camera import Camera
 from occ_core.errors import InvalidInput
 from occ_core.frame import Frame
 from occ_core.geometry import inverse
 from occ_core.inference.preprocess import Preprocess
+from occ_core.inference.rig_inputs import rig_inputs
 from occ_core.models.config import CameraModelConfig
 from occ_core.models.rig_images import RigImages, Targets
 from occ_core.occupancy import load_occ3d
@@ -126,10 +127,7 @@ class Moments(Dataset):
             rng = np.random.default_rng([self.augmentation.seed, 1, draw])
             _recolour(images, arrays.get("neighbours"), self.augmentation.color_jitter, rng)
             _drop_cameras(images, present, arrays, self.augmentation.camera_dropout, rng)
-        cameras = [self._preprocess.camera(camera) for camera in frame.rig]
-        intrinsics = np.stack([camera.intrinsics for camera in cameras]).astype(np.float32)
-        poses = np.stack([camera.ego_from_cam for camera in cameras]).astype(np.float32)
-        rig_images = RigImages(*(torch.from_numpy(array) for array in (images, intrinsics, poses, present)))
+        rig_images = rig_inputs(images, present, frame.rig, self._preprocess)
         return Moment(rig_images, Targets(**{name: torch.from_numpy(array) for name, array in arrays.items()}))
 
     def labels(self, index: int) -> np.ndarray:
@@ -154,7 +152,6 @@ class Moments(Dataset):
 
     def _images(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         """uint8 (N, H, W, 3), black where a camera has no image; bool (N,)."""
-        require_pinholes(frame.rig)
         out = np.zeros((len(frame.rig), *self._shape, 3), dtype=np.uint8)
         for i, name in enumerate(frame.rig.names):
             if name in frame.images:
@@ -194,16 +191,6 @@ class Moments(Dataset):
                     moved[i, side] = neighbour_from_cam(frame, camera, record)
                     present[i, side] = True
         return {"neighbours": images, "neighbour_from_cam": moved, "neighbour_present": present}
-
-
-def require_pinholes(rig: Rig) -> None:
-    """Raise InvalidInput naming the first camera with a distorting lens: camera networks project by a 3 x 3 matrix."""
-    for camera in rig:
-        if camera.distortion_model != "none":
-            raise InvalidInput(
-                f"camera '{camera.name}' has a lens of model '{camera.distortion_model}', camera networks take pinhole "
-                "images: rectify them first"
-            )
 
 
 def neighbour_from_cam(frame: Frame, camera: Camera, record: SensorRecord) -> np.ndarray:

@@ -191,12 +191,13 @@ def needs_of(config: TrainingConfig) -> frozenset[str]:
     needs = getattr(config.model, "needs", None)
     if needs is None:
         return NEEDS if config.teacher else NEEDS - taught
+    needs = frozenset(needs)
     if needs & taught and config.teacher is None:
         raise InvalidInput(
             f"losses of '{config.model.name}' need {' and '.join(sorted(needs & taught))}, which a teacher gives: "
             "name one under 'teacher' in the config"
         )
-    return frozenset(needs)
+    return needs
 
 
 def open_data(config: TrainingConfig, needs: frozenset[str], told: Callable[[str], None]) -> Held:
