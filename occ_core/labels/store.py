@@ -229,6 +229,15 @@ def require_same_meaning(folder: Path, grid: VoxelGrid, taxonomy: Taxonomy) -> N
         raise InvalidInput(f"{folder}: its labels are of taxonomy '{named}', the model's is '{taxonomy.name}'")
 
 
+def provenance(folder: Path) -> dict[str, Any]:
+    """What a folder of labels is known to be, for the record of what was made from them."""
+    if not (Path(folder) / "store.json").is_file():
+        return {"folder": Path(folder).name}
+    store = LabelStore(folder)
+    known = {key: store.record["made_with"].get(key) for key in ("recipe", "teacher")}
+    return {"folder": store.folder.name, "made_with": store.fingerprint, **known}
+
+
 def _one_line(grid: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {_as_json(value)}" for key, value in sorted(grid.items()))
 

@@ -27,26 +27,27 @@ class Clock:
 
     def __init__(self) -> None:
         self.steps, self.seconds, self.waited = 0, 0.0, 0.0
-        self._lap = (0, 0.0, 0.0)
+        self._lap = self._first = (0, 0.0, 0.0)
 
     def count(self, seconds: float, waited: float) -> None:
         """One step that took `seconds`, `waited` of them for data."""
         self.steps, self.seconds, self.waited = self.steps + 1, self.seconds + seconds, self.waited + waited
+        if self.steps == 1:
+            self._first = 1, seconds, waited
 
     def lap(self) -> dict[str, float]:
         """Mean `step_seconds`, and share of time spent `waiting`, since the last time this was asked."""
-        steps, seconds, waited = self._lap
-        self._lap = self.steps, self.seconds, self.waited
-        return _means(self.steps - steps, self.seconds - seconds, self.waited - waited)
+        lap, self._lap = self._lap, (self.steps, self.seconds, self.waited)
+        return self._since(lap)
 
     @property
     def whole(self) -> dict[str, float]:
         """The same since the start, without the first step, which loads libraries and starts workers."""
-        return _means(self.steps, self.seconds, self.waited)
+        return self._since(self._first if self.steps > 1 else (0, 0.0, 0.0))
 
-
-def _means(steps: int, seconds: float, waited: float) -> dict[str, float]:
-    return {"step_seconds": round(seconds / max(1, steps), 5), "waiting": round(waited / max(seconds, 1e-9), 4)}
+    def _since(self, then: tuple[int, float, float]) -> dict[str, float]:
+        steps, seconds, waited = self.steps - then[0], self.seconds - then[1], self.waited - then[2]
+        return {"step_seconds": round(seconds / max(1, steps), 5), "waiting": round(waited / max(seconds, 1e-9), 4)}
 
 
 class Log:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -64,17 +65,19 @@ def train(config: TrainingConfig, out: Path, resume: bool = False) -> Path:
             then no file is overwritten.
         MissingInput, CorruptInput.
     """
-    if config.precision == "fp16" and config.device == "cpu":
-        raise InvalidInput("precision 'fp16' needs device 'cuda'; on the CPU use 'fp32' or 'bf16'")
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     out.mkdir(parents=True, exist_ok=True)
+    for torn in out.glob(".*.tmp"):  # of a killed run
+        torn.unlink(missing_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with joined(config.device) as ranks, Progress(*columns, disable=not ranks.first) as progress:
+    with joined(config.device) as ranks, Progress(*columns, console=Console(quiet=not ranks.first)) as progress:
+        if config.precision == "fp16" and ranks.device.type == "cpu":
+            raise InvalidInput("precision 'fp16' needs device 'cuda'; on the CPU use 'fp32' or 'bf16'")
         reading = progress.add_task("reading data", total=None)
         lessons = open_lessons(config, ranks, lambda what: progress.update(reading, description=f"reading {what}"))
         progress.remove_task(reading)
-        state = new_state(config, ranks.device)
+        state = new_state(config, ranks.device, resume)
         record = training_record(config, lessons.record, ranks.world)
         if resume:
             restore(state, out / "last.safetensors", record, config)

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from occ_core.errors import InvalidInput
 from occ_core.evaluation.voxel_iou import confusion_matrix
+from occ_core.labels.store import provenance
 from occ_core.losses.ray import IGNORE, depth_loss, pixel_class_loss
 from occ_core.losses.voxel import class_weights, geometry_loss, lovasz_softmax, observed_loss, semantic_loss
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.model import NEVER, Answer, EasyOcc, Views
-from occ_core.training.cache import SceneCache, default_cache, open_scenes
+from occ_core.training.cache import SceneCache, default_cache, labels_folder, open_scenes
 from occ_core.training.config import TrainingConfig
 from occ_core.training.data import Batch, Draw, DrawImages, ImageBatch, collate, read_sample, tensors_of
 from occ_core.training.ranks import Ranks
@@ -41,7 +42,7 @@ class NanoLessons:
         rays = class_weights(torch.from_numpy(count_ray_classes(self.scenes.training, config)), ratio_limit=10)
         self._ray_weights = rays.to(self.device)
         self._weights = occupied_weights(self._counts, config).to(self.device)
-        self.record = data_record(self.scenes, self._counts)
+        self.record = data_record(self.scenes, self._counts, config)
 
     def batches(self, first_step: int) -> Iterator[Batch | ImageBatch]:
         """Of single images in the first phase, of whole moments in the second."""
@@ -211,11 +212,13 @@ def _lovasz(
     return lovasz_softmax(joint, torch.where(target == free, -1, target - (target > free).long()))
 
 
-def data_record(scenes: Scenes, counts: np.ndarray) -> dict[str, Any]:
+def data_record(scenes: Scenes, counts: np.ndarray, config: TrainingConfig) -> dict[str, Any]:
+    """What the json beside the checkpoint says of the data."""
     tokens = sorted(token for scene in scenes.training for token in scene.tokens)
     return {
         "scenes": len(scenes.training),
         "samples": len(tokens),
+        "labels": [provenance(labels_folder(root, config.labels)) for root in config.data],
         "tokens_sha256": hashlib.sha256("\n".join(tokens).encode()).hexdigest(),
         "cells_per_class": counts.tolist(),
         "threshold_scenes": [scene.name for scene in scenes.thresholds],

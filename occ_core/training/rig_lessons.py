@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from occ_core.errors import InvalidInput, OccError
 from occ_core.evaluation.voxel_iou import confusion_matrix
-from occ_core.labels.store import require_same_meaning
+from occ_core.labels.store import provenance, require_same_meaning
 from occ_core.losses.voxel import class_weights
 from occ_core.models.config import CameraModelConfig
 from occ_core.sources.nuscenes import NuScenesSource
@@ -38,8 +38,8 @@ from occ_core.training.moments import (
 )
 from occ_core.training.ranks import Ranks
 
-COUNTED = 200
-"""Moments, evenly chosen, over which classes are counted."""
+COUNTED_CELLS, COUNTED_PIXELS = 400, 100
+"""Moments, evenly chosen, over which classes are counted: reading labels is cheap, maps are not."""
 
 
 class RigLessons:
@@ -110,14 +110,18 @@ class RigLessons:
     def _class_weights(self) -> dict[str, Tensor]:
         """Of Targets' fields, on the device; each process counts a part of the moments."""
         moments, classes = self.data.training, len(self.taxonomy)
-        chosen = range(0, len(moments), max(1, len(moments) // COUNTED))[self.ranks.rank :: self.ranks.world]
+
+        def some(count: int) -> range:
+            every = max(1, len(moments) // count)
+            return range(0, len(moments), every)[self.ranks.rank :: self.ranks.world]
+
         weights = {}
         if "labels" in self.needs:
-            cells = self.ranks.sum(_counted(map(moments.labels, chosen), classes))
+            cells = self.ranks.sum(_counted(map(moments.labels, some(COUNTED_CELLS)), classes))
             self.record["cells_per_class"] = cells.tolist()
             weights["class_weights"] = cell_weights(torch.from_numpy(cells), self.taxonomy.free_id)
         if "class_map" in self.needs:
-            pixels = self.ranks.sum(_counted(map(moments.class_map, chosen), classes))
+            pixels = self.ranks.sum(_counted(map(moments.class_map, some(COUNTED_PIXELS)), classes))
             self.record["pixels_per_class"] = pixels.tolist()
             weights["pixel_weights"] = class_weights(torch.from_numpy(pixels))
         return {name: tensor.to(self.ranks.device) for name, tensor in weights.items()}
@@ -226,13 +230,19 @@ def open_data(config: TrainingConfig, needs: frozenset[str], told: Callable[[str
     learnt = [opened.part(part, labels, config, bool(needs & {"class_map", "depth_m"})) for opened, part in training]
     truth = config.validation_labels or config.labels
     asked = [opened.part(part, truth, config, teachers=False) for opened, part in held_out if part]
+    held_out_scenes = sorted({scene for _, part in held_out for scene in part})
     augmentation = Augmentation(config.color_jitter, config.camera_dropout, config.seed)
     moments = Moments(learnt, model, needs, augmentation), Moments(asked, model, frozenset({"labels"}))
     if not len(moments[0]):
         raise InvalidInput(f"no moment to train on has labels: none of {cut} scenes in folder '{config.labels}'")
+    if held_out_scenes and not len(moments[1]):
+        raise InvalidInput(
+            f"none of the {len(held_out_scenes)} held-out scenes has labels in '{truth}' to be scored with: name other "
+            "validation_labels, or hold out no scene"
+        )
     if twice := set(moments[0].tokens) & set(moments[1].tokens):
         raise InvalidInput(f"{len(twice)} samples are in training and validation data, first: {min(twice)}")
-    return Held(*moments, sorted({scene for _, part in held_out for scene in part}))
+    return Held(*moments, held_out_scenes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,6 +287,7 @@ def data_record(data: Held) -> dict[str, Any]:
     return {
         "scenes": len({keyframe.scene for source in data.training.sources for keyframe in source.keyframes}),
         "samples": len(tokens),
+        "labels": [provenance(source.labels) for source in data.training.sources if source.labels],
         "tokens_sha256": hashlib.sha256("\n".join(tokens).encode()).hexdigest(),
         "held_out_scenes": data.held_out_scenes,
         "held_out_samples": len(data.validation),

@@ -33,10 +33,11 @@ class State:
     step: int = 0
 
 
-def new_state(config: TrainingConfig, device: torch.device) -> State:
-    """An untrained network; weights that other data taught its backbone are read here, and nowhere else."""
+def new_state(config: TrainingConfig, device: torch.device, resume: bool = False) -> State:
+    """An untrained network; but for a run that goes on, weights that other data taught its backbone are read here."""
     model = build_model(config.model)
-    if weights := getattr(config.model, "backbone_weights", None):
+    weights = getattr(config.model, "backbone_weights", None)
+    if weights is not None and not resume:
         load_backbone(model, weights)
     model.to(device)
     average = copy.deepcopy(model).requires_grad_(False).eval()
