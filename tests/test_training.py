@@ -315,6 +315,7 @@ def run(tmp_path, monkeypatch):
     """Trains on hand-made scenes: run(steps, resume=...) -> (folder, metrics)."""
     scenes = [hand_made("a", 4, seed=1), hand_made("b", 2, seed=2)]
     monkeypatch.setattr(nano, "open_scenes", lambda *_: scenes)
+    (tmp_path / "gts").mkdir()
     base = {
         "model": SMALL,
         "data": (tmp_path,),
@@ -399,7 +400,8 @@ def test_config_file_and_its_errors(tmp_path):
     path.write_text("steps: 10\nmodel: {depth_bins: 20}\n")
     config = load_config(path, steps=None, threads=1)
     assert (config.steps, config.threads, config.model.depth_bins) == (10, 1, 20)
-    for text, words in (("stepz: 1", "stepz"), ("steps: -1", "steps"), ("[1]", "mapping"), ("a: [", "YAML")):
+    wrong = "model: {kind: easyocc-nano, depth_bins: 1}"
+    for text, words in (("stepz: 1", "stepz"), (wrong, r"c\.yaml: model config: depth_bins"), ("steps: -1", "steps"), ("[1]", "mapping"), ("a: [", "YAML")):
         path.write_text(text)
         with pytest.raises(InvalidInput, match=words) as caught:
             load_config(path)

@@ -100,7 +100,11 @@ def load_config(path: Path, **changes: Any) -> TrainingConfig:
     if not isinstance(record, dict):
         raise InvalidInput(f"{path}: must be a mapping of field to value, is a {type(record).__name__}")
     try:
+        if "model" in record:
+            record["model"] = parse_config(record["model"])
         return TrainingConfig(**{**record, **{key: value for key, value in changes.items() if value is not None}})
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
