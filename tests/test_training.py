@@ -22,10 +22,10 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 from occ_core.losses.ray import depth_loss, pixel_class_loss  # noqa: E402
 from occ_core.losses.voxel import class_weights, geometry_loss, lovasz_softmax, semantic_loss  # noqa: E402
 from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
-from occ_core.training import loop  # noqa: E402
+from occ_core.training import loop, nano  # noqa: E402
 from occ_core.training.cache import SceneCache, open_scenes  # noqa: E402
 from occ_core.training.config import TrainingConfig, load_config  # noqa: E402
-from occ_core.training.data import Draw, DrawImages, collate, mirror, pick_columns, read_sample  # noqa: E402
+from occ_core.training.data import Draw, DrawImages, collate, mirror, pick_columns, read_sample, tensors_of  # noqa: E402
 from occ_core.training.rays import ray_targets  # noqa: E402
 from occ_core.training.thresholds import BORDERS, MEAN_COUNTS, best_thresholds, fit_classes, fit_thresholds  # noqa: E402
 
@@ -193,13 +193,13 @@ def test_mirroring_twice_is_nothing_and_once_swaps_left_and_right():
 
 def test_a_batch_of_two_answers_as_two_batches_of_one():
     config = SMALL
-    model = loop.EasyOcc(config).eval()
+    model = EasyOcc(config).eval()
     scene = hand_made("s")
     samples = [read_sample(scene, 0, config, dropped=[1]), read_sample(scene, 1, config)]
     none = np.zeros(0, dtype=np.int64)
 
     def cells(batch):
-        t = loop.tensors_of(batch)
+        t = tensors_of(batch)
         with torch.no_grad():
             return model(t["images"], t["voxel_index"], t["pillar_index"], t["rays"]).classes
 
@@ -210,7 +210,7 @@ def test_a_batch_of_two_answers_as_two_batches_of_one():
 
 def test_every_epoch_visits_every_sample_once_and_a_resumed_stream_goes_on():
     scenes = [hand_made("a", 2), hand_made("b", 3)]
-    config = TrainingConfig(model=SMALL, flip=0, color_jitter=0, camera_dropout=0, columns=10)
+    config = TrainingConfig(model=SMALL, color_jitter=0, camera_dropout=0, nano={"flip": 0, "columns": 10})
     rare = np.zeros(256, dtype=bool)
     draw = Draw(scenes, rare, config)
     firsts = [next(draw).images for _ in range(5)]
@@ -221,14 +221,15 @@ def test_every_epoch_visits_every_sample_once_and_a_resumed_stream_goes_on():
 
 def test_single_images_are_drawn_once_an_epoch_and_mirrored_with_their_rays():
     scenes = [hand_made("a", 2), hand_made("b", 1)]
-    config = TrainingConfig(model=SMALL, flip=0, color_jitter=0, image_batch=4)
+    config = TrainingConfig(model=SMALL, color_jitter=0, nano={"flip": 0, "image_batch": 4})
     draw = DrawImages(scenes, config)
     batches = [next(draw) for _ in range(3)]
     drawn = np.concatenate([batch.images for batch in batches])
     known = np.concatenate([scene["images"].reshape(-1, *drawn.shape[1:]) for scene in scenes])
     assert sorted(next(k for k in range(12) if np.array_equal(known[k], image)) for image in drawn) == list(range(12))
     assert np.array_equal(next(DrawImages(scenes, config, step=2)).depth, batches[2].depth)
-    plain, flipped = batches[0], next(DrawImages(scenes, config.model_copy(update={"flip": 1.0})))
+    always = config.model_copy(update={"nano": config.nano.model_copy(update={"flip": 1.0})})
+    plain, flipped = batches[0], next(DrawImages(scenes, always))
     mirror_y = np.array([1, -1, 1, 1], dtype=np.float32)[:, None, None]
     assert np.array_equal(flipped.images, plain.images[:, :, ::-1])
     assert np.array_equal(flipped.depth, plain.depth[..., ::-1])
@@ -313,20 +314,21 @@ def test_thresholds_are_fitted_on_what_is_deployed():
 def run(tmp_path, monkeypatch):
     """Trains on hand-made scenes: run(steps, resume=...) -> (folder, metrics)."""
     scenes = [hand_made("a", 4, seed=1), hand_made("b", 2, seed=2)]
-    monkeypatch.setattr(loop, "open_scenes", lambda *_: scenes)
+    monkeypatch.setattr(nano, "open_scenes", lambda *_: scenes)
+    (tmp_path / "gts").mkdir()
     base = {
         "model": SMALL,
         "data": (tmp_path,),
         "validation_scenes": 1,
-        "threshold_scenes": 0,
-        "columns": 600,
+        "nano": {"threshold_scenes": 0, "columns": 600},
         "threads": 1,
         "seed": 3,
     }
     base |= {"warmup_steps": 5, "ema_decay": 0.9, "color_jitter": 0.0, "log_every": 1, "learning_rate": 4e-3}
 
     def start(out: str, **changes):
-        resume = changes.pop("resume", False)
+        resume, image_steps = changes.pop("resume", False), changes.pop("image_steps", 0)
+        changes["nano"] = base["nano"] | {"image_steps": image_steps}
         path = loop.train(TrainingConfig(**{**base, **changes}), tmp_path / out, resume)
         return tmp_path / out, json.loads(path.with_suffix(".json").read_text())
 
@@ -398,7 +400,8 @@ def test_config_file_and_its_errors(tmp_path):
     path.write_text("steps: 10\nmodel: {depth_bins: 20}\n")
     config = load_config(path, steps=None, threads=1)
     assert (config.steps, config.threads, config.model.depth_bins) == (10, 1, 20)
-    for text, words in (("stepz: 1", "stepz"), ("steps: -1", "steps"), ("[1]", "mapping"), ("a: [", "YAML")):
+    wrong = "model: {kind: easyocc-nano, depth_bins: 1}"
+    for text, words in (("stepz: 1", "stepz"), (wrong, r"c\.yaml: model config: depth_bins"), ("steps: -1", "steps"), ("[1]", "mapping"), ("a: [", "YAML")):
         path.write_text(text)
         with pytest.raises(InvalidInput, match=words) as caught:
             load_config(path)
@@ -411,15 +414,15 @@ def test_shipped_config_is_valid_and_needs_data():
     path = loop.Path(__file__).parents[1] / "config" / "easyocc_nano.yaml"
     config = load_config(path)
     with pytest.raises(InvalidInput, match="no training data"):
-        loop.open_data(config)
+        nano.open_data(config)
     result = CliRunner().invoke(app, ["train", str(path)])
     assert isinstance(result.exception, InvalidInput)
 
 
 def test_the_same_sample_may_not_train_and_validate(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "open_scenes", lambda *_: [hand_made("a")])
-    config = TrainingConfig(model=SMALL, data=(tmp_path,), validation=(tmp_path,), threshold_scenes=0)
+    monkeypatch.setattr(nano, "open_scenes", lambda *_: [hand_made("a")])
+    config = TrainingConfig(model=SMALL, data=(tmp_path,), validation=(tmp_path,), nano={"threshold_scenes": 0})
     with pytest.raises(InvalidInput, match="in training and validation"):
-        loop.open_data(config)
+        nano.open_data(config)
     with pytest.raises(InvalidInput, match="validation_scenes"):
-        loop.open_data(TrainingConfig(model=SMALL, data=(tmp_path,), validation_scenes=5))
+        nano.open_data(TrainingConfig(model=SMALL, data=(tmp_path,), validation_scenes=5))

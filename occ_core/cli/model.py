@@ -21,18 +21,29 @@ def train(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and log.")] = Path("runs/train"),
     cache: Annotated[
-        Path | None, typer.Option(help="Folder for decoded data (1.6 MB a sample). Default: in the user's cache.")
+        Path | None, typer.Option(help="Folder for decoded data and teachers' maps. Default: in the user's cache.")
     ] = None,
+    validation_labels: Annotated[
+        str | None, typer.Option(help="Folder of labels to score with, where --labels are pseudo-labels.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Who gives class maps and depth to losses on pixels, such as `realistic`.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that read data, instead of the config's.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps, instead of the config's.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads, instead of the config's.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/last.safetensors.")] = False,
 ) -> None:
-    """Train a model from labels in Occ3D format.
+    """Train a model of any kind: on labels in Occ3D format, on the images themselves, or on both.
 
     Writes OUT/model.safetensors with a json beside it (what the model is and how it was trained), OUT/last.safetensors
     to resume from, and OUT/log.csv. Ctrl-C saves first. Example:
 
         occ train config/easyocc_nano.yaml --data city --out runs/nano
+
+    On several GPUs (see docs/training.md):
+
+        torchrun --nproc-per-node 8 -m occ_core.cli.main train config/easyocc_base.yaml --data city --out runs/base
     """
     from occ_core.errors import need
 
@@ -40,9 +51,20 @@ def train(
     from occ_core.training.config import load_config
     from occ_core.training.loop import train as run
 
-    changes = {"data": data or None, "validation": validation or None, "labels": labels, "cache": cache}
+    settings = load_config(
+        config,
+        data=data or None,
+        validation=validation or None,
+        labels=labels,
+        validation_labels=validation_labels,
+        teacher=teacher,
+        cache=cache,
+        workers=workers,
+        steps=steps,
+        threads=threads,
+    )
     try:
-        path = run(load_config(config, **changes, steps=steps, threads=threads), out, resume)
+        path = run(settings, out, resume)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     typer.echo(f"wrote {path}")

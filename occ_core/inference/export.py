@@ -6,11 +6,15 @@ import json
 import os
 import warnings
 from pathlib import Path
+from typing import cast
 
-from occ_core.errors import need
+from occ_core.errors import InvalidInput, need
 from occ_core.inference.backends.onnxruntime_backend import METADATA_KEY, OUTPUTS
+from occ_core.models.build import kind_of
 from occ_core.training.checkpoint import load_record
 
+EXPORTED = "easyocc-nano"
+"""The kind of model that can be exported."""
 OPSET = 17
 INPUTS = ("images", "voxel_index", "pillar_index", "rays")
 
@@ -23,10 +27,15 @@ def export_onnx(checkpoint: Path, out: Path) -> Path:
     """
     torch, onnx = need("torch", "torch"), need("onnx", "onnx")
     from occ_core.inference.backends.torch_backend import load_model
-    from occ_core.models.easyocc.model import Answer
+    from occ_core.models.easyocc.model import Answer, EasyOcc
 
     record = load_record(checkpoint)
-    model = load_model(checkpoint)
+    if (kind := kind_of(record["model"])) != EXPORTED:
+        raise InvalidInput(
+            f"{checkpoint}: holds a model of kind '{kind}', which cannot be exported yet; only '{EXPORTED}' can. "
+            "Run it with backend 'torch'"
+        )
+    model = cast(EasyOcc, load_model(checkpoint))
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     with warnings.catch_warnings(), torch.no_grad():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-from collections import OrderedDict
 from pathlib import Path
 from typing import Protocol
 
@@ -14,21 +13,21 @@ import numpy as np
 from occ_core.camera import Camera, Rig
 from occ_core.errors import InvalidInput, MissingInput
 from occ_core.inference.preprocess import Preprocess
-from occ_core.inference.table import Table, build_table
-from occ_core.models.easyocc.config import EasyOccConfig
+from occ_core.models.build import ModelConfig, kind_of
 from occ_core.occupancy import Occupancy
 
 BACKENDS = ("auto", "torch", "onnxruntime")
-TABLES_KEPT = 16
 
 
 class Session(Protocol):
     """What a backend offers."""
 
     @property
-    def config(self) -> EasyOccConfig: ...
+    def config(self) -> ModelConfig: ...
 
-    def run(self, images: np.ndarray, table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
+    def run(self, images: np.ndarray, rig: Rig, missing: frozenset[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Labels, confidence and observed, uint8 (X, Y, Z), from images uint8 (N, H, W, 3) of the rig's cameras; those
+        of `missing` ones are black and must not be looked at."""
 
 
 class Predictor:
@@ -39,7 +38,6 @@ class Predictor:
         self.config = session.config
         self.grid, self.taxonomy = self.config.grid, self.config.classes
         self._preprocess = Preprocess(self.config.input_width, self.config.input_height)
-        self._tables: OrderedDict[tuple[str, frozenset[str]], Table] = OrderedDict()
 
     @staticmethod
     def load(path: Path | str, backend: str = "auto", threads: int = 2) -> Predictor:
@@ -47,7 +45,7 @@ class Predictor:
 
         Args:
             backend: torch | onnxruntime | auto: onnxruntime for `.onnx`; for `.safetensors` onnxruntime on an export
-                kept in the user's cache if the packages are there, else torch.
+                kept in the user's cache if the packages are there and the kind of network can be exported, else torch.
 
         Raises:
             MissingInput, CorruptInput, InvalidInput, MissingPackage.
@@ -61,14 +59,14 @@ class Predictor:
             if backend == "torch":
                 raise InvalidInput(f"{path}: an .onnx model runs with backend onnxruntime, not torch")
             return Predictor(_onnx_session(path, threads))
-        if backend == "onnxruntime" or (backend == "auto" and _can_export()):
+        if backend == "onnxruntime" or (backend == "auto" and _can_export(path)):
             return Predictor(_onnx_session(cached_export(path), threads))
         from occ_core.inference.backends.torch_backend import TorchSession
 
         return Predictor(TorchSession(path, threads))
 
     def prepare(self, rig: Rig) -> None:
-        """Build the rig's table now (about a second) and run once, so that the first real answer is not late."""
+        """Run once, so that the first real answer is not late: tables are built (about a second) and kept."""
         blank = np.zeros((self.config.input_height, self.config.input_width, 3), dtype=np.uint8)
         self.predict_preprocessed(dict.fromkeys(rig.names, blank), rig)
 
@@ -98,18 +96,9 @@ class Predictor:
             stack[order[name]] = image
         if not images:
             raise InvalidInput("no image at all: at least one camera is needed")
-        table = self._table(rig, frozenset(order) - frozenset(images))
-        labels, confidence, observed = self.session.run(stack, table)
+        missing = frozenset(order) - frozenset(images)
+        labels, confidence, observed = self.session.run(stack, rig, missing)
         return Occupancy(self.grid, self.taxonomy, labels, observed.astype(bool), confidence.astype(np.float32) / 255)
-
-    def _table(self, rig: Rig, missing: frozenset[str]) -> Table:
-        key = rig.fingerprint, missing
-        if key not in self._tables:
-            self._tables[key] = build_table(rig, self.config, missing)
-            if len(self._tables) > TABLES_KEPT:
-                self._tables.popitem(last=False)
-        self._tables.move_to_end(key)
-        return self._tables[key]
 
 
 def save_prediction(path: Path, labels: np.ndarray, observed: np.ndarray | None = None) -> None:
@@ -120,8 +109,12 @@ def save_prediction(path: Path, labels: np.ndarray, observed: np.ndarray | None 
     os.replace(temporary, path)
 
 
-def _can_export() -> bool:
-    return all(importlib.util.find_spec(name) for name in ("torch", "onnx", "onnxruntime"))
+def _can_export(checkpoint: Path) -> bool:
+    from occ_core.inference.export import EXPORTED
+    from occ_core.training.checkpoint import load_record
+
+    there = all(importlib.util.find_spec(name) for name in ("torch", "onnx", "onnxruntime"))
+    return there and kind_of(load_record(checkpoint)["model"]) == EXPORTED
 
 
 def _onnx_session(path: Path, threads: int) -> Session:

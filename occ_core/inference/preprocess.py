@@ -50,6 +50,20 @@ class Preprocess:
         small = cv2.resize(image, resized, interpolation=cv2.INTER_AREA)
         return np.ascontiguousarray(small[top : top + self.height, left : left + self.width])
 
+    def nearest(self, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """What belongs to the input's pixels, from a map over an image of `size` (width, height): nothing is mixed.
+
+        Args:
+            values: (h, w), such as classes or depths; a map may be smaller than its image.
+
+        Returns:
+            (height, width) of the same type: each pixel's value is that of the map's pixel in which its centre lies.
+        """
+        (w, h), left, top = self.plan(size)
+        column = (np.arange(left, left + self.width) + 0.5) * values.shape[1] / w
+        row = (np.arange(top, top + self.height) + 0.5) * values.shape[0] / h
+        return values[row.astype(int)[:, None], column.astype(int)]
+
     def camera(self, camera: Camera) -> Camera:
         """The calibration of the image that `image` returns."""
         resized, left, top = self.plan(camera.size)

@@ -6,6 +6,7 @@ of the table. It goes through `Camera.project`, so distorted and fisheye lenses 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,26 @@ class Table:
     voxel_index: np.ndarray
     pillar_index: np.ndarray
     rays: np.ndarray
+
+
+class Tables:
+    """Tables of the rigs met last; rarely more than one, with each set of missing cameras."""
+
+    KEPT = 16
+
+    def __init__(self, config: EasyOccConfig) -> None:
+        self.config = config
+        self._tables: OrderedDict[tuple[str, frozenset[str]], Table] = OrderedDict()
+
+    def of(self, rig: Rig, missing: frozenset[str]) -> Table:
+        """The table, built now (about a second) if it was not asked for before."""
+        key = rig.fingerprint, missing
+        if key not in self._tables:
+            self._tables[key] = build_table(rig, self.config, missing)
+            if len(self._tables) > self.KEPT:
+                self._tables.popitem(last=False)
+        self._tables.move_to_end(key)
+        return self._tables[key]
 
 
 def build_table(rig: Rig, config: EasyOccConfig, missing: frozenset[str] = frozenset()) -> Table:

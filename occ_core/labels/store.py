@@ -212,6 +212,36 @@ class LabelStore:
         return None
 
 
+def require_same_meaning(folder: Path, grid: VoxelGrid, taxonomy: Taxonomy) -> None:
+    """Refuse a store whose arrays mean something else; a folder without store.json is Occ3D's own and not judged.
+
+    Raises:
+        InvalidInput: the store's grid or taxonomy is another; names both.
+        CorruptInput.
+    """
+    if not (Path(folder) / "store.json").is_file():
+        return
+    made_with = LabelStore(folder).record["made_with"]
+    asked = {"origin_m": grid.origin_m, "voxel_size_m": grid.voxel_size_m, "shape": grid.shape}
+    if (found := made_with.get("grid")) is not None and found != _as_json(asked):
+        raise InvalidInput(f"{folder}: its labels are of grid {_one_line(found)}, the model's is {_one_line(asked)}")
+    if (named := made_with.get("taxonomy")) is not None and named != taxonomy.name:
+        raise InvalidInput(f"{folder}: its labels are of taxonomy '{named}', the model's is '{taxonomy.name}'")
+
+
+def provenance(folder: Path) -> dict[str, Any]:
+    """What a folder of labels is known to be, for the record of what was made from them."""
+    if not (Path(folder) / "store.json").is_file():
+        return {"folder": Path(folder).name}
+    store = LabelStore(folder)
+    known = {key: store.record["made_with"].get(key) for key in ("recipe", "teacher")}
+    return {"folder": store.folder.name, "made_with": store.fingerprint, **known}
+
+
+def _one_line(grid: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_as_json(value)}" for key, value in sorted(grid.items()))
+
+
 def _dumps(record: Any) -> bytes:
     return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
 

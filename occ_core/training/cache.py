@@ -20,6 +20,7 @@ from occ_core.errors import MissingInput
 from occ_core.frame import Frame
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.table import build_table
+from occ_core.labels.store import require_same_meaning
 from occ_core.losses.ray import IGNORE
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.occupancy import load_occ3d
@@ -72,6 +73,7 @@ def open_scenes(
 ) -> list[SceneCache]:
     """All scenes of a data set that have labels, from the cache or built now; an interrupted build goes on."""
     folder = labels_folder(dataroot, labels)
+    require_same_meaning(folder, config.grid, config.classes)
     source = NuScenesSource(dataroot)
     opened = []
     for scene in source.scenes if scenes is None else scenes:

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from occ_core.errors import CorruptInput, MissingInput, need
-from occ_core.models.easyocc.config import EasyOccConfig, parse_config
+from occ_core.models.build import ModelConfig, parse_config
 
 FORMAT = "occ_core checkpoint 1"
 
 
-def describe(config: EasyOccConfig, training: dict[str, Any]) -> dict[str, Any]:
+def describe(config: ModelConfig, training: dict[str, Any]) -> dict[str, Any]:
     """The json record: what the network is, what its answers mean, how it was trained."""
     taxonomy = config.classes
+    model = config.model_dump(mode="json")
+    if model.get("backbone_weights"):  # folders of the machine that trained are nobody's business
+        model["backbone_weights"] = Path(model["backbone_weights"]).name
     return {
         "format": FORMAT,
-        "model": config.model_dump(mode="json"),
+        "model": model,
         "grid": {
             "origin_m": config.grid_origin_m,
             "voxel_size_m": config.voxel_size_m,
@@ -39,10 +42,13 @@ def save_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any])
     """Write `path` (.safetensors) and the json beside it, each atomically; the json first, so no weights lack one."""
     save_file = need("safetensors.torch", "torch").save_file
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, str(temporary))
-    os.replace(temporary, path)
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, str(temporary))
+        write_text(path.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 
 from occ_core.errors import InvalidInput, MissingInput
+from occ_core.models.build import ModelConfig, parse_config
 from occ_core.models.easyocc.config import EasyOccConfig
 
 Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 
 
-class LossWeights(BaseModel):
+class NanoLossWeights(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     geometry: Weight = 1.0
@@ -27,37 +29,59 @@ class LossWeights(BaseModel):
     observed: Weight = 0.25  # is a cell seen or hidden
 
 
+class NanoTraining(BaseModel):
+    """What only EasyOcc nano's training has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    threshold_scenes: NotNegative = 6  # of `data`: kept from the weights, to fit class thresholds on
+    image_steps: NotNegative = 0  # first, of the image network alone, on the losses of rays: cheap
+    image_batch: Positive = 8  # images a step of these
+    columns: Positive = 8192  # of the grid, per sample, on which the loss is computed
+    lovasz_cells: Positive = 20000
+    flip: Share = 0.5
+    loss: NanoLossWeights = NanoLossWeights()
+
+
 class TrainingConfig(BaseModel):
     """One training run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: EasyOccConfig = EasyOccConfig()
+    model: SerializeAsAny[ModelConfig] = EasyOccConfig()  # by its `kind`; without one, EasyOcc nano
     data: tuple[Path, ...] = ()  # folders in nuScenes layout
     labels: str = "gts"  # folder of Occ3D labels inside each of them, or a path of its own
     validation: tuple[Path, ...] = ()  # default: the last `validation_scenes` scenes of `data`
-    validation_scenes: Annotated[int, Field(ge=0)] = 10
-    threshold_scenes: Annotated[int, Field(ge=0)] = 6  # of `data`: kept from the weights, to fit class thresholds on
-    cache: Path | None = None  # default: in the user's cache folder
-    image_steps: Annotated[int, Field(ge=0)] = 0  # first, of the image network alone, on the losses of rays: cheap
-    image_batch: Positive = 8  # images a step of these
-    steps: Positive = 8000  # then, of the whole network
-    batch_size: Positive = 1
-    columns: Positive = 8192  # of the grid, per sample, on which the loss is computed
-    lovasz_cells: Positive = 20000
+    validation_labels: str | None = None  # default: as `labels`, which may be pseudo-labels
+    validation_scenes: NotNegative = 10
+    teacher: str | None = None  # of class maps and depth, such as `realistic` or `grounded-sam+metric3d`
+    teacher_weights: Path | None = None  # folder of its networks' weights
+    cache: Path | None = None  # of decoded data and of teachers' maps; default: in the user's cache folder
+    steps: Positive = 8000
+    batch_size: Positive = 1  # moments at once, in each process
+    accumulate: Positive = 1  # batches whose gradients make one step
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
-    warmup_steps: Annotated[int, Field(ge=0)] = 200
+    backbone_lr_scale: Weight = 1.0  # times learning_rate, of the image network's backbone
+    warmup_steps: NotNegative = 200
     weight_decay: Weight = 0.02
+    clip_norm: Annotated[float, Field(gt=0)] = 10.0  # of the gradient
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
-    flip: Share = 0.5
     color_jitter: Share = 0.2
     camera_dropout: Share = 0.02
-    loss: LossWeights = LossWeights()
     seed: int = 0
-    threads: Positive = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    threads: Positive = 2  # of the CPU, in each process
+    workers: NotNegative = 0  # processes that read data, for each that trains
     log_every: Positive = 20
     checkpoint_every: Positive = 500
     validate_every: Positive = 2000
+    nano: NanoTraining = NanoTraining()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_of_its_kind(cls, value: Any) -> Any:
+        return value if isinstance(value, BaseModel) else parse_config(value)
 
 
 def load_config(path: Path, **changes: Any) -> TrainingConfig:
@@ -76,7 +100,11 @@ def load_config(path: Path, **changes: Any) -> TrainingConfig:
     if not isinstance(record, dict):
         raise InvalidInput(f"{path}: must be a mapping of field to value, is a {type(record).__name__}")
     try:
+        if "model" in record:
+            record["model"] = parse_config(record["model"])
         return TrainingConfig(**{**record, **{key: value for key, value in changes.items() if value is not None}})
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import cv2
 import numpy as np
@@ -156,6 +157,7 @@ class Draw:
 
     def __init__(self, scenes: list[SceneCache], rare: np.ndarray, config: TrainingConfig, step: int = 0):
         self.scenes, self.rare, self.config = scenes, rare, config
+        self.model = cast(EasyOccConfig, config.model)
         self.places = [(s, i) for s, scene in enumerate(scenes) for i in range(len(scene.tokens))]
         self.step = step
 
@@ -169,16 +171,16 @@ class Draw:
             order = np.random.default_rng([c.seed, 2, epoch]).permutation(len(self.places))
             scene, i = self.places[order[place]]
             samples.append(self._augmented(self.scenes[scene], i, rng))
-            columns.append(pick_columns(samples[-1].labels, c.columns, self.rare, rng))
+            columns.append(pick_columns(samples[-1].labels, c.nano.columns, self.rare, rng))
         self.step += 1
-        return collate(samples, columns, c.model)
+        return collate(samples, columns, self.model)
 
     def _augmented(self, scene: SceneCache, i: int, rng: np.random.Generator) -> Sample:
         c = self.config
         dropped = np.flatnonzero(rng.random(scene["present"].shape[1]) < c.camera_dropout)
-        sample = read_sample(scene, i, c.model, dropped.tolist())
-        if rng.random() < c.flip:
-            sample = mirror(sample, c.model)
+        sample = read_sample(scene, i, self.model, dropped.tolist())
+        if rng.random() < c.nano.flip:
+            sample = mirror(sample, self.model)
         images = recolour(sample.images, c.color_jitter, rng)
         return Sample(images, sample.labels, sample.depth, sample.pixel_class, sample.table)
 
@@ -195,8 +197,8 @@ class DrawImages:
         c = self.config
         rng = np.random.default_rng([c.seed, 3, self.step])
         rows = []
-        for k in range(c.image_batch):
-            epoch, place = divmod(self.step * c.image_batch + k, len(self.places))
+        for k in range(c.nano.image_batch):
+            epoch, place = divmod(self.step * c.nano.image_batch + k, len(self.places))
             order = np.random.default_rng([c.seed, 4, epoch]).permutation(len(self.places))
             rows.append(self._augmented(self.places[order[place]], rng))
         self.step += 1
@@ -207,7 +209,7 @@ class DrawImages:
         scene = self.scenes[s]
         image, depth, classes = (scene[name][i, camera] for name in ("images", "depth", "pixel_class"))
         rays = scene["rays"][int(scene["rig"][i]), camera]
-        if rng.random() < self.config.flip:
+        if rng.random() < self.config.nano.flip:
             image, depth, classes = image[:, ::-1], depth[:, ::-1], classes[:, ::-1]
             rays = rays[..., ::-1] * np.array([1, -1, 1, 1], dtype=np.float32)[:, None, None]
         return recolour(np.ascontiguousarray(image)[None], self.config.color_jitter, rng)[0], depth, classes, rays

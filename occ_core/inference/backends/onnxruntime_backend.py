@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from occ_core.camera import Rig
 from occ_core.errors import CorruptInput, MissingInput, need
-from occ_core.inference.table import Table
+from occ_core.inference.table import Tables
 from occ_core.models.easyocc.config import EasyOccConfig, parse_config
 
 METADATA_KEY = "occ_core"
@@ -30,14 +31,16 @@ class OnnxSession:
         except Exception as error:  # onnxruntime raises a dozen types of its own, all on unreadable files
             raise CorruptInput(f"{path}: not a readable ONNX model ({' '.join(str(error).split())[:200]})") from error
         self.config = _config(self.session, path)
+        self._tables = Tables(self.config)
         offered = [output.name for output in self.session.get_outputs()]
         if missing := [name for name in OUTPUTS if name not in offered]:
             raise CorruptInput(
                 f"{path}: has no output '{missing[0]}'; it is of an older version, run `occ export` again"
             )
 
-    def run(self, images: np.ndarray, table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Labels, confidence and observed, uint8 (X, Y, Z), from images uint8 (N, H, W, 3)."""
+    def run(self, images: np.ndarray, rig: Rig, missing: frozenset[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Labels, confidence and observed, uint8 (X, Y, Z), from images uint8 (N, H, W, 3) of the rig's cameras."""
+        table = self._tables.of(rig, missing)
         inputs = {
             "images": images,
             "voxel_index": table.voxel_index,

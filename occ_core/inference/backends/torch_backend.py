@@ -1,38 +1,67 @@
-"""The network in torch: the plain twin of every faster backend."""
+"""The network in torch: the plain twin of every faster backend, and the one that runs every kind of network."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from occ_core.inference.table import Table
-from occ_core.models.easyocc.config import EasyOccConfig, parse_config
-from occ_core.models.easyocc.model import Answer, EasyOcc, channels_last
+from occ_core.camera import Rig
+from occ_core.inference.preprocess import Preprocess
+from occ_core.inference.rig_inputs import rig_inputs
+from occ_core.inference.table import Tables
+from occ_core.models.build import ModelConfig, build_model, parse_config
+from occ_core.models.easyocc.model import Answer, EasyOcc
 from occ_core.training.checkpoint import load_checkpoint, load_into
 
+Asked = Callable[[np.ndarray, Rig, frozenset[str]], tuple[Tensor, Tensor, Tensor]]
 
-def load_model(path: Path) -> EasyOcc:
-    """The network of a checkpoint, ready to answer."""
+
+def load_model(path: Path) -> nn.Module:
+    """The network of a checkpoint of any kind, ready to answer."""
     tensors, record = load_checkpoint(path)
-    model = EasyOcc(parse_config(record["model"]))
+    model = build_model(parse_config(record["model"]))
     load_into(model, tensors, path)
-    return channels_last(model).eval()
+    return model.eval()
 
 
 class TorchSession:
+    """EasyOcc nano runs on the CPU, which it is made for; camera networks on a GPU where there is one."""
+
     def __init__(self, path: Path, threads: int):
         torch.set_num_threads(threads)
-        self.answer = Answer(load_model(path))
+        model = load_model(path)
+        self.config: ModelConfig = cast(Any, model).config
+        self._answer: Asked = _by_table(model) if isinstance(model, EasyOcc) else _by_rig(model, self.config)
 
-    @property
-    def config(self) -> EasyOccConfig:
-        return self.answer.model.config
-
-    def run(self, images: np.ndarray, table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Labels, confidence and observed, uint8 (X, Y, Z), from images uint8 (N, H, W, 3)."""
-        inputs = images, table.voxel_index, table.pillar_index, table.rays
+    def run(self, images: np.ndarray, rig: Rig, missing: frozenset[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Labels, confidence and observed, uint8 (X, Y, Z), from images uint8 (N, H, W, 3) of the rig's cameras."""
         with torch.inference_mode():
-            labels, confidence, observed = self.answer(*(torch.from_numpy(array) for array in inputs))
-        return labels[0].numpy(), confidence[0].numpy(), observed[0].numpy()
+            labels, confidence, observed = (part[0].cpu().numpy() for part in self._answer(images, rig, missing))
+        return labels, confidence, observed
+
+
+def _by_table(model: EasyOcc) -> Asked:
+    answer, tables = Answer(model), Tables(model.config)
+
+    def asked(images: np.ndarray, rig: Rig, missing: frozenset[str]) -> tuple[Tensor, Tensor, Tensor]:
+        table = tables.of(rig, missing)
+        return answer(*map(torch.from_numpy, (images, table.voxel_index, table.pillar_index, table.rays)))
+
+    return asked
+
+
+def _by_rig(model: nn.Module, config: ModelConfig) -> Asked:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    preprocess = Preprocess(config.input_width, config.input_height)
+
+    def asked(images: np.ndarray, rig: Rig, missing: frozenset[str]) -> tuple[Tensor, Tensor, Tensor]:
+        present = np.array([name not in missing for name in rig.names])
+        return cast(Any, model).answer(rig_inputs(images, present, rig, preprocess).batch().to(device))
+
+    return asked

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from occ_core.errors import InvalidInput
 from occ_core.grid import OCC3D_GRID, VoxelGrid
+from occ_core.models.config import Count, parse
 from occ_core.taxonomy import TAXONOMIES, Taxonomy
 
 STRIDE = 8  # pixels of the network's input per cell of the feature map
-Count = Annotated[int, Field(gt=0, le=4096)]
 
 
 class EasyOccConfig(BaseModel):
@@ -20,6 +19,7 @@ class EasyOccConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    kind: Literal["easyocc-nano"] = "easyocc-nano"
     name: str = "easyocc_nano"
     grid_origin_m: tuple[float, float, float] = OCC3D_GRID.origin_m
     voxel_size_m: float = OCC3D_GRID.voxel_size_m
@@ -86,11 +86,4 @@ def parse_config(record: dict) -> EasyOccConfig:
     Raises:
         InvalidInput: one line that names the first wrong field.
     """
-    try:
-        return EasyOccConfig(**record)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "model"
-        raise InvalidInput(f"model config: {where}: {first['msg']}") from error
-    except TypeError as error:
-        raise InvalidInput(f"model config must be a mapping of field to value: {error}") from error
+    return parse(EasyOccConfig, record)

@@ -1,0 +1,45 @@
+"""A rig's calibration as camera networks are given it: in training, evaluation and deployment alike."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from occ_core.camera import Rig
+from occ_core.errors import InvalidInput
+from occ_core.inference.preprocess import Preprocess
+from occ_core.models.rig_images import RigImages
+
+
+def rig_inputs(
+    images: np.ndarray,  # uint8 [N, H, W, 3], what `preprocess` made of the rig's images
+    present: np.ndarray,  # bool [N]
+    rig: Rig,
+    preprocess: Preprocess,
+) -> RigImages:
+    """One moment, without the batch axis.
+
+    Raises:
+        InvalidInput: a camera of the rig is no pinhole.
+    """
+    intrinsics, ego_from_cam = calibration(rig, preprocess)
+    return RigImages(torch.from_numpy(images), intrinsics, ego_from_cam, torch.from_numpy(present))
+
+
+def calibration(rig: Rig, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
+    """Intrinsics of the preprocessed images float32 [N, 3, 3], and ego_from_cam float32 [N, 4, 4].
+
+    Raises:
+        InvalidInput: a lens distorts; camera networks project by a 3 x 3 matrix.
+    """
+    for camera in rig:
+        if camera.distortion_model != "none":
+            raise InvalidInput(
+                f"camera '{camera.name}' has a lens of model '{camera.distortion_model}', camera networks take pinhole "
+                "images: rectify them first"
+            )
+    cameras = [preprocess.camera(camera) for camera in rig]
+    matrices = (np.stack([c.intrinsics for c in cameras]), np.stack([c.ego_from_cam for c in cameras]))
+    intrinsics, ego_from_cam = (torch.from_numpy(matrix.astype(np.float32)) for matrix in matrices)
+    return intrinsics, ego_from_cam

@@ -1,0 +1,311 @@
+"""Moments of data sets in nuScenes layout as camera networks are given them: images, calibration, targets.
+
+Nothing is kept decoded: a moment is read when it is asked for, by as many worker processes as the run has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from occ_core.camera import Camera
+from occ_core.errors import InvalidInput
+from occ_core.frame import Frame
+from occ_core.geometry import inverse
+from occ_core.inference.preprocess import Preprocess
+from occ_core.inference.rig_inputs import rig_inputs
+from occ_core.models.config import CameraModelConfig
+from occ_core.models.rig_images import RigImages, Targets
+from occ_core.occupancy import load_occ3d
+from occ_core.sources.nuscenes import NuScenesSource, read_image
+from occ_core.sources.nuscenes_tables import SensorRecord
+from occ_core.teachers.base import UNKNOWN, Teachers
+from occ_core.training.data import recolour
+
+IGNORE = 255
+"""Label of a cell that nobody observed."""
+NEEDS = frozenset({"labels", "class_map", "depth_m", "neighbours"})
+"""What a network's losses can be taught with, by fields of `Targets`."""
+
+
+class Moment(NamedTuple):
+    """One moment, or a batch of them (the tensors' first axis, which a single moment lacks)."""
+
+    rig_images: RigImages
+    targets: Targets
+
+    def to(self, device: torch.device) -> Moment:
+        return Moment(self.rig_images.to(device), self.targets.to(device))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is changed at random; the same draw of the same run is always changed alike."""
+
+    color_jitter: float = 0.0
+    camera_dropout: float = 0.0
+    seed: int = 0
+
+
+class Keyframe(NamedTuple):
+    """Which moment: its scene, its sample token, its index in the source of frames."""
+
+    scene: str
+    token: str
+    place: int
+
+
+@dataclass(frozen=True, eq=False)
+class MomentSource:
+    """Keyframes of one data set.
+
+    Attributes:
+        frames: what they are read from.
+        keyframes: which of them.
+        labels: folder of Occ3D labels that these keyframes have; None: no labels are read.
+        teachers: who is asked for class maps and depth; None: nobody.
+    """
+
+    frames: NuScenesSource
+    keyframes: list[Keyframe]
+    labels: Path | None = None
+    teachers: Teachers | None = None
+
+
+class Moments(Dataset):
+    """Map-style data set over `sources`: `moments[draw, index]` reads the keyframe `index` as the draw's number has it.
+
+    Args:
+        needs: fields of Targets to read, of NEEDS.
+        augmentation: None: moments are given as they are.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[MomentSource],
+        config: CameraModelConfig,
+        needs: frozenset[str],
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self.sources, self.config, self.needs, self.augmentation = list(sources), config, needs, augmentation
+        self._keys = [(source, keyframe) for source in self.sources for keyframe in source.keyframes]
+        self._preprocess = Preprocess(config.input_width, config.input_height)
+        self._neighbours: dict[tuple[str, str], tuple[SensorRecord | None, SensorRecord | None]] = {}
+        for source in self.sources if "neighbours" in needs else []:
+            self._neighbours |= _neighbours(source.frames, {keyframe.scene for keyframe in source.keyframes})
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @property
+    def tokens(self) -> list[str]:
+        """Sample token of each keyframe."""
+        return [keyframe.token for _, keyframe in self._keys]
+
+    def __getitem__(self, key: tuple[int, int]) -> Moment:
+        draw, index = key
+        source, keyframe = self._keys[index]
+        frame = source.frames[keyframe.place]
+        images, present = self._images(frame)
+        arrays: dict[str, np.ndarray] = {}
+        if "labels" in self.needs:
+            arrays["labels"] = self.labels(index)
+        if source.teachers is not None and "class_map" in self.needs:
+            arrays["class_map"] = self._class_map(frame, source.teachers)
+        if source.teachers is not None and "depth_m" in self.needs:
+            arrays["depth_m"] = self._depth(frame, source.teachers)
+        if "neighbours" in self.needs:
+            arrays |= self._neighbour_arrays(frame)
+        if self.augmentation is not None:
+            rng = np.random.default_rng([self.augmentation.seed, 1, draw])
+            _recolour(images, arrays.get("neighbours"), self.augmentation.color_jitter, rng)
+            _drop_cameras(images, present, arrays, self.augmentation.camera_dropout, rng)
+        rig_images = rig_inputs(images, present, frame.rig, self._preprocess)
+        return Moment(rig_images, Targets(**{name: torch.from_numpy(array) for name, array in arrays.items()}))
+
+    def labels(self, index: int) -> np.ndarray:
+        """Labels of a keyframe alone, uint8 (X, Y, Z), IGNORE where the cameras did not look.
+
+        Raises:
+            MissingInput, CorruptInput; InvalidInput: the data was opened without labels.
+        """
+        source, keyframe = self._keys[index]
+        if source.labels is None:
+            raise InvalidInput(f"keyframe {keyframe.token} was opened without labels")
+        path = source.labels / keyframe.scene / keyframe.token / "labels.npz"
+        label = load_occ3d(path, self.config.grid, self.config.classes)
+        return np.where(label.observed, label.labels, np.uint8(IGNORE))
+
+    def class_map(self, index: int) -> np.ndarray:
+        """What the class teacher says of a keyframe's pixels, uint8 (N, H, W)."""
+        source, keyframe = self._keys[index]
+        if source.teachers is None:
+            raise InvalidInput(f"keyframe {keyframe.token} was opened without teachers")
+        return self._class_map(source.frames[keyframe.place], source.teachers)
+
+    def _images(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 (N, H, W, 3), black where a camera has no image; bool (N,)."""
+        out = np.zeros((len(frame.rig), *self._shape, 3), dtype=np.uint8)
+        for i, name in enumerate(frame.rig.names):
+            if name in frame.images:
+                out[i] = self._preprocess.image(frame.images[name])
+        return out, np.array([name in frame.images for name in frame.rig.names])
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return self.config.input_height, self.config.input_width
+
+    def _class_map(self, frame: Frame, teachers: Teachers) -> np.ndarray:
+        out = np.full((len(frame.rig), *self._shape), UNKNOWN, dtype=np.uint8)
+        maps = teachers.classes.classes(frame)
+        for i, camera in enumerate(frame.rig):
+            if camera.name in maps:
+                out[i] = self._preprocess.nearest(maps[camera.name].class_id, camera.size)
+        return out
+
+    def _depth(self, frame: Frame, teachers: Teachers) -> np.ndarray:
+        out = np.full((len(frame.rig), *self._shape), np.nan, dtype=np.float32)
+        maps = teachers.depth.depth(frame)
+        for i, camera in enumerate(frame.rig):
+            if camera.name in maps:
+                out[i] = self._preprocess.nearest(maps[camera.name].depth_m, camera.size)
+        return out
+
+    def _neighbour_arrays(self, frame: Frame) -> dict[str, np.ndarray]:
+        """The same cameras' images before and after, and how the camera moved in between."""
+        n = len(frame.rig)
+        images = np.zeros((n, 2, *self._shape, 3), dtype=np.uint8)
+        moved = np.tile(np.eye(4, dtype=np.float32), (n, 2, 1, 1))
+        present = np.zeros((n, 2), dtype=bool)
+        for i, camera in enumerate(frame.rig):
+            for side, record in enumerate(self._neighbours.get((frame.token, camera.name), ())):
+                if record is not None and record.size == camera.size and camera.name in frame.images:
+                    images[i, side] = self._preprocess.image(read_image(record))
+                    moved[i, side] = neighbour_from_cam(frame, camera, record)
+                    present[i, side] = True
+        return {"neighbours": images, "neighbour_from_cam": moved, "neighbour_present": present}
+
+
+def neighbour_from_cam(frame: Frame, camera: Camera, record: SensorRecord) -> np.ndarray:
+    """(4, 4) from the camera at its image of `frame` to where it was at the image of `record`."""
+    world_from_cam = frame.camera_world_from_ego[camera.name] @ camera.ego_from_cam
+    return inverse(record.world_from_ego @ record.ego_from_sensor) @ world_from_cam
+
+
+def _neighbours(
+    frames: NuScenesSource, scenes: set[str]
+) -> dict[tuple[str, str], tuple[SensorRecord | None, SensorRecord | None]]:
+    """(token, camera) of each keyframe -> records of the camera's images one earlier and one later, sweeps included."""
+    found = {}
+    for scene in sorted(scenes):
+        by_channel: dict[str, list[SensorRecord]] = {}
+        for record in frames.tables.records(scene):
+            if record.modality == "camera":
+                by_channel.setdefault(record.channel, []).append(record)
+        for channel, records in by_channel.items():
+            for before, own, after in zip([None, *records], records, [*records[1:], None], strict=False):
+                if own.is_keyframe:
+                    found[own.sample_token, channel] = (before, after)
+    return found
+
+
+def _recolour(images: np.ndarray, neighbours: np.ndarray | None, strength: float, rng: np.random.Generator) -> None:
+    """Change colours in place; a camera's neighbours change as its image does, for their colours are compared."""
+    if strength == 0:
+        return
+    if neighbours is None:
+        images[:] = recolour(images, strength, rng)
+        return
+    n, h, w, _ = images.shape
+    strips = recolour(np.concatenate([images[:, None], neighbours], axis=1).reshape(n, 3 * h, w, 3), strength, rng)
+    images[:], neighbours[:] = strips[:, :h], strips[:, h:].reshape(neighbours.shape)
+
+
+def _drop_cameras(
+    images: np.ndarray, present: np.ndarray, arrays: dict[str, np.ndarray], share: float, rng: np.random.Generator
+) -> None:
+    """Make cameras absent in place, with what they would be taught; one is always left."""
+    dropped = (rng.random(len(present)) < share) & present
+    if dropped[present].all():
+        dropped[:] = False
+    present[dropped] = False
+    images[dropped] = 0
+    for name, nothing in (("class_map", UNKNOWN), ("depth_m", np.nan), ("neighbours", 0), ("neighbour_present", False)):
+        if name in arrays:
+            arrays[name][dropped] = nothing
+
+
+def collate(moments: list[Moment]) -> Moment:
+    """One batch. Where rigs differ in size, missing cameras are absent, with the last camera's calibration.
+
+    Raises:
+        InvalidInput: an empty batch.
+    """
+    if not moments:
+        raise InvalidInput("a batch needs at least one moment, got none")
+    cameras = max(len(moment.rig_images.present) for moment in moments)
+    rig_images = {
+        f.name: torch.stack([_padded(getattr(m.rig_images, f.name), cameras, f.name) for m in moments])
+        for f in fields(RigImages)
+    }
+    targets = {}
+    for f in fields(Targets):
+        parts = [getattr(m.targets, f.name) for m in moments]
+        if any(part is None for part in parts):
+            continue
+        targets[f.name] = torch.stack([p if f.name == "labels" else _padded(p, cameras, f.name) for p in parts])
+    return Moment(RigImages(**rig_images), Targets(**targets))
+
+
+FILLING = {"intrinsics": None, "ego_from_cam": None, "neighbour_from_cam": None, "class_map": UNKNOWN,
+           "depth_m": float("nan")}  # fmt: skip
+
+
+def _padded(tensor: Tensor, cameras: int, name: str) -> Tensor:
+    """The tensor with rows of absent cameras behind its own; None of FILLING repeats the last row."""
+    lacking = cameras - len(tensor)
+    if not lacking:
+        return tensor
+    value = FILLING.get(name, 0)
+    rows = tensor[-1:].expand(lacking, *tensor.shape[1:])
+    return torch.cat([tensor, rows if value is None else torch.full_like(rows, value)])
+
+
+class Steps:
+    """Batch sampler of one process: which moments each of its batches takes, an endless list from `first_step` on.
+
+    Depends on seed and place alone, so that a resumed run sees what an unbroken one would have seen, and any division
+    of the same samples among processes and accumulated batches sees the same samples in a step.
+
+    Args:
+        count: moments of the data.
+        batch_size, accumulate: moments in a batch, batches in a step of one process.
+        rank, world: which of how many processes.
+    """
+
+    def __init__(
+        self, count: int, seed: int, batch_size: int, accumulate: int, rank: int, world: int, first_step: int = 0
+    ) -> None:
+        self.count, self.seed, self.batch_size, self.accumulate = count, seed, batch_size, accumulate
+        self.rank, self.world, self.first_step = rank, world, first_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        batch = self.first_step * self.accumulate
+        epoch, order = -1, np.zeros(0, dtype=np.int64)
+        while True:
+            keys = []
+            for k in range(self.batch_size):
+                draw = (batch * self.world + self.rank) * self.batch_size + k
+                if draw // self.count != epoch:
+                    epoch = draw // self.count
+                    order = np.random.default_rng([self.seed, 2, epoch]).permutation(self.count)
+                keys.append((draw, int(order[draw % self.count])))
+            yield keys
+            batch += 1

@@ -1,0 +1,72 @@
+"""The processes of one run: one, or as many as `torchrun` started; they differ in the samples they draw."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from occ_core.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among `world` processes, and the device that it trains on."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """The one process that logs and saves."""
+        return self.rank == 0
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """The same in every process: the sum over processes."""
+        if self.world == 1:
+            return values
+        tensor = torch.from_numpy(values).to(self.device)
+        dist.all_reduce(tensor)
+        return tensor.cpu().numpy()
+
+    def any(self, value: bool) -> bool:
+        """The same in every process: true if it is anywhere."""
+        return bool(self.sum(np.array([value], dtype=np.int64))[0])
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every process the first one's running statistics; weights are alike anyway."""
+        if self.world > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
+
+
+@contextmanager
+def joined(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
+    """Join the other processes, if `torchrun` started several (gloo on CPU, nccl on CUDA); leave them at the end.
+
+    Raises:
+        InvalidInput: CUDA is asked for where there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput("device is 'cuda', but this torch finds no CUDA device; use 'cpu' or 'auto'")
+    kind = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    place = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device("cpu")
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    if world == 1:
+        yield Ranks(0, 1, place)
+        return
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), world, place)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,294 @@
+"""How camera networks learn: moments read by worker processes, losses that each network brings along."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from occ_core.errors import InvalidInput, OccError
+from occ_core.evaluation.voxel_iou import confusion_matrix
+from occ_core.labels.store import provenance, require_same_meaning
+from occ_core.losses.voxel import class_weights
+from occ_core.models.config import CameraModelConfig
+from occ_core.sources.nuscenes import NuScenesSource
+from occ_core.teachers.base import Teachers
+from occ_core.teachers.load import load_teachers
+from occ_core.training.cache import default_cache, labels_folder
+from occ_core.training.config import TrainingConfig
+from occ_core.training.moments import (
+    IGNORE,
+    NEEDS,
+    Augmentation,
+    Keyframe,
+    Moment,
+    Moments,
+    MomentSource,
+    Steps,
+    collate,
+)
+from occ_core.training.ranks import Ranks
+
+COUNTED_CELLS, COUNTED_PIXELS = 400, 100
+"""Moments, evenly chosen, over which classes are counted: reading labels is cheap, maps are not."""
+
+
+class RigLessons:
+    """See `lessons.Lessons`."""
+
+    fitted: frozenset[str] = frozenset()
+
+    def __init__(self, config: TrainingConfig, ranks: Ranks, told: Callable[[str], None]) -> None:
+        self.config, self.ranks = config, ranks
+        self.model = cast(CameraModelConfig, config.model)
+        self.taxonomy = self.model.classes
+        self.phases: tuple[int, ...] = (config.steps,)
+        self.needs = needs_of(config)
+        self.data = open_data(config, self.needs, told)
+        self.record = data_record(self.data)
+        told("how often each class occurs")
+        self.weights = self._class_weights()
+
+    def batches(self, first_step: int) -> Iterator[Moment]:
+        """This process's share; read by `workers` processes, ahead of the steps."""
+        c = self.config
+        rank, world = self.ranks.rank, self.ranks.world
+        order = Steps(len(self.data.training), c.seed, c.batch_size, c.accumulate, rank, world, first_step)
+        return self._loader(self.data.training, order)
+
+    def losses(self, network: nn.Module, batch: Moment, progress: float) -> dict[str, Tensor]:
+        """The network's own."""
+        rig_images, targets = batch.to(self.ranks.device)
+        return network(rig_images, replace(targets, **self.weights), progress)
+
+    def fit(self, average: nn.Module) -> None:
+        """Nothing to fit."""
+
+    @torch.inference_mode()
+    def confusion(self, average: nn.Module) -> np.ndarray | None:
+        """Of this process's share of the held-out moments, cells that a camera observes."""
+        held_out = self.data.validation
+        if not len(held_out):
+            return None
+        average.eval()
+        matrix = np.zeros((len(self.taxonomy), len(self.taxonomy)), dtype=np.int64)
+        own = [[(0, i)] for i in range(self.ranks.rank, len(held_out), self.ranks.world)]
+        for batch in self._loader(held_out, own):
+            answer = cast(Any, average).answer(batch.rig_images.to(self.ranks.device))
+            truth = cast(Tensor, batch.targets.labels).numpy()
+            matrix += confusion_matrix(truth, answer.labels.cpu().numpy(), truth != IGNORE, len(self.taxonomy))
+        return matrix
+
+    def _loader(self, moments: Moments, order: Any) -> Iterator[Moment]:
+        """Batches in order.
+
+        Raises:
+            MissingInput, CorruptInput, InvalidInput: of a moment that cannot be read, wherever it was read.
+        """
+        loader = DataLoader(
+            _Readable(moments),
+            batch_sampler=order,
+            collate_fn=_collate,
+            num_workers=self.config.workers,
+            worker_init_fn=_begin_worker,
+            pin_memory=self.ranks.device.type == "cuda",
+        )
+        for batch in loader:
+            if isinstance(batch, OccError):
+                raise batch
+            yield batch
+
+    def _class_weights(self) -> dict[str, Tensor]:
+        """Of Targets' fields, on the device; each process counts a part of the moments."""
+        moments, classes = self.data.training, len(self.taxonomy)
+
+        def some(count: int) -> range:
+            every = max(1, len(moments) // count)
+            return range(0, len(moments), every)[self.ranks.rank :: self.ranks.world]
+
+        weights = {}
+        if "labels" in self.needs:
+            cells = self.ranks.sum(_counted(map(moments.labels, some(COUNTED_CELLS)), classes))
+            self.record["cells_per_class"] = cells.tolist()
+            weights["class_weights"] = cell_weights(torch.from_numpy(cells), self.taxonomy.free_id)
+        if "class_map" in self.needs:
+            pixels = self.ranks.sum(_counted(map(moments.class_map, some(COUNTED_PIXELS)), classes))
+            self.record["pixels_per_class"] = pixels.tolist()
+            weights["pixel_weights"] = class_weights(torch.from_numpy(pixels))
+        return {name: tensor.to(self.ranks.device) for name, tensor in weights.items()}
+
+
+def cell_weights(
+    counts: Tensor,  # [C] observed cells of each class
+    free_id: int,
+) -> Tensor:  # [C] float32
+    """1 / sqrt(frequency) among occupied classes, of mean 1 over their cells, 0 for classes that never occur; 1 for
+    free cells, whose share of a loss is that loss' own affair."""
+    counts = counts.clone()
+    counts[free_id] = 0
+    weights = class_weights(counts)
+    weights[free_id] = 1.0
+    return weights
+
+
+def _counted(arrays: Iterable[np.ndarray], classes: int) -> np.ndarray:
+    """How often each class occurs, int64 (classes,)."""
+    total = np.zeros(256, dtype=np.int64)
+    for array in arrays:
+        total += np.bincount(array.ravel(), minlength=256)
+    return total[:classes]
+
+
+class _Readable(Dataset):
+    """Moments, or why one cannot be read: an error that is raised in a worker process comes out as its stack trace."""
+
+    def __init__(self, moments: Moments) -> None:
+        self.moments = moments
+
+    def __getitem__(self, key: tuple[int, int]) -> Moment | OccError:
+        try:
+            return self.moments[key]
+        except OccError as error:
+            return error
+
+
+def _collate(parts: list[Moment | OccError]) -> Moment | OccError:
+    for part in parts:
+        if isinstance(part, OccError):
+            return part
+    return collate(cast(list[Moment], parts))
+
+
+def _begin_worker(_: int) -> None:
+    """One thread a worker: there are several of them. Ctrl-C is for the process that trains, which ends them."""
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+# --- which moments ----------------------------------------------------------------------------------------------------
+
+
+class Held(NamedTuple):
+    """No moment is in both."""
+
+    training: Moments
+    validation: Moments
+    held_out_scenes: list[str]
+
+
+def needs_of(config: TrainingConfig) -> frozenset[str]:
+    """What the losses need of NEEDS, or where the model does not say, all that there is.
+
+    Raises:
+        InvalidInput: they need a teacher, and the run names none.
+    """
+    taught = {"class_map", "depth_m"}
+    needs = getattr(config.model, "needs", None)
+    if needs is None:
+        return NEEDS if config.teacher else NEEDS - taught
+    needs = frozenset(needs)
+    if needs & taught and config.teacher is None:
+        raise InvalidInput(
+            f"losses of '{config.model.name}' need {' and '.join(sorted(needs & taught))}, which a teacher gives: "
+            "name one under 'teacher' in the config"
+        )
+    return needs
+
+
+def open_data(config: TrainingConfig, needs: frozenset[str], told: Callable[[str], None]) -> Held:
+    """The moments of a run; those of the last scenes are held out, unless other data is.
+
+    Raises:
+        InvalidInput: no data, no scene or no labelled moment to train on, labels of another grid or taxonomy, the
+            same sample in training and validation.
+    """
+    if not config.data:
+        raise InvalidInput("no training data: name folders under 'data' in the config, or with --data")
+    model = cast(CameraModelConfig, config.model)
+    sets, others = ([_Set.open(root, told) for root in roots] for roots in (config.data, config.validation))
+    scenes = [(i, scene) for i, opened in enumerate(sets) for scene in opened.frames.scenes]
+    cut = len(scenes) - (0 if config.validation else config.validation_scenes)
+    if cut < 1:
+        raise InvalidInput(
+            f"no scene is left to train on: {len(scenes)} in the data, validation_scenes {config.validation_scenes}"
+        )
+    if config.validation:
+        held_out = [(opened, set(opened.frames.scenes)) for opened in others]
+    else:
+        held_out = [(opened, {scene for j, scene in scenes[cut:] if j == i}) for i, opened in enumerate(sets)]
+    training = [(opened, {scene for j, scene in scenes[:cut] if j == i}) for i, opened in enumerate(sets)]
+    labels = config.labels if "labels" in needs else None
+    learnt = [opened.part(part, labels, config, bool(needs & {"class_map", "depth_m"})) for opened, part in training]
+    truth = config.validation_labels or config.labels
+    asked = [opened.part(part, truth, config, teachers=False) for opened, part in held_out if part]
+    held_out_scenes = sorted({scene for _, part in held_out for scene in part})
+    augmentation = Augmentation(config.color_jitter, config.camera_dropout, config.seed)
+    moments = Moments(learnt, model, needs, augmentation), Moments(asked, model, frozenset({"labels"}))
+    if not len(moments[0]):
+        raise InvalidInput(f"no moment to train on has labels: none of {cut} scenes in folder '{config.labels}'")
+    if held_out_scenes and not len(moments[1]):
+        raise InvalidInput(
+            f"none of the {len(held_out_scenes)} held-out scenes has labels in '{truth}' to be scored with: name other "
+            "validation_labels, or hold out no scene"
+        )
+    if twice := set(moments[0].tokens) & set(moments[1].tokens):
+        raise InvalidInput(f"{len(twice)} samples are in training and validation data, first: {min(twice)}")
+    return Held(*moments, held_out_scenes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Set:
+    """One data set, opened once however its scenes are shared out."""
+
+    root: Path
+    frames: NuScenesSource
+
+    @staticmethod
+    def open(root: Path, told: Callable[[str], None]) -> _Set:
+        told(str(root.name))
+        return _Set(root, NuScenesSource(root))
+
+    def part(self, scenes: set[str], labels: str | None, config: TrainingConfig, teachers: bool) -> MomentSource:
+        """Keyframes of some scenes; with `labels`, those that are labelled."""
+        place = {token: i for i, token in enumerate(self.frames.tokens)}
+        keyframes = [
+            Keyframe(scene, token, place[token])
+            for scene in self.frames.scenes
+            if scene in scenes
+            for token, _ in self.frames.tables.samples(scene)
+        ]
+        folder = None
+        if labels is not None:
+            folder = labels_folder(self.root, labels)
+            require_same_meaning(folder, config.model.grid, config.model.classes)
+            keyframes = [k for k in keyframes if (folder / k.scene / k.token / "labels.npz").is_file()]
+        asked = self._teachers(config) if teachers else None
+        return MomentSource(self.frames, keyframes, folder, asked)
+
+    def _teachers(self, config: TrainingConfig) -> Teachers:
+        maps = (config.cache or default_cache()) / "maps"
+        taxonomy, weights = config.model.classes, config.teacher_weights
+        device = "cpu" if config.workers else None  # a GPU that one process has opened cannot be used by its children
+        return load_teachers(cast(str, config.teacher), self.root, taxonomy, weights, device, config.seed, maps)
+
+
+def data_record(data: Held) -> dict[str, Any]:
+    """What the json beside the checkpoint says of the data."""
+    tokens = sorted(data.training.tokens)
+    return {
+        "scenes": len({keyframe.scene for source in data.training.sources for keyframe in source.keyframes}),
+        "samples": len(tokens),
+        "labels": [provenance(source.labels) for source in data.training.sources if source.labels],
+        "tokens_sha256": hashlib.sha256("\n".join(tokens).encode()).hexdigest(),
+        "held_out_scenes": data.held_out_scenes,
+        "held_out_samples": len(data.validation),
+    }

@@ -1,0 +1,159 @@
+"""Weights, their average and the optimiser: what a step changes, and what a resumed run needs."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from occ_core.errors import InvalidInput, MissingInput
+from occ_core.models.build import build_model, kind_of
+from occ_core.training.checkpoint import describe, load_checkpoint, load_into, save_checkpoint
+from occ_core.training.config import TrainingConfig
+
+MAY_CHANGE = frozenset(
+    {"threads", "workers", "device", "log_every", "checkpoint_every", "validate_every"}
+)  # when a run is resumed
+
+
+@dataclass(eq=False)
+class State:
+    """All of it is in the checkpoint `last.safetensors`."""
+
+    model: nn.Module
+    average: nn.Module  # exponential moving average of the weights: the one that is validated and shipped
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler  # does nothing, but for fp16
+    step: int = 0
+
+
+def new_state(config: TrainingConfig, device: torch.device, resume: bool = False) -> State:
+    """An untrained network; but for a run that goes on, weights that other data taught its backbone are read here."""
+    model = build_model(config.model)
+    weights = getattr(config.model, "backbone_weights", None)
+    if weights is not None and not resume:
+        load_backbone(model, weights)
+    model.to(device)
+    average = copy.deepcopy(model).requires_grad_(False).eval()
+    # fmt: off
+    groups = [
+        {
+            "params": [p for name, p in model.named_parameters()
+                       if p.requires_grad and _in_backbone(name) == in_backbone and (p.ndim > 1) == decayed],
+            "weight_decay": config.weight_decay if decayed else 0.0,  # none for biases and batch norms
+            "lr_scale": config.backbone_lr_scale if in_backbone else 1.0,
+        }
+        for in_backbone in (False, True)
+        for decayed in (True, False)
+    ]
+    # fmt: on
+    groups = [group for group in groups if group["params"]]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
+    return State(model, average, optimizer, torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"))
+
+
+def _in_backbone(name: str) -> bool:
+    return "backbone" in name.split(".")
+
+
+def load_backbone(model: nn.Module, path: Path) -> None:
+    """Give the part of the network that can `load_backbone` its weights."""
+    if not path.is_file():
+        raise MissingInput(f"{path}: no such file, named by the model's backbone_weights")
+    for part in model.modules():
+        if hasattr(part, "load_backbone"):
+            cast(Any, part).load_backbone(path)
+            return
+    raise InvalidInput(f"backbone_weights is {path}, but {type(model).__name__} has no backbone that can be loaded")
+
+
+def learning_rate(step: int, peak: float, warmup_steps: int, phases: Sequence[int]) -> float:
+    """Of the 1-based `step`: in each phase a linear warm-up, then a cosine to 1 % of the peak."""
+    steps, last = phases[0], len(phases) - 1
+    for number, length in enumerate(phases):
+        steps = length
+        if step <= length or number == last:
+            break
+        step -= length
+    warm = min(1.0, step / max(1, warmup_steps))
+    done = max(0.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+    return peak * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+@torch.no_grad()
+def update_average(state: State, ema_decay: float, fitted: frozenset[str]) -> None:
+    """Move the average towards the weights; the first steps, which are far off, are soon forgotten."""
+    decay = min(ema_decay, (1 + state.step) / (10 + state.step))
+    new, old = state.model.state_dict(), state.average.state_dict()
+    floats = [name for name, tensor in old.items() if tensor.is_floating_point() and name not in fitted]
+    torch._foreach_lerp_([old[name] for name in floats], [new[name] for name in floats], 1 - decay)
+
+
+def save(state: State, out: Path, record: dict[str, Any], config: TrainingConfig, ship: bool) -> None:
+    """`last.safetensors`: all that --resume needs. `model.safetensors`: averaged weights, if there is one to `ship`."""
+    described = describe(config.model, {**record, "step": state.step})
+    tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in state.average.state_dict().items()}
+    for name, parameter in state.model.named_parameters():
+        for key, value in state.optimizer.state.get(parameter, {}).items():
+            tensors[f"adam.{key}.{name}"] = value
+    for key, value in state.scaler.state_dict().items():
+        tensors[f"scaler.{key}"] = torch.tensor(value, dtype=torch.float64)
+    tensors["run.step"] = torch.tensor(state.step)  # in the same file: a kill between two files cannot part them
+    save_checkpoint(out / "last.safetensors", tensors, described)
+    if ship:
+        save_checkpoint(out / "model.safetensors", state.average.state_dict(), described)
+
+
+def restore(state: State, path: Path, record: dict[str, Any], config: TrainingConfig) -> None:
+    """Continue from `last.safetensors`.
+
+    Raises:
+        InvalidInput: it is of another model, or of a run with other settings.
+    """
+    tensors, described = load_checkpoint(path)
+    _require_same_run(path, described, record, config)
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "adam": {}, "scaler": {}, "run": {}}
+    for name, tensor in tensors.items():
+        part, rest = name.split(".", 1)
+        parts[part][rest] = tensor
+    load_into(state.model, parts["model"], path)
+    load_into(state.average, parts["average"], path)
+    parameters = dict(state.model.named_parameters())
+    for name, tensor in parts["adam"].items():
+        key, owner = name.split(".", 1)
+        parameter = parameters[owner]
+        if key != "step":  # the fused optimiser walks memory, so its moments need the parameter's layout
+            tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+        state.optimizer.state[parameter][key] = tensor.to(parameter.device)
+    if state.scaler.is_enabled():
+        # its growth interval and tracker are whole numbers
+        of = {key: value.item() for key, value in parts["scaler"].items()}
+        state.scaler.load_state_dict({k: int(v) if k.startswith(("growth_i", "_")) else v for k, v in of.items()})
+    state.step = int(parts["run"]["step"])
+    record["metrics"] = described["training"]["metrics"]
+
+
+def _require_same_run(path: Path, described: dict[str, Any], record: dict[str, Any], config: TrainingConfig) -> None:
+    was, now = kind_of(described["model"]), kind_of(config.model)
+    if was != now:
+        raise InvalidInput(f"{path}: holds a model of kind '{was}', this run trains one of kind '{now}'")
+    then = described["training"]["config"] | {"model": described["model"]}
+    asked = record["config"] | {"model": describe(config.model, {})["model"]}
+    for name in asked:
+        if name not in MAY_CHANGE and (difference := _difference(name, then.get(name), asked[name])):
+            raise InvalidInput(f"{path}: {difference}; a run that goes on needs the same, another run another folder")
+
+
+def _difference(name: str, was: Any, now: Any) -> str | None:
+    """`<name> <value there>, this run has <value>` of the first entry that differs, entries of entries too."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        parts = (_difference(key, was.get(key), now.get(key)) for key in {**was, **now})
+        return next((part for part in parts if part), None)
+    return None if was == now else f"its run has {name} {was}, this one {now}"

@@ -1,0 +1,236 @@
+"""Moments against the files and the drive that they come from, batches against their definition."""
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+import small_nuscenes
+from model_fixtures import camera
+
+from occ_core.camera import Rig
+from occ_core.errors import CorruptInput, InvalidInput, MissingInput
+from occ_core.geometry import apply, inverse
+from occ_core.inference.preprocess import Preprocess
+from occ_core.sources.nuscenes import NuScenesSource
+from occ_core.teachers.base import ClassMap, DepthMap, Teachers
+
+torch = pytest.importorskip("torch")
+
+import tiny_camera_network as tiny  # noqa: E402
+
+from occ_core.inference.rig_inputs import calibration  # noqa: E402
+from occ_core.training.moments import NEEDS, Augmentation, Keyframe, Moments, MomentSource, Steps, collate  # noqa: E402
+
+FRONT, BACK = "CAM_FRONT", "CAM_BACK"
+
+
+class Painter:
+    """A teacher whose maps, half the image's size, say where their pixels are: row * 10 + column / 10."""
+
+    version = "painter"
+
+    def classes(self, frame):
+        return {name: ClassMap(self._map().astype(np.uint8), np.ones((24, 32), np.float32)) for name in frame.images}
+
+    def depth(self, frame):
+        return {name: DepthMap(self._map().astype(np.float32), np.ones((24, 32), np.float32)) for name in frame.images}
+
+    def _map(self):
+        return np.arange(24)[:, None] * 10 + np.arange(32) // 10
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("moments")
+    tiny.make_data(root, scenes=1, keyframes=3, sweeps=2)
+    return root
+
+
+def opened(root, needs=NEEDS, augmentation=None, keyframes=3) -> Moments:
+    frames = NuScenesSource(root)
+    scene = frames.scenes[0]
+    listed = [Keyframe(scene, token, i) for i, token in enumerate(frames.tokens[:keyframes])]
+    source = MomentSource(frames, listed, root / "gts", Teachers(Painter(), Painter()))
+    return Moments([source], tiny.TinyConfig(), frozenset(needs), augmentation)
+
+
+def files(root, channel) -> list[tuple[int, np.ndarray]]:
+    """(microseconds, preprocessed image) of all files of a camera in time order, read without any table."""
+    found = [*root.glob(f"samples/{channel}/*.jpg"), *root.glob(f"sweeps/{channel}/*.jpg")]
+    read = {int(path.stem.split("__")[-1]): cv2.imread(str(path))[:, :, ::-1] for path in found}
+    return [(at, Preprocess(64, 32).image(np.ascontiguousarray(read[at]))) for at in sorted(read)]
+
+
+def test_a_moment_holds_the_files_images_and_its_neighbours_in_time(root):
+    moment = opened(root)[0, 1]
+    rig, targets = moment
+    assert rig.images.shape == (2, 32, 64, 3) and rig.images.dtype == torch.uint8 and rig.present.all()
+    for i, channel in enumerate((FRONT, BACK)):
+        drive = files(root, channel)
+        keyframe = 3  # with two sweeps after each of the keyframes 0, 1, 2
+        assert np.abs(rig.images[i].int().numpy() - drive[keyframe][1]).max() <= 2  # JPEG decoders differ by that
+        for side, place in enumerate((keyframe - 1, keyframe + 1)):
+            assert np.abs(targets.neighbours[i, side].int().numpy() - drive[place][1]).max() <= 2
+    assert targets.neighbour_present.all()
+    first, last = opened(root)[0, 0].targets, opened(root)[0, 2].targets
+    assert first.neighbour_present.tolist() == [[False, True]] * 2 and not first.neighbours[:, 0].any()
+    assert last.neighbour_present.tolist() == [[True, False]] * 2
+
+
+def test_neighbours_are_keyframes_where_there_are_no_sweeps(tmp_path):
+    tiny.make_data(tmp_path, scenes=1, keyframes=3, sweeps=0)
+    moment = opened(tmp_path)[0, 1]
+    drive = files(tmp_path, FRONT)
+    for side, place in enumerate((0, 2)):
+        assert np.abs(moment.targets.neighbours[0, side].int().numpy() - drive[place][1]).max() <= 2
+
+
+def test_a_point_seen_by_a_camera_is_where_its_neighbour_sees_it(root):
+    """Through the world along the drive's own formula, not through the tables."""
+    moments = opened(root)
+    moved = moments[0, 1].targets.neighbour_from_cam.double().numpy()
+    rig = NuScenesSource(root)[1].rig
+    points_cam = np.random.default_rng(0).uniform((-5, -2, 3), (5, 2, 30), (50, 3))
+    for i, channel in enumerate((FRONT, BACK)):
+        times = [at for at, _ in files(root, channel)]
+        pose = rig[channel].ego_from_cam
+        world = apply(small_nuscenes.world_from_ego(times[3]) @ pose, points_cam)
+        for side, place in enumerate((2, 4)):
+            there = apply(inverse(small_nuscenes.world_from_ego(times[place]) @ pose), world)
+            np.testing.assert_allclose(apply(moved[i, side], points_cam), there, atol=1e-4)
+    assert np.linalg.norm(moved[0, 1, :3, 3]) == pytest.approx(8 / 6, rel=0.05)  # 8 m/s, a sixth of a second
+
+
+def test_calibration_is_that_of_the_preprocessed_image(root):
+    """A point's pixel in the original image, moved as resize and crop move pixels, is its pixel in the network's."""
+    rig = NuScenesSource(root)[0].rig
+    intrinsics, ego_from_cam = calibration(rig, Preprocess(64, 32))
+    (w, h), left, top = Preprocess(64, 32).plan((64, 48))
+    assert (w, h, left) == (64, 48, 0) and top > 0
+    points_ego = np.random.default_rng(1).uniform((4, -3, 0), (30, 3, 3), (40, 3))
+    for i, original in enumerate(rig):
+        points_cam = apply(inverse(original.ego_from_cam), points_ego)
+        pixels, _ = original.project(points_cam)
+        homogeneous = intrinsics[i].double().numpy() @ apply(inverse(ego_from_cam[i].double().numpy()), points_ego).T
+        front = points_cam[:, 2] > 0
+        found = (homogeneous[:2] / homogeneous[2]).T
+        np.testing.assert_allclose(found[front], (pixels - (left, top))[front], atol=1e-3)
+
+
+def test_maps_are_cut_as_images_are_and_nothing_in_them_is_mixed():
+    """Against a loop over pixels: the map's pixel under the centre of each of the network's pixels."""
+    rng = np.random.default_rng(0)
+    for (width, height), size, shape in (((64, 32), (160, 90), (45, 80)), ((96, 64), (80, 60), (60, 80))):
+        preprocess, values = Preprocess(width, height), rng.integers(0, 255, shape, dtype=np.uint8)
+        found = preprocess.nearest(values, size)
+        (w, h), left, top = preprocess.plan(size)
+        assert found.shape == (height, width) and found.dtype == np.uint8
+        for y in range(0, height, 3):
+            for x in range(0, width, 3):
+                u = (x + left + 0.5) / w * shape[1]
+                v = (y + top + 0.5) / h * shape[0]
+                assert found[y, x] == values[math.floor(v), math.floor(u)]
+
+
+def test_maps_of_a_teacher_lie_on_the_images_pixels(root):
+    targets = opened(root)[0, 0].targets
+    top = Preprocess(64, 32).plan((64, 48))[2]
+    expected = (np.arange(32)[:, None] + top) // 2 * 10 + np.arange(64) // 2 // 10  # a map of half the size
+    assert np.array_equal(targets.class_map[0].numpy(), expected) and targets.class_map.dtype == torch.uint8
+    assert np.array_equal(targets.depth_m[1].numpy(), expected) and targets.depth_m.dtype == torch.float32
+
+
+def test_labels_say_255_where_nobody_looked_and_only_what_is_needed_is_read(root):
+    targets = opened(root, {"labels"})[0, 0].targets
+    assert targets.labels.shape == (20, 20, 2) and (targets.labels[:2] == 255).all()
+    assert (targets.labels[2:, :, 0] == 11).all() and (targets.labels[2:, :, 1] == 17).all()
+    assert targets.class_map is None and targets.depth_m is None and targets.neighbours is None
+    assert opened(root, {"depth_m"})[0, 0].targets.labels is None
+
+
+def test_labels_of_another_grid_or_missing_ones_are_refused(root, tmp_path):
+    small_nuscenes.make(tmp_path / "large", keyframes=1, sweeps=0)
+    with pytest.raises(CorruptInput, match=r"shape \(200, 200, 16\), the grid has \(20, 20, 2\)"):
+        opened(tmp_path / "large", {"labels"}, keyframes=1)[0, 0]
+    small_nuscenes.make(tmp_path / "none", keyframes=1, sweeps=0, truth=False)
+    with pytest.raises(MissingInput, match=r"labels\.npz"):
+        opened(tmp_path / "none", {"labels"}, keyframes=1)[0, 0]
+
+
+def test_a_lens_that_distorts_is_refused_by_name():
+    bent = camera("fish", 0, distortion_model="equidistant", distortion=(0.1, 0.0, 0.0, 0.0))
+    with pytest.raises(InvalidInput, match="'fish' has a lens of model 'equidistant'.*rectify"):
+        calibration(Rig((camera("f", 0), bent)), Preprocess(64, 32))
+
+
+def test_an_absent_camera_is_black_and_teaches_nothing_and_one_is_always_left(root):
+    half = opened(root, augmentation=Augmentation(camera_dropout=0.5, seed=1))
+    kept = set()
+    for draw in range(12):
+        rig, targets = half[draw, 1]
+        gone = ~rig.present
+        kept.add(tuple(rig.present.tolist()))
+        assert rig.present.any() and not rig.images[gone].any() and rig.images[rig.present].any()
+        assert (targets.class_map[gone] == 255).all() and targets.depth_m[gone].isnan().all()
+        assert not targets.neighbour_present[gone].any() and targets.neighbour_present[rig.present].all()
+    assert kept == {(True, True), (True, False), (False, True)}
+    everything = opened(root, augmentation=Augmentation(camera_dropout=1.0))[0, 1]
+    assert everything.rig_images.present.all()
+
+
+def test_colours_change_alike_in_an_image_and_its_neighbours(tmp_path):
+    """Every file shows the same picture, so what is equal before must be equal after."""
+    tiny.make_data(tmp_path, scenes=1, keyframes=3, sweeps=1)
+    source = next(tmp_path.glob(f"samples/{FRONT}/*.jpg")).read_bytes()
+    for path in tmp_path.rglob("*.jpg"):
+        path.write_bytes(source)
+    plain = opened(tmp_path, {"neighbours"})[5, 1]
+    bright = opened(tmp_path, {"neighbours"}, Augmentation(color_jitter=0.4, seed=3))
+    rig, targets = bright[5, 1]
+    assert not torch.equal(rig.images, plain.rig_images.images)
+    for side in range(2):
+        assert torch.equal(targets.neighbours[:, side], rig.images)
+    assert not torch.equal(rig.images[0], rig.images[1])  # but each camera has its own
+    assert torch.equal(bright[5, 1].rig_images.images, rig.images)  # the same draw, the same colours
+    assert not torch.equal(bright[6, 1].rig_images.images, rig.images)
+
+
+def test_a_batch_of_rigs_of_two_sizes_fills_up_with_absent_cameras(root):
+    moments = opened(root)
+    whole = moments[0, 0]
+    rig, targets = whole
+    single = type(whole)(
+        type(rig)(*(getattr(rig, name)[:1] for name in ("images", "intrinsics", "ego_from_cam", "present"))),
+        type(targets)(labels=targets.labels, class_map=targets.class_map[:1], depth_m=targets.depth_m[:1]),
+    )
+    batch = collate([single, whole])
+    assert batch.rig_images.present.tolist() == [[True, False], [True, True]]
+    assert not batch.rig_images.images[0, 1].any() and (batch.targets.class_map[0, 1] == 255).all()
+    assert batch.targets.depth_m[0, 1].isnan().all() and batch.targets.labels.shape == (2, 20, 20, 2)
+    assert batch.rig_images.intrinsics[0, 1].det() != 0  # can be inverted
+    assert torch.equal(batch.rig_images.images[1], rig.images) and batch.targets.neighbours is None
+    with pytest.raises(InvalidInput, match="at least one moment"):
+        collate([])
+
+
+def batches_of(count, steps, accumulate=1, rank=0, world=1, batch_size=1, first=0):
+    found = iter(Steps(count, 7, batch_size, accumulate, rank, world, first))
+    return [next(found) for _ in range(steps * accumulate)]
+
+
+def test_every_epoch_visits_every_moment_once_and_a_resumed_stream_goes_on():
+    keys = [key for batch in batches_of(5, 15, batch_size=2) for key in batch]
+    assert [draw for draw, _ in keys] == list(range(30))
+    epochs = [[index for _, index in keys[e * 5 : e * 5 + 5]] for e in range(6)]
+    assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs) and len({tuple(epoch) for epoch in epochs}) > 3
+    assert batches_of(5, 6, accumulate=2, first=4) == batches_of(5, 10, accumulate=2)[8:]
+
+
+def test_processes_and_accumulation_share_out_the_same_samples():
+    alone = batches_of(11, 8, accumulate=6)
+    for step in range(8):
+        expected = {key for batch in alone[step * 6 : step * 6 + 6] for key in batch}
+        parts = [batches_of(11, 8, accumulate=2, rank=rank, world=3)[step * 2 : step * 2 + 2] for rank in range(3)]
+        shared = [key for part in parts for batch in part for key in batch]
+        assert set(shared) == expected and len(shared) == 6
