@@ -55,8 +55,8 @@ class CameraModelConfig(BaseModel):
         if self.taxonomy not in TAXONOMIES:
             raise ValueError(f"taxonomy '{self.taxonomy}' is not one of {', '.join(TAXONOMIES)}")
         _ = self.grid  # VoxelGrid checks itself
-        if self.input_width % 32 or self.input_height % 32:
-            raise ValueError(f"input must be a multiple of 32 px, got {self.input_width} x {self.input_height}")
+        if self.input_width % 16 or self.input_height % 16:
+            raise ValueError(f"input must be a multiple of 16 px, got {self.input_width} x {self.input_height}")
         return self
 
     @property
