@@ -67,13 +67,16 @@ def reproject(
     neighbour_from_cam: Tensor,  # [N, 4, 4]
 ) -> tuple[Tensor, Tensor]:
     """Where points seen at `pixels` are in the neighbour's image: pixels [N, K, 2] and depth_m [N, K] there."""
-    homogeneous = torch.cat([pixels, torch.ones_like(pixels[..., :1])], dim=-1)
-    points_cam_m = homogeneous @ torch.linalg.inv(intrinsics).mT * depth_m.unsqueeze(-1)
-    rotation, translation = neighbour_from_cam[:, :3, :3], neighbour_from_cam[:, :3, 3]
-    points_m = points_cam_m @ rotation.mT + translation.unsqueeze(1)
-    there_m = points_m[..., 2]
-    seen = points_m @ intrinsics.mT
-    return seen[..., :2] / there_m.clamp(min=NEAREST_M).unsqueeze(-1), there_m
+    # In float64 and without large matrix products: reduced precision (autocast, TF32) would move points by pixels.
+    k, motion = intrinsics.double(), neighbour_from_cam.double()
+    turn = (k @ motion[:, :3, :3] @ k.inverse()).float()[:, :, :, None]  # [N, 3, 3, 1]
+    shift = (k @ motion[:, :3, 3:]).float()  # [N, 3, 1]
+    u, v = pixels.unbind(-1)
+    x, y, there_m = (
+        (m[:, 0] * u + m[:, 1] * v + m[:, 2]) * depth_m + s
+        for m, s in zip(turn.unbind(1), shift.unbind(1), strict=True)
+    )
+    return torch.stack([x, y], dim=-1) / there_m.clamp(min=NEAREST_M).unsqueeze(-1), there_m
 
 
 def sample_image(

@@ -61,19 +61,16 @@ def render(
     """Renders all rays, in chunks."""
     if jitter is None:
         jitter = torch.full_like(origins_m[..., 0], 0.5)
+    volume = volume.to(origins_m.dtype)  # under autocast it comes in half precision, too coarse to add up weights in
+    again = sampling.checkpoint and volume.requires_grad
     moments = []
     for b in range(volume.shape[0]):
-        rays = zip(*(rows[b].split(sampling.rays_per_chunk) for rows in (origins_m, directions, jitter)), strict=True)
-        chunks = [_render_chunk(volume[b], free_id, contraction, *chunk, sampling) for chunk in rays]
+        chunks = []
+        for rays in zip(*(x[b].split(sampling.rays_per_chunk) for x in (origins_m, directions, jitter)), strict=True):
+            inputs = (volume[b], free_id, contraction, *rays, sampling)
+            chunks.append(checkpoint(_render_rays, *inputs, use_reentrant=False) if again else _render_rays(*inputs))
         moments.append([torch.cat(parts) for parts in zip(*chunks, strict=True)])
     return Rendered(*(torch.stack(parts) for parts in zip(*moments, strict=True)))
-
-
-def _render_chunk(volume: Tensor, free_id: int, contraction: Contraction, *rays_and_sampling) -> Rendered:
-    *rays, sampling = rays_and_sampling
-    if sampling.checkpoint and volume.requires_grad:
-        return checkpoint(_render_rays, volume, free_id, contraction, *rays, sampling, use_reentrant=False)
-    return _render_rays(volume, free_id, contraction, *rays, sampling)
 
 
 def _render_rays(
@@ -94,14 +91,14 @@ def _render_rays(
         position = (torch.arange(s, device=volume.device) + 0.5) * spacing / _half_diagonal(contraction)  # [R, S]
         width = spacing / _half_diagonal(contraction)
     free_logit = sample_volume(volume[free_id : free_id + 1], contracted.reshape(-1, 3)).reshape(rays, s)
-    occupied = torch.sigmoid(-free_logit.float()) * inside * spacing
+    occupied = torch.sigmoid(-free_logit) * inside * spacing
     weights, opacity = stop_weights(occupied)
 
     groups = s // sampling.samples_per_class
     middles = contracted.reshape(rays, groups, -1, 3).mean(2)
     logits = sample_volume(volume, middles.reshape(-1, 3)).reshape(rays, groups, -1)
     group_weights = weights.reshape(rays, groups, -1).sum(-1)
-    classes = torch.einsum("rg,rgc->rc", group_weights.to(logits.dtype), logits)
+    classes = (group_weights.unsqueeze(-1) * logits).sum(1)
     return Rendered((weights * depth_m).sum(-1), classes, opacity, distortion(weights, position, width.expand(-1, s)))
 
 
@@ -139,7 +136,7 @@ def sample_volume(
     contracted: Tensor,  # [P, 3] x, y, z within -1..1; what is outside takes the border's values
 ) -> Tensor:  # [P, C]
     """Trilinear values; the centre of cell i of n is at (2 i + 1) / n - 1."""
-    grid = contracted.flip(-1).reshape(1, 1, 1, -1, 3).to(volume.dtype)  # the last axis comes first in grid_sample
+    grid = contracted.flip(-1).reshape(1, 1, 1, -1, 3)  # the last axis comes first in grid_sample
     values = F.grid_sample(volume.unsqueeze(0), grid, mode="bilinear", padding_mode="border", align_corners=False)
     return values.reshape(volume.shape[0], -1).T
 
