@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from occ_core.errors import InvalidInput
 from occ_core.grid import OCC3D_GRID, VoxelGrid
+from occ_core.models.config import Count, parse
 from occ_core.taxonomy import TAXONOMIES, Taxonomy
 
 STRIDE = 8  # pixels of the network's input per cell of the feature map
-Count = Annotated[int, Field(gt=0, le=4096)]
 
 
 class EasyOccConfig(BaseModel):
@@ -86,11 +85,4 @@ def parse_config(record: dict) -> EasyOccConfig:
     Raises:
         InvalidInput: one line that names the first wrong field.
     """
-    try:
-        return EasyOccConfig(**record)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "model"
-        raise InvalidInput(f"model config: {where}: {first['msg']}") from error
-    except TypeError as error:
-        raise InvalidInput(f"model config must be a mapping of field to value: {error}") from error
+    return parse(EasyOccConfig, record)

@@ -1,0 +1,88 @@
+"""What the configs of all camera networks share. Imports no torch, so that a deployment can read them without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from occ_core.errors import InvalidInput
+from occ_core.grid import OCC3D_GRID, VoxelGrid
+from occ_core.taxonomy import TAXONOMIES, Taxonomy
+
+Count = Annotated[int, Field(gt=0, le=4096)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Backbone = Literal["mobilenetv4-small", "resnet18", "resnet50", "resnet101"]
+Config = TypeVar("Config", bound=BaseModel)
+
+
+class LabelLossWeights(BaseModel):
+    """Weights of the terms of `occ_core.losses.labels`; 0 leaves a term out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cross_entropy: Weight = 1.0
+    lovasz: Weight = 1.0
+    affinity: Weight = 0.0
+    geometry_affinity: Weight = 0.0
+    geometry: Weight = 0.0
+    free_share: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the cross-entropy that is free cells' to decide
+    lovasz_cells: Annotated[int, Field(gt=0)] = 30_000  # random observed cells that the Lovasz term sorts
+
+    @property
+    def any(self) -> bool:
+        return any((self.cross_entropy, self.lovasz, self.affinity, self.geometry_affinity, self.geometry))
+
+
+class CameraModelConfig(BaseModel):
+    """A network from images of a rig (`RigImages`) to cells; each model adds its own fields and a `kind`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    grid_origin_m: tuple[float, float, float] = OCC3D_GRID.origin_m
+    voxel_size_m: float = OCC3D_GRID.voxel_size_m
+    grid_shape: tuple[Count, Count, Count] = OCC3D_GRID.shape
+    taxonomy: str = "occ3d"
+    input_width: Count = 672
+    input_height: Count = 336
+    backbone: Backbone = "resnet101"
+    backbone_weights: Path | None = None  # safetensors; read once, when training starts, never to predict
+
+    @model_validator(mode="after")
+    def _check_camera_model(self):
+        if self.taxonomy not in TAXONOMIES:
+            raise ValueError(f"taxonomy '{self.taxonomy}' is not one of {', '.join(TAXONOMIES)}")
+        _ = self.grid  # VoxelGrid checks itself
+        if self.input_width % 32 or self.input_height % 32:
+            raise ValueError(f"input must be a multiple of 32 px, got {self.input_width} x {self.input_height}")
+        return self
+
+    @property
+    def grid(self) -> VoxelGrid:
+        return VoxelGrid(self.grid_origin_m, self.voxel_size_m, self.grid_shape)
+
+    @property
+    def classes(self) -> Taxonomy:
+        return TAXONOMIES[self.taxonomy]
+
+    def feature_size(self, stride: int) -> tuple[int, int]:
+        """(width, height) of a feature map of this stride."""
+        return self.input_width // stride, self.input_height // stride
+
+
+def parse(config_type: type[Config], record: dict, what: str = "model config") -> Config:
+    """A validated config from a plain dict.
+
+    Raises:
+        InvalidInput: one line that names the first wrong field.
+    """
+    try:
+        return config_type(**record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "model"
+        raise InvalidInput(f"{what}: {where}: {first['msg']}") from error
+    except TypeError as error:
+        raise InvalidInput(f"{what} must be a mapping of field to value: {error}") from error
