@@ -39,9 +39,9 @@ def samples(count, near=0.5, far=10.0):
 
 @pytest.mark.parametrize("cosine", [1.0, 0.3])
 def test_depth_of_a_plane_becomes_exact_as_s_grows(cosine):
-    at, step = samples(2000)
+    at, step = samples(256)
     errors = []
-    for s in (3.0, 30.0, 300.0):
+    for s in (0.4, 2.0, 60.0):
         weights = neus_weights(*wall(at, cosine), torch.full_like(at, step), torch.tensor(s))
         errors.append(abs(float((weights * at).sum() / weights.sum()) - WALL_M))
         assert float(weights.sum()) <= 1 + 1e-9
@@ -49,7 +49,7 @@ def test_depth_of_a_plane_becomes_exact_as_s_grows(cosine):
 
 
 def test_weights_are_the_density_of_logistic_opacity():
-    """For a plane, NeuS's weights are those of its opaque density: passing to t has probability S(s f(t)) / S(s f(0))."""
+    """In front of a plane, NeuS's rays pass to depth t with probability S(s f(t)) / S(s f(0))."""
     at, step = samples(4000)
     s = torch.tensor(4.0, dtype=torch.float64)
     weights = neus_weights(*wall(at, 1.0), torch.full_like(at, step), s)
@@ -155,9 +155,7 @@ def test_trilinear_equals_a_loop_over_corners():
 
 def test_rays_project_back_to_their_pixels_and_their_parameter_is_depth():
     intrinsics = torch.tensor([[50.0, 0, 31.5], [0, 48, 15.5], [0, 0, 1]], dtype=torch.float64)
-    ego_from_cam = torch.tensor(
-        [[0.0, 0, 1, 1.2], [-1, 0, 0, 0.3], [0, -1, 0, 1.6], [0, 0, 0, 1]], dtype=torch.float64
-    )
+    ego_from_cam = torch.tensor([[0.0, 0, 1, 1.2], [-1, 0, 0, 0.3], [0, -1, 0, 1.6], [0, 0, 0, 1]], dtype=torch.float64)
     pixels = pixel_grid((8, 4), (64, 32), torch.zeros(2, dtype=torch.float64))
     assert pixels.shape == (4, 8, 2)
     torch.testing.assert_close(pixels[0, 0], torch.tensor([3.5, 3.5], dtype=torch.float64))
@@ -168,9 +166,7 @@ def test_rays_project_back_to_their_pixels_and_their_parameter_is_depth():
     seen = in_cam @ intrinsics.T
     torch.testing.assert_close(seen[:, :2] / seen[:, 2:], pixels.flatten(0, 1))
     shifted = pixel_grid((8, 4), (64, 32), torch.tensor([0.5, -0.25], dtype=torch.float64))
-    torch.testing.assert_close(
-        shifted - pixels, torch.tensor([4.0, -2.0], dtype=torch.float64).expand_as(pixels)
-    )
+    torch.testing.assert_close(shifted - pixels, torch.tensor([4.0, -2.0], dtype=torch.float64).expand_as(pixels))
 
 
 def test_spans_in_a_box_by_hand():

@@ -1,8 +1,8 @@
 """The MVS-embedded photometric loss of SelfOcc (arXiv 2311.12754): every sample on a ray is a depth proposal.
 
-A loss at the rendered depth sees the images only beside the point where that depth projects to, so it is right only
-within a pixel or so of the truth. Here each sample of a ray is warped to the neighbouring image, and its weight falls or
-rises with how well the colour there fits, wherever on the ray it lies.
+A loss at the rendered depth sees the neighbouring image only beside the point where that depth projects to, so it
+points to the truth only from within a pixel or so. Here each sample of a ray is warped to the neighbouring image, and
+its weight falls or rises with how well the colour there fits, wherever on the ray it lies.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from occ_core.losses.photometric import ssim
+from occ_core.losses.photometric import SSIM_SHARE, ssim
+
+SMALLEST = 1e-6  # share of a ray
 
 
 def proposals_in_view(
@@ -20,7 +22,9 @@ def proposals_in_view(
     """Weights renormalised over the samples that the neighbour sees; and whether it sees any of the ray at all."""
     seen = weights * inside
     total = seen.sum(dim=1, keepdim=True)
-    return seen / total.clamp(min=1e-6), total > 1e-6
+    valid = total > SMALLEST
+    # A ray that is out of the neighbour's view is not compared, but windows of SSIM beside it reach into it.
+    return torch.where(valid, seen / total.clamp(min=SMALLEST), weights), valid
 
 
 def mvs_photometric_error(
@@ -36,5 +40,5 @@ def mvs_photometric_error(
     share, valid = proposals_in_view(weights, inside)
     l1 = (share * (proposals - target.unsqueeze(2)).abs().mean(dim=1)).sum(dim=1, keepdim=True)
     blended = (share.unsqueeze(1) * proposals).sum(dim=2)
-    dissimilar = (1 - ssim(blended, target).mean(dim=1, keepdim=True)) / 2
-    return 0.85 * dissimilar + 0.15 * l1, valid
+    unlike = ((1 - ssim(blended, target)) / 2).clamp(0, 1).mean(dim=1, keepdim=True)
+    return SSIM_SHARE * unlike + (1 - SSIM_SHARE) * l1, valid

@@ -26,7 +26,8 @@ def sample_and_sum(
     weights = weights.permute(3, 0, 2, 1, 4).flatten(1, 2)  # [L, B * heads, Q, P]
     total: Tensor | float = 0.0
     for level, value in enumerate(values):
-        samples = F.grid_sample(value.flatten(0, 1), grid[level], align_corners=False)  # [B * heads, D, Q, P]
+        value = value.flatten(0, 1).to(grid.dtype)  # of reduced precision under autocast
+        samples = F.grid_sample(value, grid[level], align_corners=False)  # [B * heads, D, Q, P]
         total = total + torch.einsum("ndqp,nqp->ndq", samples, weights[level])
     return torch.as_tensor(total).reshape(batch, -1, queries).transpose(1, 2)
 
@@ -61,12 +62,14 @@ class Places(nn.Module):
 
     def forward(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """[..., C] to offsets [..., heads, L, P, 2] and logits [..., heads, L, P]."""
-        offsets = self.offsets(query).unflatten(-1, (*self.shape, 2))
-        return offsets, self.logits(query).unflatten(-1, self.shape)
+        with torch.autocast(query.device.type, enabled=False):  # a place of 8 bits would be pixels off
+            query = query.to(self.offsets.weight.dtype)
+            offsets = self.offsets(query).unflatten(-1, (*self.shape, 2))
+            return offsets, self.logits(query).unflatten(-1, self.shape)
 
 
 class DeformableAttention(nn.Module):
-    """Attention of queries to a pyramid, at `points` places a level and head; self-attention where both are the same."""
+    """Attention of queries to a pyramid, at `points` places a level and head; self-attention where they are one."""
 
     def __init__(self, channels: int, heads: int, levels: int, points: int):
         super().__init__()

@@ -34,7 +34,8 @@ class ImageAttention(nn.Module):
     """Cross-attention of a plane's cells to the images around the projections of points on the cell's normal.
 
     A soft-max over what is visible: points that no camera sees take no part, points that two cameras see count twice.
-    Cells without a visible point get the bias alone. (BEVFormer and TPVFormer average over the cameras that see a cell.)
+    Cells without a visible point get the bias alone. (Ours; BEVFormer and TPVFormer average over the cameras that see
+    the cell.)
     """
 
     def __init__(self, channels: int, heads: int, levels: int, references: int):
@@ -79,7 +80,7 @@ class ImageAttention(nn.Module):
             places = (sight.places[:, None, None] + offset)[None, :, :, :, None]
             views = [split_heads(value[camera][None], self.heads) for value in values]
             cell = sight.rows // self.references
-            total = total.index_add(0, cell, sample_and_sum(views, places, score[None, ..., None])[0])
+            total = total.index_add(0, cell, sample_and_sum(views, places, score[None, ..., None])[0].to(total.dtype))
             norm = norm.index_add(0, cell, score.sum(dim=-1))
         return (total.unflatten(1, (heads, -1)) / norm.clamp(min=1e-6).unsqueeze(-1)).flatten(1)
 
@@ -159,9 +160,7 @@ class PlaneEncoder(nn.Module):
             again = self.config.checkpoint and torch.is_grad_enabled()
             query = checkpoint(layer, *args, use_reentrant=False) if again else layer(*args)
         parts = query.split([a * b for a, b in self.shapes], dim=1)
-        return {
-            n: part.unflatten(1, shape) for n, part, shape in zip(self.normals, parts, self.shapes, strict=True)
-        }
+        return {n: part.unflatten(1, shape) for n, part, shape in zip(self.normals, parts, self.shapes, strict=True)}
 
     @torch.no_grad()
     def sights(self, normal: int, rig_images: RigImages) -> list[list[Sight]]:

@@ -57,13 +57,13 @@ class SdfHead(nn.Module):
             # planes that span x are cut, the one whose normal is x serves every slab
             args = [h if n == 0 else h[:, start : start + SLAB] for n, h in sorted(hidden.items())]
             slabs.append(checkpoint(self._slab, *args, use_reentrant=False) if again else self._slab(*args))
-        out = torch.cat(slabs, dim=1)
+        out = torch.cat(slabs, dim=1).float()
         return Volume(out[..., 0] + self.start_m, out[..., 1:4].sigmoid(), out[..., 4:])
 
     def _slab(self, *hidden: Tensor) -> Tensor:
         """Planes' hidden features, by normal x, (y,) z, to [B, x, Y, Z, 4 + classes]."""
         normals = (0, 1, 2) if len(hidden) == 3 else (0, 2)
-        total = self.hidden.bias
+        total: Tensor = self.hidden.bias
         for normal, part in zip(normals, hidden, strict=True):
             total = total + part.unsqueeze(normal + 1)
         return self.out(F.relu(total))

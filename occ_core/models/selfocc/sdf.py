@@ -59,9 +59,9 @@ def neus_weights(
 ) -> Tensor:  # [R, S]
     """The share of each ray that ends at each sample; what is left to 1 passes them all.
 
-    NeuS (arXiv 2106.10689, eq. 13): the field at both ends of the interval is extrapolated with the slope, of which only
-    the falling part counts; before `anneal` is 1, half of a slope (and 0.5 of a level field) counts too, so that a
-    surface can appear where there is none.
+    NeuS (arXiv 2106.10689, eq. 13): the field at both ends of the interval is extrapolated with the slope, of which
+    only the falling part counts; before `anneal` is 1, half of a slope (and 0.5 of a level field) counts too, so that
+    a surface can appear where there is none.
     """
     falling = -(F.relu(0.5 - 0.5 * slope) * (1 - anneal) + F.relu(-slope) * anneal)
     half = falling * step_m / 2
