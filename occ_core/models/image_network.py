@@ -33,6 +33,8 @@ class FeaturePyramid(nn.Module):
         self.register_buffer("mean", torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1), persistent=False)
         self.backbone: MobileNetV4Small | ResNet
+        given: tuple[int, ...]
+        self.strides: tuple[int, ...]
         if backbone == "mobilenetv4-small":
             self.backbone, self.strides, given = MobileNetV4Small(), LEVELS[1:], MOBILENET_CHANNELS
         else:

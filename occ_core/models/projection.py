@@ -17,18 +17,23 @@ from occ_core.models.rig_images import RigImages
 NEAREST_M = 1e-3
 
 
-def cell_centers_m(grid: VoxelGrid, cells_per_feature: int = 1) -> Tensor:
-    """Centres of blocks of f x f x f cells, float32 [X/f * Y/f * Z/f, 3] in order [x, y, z], metres in the ego frame.
+def cell_centers_m(grid: VoxelGrid, cells_per_feature: int | tuple[int, int, int] = 1) -> Tensor:
+    """Centres of blocks of f x f x f (or fx x fy x fz) cells, metres in the ego frame.
+
+    Returns:
+        float32 [X/fx * Y/fy * Z/fz, 3], in order [x, y, z].
 
     Raises:
         InvalidInput: f does not divide the grid's shape.
     """
-    f = cells_per_feature
-    if any(n % f for n in grid.shape):
-        raise InvalidInput(f"cells_per_feature {f} must divide the grid's shape {grid.shape}")
-    x, y, z = (n // f for n in grid.shape)
-    blocks = VoxelGrid(grid.origin_m, grid.voxel_size_m * f, (x, y, z))
-    return torch.from_numpy(blocks.centers_m()).reshape(-1, 3)
+    f = (cells_per_feature,) * 3 if isinstance(cells_per_feature, int) else cells_per_feature
+    if any(n % block for n, block in zip(grid.shape, f, strict=True)):
+        raise InvalidInput(f"cells_per_feature {cells_per_feature} must divide the grid's shape {grid.shape}")
+    axes = [
+        origin + (torch.arange(n // block, dtype=torch.float64) + 0.5) * block * grid.voxel_size_m
+        for origin, n, block in zip(grid.origin_m, grid.shape, f, strict=True)
+    ]
+    return torch.cartesian_prod(*axes).float()
 
 
 def project(
@@ -51,6 +56,14 @@ def project(
     u, v = u * scale, v * scale
     inside = (u > -0.5) & (u < width - 0.5) & (v > -0.5) & (v < height - 0.5)
     return torch.stack([u, v], dim=-1), depth_m, front & inside & rig_images.present[..., None]
+
+
+def in_view(
+    points_ego_m: Tensor,  # [K, 3] or [B, K, 3]
+    rig_images: RigImages,
+) -> Tensor:  # bool [B, K]
+    """Whether a point is in the image of any camera that is present."""
+    return project(points_ego_m, rig_images)[2].any(dim=1)
 
 
 def lift(

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from occ_core.errors import InvalidInput
+
 
 @dataclass(frozen=True, eq=False)
 class RigImages:
@@ -56,6 +58,17 @@ class Targets:
     neighbours: Tensor | None = None
     neighbour_from_cam: Tensor | None = None
     neighbour_present: Tensor | None = None
+
+    def need(self, field: str, term: str) -> Tensor:
+        """A field that a loss term reads.
+
+        Raises:
+            InvalidInput: the run has nothing of the kind.
+        """
+        value = getattr(self, field)
+        if value is None:
+            raise InvalidInput(f"loss term '{term}' has a weight > 0, but the run has no {field}")
+        return value
 
     def to(self, device: torch.device) -> Targets:
         return _moved(self, device)

@@ -1,0 +1,131 @@
+"""Supervision by points on viewing rays: free before the hit, occupied just behind it (as in QueryOcc, CVPR 2026).
+
+It takes the teachers' depth and classes as they are, with no grid in between.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from occ_core.grid import VoxelGrid
+from occ_core.losses.labels import SMALLEST, occupied_logit
+from occ_core.losses.voxel import geometry_loss
+from occ_core.models.projection import pixel_rays, weighted_rows
+from occ_core.models.rig_images import RigImages
+
+UNKNOWN = 255
+
+
+class Queries(NamedTuple):
+    """Points of all moments in a row; all lie in the grid."""
+
+    moment: Tensor  # [Q] int64
+    points_ego_m: Tensor  # [Q, 3]
+    occupied: Tensor  # [Q] bool
+    classes: Tensor  # [Q] int64; 255 where free or unknown
+
+
+def sample_queries(
+    depth_m: Tensor,  # [B, N, H, W] along the optical axis; +inf = sky, NaN = unknown
+    class_map: Tensor,  # uint8 [B, N, H, W]; 255 = unknown
+    rig_images: RigImages,
+    grid: VoxelGrid,
+    rays: int,
+    buffer_m: float,
+) -> Queries:
+    """On `rays` random pixels of each moment, a free and an occupied point.
+
+    The free one is uniform between where the ray enters the grid and its hit, the occupied one uniform in the
+    `buffer_m` behind the hit. The sky gives the first only, up to the end of the grid; what lies outside the grid is
+    dropped.
+    """
+    b, n, height, width = depth_m.shape
+    device = depth_m.device
+    origins, directions = pixel_rays(rig_images, (width, height))
+    moment = torch.arange(b, device=device)[:, None].expand(b, rays).flatten()
+    pixel = torch.randint(n * height * width, (b * rays,), device=device)
+    camera = pixel // (height * width)
+    depth = depth_m.flatten(1)[moment, pixel].float()
+    usable = rig_images.present[moment, camera] & (depth > 0)  # NaN is not
+    moment, pixel, camera, depth = (v[usable] for v in (moment, pixel, camera, depth))
+    origin, direction = origins[moment, camera], directions.flatten(1, 3)[moment, pixel]
+
+    enter, leave = _within(origin, direction, grid)
+    last = torch.minimum(leave, depth)
+    free = last > enter
+    share = torch.rand(len(depth), device=device)
+    free_points = origin + (enter + share * (last - enter))[:, None] * direction
+
+    share = torch.rand(len(depth), device=device)
+    behind = depth + share * buffer_m / direction.norm(dim=1)
+    hit = torch.isfinite(depth) & (behind > enter) & (behind < leave)
+    hit_points = origin + torch.where(hit, behind, 0)[:, None] * direction
+    classes = class_map.flatten(1)[moment, pixel].long()
+
+    points = torch.cat([free_points[free], hit_points[hit]])
+    occupied = torch.arange(len(points), device=device) >= free.sum()
+    return Queries(
+        torch.cat([moment[free], moment[hit]]),
+        points,
+        occupied,
+        torch.where(occupied, torch.cat([classes[free], classes[hit]]), UNKNOWN),
+    )
+
+
+def query_losses(
+    logits: Tensor,  # [B, C, X, Y, Z]
+    queries: Queries,
+    grid: VoxelGrid,
+    free_id: int,
+    class_weights: Tensor | None = None,  # [C]
+) -> dict[str, Tensor]:
+    """`query_occupied`: binary cross-entropy, half of it from free points and half from occupied ones. `query_class`:
+    cross-entropy of the class of occupied points, among all classes but free; unknown ones are left out.
+    """
+    rows = trilinear(logits, queries.moment, queries.points_ego_m, grid)
+    logit, occupied = occupied_logit(rows, free_id), queries.occupied
+    halves = [geometry_loss(logit[side], occupied[side]) for side in (occupied, ~occupied)]
+    known = occupied & (queries.classes != UNKNOWN) & (queries.classes != free_id)
+    rows, target = rows[known], queries.classes[known]
+    no_class = torch.arange(rows.shape[1], device=rows.device) == free_id
+    loss = -F.log_softmax(rows.masked_fill(no_class, -torch.inf), dim=1).gather(1, target[:, None])[:, 0]
+    weight = torch.ones_like(loss) if class_weights is None else class_weights[target]
+    return {
+        "query_occupied": (halves[0] + halves[1]) / 2,
+        "query_class": (loss * weight).sum() / weight.sum().clamp(min=SMALLEST),
+    }
+
+
+def trilinear(
+    volume: Tensor,  # [B, C, X, Y, Z]
+    moment: Tensor,  # [Q] int64
+    points_ego_m: Tensor,  # [Q, 3], in the grid
+    grid: VoxelGrid,
+) -> Tensor:  # [Q, C]
+    """Values between cell centres; beyond the outermost centres the outermost cell holds."""
+    shape = torch.tensor(grid.shape, device=volume.device)
+    origin_m = torch.tensor(grid.origin_m, device=volume.device)
+    at = (points_ego_m - origin_m) / grid.voxel_size_m - 0.5
+    low = at.floor()
+    share = at - low
+    low = low.long()
+    corners = torch.cartesian_prod(*[torch.arange(2, device=volume.device)] * 3)  # [8, 3]
+    x, y, z = torch.minimum((low[:, None] + corners).clamp(min=0), shape - 1).unbind(2)  # [Q, 8] each
+    weight = torch.where(corners == 1, share[:, None], 1 - share[:, None]).prod(dim=2)
+    index = ((moment[:, None] * grid.shape[0] + x) * grid.shape[1] + y) * grid.shape[2] + z
+    table = volume.movedim(1, -1).flatten(0, 3).float()  # [B * X * Y * Z, C]
+    return weighted_rows(table, index.flatten(), weight.flatten(), torch.full_like(moment, 8))
+
+
+def _within(origin: Tensor, direction: Tensor, grid: VoxelGrid) -> tuple[Tensor, Tensor]:
+    """Depths [R] at which rays [R, 3] enter and leave the grid; enter >= leave where they miss it."""
+    step = torch.where(direction.abs() < 1e-9, 1e-9, direction)
+    a, b = (
+        (torch.tensor(corner, dtype=origin.dtype, device=origin.device) - origin) / step
+        for corner in (grid.origin_m, grid.upper_m)
+    )
+    return torch.minimum(a, b).amax(dim=1).clamp(min=0), torch.maximum(a, b).amin(dim=1)

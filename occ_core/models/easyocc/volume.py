@@ -1,0 +1,116 @@
+"""EasyOcc in the sizes `paper`, `base` and `small`: images -> features -> bilinear lifting -> convolutions -> cells.
+
+After Easy3D-Labels (arXiv 2509.26087): 3D pseudo-labels are the loss, nothing is rendered. Ours: channels that say
+where a feature lies, and a second output, whether a camera sees the cell at all.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from occ_core.errors import InvalidInput
+from occ_core.losses.labels import label_losses
+from occ_core.losses.query import query_losses, sample_queries
+from occ_core.losses.voxel import observed_loss
+from occ_core.models.easyocc.heads import BirdsEyeHead, HourglassHead, position_channels
+from occ_core.models.easyocc.volume_config import EasyOccVolumeConfig
+from occ_core.models.image_network import ImageNetwork
+from occ_core.models.projection import cell_centers_m, in_view, lift
+from occ_core.models.rig_images import RigImages, Targets, VoxelAnswer
+
+OBSERVED_CELLS = 1 << 16  # random cells of a moment on which the loss of the observed output is computed
+
+
+class VolumeCells(NamedTuple):
+    """Logits of cells; memory has the classes of a cell side by side."""
+
+    classes: Tensor  # [B, C, X, Y, Z], the free class among them
+    observed: Tensor | None  # [B, X, Y, Z]: of a cell in view, does a camera see it, or is it hidden?
+
+
+class EasyOccVolume(nn.Module):
+    """Images of a rig to class logits of every cell."""
+
+    points_ego_m: Tensor
+    position: Tensor
+    centers_m: Tensor
+
+    def __init__(self, config: EasyOccVolumeConfig):
+        super().__init__()
+        self.config = config
+        c = config.feature_channels
+        self.image_network = ImageNetwork(config.backbone, c, config.feature_stride, config.checkpoint)
+        head = HourglassHead if config.head == "hourglass" else BirdsEyeHead
+        self.head = head(config, c + 4, len(config.classes) + config.observed_output)
+        points_ego_m, centers_m = cell_centers_m(config.grid, config.block), cell_centers_m(config.grid)
+        extent_m = torch.tensor([config.grid.origin_m, config.grid.upper_m]).abs().amax(0)
+        self.register_buffer("points_ego_m", points_ego_m, persistent=False)  # [K, 3] of the lifted features
+        self.register_buffer("position", position_channels(points_ego_m, extent_m), persistent=False)
+        self.register_buffer("centers_m", centers_m, persistent=False)  # [X * Y * Z, 3]
+
+    def cells(self, rig_images: RigImages) -> VolumeCells:
+        features = self.image_network(rig_images.images)
+        lifted, _ = lift(features, self.points_ego_m, rig_images)
+        position = self.position.expand(len(lifted), -1, -1)
+        rows = torch.cat([lifted.transpose(1, 2), position.transpose(1, 2)], dim=2)  # channels stay side by side
+        volume = rows.unflatten(1, self.config.lifted_shape).movedim(-1, 1)
+        logits = self.head(volume)
+        classes = len(self.config.classes)
+        observed = logits[..., classes] if self.config.observed_output else None
+        return VolumeCells(logits[..., :classes].movedim(-1, 1), observed)
+
+    def forward(self, rig_images: RigImages, targets: Targets, progress: float) -> dict[str, Tensor]:
+        """Weighted loss terms by name; their sum is what training minimises. `progress` changes nothing here.
+
+        Raises:
+            InvalidInput: targets lack what a loss needs, or their labels have another grid.
+        """
+        loss, free = self.config.loss, self.config.classes.free_id
+        cells = self.cells(rig_images)
+        losses: dict[str, Tensor] = {}
+        if "labels" in self.config.needs:
+            labels = self._labels(targets)
+        if loss.labels > 0:
+            weights = targets.need("class_weights", "labels")
+            terms = label_losses(cells.classes, labels, weights, loss.label_terms, free, loss.observed_only)
+            losses |= {name: loss.labels * term for name, term in terms.items()}
+        if cells.observed is not None:
+            losses["observed"] = loss.observed * self._observed_loss(cells.observed, labels, rig_images)
+        if loss.query > 0:
+            depth_m, class_map = targets.need("depth_m", "query"), targets.need("class_map", "query")
+            grid = self.config.grid
+            queries = sample_queries(depth_m, class_map, rig_images, grid, loss.query_rays, loss.query_buffer_m)
+            terms = query_losses(cells.classes, queries, grid, free, targets.pixel_weights)
+            losses |= {name: loss.query * term for name, term in terms.items()}
+        return losses
+
+    def _labels(self, targets: Targets) -> Tensor:
+        labels = targets.need("labels", "labels" if self.config.loss.labels > 0 else "observed")
+        if tuple(labels.shape[1:]) != self.config.grid_shape:
+            raise InvalidInput(
+                f"labels have {tuple(labels.shape[1:])} cells, model '{self.config.name}' has {self.config.grid_shape}"
+            )
+        return labels
+
+    def _observed_loss(self, logits: Tensor, labels: Tensor, rig_images: RigImages) -> Tensor:
+        """On random cells in view; what no camera has in view is never observed, by rule."""
+        some = torch.randint(len(self.centers_m), (OBSERVED_CELLS,), device=logits.device)
+        visible = in_view(self.centers_m[some], rig_images)  # [B, S]
+        return observed_loss(logits.flatten(1)[:, some][visible], (labels.flatten(1)[:, some] != 255)[visible])
+
+    @torch.no_grad()
+    def answer(self, rig_images: RigImages) -> VoxelAnswer:
+        """The most likely class of each cell; set the model to eval mode first."""
+        free = self.config.classes.free_id
+        cells = self.cells(rig_images)
+        observed = in_view(self.centers_m, rig_images).reshape(-1, *self.config.grid_shape)
+        if cells.observed is not None:
+            observed = observed & (cells.observed > 0)
+        labels = torch.where(observed, cells.classes.argmax(dim=1), free)
+        p_free = (cells.classes[:, free] - cells.classes.logsumexp(dim=1)).exp()
+        confidence = torch.where(labels == free, p_free, 1 - p_free) * observed * 255
+        return VoxelAnswer(labels.to(torch.uint8), confidence.to(torch.uint8), observed.to(torch.uint8))
