@@ -7,8 +7,6 @@ published and what is ours.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -52,10 +50,6 @@ class SelfOcc(nn.Module):
         self.register_buffer("lower_m", torch.tensor(grid.origin_m), persistent=False)
         self.register_buffer("upper_m", torch.tensor(grid.upper_m), persistent=False)
 
-    def load_backbone(self, path: Path) -> None:
-        """See `FeaturePyramid.load_backbone`."""
-        self.pyramid.load_backbone(path)
-
     def volume(self, rig_images: RigImages) -> Volume:
         """What the network says of every vertex."""
         return self.head(self.encoder(self.pyramid(rig_images.images), rig_images))
@@ -69,7 +63,7 @@ class SelfOcc(nn.Module):
         Raises:
             InvalidInput: a loss needs what `targets` lacks, or labels are of another grid.
         """
-        self._check(targets)
+        self._check_labels(targets)
         volume = self.volume(rig_images)
         with torch.autocast(volume.sdf_m.device.type, enabled=False):  # places and products of weights need float32
             losses = self._regularisers(volume)
@@ -119,18 +113,11 @@ class SelfOcc(nn.Module):
                     depth_m[b, n] = torch.cat(rendered)
         return depth_m.unflatten(2, (size[1], size[0]))
 
-    def _check(self, targets: Targets) -> None:
-        for field in sorted(self.config.needs):
-            if getattr(targets, field) is None:
-                term = {"neighbours": "photometric", "class_map": "semantic", "labels": "labels"}[field]
-                weight = getattr(self.config.loss, term)
-                raise InvalidInput(f"selfocc: loss.{term} is {weight}, but the run has no targets.{field}")
-        if self.config.loss.labels and targets.labels is not None:
-            shape = tuple(targets.labels.shape[1:])
-            if shape != self.config.grid_shape:
-                raise InvalidInput(
-                    f"selfocc: labels are of grid shape {shape}, the model's is {self.config.grid_shape}"
-                )
+    def _check_labels(self, targets: Targets) -> None:
+        if self.config.loss.labels:
+            shape, own = tuple(targets.need("labels", "labels").shape[1:]), self.config.grid_shape
+            if shape != own:
+                raise InvalidInput(f"labels are of grid shape {shape}, the model '{self.config.name}' is of {own}")
 
     def _regularisers(self, volume: Volume) -> dict[str, Tensor]:
         weights, losses = self.config.loss, {}
@@ -190,35 +177,29 @@ class SelfOcc(nn.Module):
         rays = self._render(tables, rig_images, b, n, pixels.flatten(0, 1), anneal)
         weights, losses = self.config.loss, {}
         target = view.colours(view.image)
-        if weights.photometric and targets.neighbours is not None:
-            assert targets.neighbour_present is not None and targets.neighbour_from_cam is not None
-            there = targets.neighbour_present[b, n]
+        if weights.photometric:
+            there = targets.need("neighbour_present", "photometric")[b, n]
             if there.any():
-                neighbours = _as_colours(targets.neighbours[b, n][there])
-                poses = targets.neighbour_from_cam[b, n][there]
+                neighbours = _as_colours(targets.need("neighbours", "photometric")[b, n][there])
+                poses = targets.need("neighbour_from_cam", "photometric")[b, n][there]
                 losses["photometric"] = neighbour_loss(rays, view, neighbours, poses, self.config.mvs)
         if weights.rgb:
             losses["rgb"] = photometric_error(target, rendered_colours(rays, view)).mean()
         if weights.smoothness:
             inverse_depth = (1 / rays.depth_m).view(1, *pixels.shape[:2])
             losses["smoothness"] = smoothness_loss(inverse_depth, target)
-        if weights.semantic and targets.class_map is not None:
-            free, classes = self.config.classes.free_id, nearest_classes(targets.class_map[b, n], pixels)
-            pixel_weights = targets.pixel_weights
-            if pixel_weights is None:
-                pixel_weights = torch.ones(len(self.config.classes), device=pixels.device)
-            losses["semantic"] = ray_class_loss(rays, classes, pixel_weights, free)
+        if weights.semantic:
+            classes = nearest_classes(targets.need("class_map", "semantic")[b, n], pixels)
+            pixel_weights = targets.need("pixel_weights", "semantic")
+            losses["semantic"] = ray_class_loss(rays, classes, pixel_weights, self.config.classes.free_id)
         return losses
 
     def _label_losses(self, volume: Volume, targets: Targets) -> dict[str, Tensor]:
-        weights = self.config.loss
-        assert targets.labels is not None
-        class_weights = targets.class_weights
-        if class_weights is None:
-            class_weights = torch.ones(len(self.config.classes), device=volume.sdf_m.device)
-        logits, free = self.label_logits(volume), self.config.classes.free_id
-        terms = label_losses(logits, targets.labels, class_weights, weights.label_terms, free, weights.observed_only)
-        return {f"labels/{name}": weights.labels * term for name, term in terms.items()}
+        weights, free = self.config.loss, self.config.classes.free_id
+        labels, class_weights = targets.need("labels", "labels"), targets.need("class_weights", "labels")
+        logits = self.label_logits(volume)
+        terms = label_losses(logits, labels, class_weights, weights.label_terms, free, weights.observed_only)
+        return {name: weights.labels * term for name, term in terms.items()}
 
     def label_logits(self, volume: Volume) -> Tensor:  # [B, C, X, Y, Z]
         """Logits whose soft-max is: free with probability sigmoid(s * sdf), else a class by the classes' soft-max.
