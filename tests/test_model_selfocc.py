@@ -377,6 +377,21 @@ def test_recomputing_instead_of_keeping_changes_no_gradient():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-6, msg=name)
 
 
+def test_reduced_precision_changes_little_and_no_distance_is_rounded():
+    torch.manual_seed(0)
+    model = SelfOcc(config()).eval()
+    rig_images, targets = moment()
+    with torch.no_grad():
+        exact = model(rig_images, targets, 0.5)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert model.volume(rig_images).sdf_m.dtype == torch.float32
+            rounded = model(rig_images, targets, 0.5)
+            assert model.rendered_depth(rig_images, (6, 4)).dtype == torch.float32
+            model.answer(rig_images)
+    for name, loss in exact.items():
+        assert float(rounded[name]) == pytest.approx(float(loss), rel=0.05, abs=1e-4), name
+
+
 def test_absent_cameras_are_not_looked_at():
     torch.manual_seed(0)
     model = SelfOcc(config()).eval()

@@ -57,7 +57,7 @@ class SdfHead(nn.Module):
             # planes that span x are cut, the one whose normal is x serves every slab
             args = [h if n == 0 else h[:, start : start + SLAB] for n, h in sorted(hidden.items())]
             slabs.append(checkpoint(self._slab, *args, use_reentrant=False) if again else self._slab(*args))
-        out = torch.cat(slabs, dim=1).float()
+        out = torch.cat(slabs, dim=1)
         return Volume(out[..., 0] + self.start_m, out[..., 1:4].sigmoid(), out[..., 4:])
 
     def _slab(self, *hidden: Tensor) -> Tensor:

@@ -52,7 +52,9 @@ class SelfOcc(nn.Module):
 
     def volume(self, rig_images: RigImages) -> Volume:
         """What the network says of every vertex."""
-        return self.head(self.encoder(self.pyramid(rig_images.images), rig_images))
+        planes = self.encoder(self.pyramid(rig_images.images), rig_images)
+        with torch.autocast(rig_images.images.device.type, enabled=False):  # 8 bits of a distance are not smooth
+            return self.head({normal: plane.float() for normal, plane in planes.items()})
 
     def forward(self, rig_images: RigImages, targets: Targets, progress: float) -> dict[str, Tensor]:
         """Weighted loss terms by name; their sum is what training minimises.
