@@ -117,9 +117,7 @@ def real_labels(
 def models(
     plan: Annotated[Path, typer.Argument(help="YAML file of runs, such as benchmarks/models/plan.yaml.")],
     held_out: Annotated[Path, typer.Argument(help="Data set in nuScenes layout with gts/ that no run trains on.")],
-    out: Annotated[Path, typer.Option(help="Folder of the runs; finished ones are kept.")] = Path(
-        "runs/models"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder of the runs; finished ones are kept.")] = Path("runs/models"),
     seeds: Annotated[int, typer.Option(help="Runs of each model, with seeds 0, 1, ...", min=1)] = 3,
     workers: Annotated[int, typer.Option(help="Runs at the same time, one core each; 0: one per core.")] = 0,
     run: Annotated[list[str] | None, typer.Option(help="Only this run of the plan; may be repeated.")] = None,
@@ -153,9 +151,7 @@ def depth(
     truth: Annotated[str, typer.Option(help="oracle: exact depth of a simulated city; lidar: each frame's sweep.")] = (
         "oracle"
     ),
-    pictures: Annotated[
-        Path | None, typer.Option(help="Also draw rendered and true depth into this folder.")
-    ] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Also draw rendered and true depth into this folder.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
 ) -> None:
     """Score the depth that OccNeRF or SelfOcc renders, raw and scaled by the median of each image.

@@ -236,7 +236,7 @@ def _read_cells(path: Path, grid: VoxelGrid, keys: tuple[str, ...], kinds: str, 
     return None
 
 
-def write_report(path: Path, report: dict[str, dict[str, Any]]) -> None:
+def write_report(path: Path, report: dict[str, Any]) -> None:
     """JSON of the report, atomically; a score that does not exist (no such class anywhere) is null."""
     from occ_core.training.checkpoint import write_text
 
