@@ -63,7 +63,8 @@ class FeaturePyramid(nn.Module):
         return tuple(levels[stride] for stride in self.levels)
 
     def load_backbone(self, path: Path) -> None:
-        """Weights of the backbone alone, by its own parameter names; a classifier's are passed over.
+        """Weights of the backbone alone: of a file that has its parameter names (a classifier's are passed over), or of a
+        checkpoint of any network of this library with the same backbone.
 
         Raises:
             MissingInput, CorruptInput: no such file, or not safetensors.
@@ -75,6 +76,8 @@ class FeaturePyramid(nn.Module):
             given = load_file(path)
         except SafetensorError as error:
             raise CorruptInput(f"{path}: not a safetensors file: {error}") from error
+        inside = {name.rpartition("backbone.")[2]: value for name, value in given.items() if "backbone." in name}
+        given = inside or given
         own = self.backbone.state_dict()
         counters = {name for name in own if name.endswith("num_batches_tracked")}
         missing = sorted(set(own) - set(given) - counters)
