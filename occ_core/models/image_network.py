@@ -63,8 +63,8 @@ class FeaturePyramid(nn.Module):
         return tuple(levels[stride] for stride in self.levels)
 
     def load_backbone(self, path: Path) -> None:
-        """Weights of the backbone alone: of a file that has its parameter names (a classifier's are passed over), or of a
-        checkpoint of any network of this library with the same backbone.
+        """Weights of the backbone alone, from a file that has its parameter names (a classifier's are passed over) or
+        from a checkpoint of any network of this library with the same backbone.
 
         Raises:
             MissingInput, CorruptInput: no such file, or not safetensors.
