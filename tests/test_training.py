@@ -401,7 +401,13 @@ def test_config_file_and_its_errors(tmp_path):
     config = load_config(path, steps=None, threads=1)
     assert (config.steps, config.threads, config.model.depth_bins) == (10, 1, 20)
     wrong = "model: {kind: easyocc-nano, depth_bins: 1}"
-    for text, words in (("stepz: 1", "stepz"), (wrong, r"c\.yaml: model config: depth_bins"), ("steps: -1", "steps"), ("[1]", "mapping"), ("a: [", "YAML")):
+    for text, words in (
+        ("stepz: 1", "stepz"),
+        (wrong, r"c\.yaml: model config: depth_bins"),
+        ("steps: -1", "steps"),
+        ("[1]", "mapping"),
+        ("a: [", "YAML"),
+    ):
         path.write_text(text)
         with pytest.raises(InvalidInput, match=words) as caught:
             load_config(path)
