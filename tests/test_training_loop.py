@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from occ_core.cli.main import app
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
+from occ_core.grid import VoxelGrid
 
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -19,7 +23,9 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 import tiny_camera_network as tiny  # noqa: E402
 
 from occ_core.inference.predictor import Predictor  # noqa: E402
+from occ_core.models import build  # noqa: E402
 from occ_core.training import loop, state  # noqa: E402
+from occ_core.training.config import load_config  # noqa: E402
 from occ_core.training.log import Clock, Log  # noqa: E402
 from occ_core.training.rig_lessons import RigLessons, cell_weights  # noqa: E402
 
@@ -345,3 +351,71 @@ def test_labels_of_a_store_are_named_in_the_record(data, tmp_path):
     with pytest.raises(InvalidInput, match="none of the 1 held-out scenes has labels in 'empty'"):
         (tmp_path / "set/empty").mkdir()
         loop.train(tiny.run_config(tmp_path / "set", validation_labels="empty"), tmp_path / "out")
+
+
+def test_ctrl_c_reaches_workers_harmlessly_and_the_run_goes_on(data, tmp_path, monkeypatch):
+    config = tiny.run_config(data, steps=5, workers=1)
+    original = loop.train_step
+
+    def interrupted(now, *rest):
+        if now.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(now, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "train_step", interrupted)
+        loop.train(config, tmp_path / "out")
+    assert int(weights(tmp_path / "out")["run.step"]) == 3
+    loop.train(config, tmp_path / "out", resume=True)
+    assert [row["step"] for row in rows(tmp_path / "out")] == ["1", "2", "3", "4", "5"]
+
+
+def test_shipped_configs_are_valid_and_of_the_kind_they_say():
+    folder = Path(loop.__file__).parents[2] / "config"
+    paths = [path for path in folder.glob("*.yaml") if "\nmodel:" in path.read_text()]
+    assert len(paths) >= 4
+    for path in paths:
+        config = load_config(path)
+        assert build.kind_of(config.model) == path.stem.split("_")[0].replace("easyocc", config.model.kind)
+        assert build.parse_config(config.model.model_dump(mode="json")) == config.model
+
+
+EASYOCC = """
+model:
+  kind: easyocc
+  name: least
+  grid_origin_m: [-40, -40, -1]
+  voxel_size_m: 5.0
+  grid_shape: [16, 16, 8]
+  input_width: 64
+  input_height: 32
+  backbone: mobilenetv4-small
+  feature_stride: 8
+  feature_channels: 4
+  hourglass_channels: 4
+  hourglass_stacks: 1
+steps: 2
+validation_scenes: 1
+warmup_steps: 0
+threads: 1
+device: cpu
+"""
+
+
+def test_command_line_trains_and_predicts_with_any_kind_and_refuses_to_export_it(tmp_path):
+    tokens = tiny.make_data(
+        tmp_path / "set", scenes=2, keyframes=1, grid=VoxelGrid((-40.0, -40.0, -1.0), 5.0, (16, 16, 8))
+    )
+    (tmp_path / "c.yaml").write_text(EASYOCC)
+    arguments = ["train", tmp_path / "c.yaml", "--data", tmp_path / "set", "--out", tmp_path / "out", "--workers", 0]
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.exception
+    model = tmp_path / "out/model.safetensors"
+    record = json.loads(model.with_suffix(".json").read_text())
+    assert record["model"]["kind"] == "easyocc" and record["training"]["metrics"]["step"] == 2
+    result = CliRunner().invoke(app, ["predict", str(model), str(tmp_path / "set"), str(tmp_path / "pred")])
+    assert result.exit_code == 0, result.exception
+    for token in tokens:
+        assert np.load(tmp_path / f"pred/{token}.npz")["pred"].shape == (16, 16, 8)
+    result = CliRunner().invoke(app, ["export", str(model), str(tmp_path / "x.onnx")])
+    assert "cannot be exported yet" in str(result.exception) and not (tmp_path / "x.onnx").exists()

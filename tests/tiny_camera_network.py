@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from occ_core.grid import VoxelGrid
 from occ_core.inference.backends import torch_backend
 from occ_core.models import build
 from occ_core.models.config import CameraModelConfig
@@ -35,6 +36,9 @@ class TinyConfig(CameraModelConfig):
     input_width: int = 64
     input_height: int = 32
     needs: tuple[str, ...] = ("labels",)
+
+
+GRID = TinyConfig().grid
 
 
 class Tiny(nn.Module):
@@ -69,26 +73,27 @@ def use_tiny(setattr: Any = setattr) -> None:
     """Make it a kind of model, for as long as `setattr` lasts."""
     known = build.config_type
     setattr(build, "config_type", lambda kind: TinyConfig if kind == "tiny" else known(kind))
-    setattr(state, "build_model", Tiny)
-    setattr(torch_backend, "build_model", Tiny)
+    for module in (state, torch_backend):
+        setattr(module, "build_model", lambda config: (Tiny if config.kind == "tiny" else build.build_model)(config))
 
 
-def make_data(root: Path, scenes: int = 3, keyframes: int = 2, sweeps: int = 1) -> list[str]:
-    """A small data set, labelled in `gts` in the grid of TinyConfig. Returns its tokens."""
+def make_data(root: Path, scenes: int = 3, keyframes: int = 2, sweeps: int = 1, grid: VoxelGrid = GRID) -> list[str]:
+    """A small data set, labelled in `gts`. Returns its tokens."""
     tokens = small_nuscenes.make(root, keyframes=keyframes, sweeps=sweeps, scenes=scenes, truth=False)
-    write_labels(root, "gts", tokens, keyframes)
+    write_labels(root, "gts", tokens, keyframes, grid=grid)
     return tokens
 
 
-def write_labels(root: Path, folder: str, tokens: list[str], keyframes: int, ground: int = 11) -> None:
-    """Labels of the tiny grid: ground below, free above, two rows unobserved."""
-    config = TinyConfig()
-    labels = np.full(config.grid_shape, OCC3D.free_id, dtype=np.uint8)
+def write_labels(
+    root: Path, folder: str, tokens: list[str], keyframes: int, ground: int = 11, grid: VoxelGrid = GRID
+) -> None:
+    """Ground below, free above, two rows unobserved."""
+    labels = np.full(grid.shape, OCC3D.free_id, dtype=np.uint8)
     labels[:, :, 0] = ground
-    observed = np.ones(config.grid_shape, dtype=bool)
+    observed = np.ones(grid.shape, dtype=bool)
     observed[:2] = False
     for i, token in enumerate(tokens):
-        label = Occupancy(config.grid, OCC3D, labels, observed)
+        label = Occupancy(grid, OCC3D, labels, observed)
         save_occ3d(root / folder / f"scene-{i // keyframes + 1:04d}" / token / "labels.npz", label)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -67,7 +68,8 @@ def train(
         path = run(settings, out, resume)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    typer.echo(f"wrote {path}")
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts several
+        typer.echo(f"wrote {path}")
 
 
 def predict(

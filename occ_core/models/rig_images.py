@@ -5,6 +5,7 @@ The networks that project cells into images take these two. EasyOcc nano, whose 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -31,7 +32,11 @@ class RigImages:
     present: Tensor
 
     def to(self, device: torch.device) -> RigImages:
-        return _moved(self, device)
+        return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> RigImages:
+        """In memory that a GPU can fetch by itself; torch's DataLoader calls this."""
+        return _each(self, Tensor.pin_memory)
 
     def batch(self) -> RigImages:
         """A batch of this one moment, whose tensors lack the first axis."""
@@ -75,7 +80,11 @@ class Targets:
         return value
 
     def to(self, device: torch.device) -> Targets:
-        return _moved(self, device)
+        return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Targets:
+        """In memory that a GPU can fetch by itself; torch's DataLoader calls this."""
+        return _each(self, Tensor.pin_memory)
 
 
 class VoxelAnswer(NamedTuple):
@@ -90,6 +99,6 @@ class VoxelAnswer(NamedTuple):
     observed: Tensor
 
 
-def _moved(record: Any, device: torch.device) -> Any:
+def _each(record: Any, change: Callable[[Tensor], Tensor]) -> Any:
     tensors = {f.name: getattr(record, f.name) for f in fields(record)}
-    return replace(record, **{k: v.to(device, non_blocking=True) for k, v in tensors.items() if v is not None})
+    return replace(record, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
