@@ -176,3 +176,31 @@ def depth(
         errors = ", ".join(f"{name} {value:.3f}" for name, value in figures[kind].items())
         typer.echo(f"{kind:7} {errors}")
     typer.echo(f"{figures['images']} images, protocol {figures['protocol']}, truth {truth}")
+
+
+@app.command()
+def step(
+    config: Annotated[Path, typer.Argument(help="YAML file of a camera network, such as config/occnerf.yaml.")],
+    dataroot: Annotated[Path, typer.Argument(help="Data set in nuScenes layout; with LiDAR where losses need labels.")],
+    steps: Annotated[int, typer.Option(help="Training steps; their median is shown.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Does a network fit this machine? Time and peak memory of a training step and an answer on a real keyframe.
+
+    Nothing is kept of what it learns: labels are the sweep's points, all of one class.
+
+    Example:  occ bench step config/easyocc_base.yaml /data/nuscenes
+    """
+    from occ_core.evaluation.report import write_report
+    from occ_core.host import host
+    from occ_core.training.config import load_config
+    from occ_core.training.step_bench import bench_step
+
+    figures = bench_step(load_config(config, threads=threads), dataroot, steps, typer.echo)
+    if json_file is not None:
+        write_report(json_file, {**host(("numpy", "torch")), **figures})
+    typer.echo(
+        f"{figures['model']}: {figures['parameters_m']:.1f} M parameters, {figures['step_s']:.1f} s a step, "
+        f"{figures['answer_s']:.1f} s an answer, peak {figures['peak_memory_mb'] / 1024:.1f} GB"
+    )

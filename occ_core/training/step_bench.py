@@ -1,0 +1,130 @@
+"""Does a network fit this machine? One training step and one answer on a real keyframe, with time and peak memory.
+
+Where nobody labelled the data, a sweep's points stand in as labels, and all that is seen is called one class: it costs
+what real labels cost, and teaches nothing worth keeping.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from occ_core.errors import InvalidInput
+from occ_core.frame import Frame
+from occ_core.labels.real import LIDAR_BEST
+from occ_core.labels.scene import label_scene
+from occ_core.models.config import CameraModelConfig
+from occ_core.sources.nuscenes import NuScenesSource
+from occ_core.taxonomy import Taxonomy
+from occ_core.teachers.base import ClassMap, Teachers
+from occ_core.teachers.lidar import LidarDepth
+from occ_core.training.config import TrainingConfig
+from occ_core.training.moments import IGNORE, Keyframe, Moment, Moments, MomentSource, collate
+from occ_core.training.rig_lessons import cell_weights, needs_of
+from occ_core.training.state import new_state
+
+
+class OneClass:
+    """Calls every pixel the taxonomy's first class that counts."""
+
+    version = "one-class-1"
+
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        self.class_id = next(i for i in taxonomy.occupied_ids if i not in taxonomy.ignored_ids)
+
+    def classes(self, frame: Frame) -> dict[str, ClassMap]:
+        """Maps of the images' size."""
+        shapes = {name: image.shape[:2] for name, image in frame.images.items()}
+        full = np.uint8(self.class_id)
+        return {name: ClassMap(np.full(at, full), np.ones(at, np.float32)) for name, at in shapes.items()}
+
+
+def bench_step(
+    config: TrainingConfig, dataroot: Path, steps: int = 1, told: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
+    """Train `steps` steps on the keyframe in the middle of a data set, then answer it once.
+
+    Args:
+        config: of a camera network; its data, labels and teacher are not read.
+        dataroot: in nuScenes layout; with LiDAR if the losses need labels.
+        told: is given a line a step.
+
+    Returns:
+        model, input, parameters (millions), losses of the last step; step_s and step_cpu_s (forward, backward and
+        optimiser; median), answer_s; occupied: cells that the answer calls so; peak_memory_mb of the process so far.
+
+    Raises:
+        InvalidInput: EasyOcc nano, whose cost is in benchmarks/node.md; or what the losses need is not there.
+    """
+    if not isinstance(config.model, CameraModelConfig):
+        raise InvalidInput("this measures camera networks; EasyOcc nano trains by tables, see benchmarks/nano.md")
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu")
+    moment = one_moment(config, dataroot).to(device)
+    state = new_state(config, device)
+    network = cast(Any, state.model).train()
+    seconds, cpu_seconds, values = [], [], {}
+    for step in range(steps):
+        began, cpu_began = time.perf_counter(), time.process_time()
+        state.optimizer.zero_grad(set_to_none=True)
+        losses = network(moment.rig_images, moment.targets, 0.0)
+        torch.stack(list(losses.values())).sum().backward()
+        state.optimizer.step()
+        values = {name: loss.item() for name, loss in losses.items()}  # waits for a GPU, too
+        seconds.append(time.perf_counter() - began)
+        cpu_seconds.append(time.process_time() - cpu_began)
+        told(f"step {step + 1}: {seconds[-1]:.1f} s, {', '.join(f'{k} {v:.3f}' for k, v in values.items())}")
+    network.eval()
+    began = time.perf_counter()
+    with torch.inference_mode():
+        labels = network.answer(moment.rig_images).labels.cpu().numpy()
+    return {
+        "model": config.model.name,
+        "input": [config.model.input_width, config.model.input_height],
+        "device": str(device),
+        "threads": config.threads,
+        "parameters_m": sum(p.numel() for p in network.parameters()) / 1e6,
+        "losses": values,
+        "step_s": float(np.median(seconds)),
+        "step_cpu_s": float(np.median(cpu_seconds)),
+        "answer_s": time.perf_counter() - began,
+        "occupied": int((labels != config.model.classes.free_id).sum()),
+        "peak_memory_mb": _peak_memory_mb(device),
+    }
+
+
+def one_moment(config: TrainingConfig, dataroot: Path) -> Moment:
+    """The keyframe in the middle, a batch of one, with all that the losses need."""
+    model = cast(CameraModelConfig, config.model)
+    taxonomy, frames = model.classes, NuScenesSource(dataroot)
+    place = len(frames) // 2
+    keyframe = Keyframe(frames.scenes[0], frames.tokens[place], place)
+    teachers = Teachers(OneClass(taxonomy), LidarDepth())
+    needs = needs_of(config.model_copy(update={"teacher": "lidar"}))
+    if needs & {"labels", "depth_m"} and frames[place].lidar is None:
+        raise InvalidInput(f"{dataroot}: keyframe {keyframe.token} has no LiDAR sweep to make labels from")
+    source = MomentSource(frames, [keyframe], None, teachers)
+    moment = collate([Moments([source], model, needs - {"labels"})[0, 0]])
+    ones = torch.ones(len(taxonomy))
+    targets = replace(moment.targets, class_weights=ones, pixel_weights=ones)
+    if "labels" in needs:
+        (label,) = label_scene([frames[place]], teachers, LIDAR_BEST, grid=model.grid, taxonomy=taxonomy)
+        cells = np.where(label.occupancy.observed, label.occupancy.labels, np.uint8(IGNORE))
+        counts = torch.from_numpy(np.bincount(cells.ravel(), minlength=256)[: len(taxonomy)])
+        labels = torch.from_numpy(cells)[None]
+        targets = replace(targets, labels=labels, class_weights=cell_weights(counts, taxonomy.free_id))
+    return Moment(moment.rig_images, targets)
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
