@@ -163,6 +163,19 @@ def test_batch_of_two_and_a_camera_less_train():
     assert model.eval().answer(two).labels.shape == (2, *ROOM_GRID.shape)
 
 
+def test_half_precision_changes_the_losses_little():
+    """Where points are and how weights add up stays in full precision; only the networks are coarse."""
+    rig_images, targets = room()
+    model = network(loss={"labels": 1.0}).eval()
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append({name: value.item() for name, value in model(rig_images, targets, 0.0).items()})
+    for name, value in found[0].items():
+        assert found[1][name] == pytest.approx(value, rel=0.05, abs=1e-4), name
+
+
 def test_an_absent_camera_is_not_compared_with():
     rig_images, targets = room()
     rig_images.present[0, 1] = False
