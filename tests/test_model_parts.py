@@ -185,6 +185,13 @@ def test_image_network_gives_features_of_its_stride(backbone, stride):
     assert not torch.allclose(features[0, 0], features[1, 2])
 
 
+@pytest.mark.parametrize("backbone", ["mobilenetv4-small", "resnet18"])
+def test_size_needs_to_be_a_multiple_of_16_only(backbone):
+    """336 rows, as published, are 10.5 features of stride 32."""
+    features = ImageNetwork(backbone, 8, 4)(torch.zeros(1, 2, 80, 112, 3, dtype=torch.uint8))
+    assert features.shape == (1, 2, 8, 20, 28)
+
+
 def test_pyramid_gives_its_levels_in_order_and_trains_all_it_has():
     network = FeaturePyramid("resnet18", 8, (32, 8))
     levels = network(torch.zeros(1, 2, 64, 96, 3, dtype=torch.uint8))
@@ -194,8 +201,10 @@ def test_pyramid_gives_its_levels_in_order_and_trains_all_it_has():
 
 
 def test_image_network_refuses_odd_sizes():
-    with pytest.raises(InvalidInput, match="multiple of 32 px, got 90 x 64"):
+    with pytest.raises(InvalidInput, match="multiple of 16 px, got 90 x 64"):
         ImageNetwork("mobilenetv4-small", 8, 8)(torch.zeros(1, 1, 64, 90, 3, dtype=torch.uint8))
+    with pytest.raises(InvalidInput, match="multiple of 32 px, got 96 x 80"):
+        FeaturePyramid("resnet18", 8, (8, 32))(torch.zeros(1, 1, 80, 96, 3, dtype=torch.uint8))
     with pytest.raises(InvalidInput, match="strides must be some of"):
         FeaturePyramid("resnet18", 8, (2,))
 

@@ -27,7 +27,9 @@ class LabelLossWeights(BaseModel):
     affinity: Weight = 0.0
     geometry_affinity: Weight = 0.0
     geometry: Weight = 0.0
-    free_share: Annotated[float, Field(gt=0, lt=1)] = 0.8  # of the cross-entropy; at 0.5, surfaces become thick
+    free_share: Annotated[float, Field(gt=0, lt=1)] = (
+        0.5  # of the cross-entropy that free cells have; the rest is occupied cells'
+    )
     lovasz_cells: Annotated[int, Field(gt=0)] = 30_000  # random observed cells that the Lovasz term sorts
 
     @property
@@ -55,8 +57,8 @@ class CameraModelConfig(BaseModel):
         if self.taxonomy not in TAXONOMIES:
             raise ValueError(f"taxonomy '{self.taxonomy}' is not one of {', '.join(TAXONOMIES)}")
         _ = self.grid  # VoxelGrid checks itself
-        if self.input_width % 32 or self.input_height % 32:
-            raise ValueError(f"input must be a multiple of 32 px, got {self.input_width} x {self.input_height}")
+        if self.input_width % 16 or self.input_height % 16:
+            raise ValueError(f"input must be a multiple of 16 px, got {self.input_width} x {self.input_height}")
         return self
 
     @property

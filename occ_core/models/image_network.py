@@ -29,7 +29,7 @@ class FeaturePyramid(nn.Module):
         super().__init__()
         if not levels or not set(levels) <= set(LEVELS):
             raise InvalidInput(f"feature strides must be some of {LEVELS}, got {levels}")
-        self.levels = levels
+        self.levels, self.multiple = levels, max(16, *levels)
         self.register_buffer("mean", torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1), persistent=False)
         self.backbone: MobileNetV4Small | ResNet
@@ -47,16 +47,17 @@ class FeaturePyramid(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         b, n, height, width, _ = images.shape
-        if height % 32 or width % 32:
-            raise InvalidInput(f"images must be a multiple of 32 px, got {width} x {height}")
+        if height % self.multiple or width % self.multiple:
+            raise InvalidInput(f"images must be a multiple of {self.multiple} px, got {width} x {height}")
         pixels = (images.flatten(0, 1).permute(0, 3, 1, 2).float() - self.mean) / self.std
         features = dict(zip(self.strides, self.backbone(pixels), strict=True))
         levels: dict[int, Tensor] = {}
         x = None
         for stride in reversed([s for s in LEVELS if s >= min(self.levels)]):
             above = None if x is None else F.interpolate(x, scale_factor=2.0, mode="nearest")
-            own = self.lateral[str(stride)](features[stride]) if stride in features else None
-            x = own if above is None else above if own is None else own + above
+            x = self.lateral[str(stride)](features[stride]) if stride in features else above
+            if above is not None and stride in features:  # which has an odd number of rows or columns, maybe
+                x = x + above[..., : x.shape[2], : x.shape[3]]
             if stride in self.levels:
                 levels[stride] = self.smooth[str(stride)](x).unflatten(0, (b, n))
         return tuple(levels[stride] for stride in self.levels)

@@ -34,7 +34,7 @@ class BirdsEyeHead(nn.Module):
 
     def __init__(self, config: EasyOccVolumeConfig, channels_in: int, outputs: int):
         super().__init__()
-        x, y, heights = config.lifted_shape
+        heights = config.lifted_shape[2]
         self.block, self.heights, self.outputs = config.block, heights, outputs
         self.checkpoint = config.checkpoint
         c1, c2, c3 = config.bev_channels
@@ -44,8 +44,9 @@ class BirdsEyeHead(nn.Module):
         self.up2, self.block2 = conv(c3, c2, 1), Residual(c2)
         self.up1, self.block1 = conv(c2, c1, 1), Residual(c1)
         cells = self.block[0] * self.block[1] * self.block[2]
-        self.to_cells = nn.Sequential(nn.Linear(c1, 2 * c1), nn.ReLU(inplace=True))
-        self.to_heights = nn.Linear(2 * c1, heights * cells * outputs)
+        self.to_cells = nn.Sequential(
+            nn.Linear(c1, 2 * c1), nn.ReLU(inplace=True), nn.Linear(2 * c1, heights * cells * outputs)
+        )
 
     def forward(self, lifted: Tensor) -> Tensor:  # [B, C, x, y, z] -> [B, X, Y, Z, outputs]
         pillars = lifted.permute(0, 4, 1, 2, 3).flatten(1, 2)  # [B, z * C, x, y]
@@ -56,7 +57,7 @@ class BirdsEyeHead(nn.Module):
         x2 = checkpointing.run(self.block2, x2, self.checkpoint)
         x1 = x1 + F.interpolate(self.up1(x2), size=x1.shape[2:], mode="nearest")
         x1 = checkpointing.run(self.block1, x1, self.checkpoint)
-        rows = self.to_heights(self.to_cells(x1.permute(0, 2, 3, 1)))  # [B, x, y, z * cells * outputs]
+        rows = self.to_cells(x1.permute(0, 2, 3, 1))  # [B, x, y, z * cells * outputs]
         return blocks_to_cells(rows.unflatten(-1, (self.heights, -1)), self.block, self.outputs)
 
 
