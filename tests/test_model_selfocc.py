@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from model_fixtures import camera
 
 from occ_core.errors import InvalidInput
@@ -435,6 +437,16 @@ def test_needs_follow_the_weights():
     labels = Targets(labels=targets.labels, class_weights=targets.class_weights)
     losses = SelfOcc(config(loss=alone))(rig_images, labels, 0.0)
     assert set(losses) == {"eikonal", "hessian", "sparsity", "cross_entropy", "lovasz"}
+
+
+def test_the_files_of_sizes_are_configs_and_the_published_one_is_the_default():
+    folder = Path(__file__).resolve().parents[1] / "config"
+    published, small = (
+        parse(SelfOccConfig, yaml.safe_load((folder / name).read_text())["model"])
+        for name in ("selfocc.yaml", "selfocc_small.yaml")
+    )
+    assert published == SelfOccConfig()
+    assert small.grid == published.grid
 
 
 @pytest.mark.parametrize(
