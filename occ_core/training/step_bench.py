@@ -58,7 +58,8 @@ def bench_step(
 
     Returns:
         model, input, parameters (millions), losses of the last step; step_s and step_cpu_s (forward, backward and
-        optimiser; median), answer_s; occupied: cells that the answer calls so; peak_memory_mb of the process so far.
+        optimiser; median), answer_s; occupied: cells that the answer calls so; peak_memory_mb: of the process, and
+        of it before_mb: libraries and data, before there was a network.
 
     Raises:
         InvalidInput: EasyOcc nano, whose cost is in benchmarks/node.md; or what the losses need is not there.
@@ -69,6 +70,7 @@ def bench_step(
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu")
     moment = one_moment(config, dataroot).to(device)
+    before_mb = _peak_memory_mb(device)
     state = new_state(config, device)
     network = cast(Any, state.model).train()
     seconds, cpu_seconds, values = [], [], {}
@@ -97,6 +99,7 @@ def bench_step(
         "step_cpu_s": float(np.median(cpu_seconds)),
         "answer_s": time.perf_counter() - began,
         "occupied": int((labels != config.model.classes.free_id).sum()),
+        "before_mb": before_mb,
         "peak_memory_mb": _peak_memory_mb(device),
     }
 
