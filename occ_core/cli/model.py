@@ -98,7 +98,7 @@ def predict(
         path = out / f"{source.tokens[i]}.npz"
         if not path.exists():
             frame = source[i]
-            answer = predictor.predict(frame.images, frame.rig)
+            answer = predictor.predict_frame(frame)
             save_prediction(path, answer.labels, answer.observed)
     typer.echo(f"{len(source)} predictions in {out}")
 

@@ -78,7 +78,7 @@ def rendered_views(model: Any, frame: Frame, truth: Truth) -> list[RenderedView]
     names = [name for name in frame.rig.names if name in frame.images]
     blank = np.zeros((config.input_height, config.input_width, 3), dtype=np.uint8)
     images = [preprocess.image(frame.images[name]) if name in names else blank for name in frame.rig.names]
-    moment = rig_inputs(np.stack(images), np.isin(frame.rig.names, names), frame.rig, preprocess)
+    moment = rig_inputs(np.stack(images), np.isin(frame.rig.names, names), frame.rig_at_stamps, preprocess)
     batch = RigImages(*(tensor[None] for tensor in vars(moment).values()))
     size = int(config.input_width * RAYS**0.5), int(config.input_height * RAYS**0.5)
     with torch.inference_mode():

@@ -12,8 +12,10 @@ import numpy as np
 
 from occ_core.camera import Camera, Rig
 from occ_core.errors import InvalidInput, MissingInput
+from occ_core.frame import Frame
 from occ_core.inference.preprocess import Preprocess
 from occ_core.models.build import ModelConfig, kind_of
+from occ_core.models.config import CameraModelConfig
 from occ_core.occupancy import Occupancy
 
 BACKENDS = ("auto", "torch", "onnxruntime")
@@ -82,6 +84,14 @@ class Predictor:
     def predict(self, images: dict[str, np.ndarray], rig: Rig) -> Occupancy:
         """Occupancy from RGB images uint8 (h, w, 3) by camera name; a missing camera is simply not in the dict."""
         return self.predict_preprocessed({k: self.preprocess_one(image, rig[k]) for k, image in images.items()}, rig)
+
+    def predict_frame(self, frame: Frame) -> Occupancy:
+        """Occupancy of one moment of a source, which knows where each camera was at its own stamp.
+
+        Camera networks are told; EasyOcc nano is not, for a table for every moment would cost more than the network.
+        """
+        moving = isinstance(self.config, CameraModelConfig)
+        return self.predict(frame.images, frame.rig_at_stamps if moving else frame.rig)
 
     def predict_preprocessed(self, images: dict[str, np.ndarray], rig: Rig) -> Occupancy:
         """Occupancy from what `preprocess_one` gave; cells that are probably hidden are not observed."""

@@ -55,6 +55,7 @@ class TrainingConfig(BaseModel):
     validation_labels: str | None = None  # default: as `labels`, which may be pseudo-labels
     validation_scenes: NotNegative = 10
     teacher: str | None = None  # of class maps and depth, such as `realistic` or `grounded-sam+metric3d`
+    teacher_seed: int = 0  # of the errors of `realistic`: labels made with the same seed have the same ones
     teacher_weights: Path | None = None  # folder of its networks' weights
     cache: Path | None = None  # of decoded data and of teachers' maps; default: in the user's cache folder
     steps: Positive = 8000

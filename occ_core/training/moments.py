@@ -127,7 +127,8 @@ class Moments(Dataset):
             rng = np.random.default_rng([self.augmentation.seed, 1, draw])
             _recolour(images, arrays.get("neighbours"), self.augmentation.color_jitter, rng)
             _drop_cameras(images, present, arrays, self.augmentation.camera_dropout, rng)
-        rig_images = rig_inputs(images, present, frame.rig, self._preprocess)
+            images[~present] = 0  # recoloured black is not black
+        rig_images = rig_inputs(images, present, frame.rig_at_stamps, self._preprocess)
         return Moment(rig_images, Targets(**{name: torch.from_numpy(array) for name, array in arrays.items()}))
 
     def labels(self, index: int) -> np.ndarray:

@@ -278,7 +278,7 @@ class _Set:
         maps = (config.cache or default_cache()) / "maps"
         taxonomy, weights = config.model.classes, config.teacher_weights
         device = "cpu" if config.workers else None  # a GPU that one process has opened cannot be used by its children
-        return load_teachers(cast(str, config.teacher), self.root, taxonomy, weights, device, config.seed, maps)
+        return load_teachers(cast(str, config.teacher), self.root, taxonomy, weights, device, config.teacher_seed, maps)
 
 
 def data_record(data: Held) -> dict[str, Any]:

@@ -7,6 +7,8 @@ added. docs/occnerf.md says where it differs from the paper.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -26,7 +28,7 @@ from occ_core.models.projection import cell_centers_m, in_view, lift, pixel_rays
 from occ_core.models.rig_images import RigImages, Targets, VoxelAnswer
 from occ_core.models.volume_rendering import RaySampling, Rendered, render
 
-FREE_AT_FIRST = 4.0  # logit: else all rays end at their first samples, and nothing behind is taught
+STOPPED_AT_FIRST = 0.5  # share of the longest ray: from opaque cells nothing behind can be learned, nor the sky
 
 
 class OccNerf(nn.Module):
@@ -43,9 +45,16 @@ class OccNerf(nn.Module):
         self.image_network = ImageNetwork(config.backbone, c, config.feature_stride, config.checkpoint)
         self.place = nn.Parameter(torch.ones(c, *config.volume_shape))  # how much each feature counts, and where
         self.hourglass = StackedHourglass(c, config.volume_channels, config.hourglass_stacks, config.checkpoint)
-        self.head = _head(config.volume_channels, config.head_convolutions, classes, config.classes.free_id)
+        self.head = _head(config.volume_channels, config.head_convolutions, classes)
+        self._start_free()
         self.register_buffer("points_ego_m", self.contraction.cell_centers_m(), persistent=False)  # [K, 3]
         self.register_buffer("centers_m", cell_centers_m(config.grid), persistent=False)  # [X * Y * Z, 3]
+
+    def _start_free(self) -> None:
+        """Let a ray through half of the box lose STOPPED_AT_FIRST of itself, spread over all of its cells."""
+        longest = math.hypot(*self.config.volume_shape) / 2  # cells from the middle to a corner
+        bias = self.head[-1].get_parameter("bias")
+        nn.init.constant_(bias[self.config.classes.free_id], math.log(longest / STOPPED_AT_FIRST - 1))
 
     def volume(self, rig_images: RigImages) -> Tensor:
         """Class logits of the box, [B, C, X, Y, Z] of `config.volume_shape`."""
@@ -163,11 +172,9 @@ class OccNerf(nn.Module):
         return self._render(self.volume(rig_images), rig_images, size, jittered=False).depth_m.clamp(near, far)
 
 
-def _head(channels: int, convolutions: int, classes: int, free_id: int) -> nn.Sequential:
+def _head(channels: int, convolutions: int, classes: int) -> nn.Sequential:
     hidden = (layer for _ in range(convolutions) for layer in (conv3d(channels, channels), nn.ReLU(inplace=True)))
-    last = nn.Conv3d(channels, classes, 3, 1, 1)
-    nn.init.constant_(last.get_parameter("bias")[free_id], FREE_AT_FIRST)
-    return nn.Sequential(*hidden, last)
+    return nn.Sequential(*hidden, nn.Conv3d(channels, classes, 3, 1, 1))
 
 
 def _photometric(depth_m: Tensor, images: Tensor, rig_images: RigImages, targets: Targets) -> Tensor:
