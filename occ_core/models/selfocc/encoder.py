@@ -53,10 +53,10 @@ class ImageAttention(nn.Module):
     ) -> Tensor:  # [B, Q, C]
         offsets, logits = self.places(query)  # [B, Q, heads, L, R, 2], [B, Q, heads, L, R]
         offsets = (offsets / cells_of(levels, query)).movedim(-2, 2)  # [B, Q, R, heads, L, 2]
-        scores = (logits - logits.detach().amax(dim=(-2, -1), keepdim=True)).exp().movedim(-1, 2)
+        logits = logits.movedim(-1, 2)  # [B, Q, R, heads, L]
         values = [self.value(level.flatten(0, 1)).unflatten(0, level.shape[:2]) for level in levels]
         attended = [
-            self._one_moment(offsets[b].flatten(0, 1), scores[b].flatten(0, 1), sight, [v[b] for v in values])
+            self._one_moment(offsets[b].flatten(0, 1), logits[b].flatten(0, 1), sight, [v[b] for v in values])
             for b, sight in enumerate(sights)
         ]
         return self.out(torch.stack(attended))
@@ -64,25 +64,33 @@ class ImageAttention(nn.Module):
     def _one_moment(
         self,
         offsets: Tensor,  # [Q * R, heads, L, 2]
-        scores: Tensor,  # [Q * R, heads, L]
+        logits: Tensor,  # [Q * R, heads, L]
         sights: list[Sight],
         values: list[Tensor],  # L of [N, C, h, w]
     ) -> Tensor:  # [Q, C]
-        heads, levels = scores.shape[1:]
-        cells, channels = len(scores) // self.references, values[0].shape[1]
+        heads, levels = logits.shape[1:]
+        cells, channels = len(logits) // self.references, values[0].shape[1]
         total, norm = offsets.new_zeros(cells, channels), offsets.new_zeros(cells, heads)
-        flat_offsets, flat_scores = offsets.flatten(1), scores.flatten(1)
+        flat_offsets, flat_logits = offsets.flatten(1), logits.flatten(1)
+        highest = self._highest(logits.detach(), sights)
         for camera, sight in enumerate(sights):
             if not len(sight.rows):
                 continue
             offset = gather_rows(flat_offsets, sight.rows).view(-1, heads, levels, 2)
-            score = gather_rows(flat_scores, sight.rows).view(-1, heads, levels)
+            cell = sight.rows // self.references
+            score = (gather_rows(flat_logits, sight.rows).view(-1, heads, levels) - highest[cell].unsqueeze(-1)).exp()
             places = (sight.places[:, None, None] + offset)[None, :, :, :, None]
             views = [split_heads(value[camera][None], self.heads) for value in values]
-            cell = sight.rows // self.references
             total = total.index_add(0, cell, sample_and_sum(views, places, score[None, ..., None])[0].to(total.dtype))
             norm = norm.index_add(0, cell, score.sum(dim=-1))
         return (total.unflatten(1, (heads, -1)) / norm.clamp(min=1e-6).unsqueeze(-1)).flatten(1)
+
+    def _highest(self, logits: Tensor, sights: list[Sight]) -> Tensor:
+        """Of what cameras see, by cell and head, [Q, heads]: what none sees must not weigh in the soft-max's scale."""
+        rows = torch.cat([sight.rows for sight in sights]).long()
+        peaks = logits.new_full((len(logits) // self.references, logits.shape[1]), -torch.inf)
+        cells = (rows // self.references).unsqueeze(1).expand(-1, peaks.shape[1])
+        return peaks.scatter_reduce(0, cells, logits[rows].amax(dim=-1), "amax")
 
 
 class PlaneLayer(nn.Module):
