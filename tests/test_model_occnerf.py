@@ -117,12 +117,34 @@ def trained(steps, targets=None, **changes):
     history = []
     for step in range(steps):
         torch.manual_seed(step)
-        losses = model(rig_images, targets or everything, step / steps)
+        losses = model(rig_images, targets or everything, 1.0)
         optimiser.zero_grad()
         sum(losses.values()).backward()
         optimiser.step()
         history.append({name: value.item() for name, value in losses.items()})
     return history[0], history[-1], model, rig_images, everything
+
+
+def test_weight_of_rendered_classes_grows_over_half_of_the_run():
+    rig_images, targets = room()
+    model = network().eval()
+    at = {}
+    for share in (0.0, 0.25, 0.5, 1.0):
+        torch.manual_seed(0)  # rays are jittered
+        with torch.no_grad():
+            at[share] = model(rig_images, targets, share)
+    assert at[0.0]["semantic"] == 0 < at[1.0]["semantic"]
+    torch.testing.assert_close(at[0.25]["semantic"], at[1.0]["semantic"] / 2)
+    torch.testing.assert_close(at[0.5]["semantic"], at[1.0]["semantic"])
+    torch.testing.assert_close(at[0.0]["photometric"], at[1.0]["photometric"])
+
+
+def test_rays_are_not_opaque_from_the_start():
+    model = network().eval()
+    rig_images, _ = room()
+    with torch.no_grad():
+        opacity = model._render(model.volume(rig_images), rig_images, (16, 8), jittered=False).opacity
+    assert float(opacity.min()) > 0.05 and float(opacity.max()) < 0.8
 
 
 def test_rendering_teaches_depth_and_classes():

@@ -30,6 +30,10 @@ from occ_core.models.volume_rendering import RaySampling, Rendered, render
 
 STOPPED_AT_FIRST = 0.5  # share of the longest ray: from opaque cells nothing behind can be learned, nor the sky
 
+SEMANTICS_GROW_UNTIL = 0.5
+"""Share of the run over which the weight of the rendered classes grows to its full value: the quickest way to render a
+class is to let all rays end at the camera, so parallax has its say first."""
+
 
 class OccNerf(nn.Module):
     """Images of a rig to class logits in a box of contracted space."""
@@ -79,7 +83,7 @@ class OccNerf(nn.Module):
         return fine[:, :, x, y, z]
 
     def forward(self, rig_images: RigImages, targets: Targets, progress: float) -> dict[str, Tensor]:
-        """Weighted loss terms by name; their sum is what training minimises. `progress` changes nothing here.
+        """Weighted loss terms by name; their sum is what training minimises. `progress` is 0..1 of the run.
 
         Raises:
             InvalidInput: targets lack what a loss needs, their labels have another grid, or no camera is present.
@@ -89,7 +93,7 @@ class OccNerf(nn.Module):
         volume = self.volume(rig_images)
         losses: dict[str, Tensor] = {}
         if self.config.loss.renders:
-            losses |= self._rendered_losses(volume, rig_images, targets)
+            losses |= self._rendered_losses(volume, rig_images, targets, progress)
         if self.config.loss.labels > 0:
             losses |= self._label_losses(volume, targets)
         return losses
@@ -105,7 +109,9 @@ class OccNerf(nn.Module):
         terms = label_losses(self.grid_logits(volume), labels, weights, loss.label_terms, free, loss.observed_only)
         return {name: loss.labels * term for name, term in terms.items()}
 
-    def _rendered_losses(self, volume: Tensor, rig_images: RigImages, targets: Targets) -> dict[str, Tensor]:
+    def _rendered_losses(
+        self, volume: Tensor, rig_images: RigImages, targets: Targets, progress: float
+    ) -> dict[str, Tensor]:
         """Of the cameras that are present; a camera that is absent has no image to compare with."""
         loss, present = self.config.loss, rig_images.present
         size = self.config.render_width, self.config.render_height
@@ -130,7 +136,9 @@ class OccNerf(nn.Module):
         if loss.semantic > 0:
             class_map, weights = targets.need("class_map", "semantic"), targets.need("pixel_weights", "semantic")
             logits = seen.classes[present].movedim(-1, 1)
-            losses["semantic"] = loss.semantic * pixel_class_loss(logits, _at_rays(class_map[present], size), weights)
+            grown = min(1.0, progress / SEMANTICS_GROW_UNTIL)
+            error = pixel_class_loss(logits, _at_rays(class_map[present], size), weights)
+            losses["semantic"] = grown * loss.semantic * error
         return losses
 
     def _render(self, volume: Tensor, rig_images: RigImages, size: tuple[int, int], jittered: bool) -> Rendered:
