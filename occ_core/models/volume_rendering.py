@@ -97,6 +97,10 @@ def _render_rays(
     groups = s // sampling.samples_per_class
     middles = contracted.reshape(rays, groups, -1, 3).mean(2)
     logits = sample_volume(volume, middles.reshape(-1, 3)).reshape(rays, groups, -1)
+    # Any class is rendered best by calling nothing free, so that way of learning is shut: where things are is learned
+    # through the weights alone. Else all rays soon end at the camera.
+    free = torch.arange(logits.shape[-1], device=logits.device) == free_id
+    logits = torch.where(free, logits.detach(), logits)
     group_weights = weights.reshape(rays, groups, -1).sum(-1)
     classes = (group_weights.unsqueeze(-1) * logits).sum(1)
     return Rendered((weights * depth_m).sum(-1), classes, opacity, distortion(weights, position, width.expand(-1, s)))
