@@ -47,8 +47,13 @@ class BagReader:
         """Topics with messages of any of these types, sorted."""
         return sorted(topic for topic, kind in self.topics.items() if kind in kinds and self.counts[topic])
 
-    def messages(self, topics: list[str]) -> Iterator[tuple[str, int, Any]]:
+    def messages(
+        self, topics: list[str], start_ns: int | None = None, stop_ns: int | None = None
+    ) -> Iterator[tuple[str, int, Any]]:
         """(topic, log time in ns, message) in the order of log time; one message in memory at a time.
+
+        Args:
+            start_ns, stop_ns: only log times in [start, stop); the parts of the bag that lie outside are not read.
 
         Raises:
             CorruptInput: where the bag is damaged.
@@ -58,7 +63,7 @@ class BagReader:
         wanted = set(topics)
         with self._opened() as reader:
             connections = [c for c in connections_of(reader) if c.topic in wanted]
-            stream = reader.messages(connections) if connections else iter(())
+            stream = reader.messages(connections, start_ns, stop_ns) if connections else iter(())
             seen = 0
             while True:
                 try:
