@@ -149,7 +149,7 @@ def test_nearest_images_whatever_arrives_late_or_never(tmp_path):
 def test_memory_is_bounded_when_a_camera_dies(tmp_path):
     from occ_core.sources import bag
 
-    grouping = bag._Grouping(["a", "b"], "a", 100_000_000)
+    grouping = bag.Grouping(["a", "b"], "a", 100_000_000)
     closed = []
     for step in range(1000):
         closed += list(grouping.add("a", step * S // 10, step))

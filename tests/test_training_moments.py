@@ -20,6 +20,7 @@ torch = pytest.importorskip("torch")
 import tiny_camera_network as tiny  # noqa: E402
 
 from occ_core.inference.rig_inputs import calibration  # noqa: E402
+from occ_core.training.label_files import LabelFiles  # noqa: E402
 from occ_core.training.moments import NEEDS, Augmentation, Keyframe, Moments, MomentSource, Steps, collate  # noqa: E402
 
 FRONT, BACK = "CAM_FRONT", "CAM_BACK"
@@ -51,7 +52,7 @@ def opened(root, needs=NEEDS, augmentation=None, keyframes=3) -> Moments:
     frames = NuScenesSource(root)
     scene = frames.scenes[0]
     listed = [Keyframe(scene, token, i) for i, token in enumerate(frames.tokens[:keyframes])]
-    source = MomentSource(frames, listed, root / "gts", Teachers(Painter(), Painter()))
+    source = MomentSource(frames, listed, LabelFiles(root / "gts"), Teachers(Painter(), Painter()))
     return Moments([source], tiny.TinyConfig(), frozenset(needs), augmentation)
 
 

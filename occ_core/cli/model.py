@@ -12,13 +12,14 @@ import typer
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file, such as config/easyocc_nano.yaml.")],
     data: Annotated[
-        list[Path] | None, typer.Option(help="Data set in nuScenes layout with Occ3D labels in gts/; may be repeated.")
+        list[Path] | None, typer.Option(help="Data set: nuScenes layout, ROS 2 bag or SemanticKITTI; may be repeated.")
     ] = None,
     validation: Annotated[
         list[Path] | None, typer.Option(help="Data set held out for validation; default: last scenes of --data.")
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(help="Folder of labels inside each data set, or a path. Default: gts.")
+        str | None,
+        typer.Option(help="Folder of labels in each data set, or a path; `voxels`: SemanticKITTI's. Default: gts."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and log.")] = Path("runs/train"),
     cache: Annotated[
@@ -36,6 +37,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/last.safetensors.")] = False,
 ) -> None:
     """Train a model of any kind: on labels in Occ3D format, on the images themselves, or on both.
+
+    Data is what its content says: a folder in nuScenes layout, a ROS 2 bag (folder, .mcap or .db3) or a folder of
+    SemanticKITTI (`sequences/`); EasyOcc nano takes nuScenes layout only.
 
     Writes OUT/model.safetensors with a json beside it (what the model is and how it was trained), OUT/last.safetensors
     to resume from, and OUT/log.csv. Ctrl-C saves first. Example:
@@ -74,28 +78,31 @@ def train(
 
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="Model: .safetensors (with its json) or .onnx.")],
-    dataroot: Annotated[Path, typer.Argument(help="Data set in nuScenes layout.")],
-    out: Annotated[Path, typer.Argument(help="Folder for one <token>.npz a keyframe (key: pred).")],
+    dataroot: Annotated[Path, typer.Argument(help="Data set in nuScenes layout, ROS 2 bag or SemanticKITTI.")],
+    out: Annotated[Path, typer.Argument(help="Folder for one <token>.npz a frame (key: pred).")],
     scene: Annotated[list[str] | None, typer.Option(help="Only this scene; may be repeated.")] = None,
     backend: Annotated[str, typer.Option(help="auto, torch or onnxruntime.")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:
-    """Predict the voxels of every keyframe of a data set.
+    """Predict the voxels of every keyframe of a data set, or of every frame of a ROS 2 bag or of SemanticKITTI.
 
-    Keyframes that OUT already holds are skipped, so an interrupted run goes on. Example:
+    A file is named by the sample's token; of SemanticKITTI <scene>_<token>, and of a bag's frames that have no token
+    <bag>_<stamp in ns>. Frames that OUT already holds are skipped, so an interrupted run goes on. Examples:
 
         occ predict runs/nano/model.safetensors city predictions
+
+        occ predict runs/nano/model.safetensors drive predictions
     """
     from rich.progress import track
 
     from occ_core.inference.predictor import Predictor, save_prediction
-    from occ_core.sources.nuscenes import NuScenesSource
+    from occ_core.sources.open import open_source
 
-    source = NuScenesSource(dataroot, scenes=scene or None)
+    source = open_source(dataroot, scenes=scene or None)
     predictor = Predictor.load(checkpoint, backend, threads)
     out.mkdir(parents=True, exist_ok=True)
-    for i in track(range(len(source)), description="predicting"):
-        path = out / f"{source.tokens[i]}.npz"
+    for i, name in enumerate(track(source.names, description="predicting")):
+        path = out / f"{name}.npz"
         if not path.exists():
             frame = source[i]
             answer = predictor.predict_frame(frame)

@@ -7,8 +7,8 @@ only those of the sets that are still open are held.
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,14 @@ from occ_core.errors import CorruptInput, InvalidInput, MissingInput, MissingTra
 from occ_core.frame import Frame, LidarSweep
 from occ_core.geometry import pose
 from occ_core.sources.bag_reader import BagReader
+from occ_core.sources.bag_sets import Grouping
 from occ_core.sources.clouds import lidar_of
 from occ_core.sources.images import decode_compressed, decode_image
-from occ_core.transforms import JUMP_BACK_NS, TransformTree
+from occ_core.transforms import TransformTree
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO, CLOUD = "sensor_msgs/msg/CameraInfo", "sensor_msgs/msg/PointCloud2"
 TF, ODOMETRY = "tf2_msgs/msg/TFMessage", "nav_msgs/msg/Odometry"
-WAIT_NS = 500_000_000
-"""A set is closed when the bag is this far past it, even if a camera is silent."""
-HELD_IMAGES = 64
-"""At most so many images a camera are held; bounds the memory that odd stamps can ask for."""
 DISTORTION_MODELS = {"": "none", "fisheye": "equidistant", "equidistant": "equidistant"}
 
 
@@ -88,9 +85,9 @@ class BagSource:
     def __iter__(self) -> Iterator[Frame]:
         self.skipped.clear()
         answered, reason = 0, None
-        for images, cloud in self._sets():
+        for images, cloud in self.sets():
             try:
-                frame = self._frame(images, cloud)
+                frame = self.frame(images, cloud)
             except MissingTransform as error:
                 reason = error
                 self.skipped["no transform at its stamp"] += 1
@@ -102,33 +99,47 @@ class BagSource:
 
     def stamps(self) -> Iterator[dict[str, int]]:
         """Of each set: camera name -> stamp_ns. Decodes no pixel."""
-        return ({name: _stamp(message) for name, message in images.items()} for images, _ in self._sets())
+        return ({name: stamp_of(message) for name, message in images.items()} for images, _ in self.sets())
 
-    def _sets(self) -> Iterator[tuple[dict[str, Any], Any]]:
-        """(camera name -> image message, cloud or None) of each set."""
+    def sets(
+        self, kept: Callable[[int, Any], Any] = lambda log_ns, message: message
+    ) -> Iterator[tuple[dict[str, Any], Any]]:
+        """(camera name -> image message, cloud or None) of each set, or of each message what `kept` makes of it and of
+        its log time."""
         names = {camera.image_topic: camera.name for camera in self.cameras}
         topics = list(names) + ([self.lidar_topic] if self.lidar_topic else [])
-        grouping = _Grouping([camera.name for camera in self.cameras], self.key.name, self._spread_ns)
-        for topic, _, message in self.reader.messages(topics):
-            if topic in names and not _stamp(message):
+        grouping = Grouping([camera.name for camera in self.cameras], self.key.name, self._spread_ns)
+        for topic, log_ns, message in self.reader.messages(topics):
+            if topic in names and not stamp_of(message):
                 raise InvalidInput(f"{self.path}: messages of '{topic}' have no stamp (0 s)")
-            yield from grouping.add(names.get(topic, ""), _stamp(message), message)
+            yield from grouping.add(names.get(topic, ""), stamp_of(message), kept(log_ns, message))
         yield from grouping.rest()
 
-    def _frame(self, images: dict[str, Any], cloud: Any) -> Frame:
-        stamps = {name: _stamp(message) for name, message in images.items()}
-        key_stamp = stamps[self.key.name]
+    def frame(self, images: dict[str, Any], cloud: Any) -> Frame:
+        """The frame of one of `sets`."""
+        stamps = {name: stamp_of(message) for name, message in images.items()}
+        rig, poses = self.place(stamps)
         decoded = {camera.name: self._decode(camera, images) for camera in self.cameras if camera.name in images}
         return Frame(
-            stamp_ns=key_stamp,
-            world_from_ego=self._world_from_ego(key_stamp),
-            rig=self._rig_at({camera.name: stamps.get(camera.name, key_stamp) for camera in self.cameras}),
+            stamp_ns=stamps[self.key.name],
+            world_from_ego=poses[self.key.name],
+            rig=rig,
             images=decoded,
             camera_stamp_ns=stamps,
-            camera_world_from_ego={name: self._world_from_ego(stamp) for name, stamp in stamps.items()},
+            camera_world_from_ego=poses,
             lidar=None if cloud is None else self._lidar(cloud),
             scene=self.path.stem,
         )
+
+    def place(self, stamps: dict[str, int]) -> tuple[Rig, dict[str, np.ndarray]]:
+        """The rig, and world_from_ego (4, 4) at the stamp of each image.
+
+        Raises:
+            MissingTransform: TF does not cover them.
+        """
+        key_stamp = stamps[self.key.name]
+        rig = self._rig_at({camera.name: stamps.get(camera.name, key_stamp) for camera in self.cameras})
+        return rig, {name: self._world_from_ego(stamp) for name, stamp in stamps.items()}
 
     def _decode(self, camera: BagCamera, images: dict[str, Any]) -> np.ndarray:
         message = images[camera.name]
@@ -138,7 +149,7 @@ class BagSource:
             else:
                 rgb = decode_image(message.encoding, message.width, message.height, message.step, message.data)
         except OccError as error:
-            raise CorruptInput(f"{self.path}: '{camera.image_topic}' at {_stamp(message)} ns: {error}") from error
+            raise CorruptInput(f"{self.path}: '{camera.image_topic}' at {stamp_of(message)} ns: {error}") from error
         info = self.infos[camera.name]
         if rgb.shape[:2] != (info.height, info.width):
             raise InvalidInput(
@@ -169,7 +180,7 @@ class BagSource:
         return np.eye(4) if self.world_frame is None else self.tree.lookup(self.world_frame, self.base_frame, stamp_ns)
 
     def _lidar(self, cloud: Any) -> LidarSweep | None:
-        stamp_ns = _stamp(cloud)
+        stamp_ns = stamp_of(cloud)
         try:
             ego_from_lidar = self.tree.lookup(self.base_frame, cloud.header.frame_id, stamp_ns)
             world_from_ego = self._world_from_ego(stamp_ns)
@@ -180,56 +191,6 @@ class BagSource:
         except InvalidInput as error:
             raise CorruptInput(f"{self.path}: '{self.lidar_topic}' at {stamp_ns} ns: {error}") from error
         return LidarSweep(points, intensity, ring, ego_from_lidar, stamp_ns, world_from_ego)
-
-
-class _Grouping:
-    """Sets of messages around the key camera's stamps; '' is the LiDAR, which no set waits for longer."""
-
-    def __init__(self, names: list[str], key: str, spread_ns: int) -> None:
-        self._held: dict[str, deque[tuple[int, Any]]] = {name: deque(maxlen=HELD_IMAGES) for name in (*names, "")}
-        self._newest: dict[str, int] = dict.fromkeys(names, -1)
-        self._keys: deque[tuple[int, Any]] = deque()
-        self._key, self._spread_ns = key, spread_ns
-
-    def add(self, name: str, stamp_ns: int, message: Any) -> Iterator[tuple[dict[str, Any], Any]]:
-        """Take one message; yields the sets that it completes."""
-        if name and stamp_ns < self._newest[name] - JUMP_BACK_NS:  # the clock was set back: sets must not mix two times
-            yield from self.rest()
-            self._newest = dict.fromkeys(self._newest, -1)
-            for held in self._held.values():
-                held.clear()
-        self._held[name].append((stamp_ns, message))
-        if name == self._key:
-            self._keys.append((stamp_ns, message))
-        if name:
-            self._newest[name] = max(self._newest[name], stamp_ns)
-        while self._keys and self._is_over(self._keys[0][0]):
-            yield self._close()
-
-    def rest(self) -> Iterator[tuple[dict[str, Any], Any]]:
-        """What is still open at the end."""
-        while self._keys:
-            yield self._close()
-
-    def _is_over(self, stamp_ns: int) -> bool:
-        """Nothing nearer to this stamp can come, or the wait for it was long enough."""
-        past_all = min(self._newest.values()) >= stamp_ns + self._spread_ns
-        return past_all or max(self._newest.values()) >= stamp_ns + self._spread_ns + WAIT_NS or len(self._keys) > 32
-
-    def _close(self) -> tuple[dict[str, Any], Any]:
-        stamp_ns, message = self._keys.popleft()
-        near = {name: self._nearest(name, stamp_ns) for name in self._held}
-        near[self._key] = message
-        cloud = near.pop("")
-        following = self._keys[0][0] if self._keys else stamp_ns
-        for held in self._held.values():
-            while held and held[0][0] < following - self._spread_ns:
-                held.popleft()
-        return {name: found for name, found in near.items() if found is not None}, cloud
-
-    def _nearest(self, name: str, stamp_ns: int) -> Any:
-        stamp, message = min(self._held[name], key=lambda item: abs(item[0] - stamp_ns), default=(0, None))
-        return message if message is not None and abs(stamp - stamp_ns) <= self._spread_ns else None
 
 
 def camera_from_info(
@@ -384,7 +345,8 @@ def _moves(tree: TransformTree, chain: list[str]) -> bool:
     return any(tree.is_moving(frame) for frame in chain)
 
 
-def _stamp(message: Any) -> int:
+def stamp_of(message: Any) -> int:
+    """Time of a message's header in nanoseconds."""
     return _time(message.header)
 
 

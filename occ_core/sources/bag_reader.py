@@ -5,7 +5,9 @@ Only messages of standard types are decoded, so bags with types that nobody has 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ class BagReader:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._rosbag2 = need("rosbags.rosbag2", "bags")
+        self._kept: dict[int, Any] = {}
         typesys = need("rosbags.typesys", "bags")
         self._store = typesys.get_typestore(typesys.Stores.ROS2_JAZZY)
         if not self.path.exists():
@@ -47,8 +50,13 @@ class BagReader:
         """Topics with messages of any of these types, sorted."""
         return sorted(topic for topic, kind in self.topics.items() if kind in kinds and self.counts[topic])
 
-    def messages(self, topics: list[str]) -> Iterator[tuple[str, int, Any]]:
+    def messages(
+        self, topics: list[str], start_ns: int | None = None, stop_ns: int | None = None
+    ) -> Iterator[tuple[str, int, Any]]:
         """(topic, log time in ns, message) in the order of log time; one message in memory at a time.
+
+        Args:
+            start_ns, stop_ns: only log times in [start, stop); the parts of the bag that lie outside are not read.
 
         Raises:
             CorruptInput: where the bag is damaged.
@@ -56,9 +64,9 @@ class BagReader:
         if not topics:
             return
         wanted = set(topics)
-        with self._opened() as reader:
+        with self._opened() if start_ns is None else nullcontext(self._kept_open()) as reader:
             connections = [c for c in connections_of(reader) if c.topic in wanted]
-            stream = reader.messages(connections) if connections else iter(())
+            stream = reader.messages(connections, start_ns, stop_ns) if connections else iter(())
             seen = 0
             while True:
                 try:
@@ -72,6 +80,13 @@ class BagReader:
                 yield connection.topic, stamp_ns, message
         if not seen and any(self.counts.get(topic) for topic in wanted):
             raise CorruptInput(f"{self.path}: damaged bag: none of the messages of {', '.join(topics)} can be found")
+
+    def _kept_open(self) -> Any:
+        """For many short reads, as opening costs more than they do; a forked process must not share files' positions,
+        nor close what is not its own."""
+        if os.getpid() not in self._kept:
+            self._kept[os.getpid()] = self._opened().__enter__()
+        return self._kept[os.getpid()]
 
     def _opened(self) -> Any:
         try:

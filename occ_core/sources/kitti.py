@@ -74,6 +74,16 @@ class SemanticKittiSource:
         """Number of each frame in its sequence, six digits."""
         return [f"{number:06d}" for _, number in self._entries]
 
+    @property
+    def samples(self) -> list[tuple[str, str]]:
+        """(scene, token) of each frame."""
+        return [(name, f"{number:06d}") for name, number in self._entries]
+
+    @property
+    def names(self) -> list[str]:
+        """What a prediction for each frame is called: <scene>_<token>, since each sequence counts from 0."""
+        return [f"{name}_{number:06d}" for name, number in self._entries]
+
     def check(self) -> list[Path]:
         """All images and sweeps of the chosen frames that are absent or empty."""
         paths = [path for name, number in self._entries for path in _files(self._sequences[name].folder, number)[:2]]

@@ -72,6 +72,16 @@ class NuScenesSource:
         """Sample token of each frame, empty for sweeps."""
         return [entry.token for entry in self._sets]
 
+    @property
+    def samples(self) -> list[tuple[str, str]]:
+        """(scene, token) of each frame, the token empty for sweeps."""
+        return [(entry.scene, entry.token) for entry in self._sets]
+
+    @property
+    def names(self) -> list[str]:
+        """What a prediction for each frame is called: its token, which no other sample has."""
+        return self.tokens
+
     def check(self) -> list[Path]:
         """All sensor files of the chosen frames that are absent or empty."""
         records = (record for entry in self._sets for record in (*entry.cameras, entry.lidar))

@@ -49,8 +49,8 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: SerializeAsAny[ModelConfig] = EasyOccConfig()  # by its `kind`; without one, EasyOcc nano
-    data: tuple[Path, ...] = ()  # folders in nuScenes layout
-    labels: str = "gts"  # folder of Occ3D labels inside each of them, or a path of its own
+    data: tuple[Path, ...] = ()  # nuScenes layout, ROS 2 bags, SemanticKITTI
+    labels: str = "gts"  # folder of Occ3D labels in each, or a path; "voxels": SemanticKITTI's
     validation: tuple[Path, ...] = ()  # default: the last `validation_scenes` scenes of `data`
     validation_labels: str | None = None  # default: as `labels`, which may be pseudo-labels
     validation_scenes: NotNegative = 10

@@ -1,4 +1,4 @@
-"""Moments of data sets in nuScenes layout as camera networks are given them: images, calibration, targets.
+"""Moments of data sets as camera networks are given them: images, calibration, targets.
 
 Nothing is kept decoded: a moment is read when it is asked for, by as many worker processes as the run has.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,22 +14,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from occ_core.camera import Camera
 from occ_core.errors import InvalidInput
 from occ_core.frame import Frame
-from occ_core.geometry import inverse
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.rig_inputs import rig_inputs
 from occ_core.models.config import CameraModelConfig
 from occ_core.models.rig_images import RigImages, Targets
-from occ_core.occupancy import load_occ3d
-from occ_core.sources.nuscenes import NuScenesSource, read_image
-from occ_core.sources.nuscenes_tables import SensorRecord
+from occ_core.sources.open import FrameSource
 from occ_core.teachers.base import UNKNOWN, Teachers
 from occ_core.training.data import recolour
+from occ_core.training.label_files import LabelFiles
+from occ_core.training.neighbours import neighbours_of
 
-IGNORE = 255
-"""Label of a cell that nobody observed."""
 NEEDS = frozenset({"labels", "class_map", "depth_m", "neighbours"})
 """What a network's losses can be taught with, by fields of `Targets`."""
 
@@ -55,7 +50,7 @@ class Augmentation:
 
 
 class Keyframe(NamedTuple):
-    """Which moment: its scene, its sample token, its index in the source of frames."""
+    """Which moment: its scene, its token there, its index in the source of frames."""
 
     scene: str
     token: str
@@ -69,13 +64,13 @@ class MomentSource:
     Attributes:
         frames: what they are read from.
         keyframes: which of them.
-        labels: folder of Occ3D labels that these keyframes have; None: no labels are read.
+        labels: which these keyframes have; None: no labels are read.
         teachers: who is asked for class maps and depth; None: nobody.
     """
 
-    frames: NuScenesSource
+    frames: FrameSource
     keyframes: list[Keyframe]
-    labels: Path | None = None
+    labels: LabelFiles | None = None
     teachers: Teachers | None = None
 
 
@@ -97,17 +92,19 @@ class Moments(Dataset):
         self.sources, self.config, self.needs, self.augmentation = list(sources), config, needs, augmentation
         self._keys = [(source, keyframe) for source in self.sources for keyframe in source.keyframes]
         self._preprocess = Preprocess(config.input_width, config.input_height)
-        self._neighbours: dict[tuple[str, str], tuple[SensorRecord | None, SensorRecord | None]] = {}
-        for source in self.sources if "neighbours" in needs else []:
-            self._neighbours |= _neighbours(source.frames, {keyframe.scene for keyframe in source.keyframes})
+        self._neighbours = {
+            source: neighbours_of(source.frames, {keyframe.scene for keyframe in source.keyframes})
+            for source in (self.sources if "neighbours" in needs else [])
+        }
 
     def __len__(self) -> int:
         return len(self._keys)
 
     @property
-    def tokens(self) -> list[str]:
-        """Sample token of each keyframe."""
-        return [keyframe.token for _, keyframe in self._keys]
+    def names(self) -> list[str]:
+        """Of each keyframe, unique in its data set."""
+        named = ((source.keyframes, source.frames.names) for source in self.sources)
+        return [names[keyframe.place] for keyframes, names in named for keyframe in keyframes]
 
     def __getitem__(self, key: tuple[int, int]) -> Moment:
         draw, index = key
@@ -122,7 +119,7 @@ class Moments(Dataset):
         if source.teachers is not None and "depth_m" in self.needs:
             arrays["depth_m"] = self._depth(frame, source.teachers)
         if "neighbours" in self.needs:
-            arrays |= self._neighbour_arrays(frame)
+            arrays |= self._neighbour_arrays(source, frame, keyframe.place)
         if self.augmentation is not None:
             rng = np.random.default_rng([self.augmentation.seed, 1, draw])
             _recolour(images, arrays.get("neighbours"), self.augmentation.color_jitter, rng)
@@ -140,9 +137,7 @@ class Moments(Dataset):
         source, keyframe = self._keys[index]
         if source.labels is None:
             raise InvalidInput(f"keyframe {keyframe.token} was opened without labels")
-        path = source.labels / keyframe.scene / keyframe.token / "labels.npz"
-        label = load_occ3d(path, self.config.grid, self.config.classes)
-        return np.where(label.observed, label.labels, np.uint8(IGNORE))
+        return source.labels.read(keyframe.scene, keyframe.token, self.config)
 
     def class_map(self, index: int) -> np.ndarray:
         """What the class teacher says of a keyframe's pixels, uint8 (N, H, W)."""
@@ -179,42 +174,18 @@ class Moments(Dataset):
                 out[i] = self._preprocess.nearest(maps[camera.name].depth_m, camera.size)
         return out
 
-    def _neighbour_arrays(self, frame: Frame) -> dict[str, np.ndarray]:
+    def _neighbour_arrays(self, source: MomentSource, frame: Frame, place: int) -> dict[str, np.ndarray]:
         """The same cameras' images before and after, and how the camera moved in between."""
         n = len(frame.rig)
         images = np.zeros((n, 2, *self._shape, 3), dtype=np.uint8)
         moved = np.tile(np.eye(4, dtype=np.float32), (n, 2, 1, 1))
         present = np.zeros((n, 2), dtype=bool)
-        for i, camera in enumerate(frame.rig):
-            for side, record in enumerate(self._neighbours.get((frame.token, camera.name), ())):
-                if record is not None and record.size == camera.size and camera.name in frame.images:
-                    images[i, side] = self._preprocess.image(read_image(record))
-                    moved[i, side] = neighbour_from_cam(frame, camera, record)
-                    present[i, side] = True
+        for neighbour in self._neighbours[source].around(frame, place):
+            at = neighbour.camera, neighbour.side
+            images[at] = self._preprocess.image(neighbour.image)
+            moved[at] = neighbour.from_cam(frame)
+            present[at] = True
         return {"neighbours": images, "neighbour_from_cam": moved, "neighbour_present": present}
-
-
-def neighbour_from_cam(frame: Frame, camera: Camera, record: SensorRecord) -> np.ndarray:
-    """(4, 4) from the camera at its image of `frame` to where it was at the image of `record`."""
-    world_from_cam = frame.camera_world_from_ego[camera.name] @ camera.ego_from_cam
-    return inverse(record.world_from_ego @ record.ego_from_sensor) @ world_from_cam
-
-
-def _neighbours(
-    frames: NuScenesSource, scenes: set[str]
-) -> dict[tuple[str, str], tuple[SensorRecord | None, SensorRecord | None]]:
-    """(token, camera) of each keyframe -> records of the camera's images one earlier and one later, sweeps included."""
-    found = {}
-    for scene in sorted(scenes):
-        by_channel: dict[str, list[SensorRecord]] = {}
-        for record in frames.tables.records(scene):
-            if record.modality == "camera":
-                by_channel.setdefault(record.channel, []).append(record)
-        for channel, records in by_channel.items():
-            for before, own, after in zip([None, *records], records, [*records[1:], None], strict=False):
-                if own.is_keyframe:
-                    found[own.sample_token, channel] = (before, after)
-    return found
 
 
 def _recolour(images: np.ndarray, neighbours: np.ndarray | None, strength: float, rng: np.random.Generator) -> None:

@@ -17,16 +17,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from occ_core.errors import InvalidInput, OccError
 from occ_core.evaluation.voxel_iou import confusion_matrix
-from occ_core.labels.store import provenance, require_same_meaning
 from occ_core.losses.voxel import class_weights
 from occ_core.models.config import CameraModelConfig
-from occ_core.sources.nuscenes import NuScenesSource
+from occ_core.sources.open import FrameSource, open_source
 from occ_core.teachers.base import Teachers
 from occ_core.teachers.load import load_teachers
-from occ_core.training.cache import default_cache, labels_folder
+from occ_core.training.cache import default_cache
 from occ_core.training.config import TrainingConfig
+from occ_core.training.label_files import IGNORE, open_labels
 from occ_core.training.moments import (
-    IGNORE,
     NEEDS,
     Augmentation,
     Keyframe,
@@ -240,7 +239,7 @@ def open_data(config: TrainingConfig, needs: frozenset[str], told: Callable[[str
             f"none of the {len(held_out_scenes)} held-out scenes has labels in '{truth}' to be scored with: name other "
             "validation_labels, or hold out no scene"
         )
-    if twice := set(moments[0].tokens) & set(moments[1].tokens):
+    if twice := set(moments[0].names) & set(moments[1].names):
         raise InvalidInput(f"{len(twice)} samples are in training and validation data, first: {min(twice)}")
     return Held(*moments, held_out_scenes)
 
@@ -250,29 +249,23 @@ class _Set:
     """One data set, opened once however its scenes are shared out."""
 
     root: Path
-    frames: NuScenesSource
+    frames: FrameSource
 
     @staticmethod
     def open(root: Path, told: Callable[[str], None]) -> _Set:
         told(str(root.name))
-        return _Set(root, NuScenesSource(root))
+        return _Set(root, open_source(root))
 
     def part(self, scenes: set[str], labels: str | None, config: TrainingConfig, teachers: bool) -> MomentSource:
         """Keyframes of some scenes; with `labels`, those that are labelled."""
-        place = {token: i for i, token in enumerate(self.frames.tokens)}
-        keyframes = [
-            Keyframe(scene, token, place[token])
-            for scene in self.frames.scenes
-            if scene in scenes
-            for token, _ in self.frames.tables.samples(scene)
-        ]
-        folder = None
+        samples = enumerate(self.frames.samples)
+        keyframes = [Keyframe(scene, token, place) for place, (scene, token) in samples if scene in scenes]
+        files = None
         if labels is not None:
-            folder = labels_folder(self.root, labels)
-            require_same_meaning(folder, config.model.grid, config.model.classes)
-            keyframes = [k for k in keyframes if (folder / k.scene / k.token / "labels.npz").is_file()]
+            files = open_labels(self.root, self.frames, labels, cast(CameraModelConfig, config.model))
+            keyframes = [k for k in keyframes if files.path(k.scene, k.token).is_file()]
         asked = self._teachers(config) if teachers else None
-        return MomentSource(self.frames, keyframes, folder, asked)
+        return MomentSource(self.frames, keyframes, files, asked)
 
     def _teachers(self, config: TrainingConfig) -> Teachers:
         maps = (config.cache or default_cache()) / "maps"
@@ -283,12 +276,12 @@ class _Set:
 
 def data_record(data: Held) -> dict[str, Any]:
     """What the json beside the checkpoint says of the data."""
-    tokens = sorted(data.training.tokens)
+    names = sorted(data.training.names)
     return {
         "scenes": len({keyframe.scene for source in data.training.sources for keyframe in source.keyframes}),
-        "samples": len(tokens),
-        "labels": [provenance(source.labels) for source in data.training.sources if source.labels],
-        "tokens_sha256": hashlib.sha256("\n".join(tokens).encode()).hexdigest(),
+        "samples": len(names),
+        "labels": [source.labels.provenance for source in data.training.sources if source.labels],
+        "tokens_sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
         "held_out_scenes": data.held_out_scenes,
         "held_out_samples": len(data.validation),
     }

@@ -1,0 +1,105 @@
+"""A bag's frames by number, as training asks for them: one pass notes where each frame's messages are."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from occ_core.errors import CorruptInput, MissingInput, MissingTransform
+from occ_core.frame import Frame
+from occ_core.sources.bag import BagSource, stamp_of
+
+KEYFRAME_TOPIC, KEYFRAME_TYPE = "/keyframe", "std_msgs/msg/String"
+"""Where bags of `occ bag make` have the token of a sample, at the sample's time."""
+TOKEN_SPREAD_NS = 100_000_000
+"""A token is that of the frame nearest to it, if that is no farther away."""
+
+
+class _Place(NamedTuple):
+    """A message's stamp in its header, and its time in the bag."""
+
+    stamp_ns: int
+    log_ns: int
+
+
+class BagFrames:
+    """The frames of `bag` in time order: `len(frames)`, `frames[i]`. The bag is one scene, named as the bag is.
+
+    A frame's token is what the topic `/keyframe` says at its time, else `<scene>_<stamp_ns>`. Frames without transforms
+    are left out; images are decoded when they are asked for, by any process.
+
+    Raises:
+        MissingInput: no frame. MissingTransform: none can be placed. And what the bag raises.
+    """
+
+    def __init__(self, bag: BagSource) -> None:
+        self.bag = bag
+        self.scenes = [bag.path.stem]
+        self._sets = self._placed()
+        self._tokens = self._read_tokens()
+
+    def __len__(self) -> int:
+        return len(self._sets)
+
+    @property
+    def samples(self) -> list[tuple[str, str]]:
+        """(scene, token) of each frame."""
+        return [(self.scenes[0], token) for token in self._tokens]
+
+    @property
+    def names(self) -> list[str]:
+        """What a prediction for each frame is called: its token."""
+        return list(self._tokens)
+
+    def __getitem__(self, index: int) -> Frame:
+        places, cloud = self._sets[index]
+        topics = {camera.image_topic: camera.name for camera in self.bag.cameras if camera.name in places}
+        wanted: dict[str, _Place] = {topic: places[name] for topic, name in topics.items()}
+        if cloud is not None and self.bag.lidar_topic is not None:
+            wanted[self.bag.lidar_topic] = cloud
+        found = self._messages(wanted)
+        images = {name: found[topic] for topic, name in topics.items()}
+        frame = self.bag.frame(images, found.get(self.bag.lidar_topic))
+        return replace(frame, token=self._tokens[index])
+
+    def _messages(self, wanted: dict[str, _Place]) -> dict[str | None, Any]:
+        """The messages of the wanted topics, each at its place."""
+        first, last = (pick(place.log_ns for place in wanted.values()) for pick in (min, max))
+        found: dict[str | None, Any] = {}
+        for topic, log_ns, message in self.bag.reader.messages(list(wanted), first, last + 1):
+            if wanted[topic] == (stamp_of(message), log_ns):
+                found[topic] = message
+        if lost := sorted(set(wanted) - set(found)):
+            raise CorruptInput(
+                f"{self.bag.path}: changed since it was opened: no message of {', '.join(lost)} any more"
+            )
+        return found
+
+    def _placed(self) -> list[tuple[dict[str, _Place], _Place | None]]:
+        """(camera name -> its image's place, that of the cloud) of each set that can be placed in the world."""
+        placed, reason = [], None
+        for places, cloud in self.bag.sets(lambda log_ns, message: _Place(stamp_of(message), log_ns)):
+            try:
+                self.bag.place({name: place.stamp_ns for name, place in places.items()})
+            except MissingTransform as error:
+                reason = error
+                continue
+            placed.append((places, cloud))
+        if not placed:
+            raise reason or MissingInput(f"{self.bag.path}: no image of the key camera '{self.bag.key.name}'")
+        return placed
+
+    def _read_tokens(self) -> list[str]:
+        stamps_ns = np.array([places[self.bag.key.name].stamp_ns for places, _ in self._sets])
+        tokens = [f"{self.scenes[0]}_{stamp_ns}" for stamp_ns in stamps_ns]
+        if KEYFRAME_TOPIC not in self.bag.reader.of_type(KEYFRAME_TYPE):
+            return tokens
+        for _, log_ns, message in self.bag.reader.messages([KEYFRAME_TOPIC]):
+            nearest = int(np.abs(stamps_ns - log_ns).argmin())
+            is_name = re.fullmatch(r"\w[\w.-]*", message.data)  # it will be part of paths
+            if is_name and abs(int(stamps_ns[nearest]) - log_ns) <= TOKEN_SPREAD_NS:
+                tokens[nearest] = message.data
+        return tokens

@@ -1,0 +1,70 @@
+"""Which kind of data a path is; what training and prediction ask of every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from occ_core.errors import MissingInput
+from occ_core.frame import Frame
+
+
+class FrameSource(Protocol):
+    """Frames by number, scene by scene in time order.
+
+    Attributes:
+        scenes: their names.
+    """
+
+    scenes: list[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Frame: ...
+
+    @property
+    def samples(self) -> list[tuple[str, str]]:
+        """(scene, token) of each frame; the label of a sample is at <scene>/<token> of a store."""
+
+    @property
+    def names(self) -> list[str]:
+        """What a prediction for each frame is called: a file's name, unique in the data set."""
+
+
+def open_source(path: Path | str, scenes: Sequence[str] | None = None) -> FrameSource:
+    """Open a ROS 2 bag, a SemanticKITTI folder or a data set in nuScenes layout.
+
+    Args:
+        path: what it is, its content says.
+        scenes: names; None: all.
+
+    Raises:
+        MissingInput: no such path, none of the three, or no such scene; and what the source itself raises.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MissingInput(f"{path}: no such folder")
+    if path.suffix in (".mcap", ".db3") or (path / "metadata.yaml").is_file():
+        return _open_bag(path, scenes)
+    if (path / "sequences").is_dir():
+        from occ_core.sources.kitti import SemanticKittiSource
+
+        return SemanticKittiSource(path, None if scenes is None else list(scenes))
+    if any(path.glob("v1.0-*")):
+        from occ_core.sources.nuscenes import NuScenesSource
+
+        return NuScenesSource(path, scenes=None if scenes is None else list(scenes))
+    raise MissingInput(
+        f"{path}: no data set: no metadata.yaml (ROS 2 bag), no sequences/ (SemanticKITTI), no folder v1.0-* of "
+        "nuScenes tables in it"
+    )
+
+
+def _open_bag(path: Path, scenes: Sequence[str] | None) -> FrameSource:
+    from occ_core.sources.bag import BagSource
+    from occ_core.sources.bag_frames import BagFrames
+
+    if other := [scene for scene in scenes or () if scene != path.stem]:
+        raise MissingInput(f"{path}: no scene '{other[0]}', a bag is the one scene '{path.stem}'")
+    return BagFrames(BagSource(path))

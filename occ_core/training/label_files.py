@@ -1,0 +1,82 @@
+"""Which files label a data set: Occ3D's form of any source, or SemanticKITTI's own voxels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from occ_core.errors import InvalidInput
+from occ_core.evaluation.ssc import read_ssc_truth
+from occ_core.grid import SEMANTIC_KITTI_GRID
+from occ_core.labels.store import provenance, require_same_meaning
+from occ_core.models.config import CameraModelConfig
+from occ_core.occupancy import load_occ3d
+from occ_core.sources.kitti import SemanticKittiSource
+from occ_core.sources.open import FrameSource
+from occ_core.taxonomy import SEMANTIC_KITTI
+from occ_core.training.cache import labels_folder
+
+IGNORE = 255
+"""Label of a cell that nobody observed."""
+VOXELS = "voxels"
+"""The `labels` of a run that mean SemanticKITTI's own."""
+
+
+@dataclass(frozen=True)
+class LabelFiles:
+    """The labels of one data set.
+
+    Attributes:
+        folder: holds <scene>/<token>/labels.npz, or where they are `voxels`, <scene>/voxels/<token>.label.
+    """
+
+    folder: Path
+    voxels: bool = False
+
+    def path(self, scene: str, token: str) -> Path:
+        """Where the label of a sample is, if there is one."""
+        if self.voxels:
+            return self.folder / scene / VOXELS / f"{token}.label"
+        return self.folder / scene / token / "labels.npz"
+
+    def read(self, scene: str, token: str, model: CameraModelConfig) -> np.ndarray:
+        """uint8 (X, Y, Z), class ids of the model's taxonomy, IGNORE where nobody looked.
+
+        Raises:
+            MissingInput, CorruptInput.
+        """
+        path = self.path(scene, token)
+        if self.voxels:
+            return read_ssc_truth(path)
+        label = load_occ3d(path, model.grid, model.classes)
+        return np.where(label.observed, label.labels, np.uint8(IGNORE))
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What they are known to be, for the record of what was made from them."""
+        return {"folder": VOXELS} if self.voxels else provenance(self.folder)
+
+
+def open_labels(root: Path, frames: FrameSource, labels: str, model: CameraModelConfig) -> LabelFiles:
+    """The labels of the data set at `root`.
+
+    Args:
+        labels: folder inside the data set, or a path of its own; of SemanticKITTI, "voxels" means its own.
+
+    Raises:
+        MissingInput: no such folder. InvalidInput: they are of another grid or taxonomy than the model; names both.
+    """
+    if labels == VOXELS and isinstance(frames, SemanticKittiSource):
+        for what, its, asked in (
+            ("grid", SEMANTIC_KITTI_GRID, model.grid),
+            ("taxonomy", SEMANTIC_KITTI.name, model.taxonomy),
+        ):
+            if its != asked:
+                raise InvalidInput(f"{root}: its voxels are of {what} {its}, the model's is {asked}")
+        return LabelFiles(root / "sequences", voxels=True)
+    folder = labels_folder(root, labels)
+    require_same_meaning(folder, model.grid, model.classes)
+    return LabelFiles(folder)

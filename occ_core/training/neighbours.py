@@ -1,0 +1,99 @@
+"""The same camera's images before and after a moment, each with the pose of its own time, from any source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from occ_core.camera import Camera
+from occ_core.frame import Frame
+from occ_core.geometry import inverse
+from occ_core.sources.nuscenes import NuScenesSource, read_image
+from occ_core.sources.nuscenes_tables import SensorRecord
+from occ_core.sources.open import FrameSource
+
+BEFORE_AND_AFTER = (-1, 1)
+
+
+class Neighbour(NamedTuple):
+    """An image near the one of `camera` (its number in the rig) in time.
+
+    Attributes:
+        side: 0 before, 1 after.
+        image: uint8 (h, w, 3), of the camera's own size.
+        world_from_cam: (4, 4) at its time.
+    """
+
+    camera: int
+    side: int
+    image: np.ndarray
+    world_from_cam: np.ndarray
+
+    def from_cam(self, frame: Frame) -> np.ndarray:
+        """(4, 4) from the camera at its image of `frame` to where it was at this one."""
+        camera = frame.rig.cameras[self.camera]
+        return inverse(self.world_from_cam) @ frame.camera_world_from_ego[camera.name] @ camera.ego_from_cam
+
+
+class Neighbours(Protocol):
+    """Of one source."""
+
+    def around(self, frame: Frame, place: int) -> Iterator[Neighbour]:
+        """Those that there are, of the frame that the source has at `place`."""
+
+
+def neighbours_of(frames: FrameSource, scenes: set[str]) -> Neighbours:
+    """Of some scenes of a source: nuScenes tells every camera's own files, the others their frames."""
+    return SweepNeighbours(frames, scenes) if isinstance(frames, NuScenesSource) else FrameNeighbours(frames)
+
+
+class SweepNeighbours:
+    """The camera's files one earlier and one later, sweeps included."""
+
+    def __init__(self, frames: NuScenesSource, scenes: set[str]) -> None:
+        self._records: dict[tuple[str, str], tuple[SensorRecord | None, SensorRecord | None]] = {}
+        for scene in sorted(scenes):
+            by_channel: dict[str, list[SensorRecord]] = {}
+            for record in frames.tables.records(scene):
+                if record.modality == "camera":
+                    by_channel.setdefault(record.channel, []).append(record)
+            for channel, records in by_channel.items():
+                for before, own, after in zip([None, *records], records, [*records[1:], None], strict=False):
+                    if own.is_keyframe:
+                        self._records[own.sample_token, channel] = (before, after)
+
+    def around(self, frame: Frame, place: int) -> Iterator[Neighbour]:
+        for i, camera in enumerate(frame.rig):
+            for side, record in enumerate(self._records.get((frame.token, camera.name), ())):
+                if record is not None and record.size == camera.size and camera.name in frame.images:
+                    yield Neighbour(i, side, read_image(record), record.world_from_ego @ record.ego_from_sensor)
+
+
+class FrameNeighbours:
+    """The camera's images in the frames one earlier and one later of the same scene."""
+
+    def __init__(self, frames: FrameSource) -> None:
+        self._frames, self._scenes = frames, [scene for scene, _ in frames.samples]
+
+    def around(self, frame: Frame, place: int) -> Iterator[Neighbour]:
+        for side, step in enumerate(BEFORE_AND_AFTER):
+            there = place + step
+            if not 0 <= there < len(self._scenes) or self._scenes[there] != frame.scene:
+                continue
+            near = self._frames[there]
+            for i, camera in enumerate(frame.rig):
+                if camera.name in frame.images and _is_another(camera, frame, near):
+                    pose = near.camera_world_from_ego[camera.name] @ near.rig[camera.name].ego_from_cam
+                    yield Neighbour(i, side, near.images[camera.name], pose)
+
+
+def _is_another(camera: Camera, frame: Frame, near: Frame) -> bool:
+    """`near` has an image of the camera that `frame` does not have too (two frames may share that of a slow camera),
+    through the same lens."""
+    name = camera.name
+    if name not in near.images or near.camera_stamp_ns[name] == frame.camera_stamp_ns[name]:
+        return False
+    there = near.rig[name]
+    return there.size == camera.size and np.array_equal(there.intrinsics, camera.intrinsics)
