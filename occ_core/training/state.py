@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from occ_core.errors import InvalidInput, MissingInput
 from occ_core.models.build import build_model, kind_of
 from occ_core.training.checkpoint import describe, load_checkpoint, load_into, save_checkpoint
-from occ_core.training.config import TrainingConfig
+from occ_core.training.config import TrainingConfig, difference
 
 MAY_CHANGE = frozenset(
     {"threads", "workers", "device", "log_every", "checkpoint_every", "validate_every"}
@@ -147,13 +147,5 @@ def _require_same_run(path: Path, described: dict[str, Any], record: dict[str, A
     then = described["training"]["config"] | {"model": described["model"]}
     asked = record["config"] | {"model": describe(config.model, {})["model"]}
     for name in asked:
-        if name not in MAY_CHANGE and (difference := _difference(name, then.get(name), asked[name])):
+        if name not in MAY_CHANGE and (difference := difference(name, then.get(name), asked[name])):
             raise InvalidInput(f"{path}: {difference}; a run that goes on needs the same, another run another folder")
-
-
-def _difference(name: str, was: Any, now: Any) -> str | None:
-    """`<name> <value there>, this run has <value>` of the first entry that differs, entries of entries too."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        parts = (_difference(key, was.get(key), now.get(key)) for key in {**was, **now})
-        return next((part for part in parts if part), None)
-    return None if was == now else f"its run has {name} {was}, this one {now}"
