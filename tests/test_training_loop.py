@@ -189,6 +189,20 @@ def test_a_resumed_run_must_have_the_same_settings(data, tmp_path):
             loop.train(tiny.run_config(data, steps=1, **changes), tmp_path / "out", resume=True)
 
 
+def test_a_resumed_run_must_have_the_same_samples_and_labels(tmp_path):
+    config, root = tiny.run_config(tmp_path / "set", steps=1), tmp_path / "set"
+    tokens = tiny.make_data(root)
+    loop.train(config, tmp_path / "out")
+    (root / "gts/scene-0001" / tokens[0] / "labels.npz").rename(tmp_path / "labels.npz")
+    with pytest.raises(InvalidInput, match=r"its run has samples [0-9a-f]{64}, this one [0-9a-f]{64}; a run"):
+        loop.train(config, tmp_path / "out", resume=True)
+    (tmp_path / "labels.npz").rename(root / "gts/scene-0001" / tokens[0] / "labels.npz")
+    made = {"format": 1, "made_with": {"recipe": "best"}, "scenes": {}}
+    (root / "gts/store.json").write_text(json.dumps(made))
+    with pytest.raises(InvalidInput, match=r"has labels made as \[{'folder': 'gts'}\], this one .*'recipe': 'best'"):
+        loop.train(config, tmp_path / "out", resume=True)
+
+
 def test_settings_that_do_not_fit_data_or_machine_are_named(data, tmp_path):
     store = tmp_path / "store"
     made_with = {"grid": {"origin_m": [-40.0, -40.0, -1.0], "voxel_size_m": 0.4, "shape": [200, 200, 16]}}

@@ -82,8 +82,8 @@ class EasyOccVolume(nn.Module):
             losses["observed"] = loss.observed * self._observed_loss(cells.observed, labels, rig_images)
         if loss.query > 0:
             depth_m, class_map = targets.need("depth_m", "query"), targets.need("class_map", "query")
-            grid = self.config.grid
-            queries = sample_queries(depth_m, class_map, rig_images, grid, loss.query_rays, loss.query_buffer_m)
+            grid, rays, buffer_m = self.config.grid, loss.query_rays, loss.query_buffer_m
+            queries = sample_queries(depth_m, class_map, rig_images, grid, free, rays, buffer_m)
             terms = query_losses(cells.classes, queries, grid, free, targets.pixel_weights)
             losses |= {name: loss.query * term for name, term in terms.items()}
         return losses
