@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from occ_core.camera import Rig
 from occ_core.cli.main import app
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.grid import VoxelGrid
@@ -81,6 +82,9 @@ def test_training_learns_logs_and_its_checkpoint_predicts(data, tmp_path):
     both = predictor.predict(frame.images, frame.rig)
     assert (both.labels[:, :, 0] == 11).mean() > 0.9
     assert predictor.predict({"CAM_BACK": frame.images["CAM_BACK"]}, frame.rig).labels.shape == both.labels.shape
+    assert record["training"]["data"]["cameras"] == 2
+    with pytest.raises(InvalidInput, match=r"the rig has 1 cameras \(CAM_BACK\), the model was trained on 2;"):
+        predictor.predict({"CAM_BACK": frame.images["CAM_BACK"]}, Rig((frame.rig["CAM_BACK"],)))
     with pytest.raises(InvalidInput, match="no camera 'CAM_SIDE'"):
         predictor.predict({"CAM_SIDE": frame.images["CAM_BACK"]}, frame.rig)
     with pytest.raises(InvalidInput, match="kind 'tiny', which cannot be exported"):
@@ -156,6 +160,24 @@ def test_a_gradient_that_is_no_number_ends_training_too(data, tmp_path, monkeypa
 
     monkeypatch.setattr(tiny.Tiny, "forward", rooted)
     with pytest.raises(InvalidInput, match="step 1: gradient not finite"):
+        loop.train(tiny.run_config(data), tmp_path / "out")
+    assert not (tmp_path / "out/last.safetensors").exists()
+
+
+def test_a_gradient_that_never_fits_half_precision_ends_training(data, tmp_path, monkeypatch):
+    """The scaler alone: it skips steps 1 and 2, and halves."""
+
+    def scaled(*given):
+        made = new_state(*given)
+        made.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        return made
+
+    new_state = loop.new_state
+    monkeypatch.setattr(loop, "new_state", scaled)
+    monkeypatch.setattr(
+        tiny.Tiny, "forward", lambda self, rig, *_: {"cells": (self.logits(rig) * 0).abs().sqrt().sum()}
+    )
+    with pytest.raises(InvalidInput, match=r"diverged at step 3: gradient not finite even .* scaled by 0\.5"):
         loop.train(tiny.run_config(data), tmp_path / "out")
     assert not (tmp_path / "out/last.safetensors").exists()
 

@@ -5,8 +5,9 @@ Nothing is kept decoded: a moment is read when it is asked for, by as many worke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from occ_core.models.config import CameraModelConfig
 from occ_core.models.rig_images import RigImages, Targets
 from occ_core.occupancy import load_occ3d
 from occ_core.sources.nuscenes import NuScenesSource, read_image
-from occ_core.sources.nuscenes_tables import SensorRecord
+from occ_core.sources.nuscenes_tables import SensorRecord, is_there
 from occ_core.teachers.base import UNKNOWN, Teachers
 from occ_core.training.data import recolour
 
@@ -79,6 +80,14 @@ class MomentSource:
     teachers: Teachers | None = None
 
 
+class _Around(NamedTuple):
+    """A camera's image of a keyframe, and the nearest ones through the same lens earlier and later, if there are."""
+
+    own: SensorRecord
+    before: SensorRecord | None
+    after: SensorRecord | None
+
+
 class Moments(Dataset):
     """Map-style data set over `sources`: `moments[draw, index]` reads the keyframe `index` as the draw's number has it.
 
@@ -97,7 +106,7 @@ class Moments(Dataset):
         self.sources, self.config, self.needs, self.augmentation = list(sources), config, needs, augmentation
         self._keys = [(source, keyframe) for source in self.sources for keyframe in source.keyframes]
         self._preprocess = Preprocess(config.input_width, config.input_height)
-        self._neighbours: dict[tuple[str, str], tuple[SensorRecord | None, SensorRecord | None]] = {}
+        self._neighbours: dict[tuple[str, str], _Around] = {}
         for source in self.sources if "neighbours" in needs else []:
             self._neighbours |= _neighbours(source.frames, {keyframe.scene for keyframe in source.keyframes})
 
@@ -108,6 +117,13 @@ class Moments(Dataset):
     def tokens(self) -> list[str]:
         """Sample token of each keyframe."""
         return [keyframe.token for _, keyframe in self._keys]
+
+    @property
+    def neighbour_s(self) -> float | None:
+        """Median time from an image to a neighbour; None without any. Sweeps are about 0.08 s away, keyframes 0.5 s."""
+        found = self._neighbours.values()
+        gaps_ns = [abs(n.stamp_ns - around.own.stamp_ns) for around in found for n in around[1:] if n is not None]
+        return float(np.median(gaps_ns)) / 1e9 if gaps_ns else None
 
     def __getitem__(self, key: tuple[int, int]) -> Moment:
         draw, index = key
@@ -186,8 +202,8 @@ class Moments(Dataset):
         moved = np.tile(np.eye(4, dtype=np.float32), (n, 2, 1, 1))
         present = np.zeros((n, 2), dtype=bool)
         for i, camera in enumerate(frame.rig):
-            for side, record in enumerate(self._neighbours.get((frame.token, camera.name), ())):
-                if record is not None and record.size == camera.size and camera.name in frame.images:
+            for side, record in enumerate(self._neighbours.get((frame.token, camera.name), ())[1:]):
+                if record is not None and camera.name in frame.images:
                     images[i, side] = self._preprocess.image(read_image(record))
                     moved[i, side] = neighbour_from_cam(frame, camera, record)
                     present[i, side] = True
@@ -200,10 +216,8 @@ def neighbour_from_cam(frame: Frame, camera: Camera, record: SensorRecord) -> np
     return inverse(record.world_from_ego @ record.ego_from_sensor) @ world_from_cam
 
 
-def _neighbours(
-    frames: NuScenesSource, scenes: set[str]
-) -> dict[tuple[str, str], tuple[SensorRecord | None, SensorRecord | None]]:
-    """(token, camera) of each keyframe -> records of the camera's images one earlier and one later, sweeps included."""
+def _neighbours(frames: NuScenesSource, scenes: set[str]) -> dict[tuple[str, str], _Around]:
+    """By (token, camera) of each keyframe; sweeps count, and need not all have been downloaded."""
     found = {}
     for scene in sorted(scenes):
         by_channel: dict[str, list[SensorRecord]] = {}
@@ -211,10 +225,23 @@ def _neighbours(
             if record.modality == "camera":
                 by_channel.setdefault(record.channel, []).append(record)
         for channel, records in by_channel.items():
-            for before, own, after in zip([None, *records], records, [*records[1:], None], strict=False):
+            for place, own in enumerate(records):
                 if own.is_keyframe:
-                    found[own.sample_token, channel] = (before, after)
+                    sides = reversed(records[:place]), islice(records, place + 1, None)
+                    found[own.sample_token, channel] = _Around(own, *(_first_like(own, side) for side in sides))
     return found
+
+
+def _first_like(own: SensorRecord, records: Iterable[SensorRecord]) -> SensorRecord | None:
+    """The first whose file is there, of the same size and through the same lens: pixels are compared with pixels."""
+    return next(
+        (
+            r
+            for r in records
+            if r.size == own.size and np.array_equal(r.intrinsics, own.intrinsics) and is_there(r.path)
+        ),
+        None,
+    )
 
 
 def _recolour(images: np.ndarray, neighbours: np.ndarray | None, strength: float, rng: np.random.Generator) -> None:

@@ -282,13 +282,17 @@ class _Set:
 
 
 def data_record(data: Held) -> dict[str, Any]:
-    """What the json beside the checkpoint says of the data."""
+    """What the json beside the checkpoint says of the data; a data set's first keyframe tells how many cameras it has."""
+    sources = [source for source in data.training.sources if source.keyframes]
+    gap_s = data.training.neighbour_s
     tokens = sorted(data.training.tokens)
     return {
         "scenes": len({keyframe.scene for source in data.training.sources for keyframe in source.keyframes}),
         "samples": len(tokens),
         "labels": [provenance(source.labels) for source in data.training.sources if source.labels],
         "tokens_sha256": hashlib.sha256("\n".join(tokens).encode()).hexdigest(),
+        "cameras": max(len(source.frames[source.keyframes[0].place].rig) for source in sources),
+        **({} if gap_s is None else {"neighbour_s": round(gap_s, 3)}),
         "held_out_scenes": data.held_out_scenes,
         "held_out_samples": len(data.validation),
     }
