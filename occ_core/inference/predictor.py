@@ -120,10 +120,11 @@ class Predictor:
         return Occupancy(self.grid, self.taxonomy, labels, observed.astype(bool), confidence.astype(np.float32) / 255)
 
     def _require_cameras(self, rig: Rig) -> None:
-        if self.session.cameras is not None and len(rig) < self.session.cameras:
+        trained = self.session.cameras
+        if trained is not None and len(rig) < trained:
             raise InvalidInput(
-                f"the rig has {len(rig)} cameras ({', '.join(rig.names)}), the model was trained on {self.session.cameras}; "
-                "a camera without an image stays in the rig"
+                f"the rig has {len(rig)} cameras ({', '.join(rig.names)}), the model was trained on {trained}; a camera "
+                "without an image stays in the rig"
             )
 
 

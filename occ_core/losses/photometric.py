@@ -49,17 +49,6 @@ def pixel_grid(height: int, width: int, device: torch.device | None = None) -> T
     return torch.stack([u, v], dim=-1)
 
 
-def scale_intrinsics(
-    intrinsics: Tensor,  # [..., 3, 3] of an image of `size`
-    size: tuple[int, int],  # (width, height)
-    new_size: tuple[int, int],
-) -> Tensor:  # [..., 3, 3]
-    """Intrinsics of the same image resized: borders stay borders, (0, 0) stays the centre of the top-left pixel."""
-    sx, sy = new_size[0] / size[0], new_size[1] / size[1]
-    resize = intrinsics.new_tensor([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]])
-    return resize @ intrinsics
-
-
 def reproject(
     pixels: Tensor,  # [N, K, 2]
     depth_m: Tensor,  # [N, K] along the optical axis

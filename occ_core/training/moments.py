@@ -25,7 +25,7 @@ from occ_core.inference.rig_inputs import rig_inputs
 from occ_core.models.config import CameraModelConfig
 from occ_core.models.rig_images import RigImages, Targets
 from occ_core.occupancy import load_occ3d
-from occ_core.sources.nuscenes import NuScenesSource, read_image
+from occ_core.sources.nuscenes import NuScenesSource, camera_of, read_image
 from occ_core.sources.nuscenes_tables import SensorRecord, is_there
 from occ_core.teachers.base import UNKNOWN, Teachers
 from occ_core.training.data import recolour
@@ -234,14 +234,12 @@ def _neighbours(frames: NuScenesSource, scenes: set[str]) -> dict[tuple[str, str
 
 def _first_like(own: SensorRecord, records: Iterable[SensorRecord]) -> SensorRecord | None:
     """The first whose file is there, of the same size and through the same lens: pixels are compared with pixels."""
-    return next(
-        (
-            r
-            for r in records
-            if r.size == own.size and np.array_equal(r.intrinsics, own.intrinsics) and is_there(r.path)
-        ),
-        None,
-    )
+    lens = camera_of(own)
+    return next((r for r in records if _is_through(lens, r) and is_there(r.path)), None)
+
+
+def _is_through(lens: Camera, record: SensorRecord) -> bool:
+    return record.size == lens.size and np.array_equal(camera_of(record).intrinsics, lens.intrinsics)
 
 
 def _recolour(images: np.ndarray, neighbours: np.ndarray | None, strength: float, rng: np.random.Generator) -> None:

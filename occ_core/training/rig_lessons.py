@@ -282,7 +282,7 @@ class _Set:
 
 
 def data_record(data: Held) -> dict[str, Any]:
-    """What the json beside the checkpoint says of the data; a data set's first keyframe tells how many cameras it has."""
+    """What the json beside the checkpoint says of the data; the first keyframe of each set tells of its cameras."""
     sources = [source for source in data.training.sources if source.keyframes]
     gap_s = data.training.neighbour_s
     tokens = sorted(data.training.tokens)
