@@ -123,8 +123,8 @@ class Predictor:
         trained = self.session.cameras
         if trained is not None and len(rig) < trained:
             raise InvalidInput(
-                f"the rig has {len(rig)} cameras ({', '.join(rig.names)}), the model was trained on {trained}; a camera "
-                "without an image stays in the rig"
+                f"the rig has {len(rig)} cameras ({', '.join(rig.names)}), the model was trained on {trained}; a "
+                "camera without an image stays in the rig"
             )
 
 

@@ -15,6 +15,13 @@ SSIM_SHARE = 0.85
 NEAREST_M = 0.1  # what is nearer to the neighbour's image plane, or behind it, is not in its image
 
 
+def as_float(
+    images: Tensor,  # uint8 [..., H, W, 3]
+) -> Tensor:  # float32 [..., 3, H, W] in 0..1
+    """Images as losses compare them."""
+    return images.movedim(-1, -3).float() / 255
+
+
 def ssim(
     a: Tensor,  # [N, C, h, w]
     b: Tensor,  # [N, C, h, w]

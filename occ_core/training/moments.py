@@ -129,7 +129,7 @@ class Moments(Dataset):
         draw, index = key
         source, keyframe = self._keys[index]
         frame = source.frames[keyframe.place]
-        images, present = self._images(frame)
+        images, present = self._preprocess.rig(frame.images, frame.rig.names)
         arrays: dict[str, np.ndarray] = {}
         if "labels" in self.needs:
             arrays["labels"] = self.labels(index)
@@ -166,14 +166,6 @@ class Moments(Dataset):
         if source.teachers is None:
             raise InvalidInput(f"keyframe {keyframe.token} was opened without teachers")
         return self._class_map(source.frames[keyframe.place], source.teachers)
-
-    def _images(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 (N, H, W, 3), black where a camera has no image; bool (N,)."""
-        out = np.zeros((len(frame.rig), *self._shape, 3), dtype=np.uint8)
-        for i, name in enumerate(frame.rig.names):
-            if name in frame.images:
-                out[i] = self._preprocess.image(frame.images[name])
-        return out, np.array([name in frame.images for name in frame.rig.names])
 
     @property
     def _shape(self) -> tuple[int, int]:
