@@ -1,8 +1,12 @@
 """SemanticKITTI SSC scores against scikit-learn and loops; its voxel files."""
 
+import json
+
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from occ_core.cli.main import app
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.evaluation.ssc import SscScores, read_ssc_truth, within
 from occ_core.grid import SEMANTIC_KITTI_GRID
@@ -86,6 +90,28 @@ def test_voxel_files(tmp_path):
     path.write_bytes(b"\0" * 10)
     with pytest.raises(CorruptInput, match="10 bytes"):
         read_ssc_truth(path)
+
+
+def test_occ_eval_knows_voxels_by_their_files(tmp_path):
+    voxels, answers = tmp_path / "voxels", tmp_path / "answers"
+    voxels.mkdir()
+    answers.mkdir()
+    raw = np.zeros(SHAPE, "<u2")
+    raw[10:20, 120:140, 0] = 40
+    raw.tofile(voxels / "000005.label")
+    np.packbits(np.zeros(SHAPE, bool)).tofile(voxels / "000005.invalid")
+    predicted = np.where(raw == 40, SEMANTIC_KITTI.id_of("road"), 0).astype(np.uint8)
+    predicted[10:15] = 0  # half of the road is missed
+    np.savez_compressed(answers / "000005.npz", pred=predicted)
+    arguments = ["eval", str(answers), str(voxels), "--json", str(tmp_path / "s.json")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0 and "1 samples" in result.output
+    report = json.loads((tmp_path / "s.json").read_text())
+    assert list(report) == ["ssc"] and list(report["ssc"]) == ["12.8m", "25.6m", "51.2m"]
+    near = report["ssc"]["12.8m"]
+    assert (near["precision"], near["recall"], near["per_class"]["road"]) == (100, 50, 50)
+    (answers / "000005.npz").rename(answers / "000010.npz")
+    assert "no ground truth for 1 predictions, first: 000010" in str(CliRunner().invoke(app, arguments).exception)
 
 
 def test_invalid_cells_of_a_real_scan(shared_data, tmp_path):

@@ -12,7 +12,6 @@ from occ_core.losses.photometric import (  # noqa: E402
     pixel_grid,
     reproject,
     sample_image,
-    scale_intrinsics,
     smoothness_loss,
     ssim,
     warp,
@@ -91,12 +90,6 @@ def test_sample_image_between_pixels_and_beyond_the_border():
     values, inside = sample_image(ramp, pixels)
     torch.testing.assert_close(values[0, :, :3], pixels[0, :3].T)
     assert inside.tolist() == [[True, True, True, False, False]]
-
-
-def test_scaled_intrinsics_see_the_same_borders():
-    half = scale_intrinsics(INTRINSICS, (W, H), (W // 2, H // 2))[0]
-    corner = torch.tensor([-0.5, -0.5, 1.0])
-    torch.testing.assert_close(torch.linalg.inv(half) @ corner, torch.linalg.inv(INTRINSICS[0]) @ corner)
 
 
 def test_minimum_error_takes_the_best_valid_neighbour_and_masks_what_stands_still():

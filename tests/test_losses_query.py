@@ -38,7 +38,7 @@ def inside(points: torch.Tensor) -> bool:
 def test_points_lie_before_and_behind_the_hits():
     torch.manual_seed(0)
     depth, classes = wall(5.0, moments=2)
-    queries = sample_queries(depth, classes, rig_images_of(RIG, 2), GRID, rays=500, buffer_m=0.5)
+    queries = sample_queries(depth, classes, rig_images_of(RIG, 2), GRID, FREE, rays=500, buffer_m=0.5)
     x = queries.points_ego_m[:, 0] - 0.5  # the cameras stand at x = 0.5 m
     occupied = queries.occupied
     assert (x[~occupied].abs() <= 5).all() and (x[~occupied].abs() < 1).any() and (x[~occupied].abs() > 4).any()
@@ -50,7 +50,7 @@ def test_points_lie_before_and_behind_the_hits():
 
 def test_free_points_are_uniform_along_the_ray():
     torch.manual_seed(0)
-    queries = sample_queries(*wall(4.0), rig_images_of(RIG), GRID, rays=8000, buffer_m=0.5)
+    queries = sample_queries(*wall(4.0), rig_images_of(RIG), GRID, FREE, rays=8000, buffer_m=0.5)
     pixels, depth_m, visible = project(queries.points_ego_m[~queries.occupied], rig_images_of(RIG))
     middle = (visible & ((pixels[..., 1] - 7.5).abs() < 2)).any(1)[0]  # rays that stay in the grid up to the wall
     counts = np.histogram(depth_m.amax(1)[0, middle].numpy(), bins=4, range=(0, 4))[0]
@@ -60,7 +60,7 @@ def test_free_points_are_uniform_along_the_ray():
 
 def test_behind_a_hit_the_class_is_asked_within_the_buffer_in_metres_along_the_ray():
     torch.manual_seed(0)
-    queries = sample_queries(*wall(4.0), rig_images_of(RIG), GRID, rays=4000, buffer_m=0.5)
+    queries = sample_queries(*wall(4.0), rig_images_of(RIG), GRID, FREE, rays=4000, buffer_m=0.5)
     points = queries.points_ego_m[queries.occupied] - torch.tensor([0.5, 0.1, 1.5])
     length = points.norm(dim=1)
     behind = length - length * 4.0 / points[:, 0].abs()  # metres behind the wall, along the ray
@@ -72,17 +72,28 @@ def test_sky_is_free_up_to_the_end_of_the_grid_and_unknown_depth_is_nothing():
     torch.manual_seed(0)
     depth, classes = wall(5.0)
     depth[:, 0], depth[:, 1] = math.inf, math.nan
-    queries = sample_queries(depth, classes, rig_images_of(RIG), GRID, rays=1000, buffer_m=0.5)
+    queries = sample_queries(depth, classes, rig_images_of(RIG), GRID, FREE, rays=1000, buffer_m=0.5)
     assert not queries.occupied.any() and 400 < len(queries.moment) < 600
     assert torch.isfinite(queries.points_ego_m).all() and inside(queries.points_ego_m)
     assert (queries.points_ego_m[:, 0] >= 0.5).all() and queries.points_ego_m[:, 0].max() > 7
+
+
+@pytest.mark.parametrize(("depth_m", "points"), [(math.nan, 500), (math.inf, 500), (30.0, 500), (3.0, 0)])
+def test_what_the_class_calls_sky_is_free_to_the_end_of_the_grid_unless_the_depth_ends_in_it(depth_m, points):
+    torch.manual_seed(0)
+    depth, classes = wall(depth_m)
+    classes[:] = FREE
+    queries = sample_queries(depth, classes, rig_images_of(RIG), GRID, FREE, rays=500, buffer_m=0.5)
+    assert not queries.occupied.any() and (queries.classes == 255).all()
+    assert points * 0.9 <= len(queries.moment) <= points and inside(queries.points_ego_m)
+    assert points == 0 or queries.points_ego_m[:, 0].abs().max() > 7  # not only up to a wall
 
 
 def test_hits_out_of_the_grid_are_dropped_and_absent_cameras_see_nothing():
     torch.manual_seed(0)
     rig_images = rig_images_of(RIG)
     rig_images.present[0, 1] = False
-    queries = sample_queries(*wall(30.0), rig_images, GRID, rays=500, buffer_m=0.5)
+    queries = sample_queries(*wall(30.0), rig_images, GRID, FREE, rays=500, buffer_m=0.5)
     assert not queries.occupied.any() and inside(queries.points_ego_m) and (queries.points_ego_m[:, 0] > 0.4).all()
 
 
@@ -130,7 +141,7 @@ def test_losses_are_the_loop_over_points():
 def test_no_point_is_no_loss_and_no_gradient():
     logits = torch.zeros(1, 4, 16, 16, 4, requires_grad=True)
     depth, classes = wall(math.nan)
-    queries = sample_queries(depth, classes, rig_images_of(RIG), GRID, rays=100, buffer_m=0.5)
+    queries = sample_queries(depth, classes, rig_images_of(RIG), GRID, FREE, rays=100, buffer_m=0.5)
     losses = query_losses(logits, queries, GRID, FREE)
     sum(losses.values()).backward()
     assert all(v.item() == 0 for v in losses.values()) and not logits.grad.any()
@@ -139,7 +150,7 @@ def test_no_point_is_no_loss_and_no_gradient():
 def test_gradient_reaches_the_cells_around_the_points_only():
     torch.manual_seed(0)
     logits = torch.zeros(1, 4, 16, 16, 4, requires_grad=True)
-    queries = sample_queries(*wall(4.0), rig_images_of(RIG), GRID, rays=300, buffer_m=0.5)
+    queries = sample_queries(*wall(4.0), rig_images_of(RIG), GRID, FREE, rays=300, buffer_m=0.5)
     sum(query_losses(logits, queries, GRID, FREE).values()).backward()
     touched = logits.grad.abs().sum(1)[0] > 0
     assert touched[4:13].any() and not touched[14:].any() and not touched[:2].any()

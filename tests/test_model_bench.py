@@ -1,6 +1,7 @@
 """Comparisons of models: plans, runs that are kept, tables; rendered depth against truth; a step on real images."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from occ_core.camera import Rig
 from occ_core.errors import InvalidInput, MissingInput, OccError
 from occ_core.frame import Frame, LidarSweep
 from occ_core.geometry import apply, inverse
-from occ_core.training.model_bench import Run, bench_models, markdown, merged, read_plan, run_one
+from occ_core.training.model_bench import Run, _step_seconds, bench_models, markdown, merged, read_plan, run_one
 
 torch = pytest.importorskip("torch")
 
@@ -51,7 +52,7 @@ def test_bad_plans_name_the_fault(tmp_path):
             read_plan(path)
 
 
-def test_failed_run_names_its_log_and_finished_run_is_kept(tmp_path):
+def test_failed_run_names_its_log_and_finished_run_is_kept_while_its_config_is_the_same(tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump({"steps": 1}))
     plan = tmp_path / "plan.yaml"
@@ -59,11 +60,26 @@ def test_failed_run_names_its_log_and_finished_run_is_kept(tmp_path):
     with pytest.raises(InvalidInput, match="no run 'b'"):
         bench_models(plan, tmp_path, tmp_path / "out", 1, 1, ["b"])
     run = Run("a", 0, read_plan(plan)["a"], tmp_path / "a-0", tmp_path)
+    stale = tmp_path / "a-0/predictions/old.npz"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
     with pytest.raises(OccError, match=r"run a, seed 0: `occ train` failed, see .*log\.txt"):
         run_one(run, lambda: None)
-    assert "nowhere" in (tmp_path / "a-0/log.txt").read_text()
+    assert "nowhere" in (tmp_path / "a-0/log.txt").read_text() and not stale.exists()
     (tmp_path / "a-0/scores.json").write_text(json.dumps({"seed": 0}))
     assert run_one(run, lambda: None) == {"seed": 0}
+    changed = replace(run, config=merged(run.config, {"steps": 2}))
+    with pytest.raises(OccError, match=r"a-0: its run has steps 1, this one 2; delete the folder.*--out"):
+        run_one(changed, lambda: None)
+
+
+def test_seconds_a_step_leave_out_the_first_steps_and_waiting():
+    def row(step, seconds, waiting=0.0):
+        return {"step": str(step), "step_seconds": str(seconds), "waiting": str(waiting)}
+
+    assert _step_seconds([row(2, 9.0), row(4, 8.0), row(6, 7.0), row(8, 2.0, 0.25), row(9, 1.0)]) == [1.5, 1.0]
+    assert _step_seconds([row(20, 3.0, 0.5), row(40, 1.0)]) == [1.0]
+    assert _step_seconds([row(20, 3.0, 0.5)]) == [1.5]  # nothing else is known
 
 
 def test_table_gives_mean_and_deviation():
@@ -124,8 +140,10 @@ def test_near_is_red_and_far_is_blue():
 
 
 def test_one_step_on_real_images(shared_data):
-    config = load_config(REPOSITORY / "config/easyocc_small.yaml", threads=1)
-    figures = bench_step(config, shared_data("nuscenes_scene0061_1kf"))
+    config = load_config(REPOSITORY / "config/easyocc_small.yaml", threads=1, precision="bf16", batch_size=2)
+    lines: list[str] = []
+    figures = bench_step(config, shared_data("nuscenes_scene0061_1kf"), 2, lines.append)
+    assert len(lines) == 2 and figures["moments_per_s"] == pytest.approx(2 / figures["step_s"])
     assert np.isfinite(list(figures["losses"].values())).all() and figures["losses"]["cross_entropy"] > 0
     assert figures["peak_memory_mb"] > 100 and 0 <= figures["occupied"] <= config.model.grid.cells
     with pytest.raises(InvalidInput, match="no LiDAR sweep"):

@@ -174,7 +174,7 @@ def test_missing_and_foreign_targets_are_named():
     with pytest.raises(InvalidInput, match="loss term 'labels' has a weight > 0, but the run has no labels"):
         model(images, Targets(), 0.0)
     labels = torch.full((1, 20, 16, 4), FREE, dtype=torch.uint8)
-    with pytest.raises(InvalidInput, match=r"labels have \(20, 16, 4\) cells, model 'tiny' has \(16, 16, 4\)"):
+    with pytest.raises(InvalidInput, match=r"labels have \(20, 16, 4\) cells, the network's grid has \(16, 16, 4\)"):
         model(images, Targets(labels=labels, class_weights=torch.ones(18)), 0.0)
     with pytest.raises(InvalidInput, match="loss term 'query' has a weight > 0, but the run has no depth_m"):
         EasyOccVolume(tiny(loss={"query": 1.0}))(images, targets(), 0.0)

@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch")
 
 from room_fixtures import FLOOR, ROOM_GRID, WALL, room  # noqa: E402
 
-from occ_core.losses.photometric import photometric_loss  # noqa: E402
-from occ_core.models.occnerf.model import OccNerf, _as_float, _at_rays  # noqa: E402
+from occ_core.losses.photometric import as_float, photometric_loss  # noqa: E402
+from occ_core.models.occnerf.model import OccNerf, _at_rays  # noqa: E402
 from occ_core.models.rig_images import Targets  # noqa: E402
 from occ_core.models.volume_rendering import sample_volume  # noqa: E402
 
@@ -51,7 +51,7 @@ def test_room_is_consistent():
     depth_m = targets.depth_m[0].clamp(max=1e3)
     flat = (rig_images.intrinsics[0], targets.neighbour_from_cam[0], targets.neighbour_present[0])
     at = [
-        photometric_loss(depth_m * scale, _as_float(rig_images.images[0]), _as_float(targets.neighbours[0]), *flat)
+        photometric_loss(depth_m * scale, as_float(rig_images.images[0]), as_float(targets.neighbours[0]), *flat)
         for scale in (1.0, 0.8, 1.25)
     ]
     assert 2 * at[0] < min(at[1:])

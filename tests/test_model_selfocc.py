@@ -453,6 +453,7 @@ def test_the_files_of_sizes_are_configs_and_the_published_one_is_the_default():
     ("record", "words"),
     [
         ({"heads": 3}, "heads must divide the 16"),
+        ({"strides": (8, 32), "input_height": 48}, r"multiple of the largest stride, 32 px, got \d+ x 48"),
         ({"strides": (8, 64)}, "strides must be some of"),
         ({"rays": (12, 1)}, "rays must be at least 2 x 2"),
         ({"semantics": False}, "semantics is off"),

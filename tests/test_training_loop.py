@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from occ_core.camera import Rig
 from occ_core.cli.main import app
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.grid import VoxelGrid
@@ -81,6 +82,9 @@ def test_training_learns_logs_and_its_checkpoint_predicts(data, tmp_path):
     both = predictor.predict(frame.images, frame.rig)
     assert (both.labels[:, :, 0] == 11).mean() > 0.9
     assert predictor.predict({"CAM_BACK": frame.images["CAM_BACK"]}, frame.rig).labels.shape == both.labels.shape
+    assert record["training"]["data"]["cameras"] == 2
+    with pytest.raises(InvalidInput, match=r"has 1 cameras \(CAM_BACK\), the model was trained on 2;"):
+        predictor.predict({"CAM_BACK": frame.images["CAM_BACK"]}, Rig((frame.rig["CAM_BACK"],)))
     with pytest.raises(InvalidInput, match="no camera 'CAM_SIDE'"):
         predictor.predict({"CAM_SIDE": frame.images["CAM_BACK"]}, frame.rig)
     with pytest.raises(InvalidInput, match="kind 'tiny', which cannot be exported"):
@@ -160,6 +164,25 @@ def test_a_gradient_that_is_no_number_ends_training_too(data, tmp_path, monkeypa
     assert not (tmp_path / "out/last.safetensors").exists()
 
 
+def test_a_gradient_that_never_fits_half_precision_ends_training(data, tmp_path, monkeypatch):
+    """The scaler alone: it skips steps 1 and 2, and halves."""
+
+    def scaled(*given):
+        made = new_state(*given)
+        made.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        return made
+
+    def rooted(self, rig_images, *_):
+        return {"cells": (self.logits(rig_images) * 0).abs().sqrt().sum()}
+
+    new_state = loop.new_state
+    monkeypatch.setattr(loop, "new_state", scaled)
+    monkeypatch.setattr(tiny.Tiny, "forward", rooted)
+    with pytest.raises(InvalidInput, match=r"diverged at step 3: gradient not finite even .* scaled by 0\.5"):
+        loop.train(tiny.run_config(data), tmp_path / "out")
+    assert not (tmp_path / "out/last.safetensors").exists()
+
+
 def test_losses_that_teach_nothing_are_refused(data, tmp_path, monkeypatch):
     monkeypatch.setattr(tiny.Tiny, "forward", lambda self, *_: {"cells": torch.zeros(())})
     with pytest.raises(InvalidInput, match="step 1 teaches nothing"):
@@ -187,6 +210,20 @@ def test_a_resumed_run_must_have_the_same_settings(data, tmp_path):
     ):
         with pytest.raises(InvalidInput, match=words):
             loop.train(tiny.run_config(data, steps=1, **changes), tmp_path / "out", resume=True)
+
+
+def test_a_resumed_run_must_have_the_same_samples_and_labels(tmp_path):
+    config, root = tiny.run_config(tmp_path / "set", steps=1), tmp_path / "set"
+    tokens = tiny.make_data(root)
+    loop.train(config, tmp_path / "out")
+    (root / "gts/scene-0001" / tokens[0] / "labels.npz").rename(tmp_path / "labels.npz")
+    with pytest.raises(InvalidInput, match=r"its run has samples [0-9a-f]{64}, this one [0-9a-f]{64}; a run"):
+        loop.train(config, tmp_path / "out", resume=True)
+    (tmp_path / "labels.npz").rename(root / "gts/scene-0001" / tokens[0] / "labels.npz")
+    made = {"format": 1, "made_with": {"recipe": "best"}, "scenes": {}}
+    (root / "gts/store.json").write_text(json.dumps(made))
+    with pytest.raises(InvalidInput, match=r"has labels made as \[{'folder': 'gts'}\], this one .*'recipe': 'best'"):
+        loop.train(config, tmp_path / "out", resume=True)
 
 
 def test_settings_that_do_not_fit_data_or_machine_are_named(data, tmp_path):
@@ -280,6 +317,8 @@ def test_a_log_takes_new_columns_and_drops_repeated_and_torn_rows(tmp_path):
     assert [(row["step"], row["total"], row["depth"]) for row in found] == [
         ("1", "3.0", ""), ("2", "2.0", "0.5"), ("3", "9.0", ""),
     ]  # fmt: skip
+    Log(tmp_path / "log.csv", keep_below=1).write(1, {"total": 5.0})  # a new run in the same folder
+    assert "depth" not in rows(tmp_path)[0] and rows(tmp_path)[0]["total"] == "5.0"
 
 
 def test_a_clock_tells_means_of_the_lap_and_of_all():

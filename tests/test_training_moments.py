@@ -1,5 +1,6 @@
 """Moments against the files and the drive that they come from, batches against their definition."""
 
+import json
 import math
 
 import cv2
@@ -85,6 +86,37 @@ def test_neighbours_are_keyframes_where_there_are_no_sweeps(tmp_path):
     drive = files(tmp_path, FRONT)
     for side, place in enumerate((0, 2)):
         assert np.abs(moment.targets.neighbours[0, side].int().numpy() - drive[place][1]).max() <= 2
+
+
+def test_a_sweep_that_is_not_there_gives_way_to_the_next_one_and_times_are_known(tmp_path):
+    tiny.make_data(tmp_path, scenes=1, keyframes=3, sweeps=2)
+    assert (
+        opened(tmp_path).neighbour_gap_s() == pytest.approx(0.5 / 3, abs=1e-3)
+        and opened(tmp_path, {"labels"}).neighbour_gap_s() is None
+    )
+    expected = files(tmp_path, FRONT)
+    sorted(tmp_path.glob(f"sweeps/{FRONT}/*.jpg"))[1].unlink()  # the last before the second keyframe
+    sorted(tmp_path.glob(f"sweeps/{FRONT}/*.jpg"))[1].write_bytes(b"")  # the first after it
+    moment = opened(tmp_path)[0, 1]
+    for side, place in enumerate((1, 5)):
+        assert np.abs(moment.targets.neighbours[0, side].int().numpy() - expected[place][1]).max() <= 2
+    assert moment.targets.neighbour_present.all()
+    for path in tmp_path.glob("sweeps/*/*.jpg"):
+        path.unlink()
+    assert opened(tmp_path).neighbour_gap_s() == pytest.approx(0.5, abs=1e-3)
+
+
+def test_an_image_through_another_lens_is_no_neighbour(tmp_path):
+    tiny.make_data(tmp_path, scenes=1, keyframes=3, sweeps=0)
+    tables = {name: tmp_path / f"v1.0-mini/{name}.json" for name in ("sample_data", "calibrated_sensor")}
+    data, calibrations = (json.loads(path.read_text()) for path in tables.values())
+    first = min((row for row in data if FRONT in row["filename"]), key=lambda row: row["timestamp"])
+    other = dict(next(row for row in calibrations if row["token"] == first["calibrated_sensor_token"]), token="other")
+    other["camera_intrinsic"] = (np.array(other["camera_intrinsic"]) * [[1.1], [1.1], [1.0]]).tolist()
+    first["calibrated_sensor_token"] = "other"
+    for path, rows in zip(tables.values(), (data, [*calibrations, other]), strict=True):
+        path.write_text(json.dumps(rows))
+    assert opened(tmp_path)[0, 1].targets.neighbour_present.tolist() == [[False, True], [True, True]]
 
 
 def test_a_point_seen_by_a_camera_is_where_its_neighbour_sees_it(root):

@@ -182,7 +182,7 @@ def depth(
 def step(
     config: Annotated[Path, typer.Argument(help="YAML file of a camera network, such as config/occnerf.yaml.")],
     dataroot: Annotated[Path, typer.Argument(help="Data set in nuScenes layout; with LiDAR where losses need labels.")],
-    steps: Annotated[int, typer.Option(help="Training steps; their median is shown.", min=1)] = 1,
+    steps: Annotated[int, typer.Option(help="Training steps; of several, the first does not count.", min=1)] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
 ) -> None:
@@ -200,7 +200,8 @@ def step(
     figures = bench_step(load_config(config, threads=threads), dataroot, steps, typer.echo)
     if json_file is not None:
         write_report(json_file, {**host(("numpy", "torch")), **figures})
+    peak_gb = figures["peak_memory_mb"] / 1024
     typer.echo(
-        f"{figures['model']}: {figures['parameters_m']:.1f} M parameters, {figures['step_s']:.1f} s a step, "
-        f"{figures['answer_s']:.1f} s an answer, peak {figures['peak_memory_mb'] / 1024:.1f} GB"
+        f"{figures['model']}: {figures['parameters_m']:.1f} M parameters, {figures['step_s']:.3g} s a step, "
+        f"{figures['moments_per_s']:.3g} moments a second, {figures['answer_s']:.3g} s an answer, peak {peak_gb:.1f} GB"
     )

@@ -114,7 +114,10 @@ def evaluate(
     predictions: Annotated[
         Path, typer.Argument(metavar="PRED", help="Folder of <token>.npz, or of <scene>/<token>/labels.npz.")
     ],
-    truths: Annotated[Path, typer.Argument(metavar="GTS", help="Folder of <scene>/<token>/labels.npz (Occ3D).")],
+    truths: Annotated[
+        Path,
+        typer.Argument(metavar="GTS", help="Folder of <scene>/<token>/labels.npz (Occ3D), or SemanticKITTI's voxels."),
+    ],
     data: Annotated[
         Path | None,
         typer.Option(help="Data set in nuScenes layout that has the LiDAR's poses, for RayIoU. Default: beside GTS."),
@@ -127,7 +130,7 @@ def evaluate(
     All numbers are percent, from counts over the whole set: `camera` counts the cells that a camera observes (Occ3D's
     official score), `camera_and_lidar` those that the LiDAR observes too, `full` all cells, and `ray` (RayIoU) rays of
     a virtual LiDAR, whose places --data tells. A class that occurs neither in truth nor in prediction is left out of
-    the means. Example:
+    the means. Where GTS holds SemanticKITTI's <frame>.label, it scores scene completion (`ssc`). Example:
 
         occ eval predictions city/gts --json scores.json
     """
@@ -137,7 +140,17 @@ def evaluate(
     from occ_core.errors import MissingPackage, OccError, need
     from occ_core.evaluation.ray_iou import ray_origins
     from occ_core.evaluation.report import evaluate_folders, prediction_files, table, write_report
+    from occ_core.evaluation.ssc import evaluate_voxels, holds_voxels
 
+    if holds_voxels(truths):
+        ssc, samples = evaluate_voxels(predictions, truths)
+        if json is not None:
+            write_report(json, {"ssc": ssc})
+        for name, found in ssc.items():
+            numbers = ", ".join(f"{key} {found[key]:.2f}" for key in ("precision", "recall", "iou", "miou_19"))
+            typer.echo(f"{name:>5}: {numbers}")
+        typer.echo(f"{samples} samples")
+        return
     origins = no_rays = None
     with Progress(transient=True) as progress:
         task = progress.add_task("LiDAR poses", total=None)

@@ -15,11 +15,11 @@ from occ_core.frame import Frame
 from occ_core.inference.backends.torch_backend import load_model
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.rig_inputs import rig_inputs
-from occ_core.models.rig_images import RigImages
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.taxonomy import OCC3D
 from occ_core.teachers.load import load_teachers
 
+CPU = torch.device("cpu")
 TRUTHS = ("oracle", "lidar")
 PIXEL_STEP = 2  # of exact depth: every second pixel along both axes counts
 RAYS = 0.25  # rendered rays for each pixel of the network's input, as OccNeRF renders
@@ -56,12 +56,13 @@ def score_rendered_depth(
     """
     if truth not in TRUTHS:
         raise InvalidInput(f"truth '{truth}' is not one of {', '.join(TRUTHS)}")
-    model = load_model(checkpoint)
+    device = torch.device("cuda") if torch.cuda.is_available() else CPU
+    model = load_model(checkpoint).to(device)
     if not hasattr(model, "rendered_depth"):
         raise InvalidInput(f"{checkpoint}: a network of kind '{cast(Any, model).config.kind}' renders no depth")
     scores, true_depth = DepthScores(SELFOCC), _truth_of(truth, dataroot)
     for frame in NuScenesSource(dataroot):
-        views = rendered_views(model, frame, true_depth)
+        views = rendered_views(model, frame, true_depth, device)
         for view in views:
             scores.add(view.camera, _at_pixels(view), view.truth_m)
         seen(frame, views)
@@ -71,20 +72,17 @@ def score_rendered_depth(
 Truth = Callable[[Frame, str, Preprocess], tuple[np.ndarray, np.ndarray]]
 
 
-def rendered_views(model: Any, frame: Frame, truth: Truth) -> list[RenderedView]:
+def rendered_views(model: Any, frame: Frame, truth: Truth, device: torch.device = CPU) -> list[RenderedView]:
     """What the network renders of each camera that has an image, and the truth at pixels of its input."""
     config = model.config
     preprocess = Preprocess(config.input_width, config.input_height)
-    names = [name for name in frame.rig.names if name in frame.images]
-    blank = np.zeros((config.input_height, config.input_width, 3), dtype=np.uint8)
-    images = [preprocess.image(frame.images[name]) if name in names else blank for name in frame.rig.names]
-    moment = rig_inputs(np.stack(images), np.isin(frame.rig.names, names), frame.rig_at_stamps, preprocess)
-    batch = RigImages(*(tensor[None] for tensor in vars(moment).values()))
+    images, present = preprocess.rig(frame.images, frame.rig.names)
+    batch = rig_inputs(images, present, frame.rig_at_stamps, preprocess).batch().to(device)
     size = int(config.input_width * RAYS**0.5), int(config.input_height * RAYS**0.5)
     with torch.inference_mode():
-        depth_m = model.rendered_depth(batch, size)[0].float().numpy()
-    rows = zip(frame.rig.names, images, depth_m, strict=True)
-    return [RenderedView(name, i, depth, *truth(frame, name, preprocess)) for name, i, depth in rows if name in names]
+        depth_m = model.rendered_depth(batch, size)[0].float().cpu().numpy()
+    rows = zip(frame.rig.names, images, depth_m, present, strict=True)
+    return [RenderedView(name, i, depth, *truth(frame, name, preprocess)) for name, i, depth, there in rows if there]
 
 
 def _at_pixels(view: RenderedView) -> np.ndarray:

@@ -5,6 +5,7 @@ Cao and de Charette, "MonoScene", CVPR 2022; Li et al., "VoxFormer", CVPR 2023 (
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
+from occ_core.evaluation.report import prediction_files, read_prediction
 from occ_core.evaluation.voxel_iou import confusion_matrix, scores
 from occ_core.grid import SEMANTIC_KITTI_GRID
 from occ_core.taxonomy import SEMANTIC_KITTI
@@ -84,6 +86,32 @@ def within(range_m: float) -> np.ndarray:
     """bool (256, 256, 1): columns less than `range_m` ahead and half as far to either side."""
     x_m, y_m = np.moveaxis(SEMANTIC_KITTI_GRID.centers_m()[:, :, :1, :2], -1, 0)
     return (x_m < range_m) & (np.abs(y_m) < range_m / 2)
+
+
+def holds_voxels(folder: Path) -> bool:
+    """A folder of SemanticKITTI's `voxels/<frame>.label`."""
+    return any(Path(folder).glob("*.label"))
+
+
+def evaluate_voxels(
+    predictions: Path, voxels: Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[dict[str, dict[str, Any]], int]:
+    """Score every prediction, `<frame>.npz` as of `occ eval`, against `voxels`; and the number of samples scored.
+
+    Raises:
+        MissingInput: no prediction, or no truth for one. CorruptInput: an unreadable file, naming it.
+    """
+    files, total = prediction_files(Path(predictions)), SscScores()
+    if unmatched := sorted(frame for frame in files if not (voxels / f"{frame}.label").is_file()):
+        raise MissingInput(f"{predictions}: no ground truth for {len(unmatched)} predictions, first: {unmatched[0]}")
+    for frame, path in sorted(files.items()):
+        truth, predicted = read_ssc_truth(voxels / f"{frame}.label"), read_prediction(path, SEMANTIC_KITTI_GRID)
+        try:
+            total.add(truth, predicted)
+        except InvalidInput as error:
+            raise CorruptInput(f"{path}: {error}") from error
+        progress(total.samples, len(files))
+    return total.report(), total.samples
 
 
 def read_ssc_truth(path: Path) -> np.ndarray:

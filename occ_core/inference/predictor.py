@@ -27,6 +27,10 @@ class Session(Protocol):
     @property
     def config(self) -> ModelConfig: ...
 
+    @property
+    def cameras(self) -> int | None:
+        """Of the rig that it was trained on; None: unknown."""
+
     def run(self, images: np.ndarray, rig: Rig, missing: frozenset[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Labels, confidence and observed, uint8 (X, Y, Z), from images uint8 (N, H, W, 3) of the rig's cameras; those
         of `missing` ones are black and must not be looked at."""
@@ -94,7 +98,12 @@ class Predictor:
         return self.predict(frame.images, frame.rig_at_stamps if moving else frame.rig)
 
     def predict_preprocessed(self, images: dict[str, np.ndarray], rig: Rig) -> Occupancy:
-        """Occupancy from what `preprocess_one` gave; cells that are probably hidden are not observed."""
+        """Occupancy from what `preprocess_one` gave; cells that are probably hidden are not observed.
+
+        Raises:
+            InvalidInput: no image, one that does not fit, or a rig of fewer cameras than the model was trained on.
+        """
+        self._require_cameras(rig)
         shape = self.config.input_height, self.config.input_width, 3
         stack = np.zeros((len(rig), *shape), dtype=np.uint8)
         order = {name: i for i, name in enumerate(rig.names)}
@@ -109,6 +118,14 @@ class Predictor:
         missing = frozenset(order) - frozenset(images)
         labels, confidence, observed = self.session.run(stack, rig, missing)
         return Occupancy(self.grid, self.taxonomy, labels, observed.astype(bool), confidence.astype(np.float32) / 255)
+
+    def _require_cameras(self, rig: Rig) -> None:
+        trained = self.session.cameras
+        if trained is not None and len(rig) < trained:
+            raise InvalidInput(
+                f"the rig has {len(rig)} cameras ({', '.join(rig.names)}), the model was trained on {trained}; a "
+                "camera without an image stays in the rig"
+            )
 
 
 def save_prediction(path: Path, labels: np.ndarray, observed: np.ndarray | None = None) -> None:

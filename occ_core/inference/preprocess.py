@@ -5,6 +5,7 @@ Training cache, evaluation, export and node all call this; a different resize fi
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -49,6 +50,18 @@ class Preprocess:
         resized, left, top = self.plan((image.shape[1], image.shape[0]))
         small = cv2.resize(image, resized, interpolation=cv2.INTER_AREA)
         return np.ascontiguousarray(small[top : top + self.height, left : left + self.width])
+
+    def rig(self, images: Mapping[str, np.ndarray], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The network's inputs of a rig's cameras in the order of `names`.
+
+        Returns:
+            uint8 (N, height, width, 3), black where a camera has no image, and which have one, bool (N,).
+        """
+        present = np.array([name in images for name in names])
+        stack = np.zeros((len(names), self.height, self.width, 3), dtype=np.uint8)
+        for i in np.flatnonzero(present):
+            stack[i] = self.image(images[names[i]])
+        return stack, present
 
     def nearest(self, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """What belongs to the input's pixels, from a map over an image of `size` (width, height): nothing is mixed.

@@ -15,6 +15,13 @@ SSIM_SHARE = 0.85
 NEAREST_M = 0.1  # what is nearer to the neighbour's image plane, or behind it, is not in its image
 
 
+def as_float(
+    images: Tensor,  # uint8 [..., H, W, 3]
+) -> Tensor:  # float32 [..., 3, H, W] in 0..1
+    """Images as losses compare them."""
+    return images.movedim(-1, -3).float() / 255
+
+
 def ssim(
     a: Tensor,  # [N, C, h, w]
     b: Tensor,  # [N, C, h, w]
@@ -47,17 +54,6 @@ def pixel_grid(height: int, width: int, device: torch.device | None = None) -> T
         indexing="ij",
     )
     return torch.stack([u, v], dim=-1)
-
-
-def scale_intrinsics(
-    intrinsics: Tensor,  # [..., 3, 3] of an image of `size`
-    size: tuple[int, int],  # (width, height)
-    new_size: tuple[int, int],
-) -> Tensor:  # [..., 3, 3]
-    """Intrinsics of the same image resized: borders stay borders, (0, 0) stays the centre of the top-left pixel."""
-    sx, sy = new_size[0] / size[0], new_size[1] / size[1]
-    resize = intrinsics.new_tensor([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]])
-    return resize @ intrinsics
 
 
 def reproject(

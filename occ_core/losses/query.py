@@ -31,16 +31,18 @@ class Queries(NamedTuple):
 
 def sample_queries(
     depth_m: Tensor,  # [B, N, H, W] along the optical axis; +inf = sky, NaN = unknown
-    class_map: Tensor,  # uint8 [B, N, H, W]; 255 = unknown
+    class_map: Tensor,  # uint8 [B, N, H, W]; free_id = sky, 255 = unknown
     rig_images: RigImages,
     grid: VoxelGrid,
+    free_id: int,
     rays: int,
     buffer_m: float,
 ) -> Queries:
     """On `rays` random pixels of each moment, a free and an occupied point.
 
     The free one is uniform between where the ray enters the grid and its hit, the occupied one uniform in the
-    `buffer_m` behind the hit. The sky gives the first only, up to the end of the grid; what lies outside the grid is
+    `buffer_m` behind the hit. The sky gives the first only, up to the end of the grid, and where the depth is within
+    the grid neither: a wrong sky would empty houses (as in `labels.lift.sort_pixels`). What lies outside the grid is
     dropped.
     """
     b, n, height, width = depth_m.shape
@@ -49,22 +51,24 @@ def sample_queries(
     moment = torch.arange(b, device=device)[:, None].expand(b, rays).flatten()
     pixel = torch.randint(n * height * width, (b * rays,), device=device)
     camera = pixel // (height * width)
-    depth = depth_m.flatten(1)[moment, pixel].float()
+    depth, classes = depth_m.flatten(1)[moment, pixel].float(), class_map.flatten(1)[moment, pixel].long()
+    sky = classes == free_id
+    depth = torch.where(sky & ~(depth > 0), torch.inf, depth)  # of unknown depth, too
     usable = rig_images.present[moment, camera] & (depth > 0)  # NaN is not
-    moment, pixel, camera, depth = (v[usable] for v in (moment, pixel, camera, depth))
+    moment, pixel, camera, depth, classes, sky = (v[usable] for v in (moment, pixel, camera, depth, classes, sky))
     origin, direction = origins[moment, camera], directions.flatten(1, 3)[moment, pixel]
 
     enter, leave = _within(origin, direction, grid)
     last = torch.minimum(leave, depth)
-    free = last > enter
+    contradiction = sky & (depth < leave)
+    free = (last > enter) & ~contradiction
     share = torch.rand(len(depth), device=device)
     free_points = origin + (enter + share * (last - enter))[:, None] * direction
 
     share = torch.rand(len(depth), device=device)
     behind = depth + share * buffer_m / direction.norm(dim=1)
-    hit = torch.isfinite(depth) & (behind > enter) & (behind < leave)
+    hit = torch.isfinite(depth) & (behind > enter) & (behind < leave) & ~contradiction
     hit_points = origin + torch.where(hit, behind, 0)[:, None] * direction
-    classes = class_map.flatten(1)[moment, pixel].long()
 
     points = torch.cat([free_points[free], hit_points[hit]])
     occupied = torch.arange(len(points), device=device) >= free.sum()

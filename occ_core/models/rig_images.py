@@ -79,6 +79,17 @@ class Targets:
             raise InvalidInput(f"loss term '{term}' has a weight > 0, but the run has no {field}")
         return value
 
+    def labels_of(self, grid_shape: tuple[int, int, int], term: str) -> Tensor:
+        """The labels, for a loss term on cells.
+
+        Raises:
+            InvalidInput: the run has none, or of another grid than the network's.
+        """
+        labels = self.need("labels", term)
+        if tuple(labels.shape[1:]) != grid_shape:
+            raise InvalidInput(f"labels have {tuple(labels.shape[1:])} cells, the network's grid has {grid_shape}")
+        return labels
+
     def to(self, device: torch.device) -> Targets:
         return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
 

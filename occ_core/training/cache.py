@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from occ_core.errors import MissingInput
-from occ_core.frame import Frame
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.table import build_table
 from occ_core.labels.store import require_same_meaning
@@ -111,7 +110,7 @@ def _open(at: Path, scene: str) -> SceneCache:
 def _build(source: NuScenesSource, files: dict[str, Path], config: EasyOccConfig, at: Path) -> None:
     rows: dict[str, list[np.ndarray]] = {name: [] for name in ARRAYS}
     tables: dict[str, int] = {}
-    tokens = []
+    tokens, preprocess = [], Preprocess(config.input_width, config.input_height)
     for i, token in enumerate(source.tokens):
         if token not in files:
             continue
@@ -122,7 +121,7 @@ def _build(source: NuScenesSource, files: dict[str, Path], config: EasyOccConfig
             for name in ("voxel_index", "pillar_index", "rays"):
                 rows[name].append(getattr(table, name))
         rows["rig"].append(np.array(tables[frame.rig.fingerprint]))
-        for name, array in zip(("images", "present"), network_images(frame, config), strict=True):
+        for name, array in zip(("images", "present"), preprocess.rig(frame.images, frame.rig.names), strict=True):
             rows[name].append(array)
         truth = load_occ3d(files[token], config.grid, config.classes)
         labels = np.where(truth.observed, truth.labels, np.uint8(IGNORE))
@@ -137,13 +136,3 @@ def _build(source: NuScenesSource, files: dict[str, Path], config: EasyOccConfig
         np.save(temporary / f"{name}.npy", np.stack(arrays))
     (temporary / "tokens.json").write_text(json.dumps(tokens))
     os.replace(temporary, at)
-
-
-def network_images(frame: Frame, config: EasyOccConfig) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (N, H, W, 3) in the rig's order, black where a camera has no image, and which have one, bool (N,)."""
-    preprocess = Preprocess(config.input_width, config.input_height)
-    images = np.zeros((len(frame.rig), config.input_height, config.input_width, 3), dtype=np.uint8)
-    for i, name in enumerate(frame.rig.names):
-        if name in frame.images:
-            images[i] = preprocess.image(frame.images[name])
-    return images, np.array([name in frame.images for name in frame.rig.names])

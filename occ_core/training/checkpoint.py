@@ -91,6 +91,11 @@ def load_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def trained_cameras(record: dict[str, Any]) -> int | None:
+    """The cameras of the largest rig that a network was trained on, from its record; None: it does not say."""
+    return record.get("training", {}).get("data", {}).get("cameras")
+
+
 def require_safetensors(path: Path) -> None:
     """Raise CorruptInput unless the file begins as safetensors does: a length, then a json object of that length."""
     size = path.stat().st_size

@@ -110,3 +110,11 @@ def load_config(path: Path, **changes: Any) -> TrainingConfig:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InvalidInput(f"{path}: {where}: {first['msg']}, got {first['input']!r:.80}") from error
+
+
+def difference(name: str, was: Any, now: Any) -> str | None:
+    """What differs first between two settings, entries of mappings one by one; None: they are the same."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        parts = (difference(key, was.get(key), now.get(key)) for key in {**was, **now})
+        return next((part for part in parts if part), None)
+    return None if was == now else f"its run has {name} {was}, this one {now}"

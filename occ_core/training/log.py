@@ -64,7 +64,8 @@ class Log:
             with open(path, newline="") as file:
                 reader = csv.DictReader(file)
                 self._rows = [row for row in reader if _is_before(row, keep_below)]
-                self._fields += [name for name in reader.fieldnames or () if name not in self._fields]
+                if self._rows:  # a new run has columns of its own
+                    self._fields += [name for name in reader.fieldnames or () if name not in self._fields]
         self._write_all()
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -25,6 +25,7 @@ from occ_core.training.log import Clock, Log, measured, training_record
 from occ_core.training.ranks import Ranks, joined
 from occ_core.training.state import State, learning_rate, new_state, restore, save, update_average
 
+LEAST_SCALE = 1.0  # of fp16's loss: below it the gradient overflows however small it is made
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -185,6 +186,11 @@ def train_step(
         )
     state.scaler.step(state.optimizer)
     state.scaler.update()
+    if overflow and (scale := state.scaler.get_scale()) < LEAST_SCALE:
+        raise InvalidInput(
+            f"training diverged at step {state.step + 1}: gradient not finite even with the loss scaled by {scale:g}, "
+            f"losses {values}; lower learning_rate, or use precision bf16"
+        )
     state.step += 1
     update_average(state, config.ema_decay, lessons.fitted)
     return values

@@ -1,7 +1,8 @@
 """Models side by side: same data, same steps, several seeds; each run is `occ train`, `occ predict`, `occ eval`.
 
 A plan (YAML) names the runs. Every run is a process of its own, so that peak memory is its own too, and a run whose
-`scores.json` is there is not repeated.
+`scores.json` is there is not repeated; its folder says what it was trained with, and is refused where the plan has
+changed since.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -23,8 +26,9 @@ import yaml
 from occ_core.errors import InvalidInput, MissingInput, OccError
 from occ_core.files import write_atomically
 from occ_core.parallel import progress_bar
+from occ_core.training.config import difference
 
-WARM_STEPS = 5  # not timed: buffers are allocated, functions compiled
+WARM_STEPS = 5  # the first ones are not timed: buffers are allocated, functions compiled
 KEYS = ("base", "runs")
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
@@ -95,7 +99,7 @@ def bench_models(
         rows: name -> list of one record a seed, see `run_one`.
 
     Raises:
-        MissingInput, InvalidInput; OccError naming the log of a run that failed.
+        MissingInput, InvalidInput; OccError naming the log of a run that failed, or a folder of another config.
     """
     configs = read_plan(plan)
     if unknown := [name for name in only or () if name not in configs]:
@@ -119,19 +123,21 @@ def run_one(run: Run, step: Callable[[], object]) -> dict[str, Any]:
     """One run's scores, also kept in its `scores.json`.
 
     Returns:
-        seed; steps; step_s: median seconds of a training step; peak_memory_mb of training; scores: as of `occ eval`.
+        seed; steps; step_s: median seconds of a training step, without waiting for data; peak_memory_mb of training;
+        scores: as of `occ eval`.
 
     Raises:
-        OccError: naming the log of a command that failed.
+        OccError: naming the log of a command that failed, or the folder where it holds a run of another config.
     """
-    at = run.folder / "scores.json"
+    at, config = run.folder / "scores.json", run.folder / "config.yaml"
+    _require_same_config(run, config)
     if at.is_file():
         step()
         return json.loads(at.read_text())
     run.folder.mkdir(parents=True, exist_ok=True)
-    config = run.folder / "config.yaml"
     config.write_text(yaml.safe_dump(dict(run.config), sort_keys=False))
     model, predictions = run.folder / "model.safetensors", run.folder / "predictions"
+    shutil.rmtree(predictions, ignore_errors=True)  # `occ predict` keeps what is there
     commands = [
         ["train", str(config), "--out", str(run.folder)],
         ["predict", str(model), str(run.held_out), str(predictions), "--backend", "torch", "--threads", "1"],
@@ -153,17 +159,30 @@ def run_one(run: Run, step: Callable[[], object]) -> dict[str, Any]:
     return record
 
 
+def _require_same_config(run: Run, stored: Path) -> None:
+    if not stored.is_file():
+        return
+    was, now = _read_yaml(stored), yaml.safe_load(yaml.safe_dump(dict(run.config)))
+    if unlike := difference("config", was, now):
+        raise OccError(f"{run.folder}: {unlike}; delete the folder, or name another with --out")
+
+
 def _cost(folder: Path) -> dict[str, Any]:
     """Steps, seconds a step and peak memory, from the run's log and record."""
     with open(folder / "log.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    seconds = [float(row["step_seconds"]) for row in rows[WARM_STEPS:] or rows]
     record = json.loads((folder / "model.json").read_text())
     return {
         "steps": int(rows[-1]["step"]),
-        "step_s": median(seconds),
+        "step_s": median(_step_seconds(rows)),
         "peak_memory_mb": record["training"]["host"]["peak_memory_mb"],
     }
+
+
+def _step_seconds(rows: list[dict[str, str]]) -> list[float]:
+    """Of each row of a log, the mean since the row before it, without waiting for data; rows of warm-up left out."""
+    warm = [row for before, row in pairwise(rows) if int(before["step"]) >= WARM_STEPS]
+    return [float(row["step_seconds"]) * (1 - float(row["waiting"])) for row in warm or rows]
 
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {

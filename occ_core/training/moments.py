@@ -106,11 +106,23 @@ class Moments(Dataset):
         named = ((source.keyframes, source.frames.names) for source in self.sources)
         return [names[keyframe.place] for keyframes, names in named for keyframe in keyframes]
 
+    def neighbour_gap_s(self) -> float | None:
+        """Median time from an image of each source's first keyframe to its neighbours; None without any.
+
+        Sweeps are about 0.08 s away, keyframes 0.5 s.
+        """
+        gaps_ns = []
+        for source, neighbours in self._neighbours.items():
+            place = source.keyframes[0].place
+            frame = source.frames[place]
+            gaps_ns += [neighbour.gap_ns(frame) for neighbour in neighbours.around(frame, place)]
+        return float(np.median(gaps_ns)) / 1e9 if gaps_ns else None
+
     def __getitem__(self, key: tuple[int, int]) -> Moment:
         draw, index = key
         source, keyframe = self._keys[index]
         frame = source.frames[keyframe.place]
-        images, present = self._images(frame)
+        images, present = self._preprocess.rig(frame.images, frame.rig.names)
         arrays: dict[str, np.ndarray] = {}
         if "labels" in self.needs:
             arrays["labels"] = self.labels(index)
@@ -145,14 +157,6 @@ class Moments(Dataset):
         if source.teachers is None:
             raise InvalidInput(f"keyframe {keyframe.token} was opened without teachers")
         return self._class_map(source.frames[keyframe.place], source.teachers)
-
-    def _images(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 (N, H, W, 3), black where a camera has no image; bool (N,)."""
-        out = np.zeros((len(frame.rig), *self._shape, 3), dtype=np.uint8)
-        for i, name in enumerate(frame.rig.names):
-            if name in frame.images:
-                out[i] = self._preprocess.image(frame.images[name])
-        return out, np.array([name in frame.images for name in frame.rig.names])
 
     @property
     def _shape(self) -> tuple[int, int]:

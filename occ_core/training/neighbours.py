@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -10,8 +11,8 @@ import numpy as np
 from occ_core.camera import Camera
 from occ_core.frame import Frame
 from occ_core.geometry import inverse
-from occ_core.sources.nuscenes import NuScenesSource, read_image
-from occ_core.sources.nuscenes_tables import SensorRecord
+from occ_core.sources.nuscenes import NuScenesSource, camera_of, read_image
+from occ_core.sources.nuscenes_tables import SensorRecord, is_there
 from occ_core.sources.open import FrameSource
 
 BEFORE_AND_AFTER = (-1, 1)
@@ -23,18 +24,23 @@ class Neighbour(NamedTuple):
     Attributes:
         side: 0 before, 1 after.
         image: uint8 (h, w, 3), of the camera's own size.
-        world_from_cam: (4, 4) at its time.
+        stamp_ns, world_from_cam: its time, and the (4, 4) of that time.
     """
 
     camera: int
     side: int
     image: np.ndarray
+    stamp_ns: int
     world_from_cam: np.ndarray
 
     def from_cam(self, frame: Frame) -> np.ndarray:
         """(4, 4) from the camera at its image of `frame` to where it was at this one."""
         camera = frame.rig.cameras[self.camera]
         return inverse(self.world_from_cam) @ frame.camera_world_from_ego[camera.name] @ camera.ego_from_cam
+
+    def gap_ns(self, frame: Frame) -> int:
+        """Time between it and the camera's image of `frame`."""
+        return abs(self.stamp_ns - frame.camera_stamp_ns[frame.rig.cameras[self.camera].name])
 
 
 class Neighbours(Protocol):
@@ -50,7 +56,7 @@ def neighbours_of(frames: FrameSource, scenes: set[str]) -> Neighbours:
 
 
 class SweepNeighbours:
-    """The camera's files one earlier and one later, sweeps included."""
+    """The camera's nearest files before and after, sweeps included; not all of them need have been downloaded."""
 
     def __init__(self, frames: NuScenesSource, scenes: set[str]) -> None:
         self._records: dict[tuple[str, str], tuple[SensorRecord | None, SensorRecord | None]] = {}
@@ -60,15 +66,28 @@ class SweepNeighbours:
                 if record.modality == "camera":
                     by_channel.setdefault(record.channel, []).append(record)
             for channel, records in by_channel.items():
-                for before, own, after in zip([None, *records], records, [*records[1:], None], strict=False):
+                for place, own in enumerate(records):
                     if own.is_keyframe:
+                        before = _first_like(own, reversed(records[:place]))
+                        after = _first_like(own, islice(records, place + 1, None))
                         self._records[own.sample_token, channel] = (before, after)
 
     def around(self, frame: Frame, place: int) -> Iterator[Neighbour]:
         for i, camera in enumerate(frame.rig):
             for side, record in enumerate(self._records.get((frame.token, camera.name), ())):
-                if record is not None and record.size == camera.size and camera.name in frame.images:
-                    yield Neighbour(i, side, read_image(record), record.world_from_ego @ record.ego_from_sensor)
+                if record is not None and camera.name in frame.images:
+                    pose = record.world_from_ego @ record.ego_from_sensor
+                    yield Neighbour(i, side, read_image(record), record.stamp_ns, pose)
+
+
+def _first_like(own: SensorRecord, records: Iterable[SensorRecord]) -> SensorRecord | None:
+    """The first whose file is there, of the same size and through the same lens: pixels are compared with pixels."""
+    lens = camera_of(own)
+    return next((r for r in records if _is_through(lens, r) and is_there(r.path)), None)
+
+
+def _is_through(lens: Camera, record: SensorRecord) -> bool:
+    return record.size == lens.size and np.array_equal(camera_of(record).intrinsics, lens.intrinsics)
 
 
 class FrameNeighbours:
@@ -86,7 +105,7 @@ class FrameNeighbours:
             for i, camera in enumerate(frame.rig):
                 if camera.name in frame.images and _is_another(camera, frame, near):
                     pose = near.camera_world_from_ego[camera.name] @ near.rig[camera.name].ego_from_cam
-                    yield Neighbour(i, side, near.images[camera.name], pose)
+                    yield Neighbour(i, side, near.images[camera.name], near.camera_stamp_ns[camera.name], pose)
 
 
 def _is_another(camera: Camera, frame: Frame, near: Frame) -> bool:

@@ -33,7 +33,7 @@ class Ranks:
         """The same in every process: the sum over processes."""
         if self.world == 1:
             return values
-        tensor = torch.from_numpy(values).to(self.device)
+        tensor = torch.tensor(values, device=self.device)  # a copy: it is summed in place
         dist.all_reduce(tensor)
         return tensor.cpu().numpy()
 

@@ -275,13 +275,17 @@ class _Set:
 
 
 def data_record(data: Held) -> dict[str, Any]:
-    """What the json beside the checkpoint says of the data."""
+    """What the json beside the checkpoint says of the data; the first keyframe of each set tells of its cameras."""
+    sources = [source for source in data.training.sources if source.keyframes]
     names = sorted(data.training.names)
+    gap_s = data.training.neighbour_gap_s()
     return {
-        "scenes": len({keyframe.scene for source in data.training.sources for keyframe in source.keyframes}),
+        "scenes": len({keyframe.scene for source in sources for keyframe in source.keyframes}),
         "samples": len(names),
-        "labels": [source.labels.provenance for source in data.training.sources if source.labels],
+        "labels": [source.labels.provenance for source in sources if source.labels],
         "tokens_sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+        "cameras": max(len(source.frames[source.keyframes[0].place].rig) for source in sources),
+        **({} if gap_s is None else {"neighbour_s": round(gap_s, 3)}),
         "held_out_scenes": data.held_out_scenes,
         "held_out_samples": len(data.validation),
     }

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from occ_core.errors import InvalidInput, MissingInput
 from occ_core.models.build import build_model, kind_of
 from occ_core.training.checkpoint import describe, load_checkpoint, load_into, save_checkpoint
-from occ_core.training.config import TrainingConfig
+from occ_core.training.config import TrainingConfig, difference
 
 MAY_CHANGE = frozenset(
     {"threads", "workers", "device", "log_every", "checkpoint_every", "validate_every"}
@@ -115,7 +115,7 @@ def restore(state: State, path: Path, record: dict[str, Any], config: TrainingCo
     """Continue from `last.safetensors`.
 
     Raises:
-        InvalidInput: it is of another model, or of a run with other settings.
+        InvalidInput: it is of another model, or of a run with other settings, samples or labels.
     """
     tensors, described = load_checkpoint(path)
     _require_same_run(path, described, record, config)
@@ -144,16 +144,14 @@ def _require_same_run(path: Path, described: dict[str, Any], record: dict[str, A
     was, now = kind_of(described["model"]), kind_of(config.model)
     if was != now:
         raise InvalidInput(f"{path}: holds a model of kind '{was}', this run trains one of kind '{now}'")
-    then = described["training"]["config"] | {"model": described["model"]}
-    asked = record["config"] | {"model": describe(config.model, {})["model"]}
+    then = _identity(described["training"]["config"], described["model"], described["training"].get("data", {}))
+    asked = _identity(record["config"], describe(config.model, {})["model"], record.get("data", {}))
     for name in asked:
-        if name not in MAY_CHANGE and (difference := _difference(name, then.get(name), asked[name])):
-            raise InvalidInput(f"{path}: {difference}; a run that goes on needs the same, another run another folder")
+        if name not in MAY_CHANGE and (unlike := difference(name, then.get(name), asked[name])):
+            raise InvalidInput(f"{path}: {unlike}; a run that goes on needs the same, another run another folder")
 
 
-def _difference(name: str, was: Any, now: Any) -> str | None:
-    """`<name> <value there>, this run has <value>` of the first entry that differs, entries of entries too."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        parts = (_difference(key, was.get(key), now.get(key)) for key in {**was, **now})
-        return next((part for part in parts if part), None)
-    return None if was == now else f"its run has {name} {was}, this one {now}"
+def _identity(settings: dict[str, Any], model: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """All that makes a run this run: settings, network, which samples, which labels."""
+    samples = {name: data.get(key) for name, key in (("samples", "tokens_sha256"), ("labels made as", "labels"))}
+    return settings | {"model": model, "data read": samples}

@@ -10,6 +10,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,15 +22,19 @@ from occ_core.frame import Frame
 from occ_core.labels.real import LIDAR_BEST
 from occ_core.labels.scene import label_scene
 from occ_core.models.config import CameraModelConfig
+from occ_core.models.rig_images import RigImages
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.taxonomy import Taxonomy
 from occ_core.teachers.base import ClassMap, Teachers
 from occ_core.teachers.lidar import LidarDepth
 from occ_core.training.config import TrainingConfig
 from occ_core.training.label_files import IGNORE
+from occ_core.training.loop import DTYPES
 from occ_core.training.moments import Keyframe, Moment, Moments, MomentSource, collate
 from occ_core.training.rig_lessons import cell_weights, needs_of
 from occ_core.training.state import new_state
+
+ANSWERS = 3  # timed
 
 
 class OneClass:
@@ -50,7 +55,10 @@ class OneClass:
 def bench_step(
     config: TrainingConfig, dataroot: Path, steps: int = 1, told: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
-    """Train `steps` steps on the keyframe in the middle of a data set, then answer it once.
+    """Train `steps` steps on the keyframe in the middle of a data set, as often as `batch_size`, then answer it once.
+
+    In the config's precision, the answer too. The first of several steps, which sets things up, does not count; the
+    answer is measured ANSWERS times.
 
     Args:
         config: of a camera network; its data, labels and teacher are not read.
@@ -58,8 +66,9 @@ def bench_step(
         told: is given a line a step.
 
     Returns:
-        model, input, parameters (millions), losses of the last step; step_s and step_cpu_s (forward, backward and
-        optimiser; median), answer_s; occupied: cells that the answer calls so; peak_memory_mb: of the process, and
+        model, input, precision, batch_size, parameters (millions), losses of the last step; step_s and step_cpu_s
+        (forward, backward and optimiser; median), moments_per_s of training, answer_s (of one moment; median);
+        occupied: cells that the answer calls so; peak_memory_mb: of the process, and
         of it before_mb: libraries and data, before there was a network.
 
     Raises:
@@ -70,6 +79,9 @@ def bench_step(
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu")
+    if config.precision == "fp16" and device.type == "cpu":
+        raise InvalidInput("precision 'fp16' needs device 'cuda'; on the CPU use 'fp32' or 'bf16'")
+    autocast = partial(torch.autocast, device.type, DTYPES[config.precision], enabled=config.precision != "fp32")
     moment = one_moment(config, dataroot).to(device)
     before_mb = _peak_memory_mb(device)
     state = new_state(config, device)
@@ -78,27 +90,36 @@ def bench_step(
     for step in range(steps):
         began, cpu_began = time.perf_counter(), time.process_time()
         state.optimizer.zero_grad(set_to_none=True)
-        losses = network(moment.rig_images, moment.targets, 0.0)
-        torch.stack(list(losses.values())).sum().backward()
-        state.optimizer.step()
+        with autocast():
+            losses = network(moment.rig_images, moment.targets, 0.0)
+        state.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
         values = {name: loss.item() for name, loss in losses.items()}  # waits for a GPU, too
         seconds.append(time.perf_counter() - began)
         cpu_seconds.append(time.process_time() - cpu_began)
         told(f"step {step + 1}: {seconds[-1]:.1f} s, {', '.join(f'{k} {v:.3f}' for k, v in values.items())}")
     network.eval()
-    began = time.perf_counter()
-    with torch.inference_mode():
-        labels = network.answer(moment.rig_images).labels.cpu().numpy()
+    one, answer_seconds = RigImages(*(tensor[:1] for tensor in vars(moment.rig_images).values())), []
+    for _ in range(ANSWERS):
+        began = time.perf_counter()
+        with torch.inference_mode(), autocast():
+            labels = network.answer(one).labels.cpu().numpy()
+        answer_seconds.append(time.perf_counter() - began)
+    step_s = float(np.median(seconds[1:] or seconds))
     return {
         "model": config.model.name,
         "input": [config.model.input_width, config.model.input_height],
         "device": str(device),
         "threads": config.threads,
+        "precision": config.precision,
+        "batch_size": config.batch_size,
         "parameters_m": sum(p.numel() for p in network.parameters()) / 1e6,
         "losses": values,
-        "step_s": float(np.median(seconds)),
-        "step_cpu_s": float(np.median(cpu_seconds)),
-        "answer_s": time.perf_counter() - began,
+        "step_s": step_s,
+        "step_cpu_s": float(np.median(cpu_seconds[1:] or cpu_seconds)),
+        "moments_per_s": config.batch_size / step_s,
+        "answer_s": float(np.median(answer_seconds)),
         "occupied": int((labels != config.model.classes.free_id).sum()),
         "before_mb": before_mb,
         "peak_memory_mb": _peak_memory_mb(device),
@@ -106,7 +127,7 @@ def bench_step(
 
 
 def one_moment(config: TrainingConfig, dataroot: Path) -> Moment:
-    """The keyframe in the middle, a batch of one, with all that the losses need."""
+    """The keyframe in the middle, `batch_size` times, with all that the losses need."""
     model = cast(CameraModelConfig, config.model)
     taxonomy, frames = model.classes, NuScenesSource(dataroot)
     place = len(frames) // 2
@@ -116,14 +137,14 @@ def one_moment(config: TrainingConfig, dataroot: Path) -> Moment:
     if needs & {"labels", "depth_m"} and frames[place].lidar is None:
         raise InvalidInput(f"{dataroot}: keyframe {keyframe.token} has no LiDAR sweep to make labels from")
     source = MomentSource(frames, [keyframe], None, teachers)
-    moment = collate([Moments([source], model, needs - {"labels"})[0, 0]])
+    moment = collate([Moments([source], model, needs - {"labels"})[0, 0]] * config.batch_size)
     ones = torch.ones(len(taxonomy))
     targets = replace(moment.targets, class_weights=ones, pixel_weights=ones)
     if "labels" in needs:
         (label,) = label_scene([frames[place]], teachers, LIDAR_BEST, grid=model.grid, taxonomy=taxonomy)
         cells = np.where(label.occupancy.observed, label.occupancy.labels, np.uint8(IGNORE))
         counts = torch.from_numpy(np.bincount(cells.ravel(), minlength=256)[: len(taxonomy)])
-        labels = torch.from_numpy(cells)[None]
+        labels = torch.from_numpy(cells).repeat(config.batch_size, 1, 1, 1)
         targets = replace(targets, labels=labels, class_weights=cell_weights(counts, taxonomy.free_id))
     return Moment(moment.rig_images, targets)
 

@@ -11,6 +11,7 @@ from occ_core.camera import Rig
 from occ_core.errors import CorruptInput, MissingInput, need
 from occ_core.inference.table import Tables
 from occ_core.models.easyocc.config import EasyOccConfig, parse_config
+from occ_core.training.checkpoint import trained_cameras
 
 METADATA_KEY = "occ_core"
 OUTPUTS = ("labels", "confidence", "observed")
@@ -30,7 +31,7 @@ class OnnxSession:
             self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises a dozen types of its own, all on unreadable files
             raise CorruptInput(f"{path}: not a readable ONNX model ({' '.join(str(error).split())[:200]})") from error
-        self.config = _config(self.session, path)
+        self.config, self.cameras = _described(self.session, path)
         self._tables = Tables(self.config)
         offered = [output.name for output in self.session.get_outputs()]
         if missing := [name for name in OUTPUTS if name not in offered]:
@@ -51,11 +52,12 @@ class OnnxSession:
         return labels[0], confidence[0], observed[0]
 
 
-def _config(session, path: Path) -> EasyOccConfig:
+def _described(session, path: Path) -> tuple[EasyOccConfig, int | None]:
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     if text is None:
         raise CorruptInput(f"{path}: an ONNX model, but not exported by `occ export` (no '{METADATA_KEY}' metadata)")
     try:
-        return parse_config(json.loads(text)["model"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        record = json.loads(text)
+        return parse_config(record["model"]), trained_cameras(record)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise CorruptInput(f"{path}: its '{METADATA_KEY}' metadata cannot be read ({error})") from error

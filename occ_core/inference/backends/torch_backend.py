@@ -16,7 +16,7 @@ from occ_core.inference.rig_inputs import rig_inputs
 from occ_core.inference.table import Tables
 from occ_core.models.build import ModelConfig, build_model, parse_config
 from occ_core.models.easyocc.model import Answer, EasyOcc
-from occ_core.training.checkpoint import load_checkpoint, load_into
+from occ_core.training.checkpoint import load_checkpoint, load_into, load_record, trained_cameras
 
 Asked = Callable[[np.ndarray, Rig, frozenset[str]], tuple[Tensor, Tensor, Tensor]]
 
@@ -36,6 +36,7 @@ class TorchSession:
         torch.set_num_threads(threads)
         model = load_model(path)
         self.config: ModelConfig = cast(Any, model).config
+        self.cameras = trained_cameras(load_record(path))
         self._answer: Asked = _by_table(model) if isinstance(model, EasyOcc) else _by_rig(model, self.config)
 
     def run(self, images: np.ndarray, rig: Rig, missing: frozenset[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

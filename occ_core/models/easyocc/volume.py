@@ -12,7 +12,6 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from occ_core.errors import InvalidInput
 from occ_core.losses.labels import label_losses
 from occ_core.losses.query import query_losses, sample_queries
 from occ_core.losses.voxel import observed_loss
@@ -73,7 +72,7 @@ class EasyOccVolume(nn.Module):
         cells = self.cells(rig_images)
         losses: dict[str, Tensor] = {}
         if "labels" in self.config.needs:
-            labels = self._labels(targets)
+            labels = targets.labels_of(self.config.grid_shape, "labels" if loss.labels > 0 else "observed")
         if loss.labels > 0:
             weights = targets.need("class_weights", "labels")
             terms = label_losses(cells.classes, labels, weights, loss.label_terms, free, loss.observed_only)
@@ -82,19 +81,11 @@ class EasyOccVolume(nn.Module):
             losses["observed"] = loss.observed * self._observed_loss(cells.observed, labels, rig_images)
         if loss.query > 0:
             depth_m, class_map = targets.need("depth_m", "query"), targets.need("class_map", "query")
-            grid = self.config.grid
-            queries = sample_queries(depth_m, class_map, rig_images, grid, loss.query_rays, loss.query_buffer_m)
+            grid, rays, buffer_m = self.config.grid, loss.query_rays, loss.query_buffer_m
+            queries = sample_queries(depth_m, class_map, rig_images, grid, free, rays, buffer_m)
             terms = query_losses(cells.classes, queries, grid, free, targets.pixel_weights)
             losses |= {name: loss.query * term for name, term in terms.items()}
         return losses
-
-    def _labels(self, targets: Targets) -> Tensor:
-        labels = targets.need("labels", "labels" if self.config.loss.labels > 0 else "observed")
-        if tuple(labels.shape[1:]) != self.config.grid_shape:
-            raise InvalidInput(
-                f"labels have {tuple(labels.shape[1:])} cells, model '{self.config.name}' has {self.config.grid_shape}"
-            )
-        return labels
 
     def _observed_loss(self, logits: Tensor, labels: Tensor, rig_images: RigImages) -> Tensor:
         """On random cells in view; what no camera has in view is never observed, by rule."""

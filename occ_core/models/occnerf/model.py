@@ -16,7 +16,7 @@ from torch import Tensor
 
 from occ_core.errors import InvalidInput
 from occ_core.losses.labels import label_losses
-from occ_core.losses.photometric import photometric_loss, smoothness_loss
+from occ_core.losses.photometric import as_float, photometric_loss, smoothness_loss
 from occ_core.losses.ray import pixel_class_loss
 from occ_core.losses.rendering import entropy_loss
 from occ_core.models import checkpointing
@@ -100,11 +100,8 @@ class OccNerf(nn.Module):
 
     def _label_losses(self, volume: Tensor, targets: Targets) -> dict[str, Tensor]:
         loss, config = self.config.loss, self.config
-        labels, weights = targets.need("labels", "labels"), targets.need("class_weights", "labels")
-        if tuple(labels.shape[1:]) != config.grid_shape:
-            raise InvalidInput(
-                f"labels have {tuple(labels.shape[1:])} cells, model '{config.name}' has {config.grid_shape}"
-            )
+        labels = targets.labels_of(config.grid_shape, "labels")
+        weights = targets.need("class_weights", "labels")
         free = config.classes.free_id
         terms = label_losses(self.grid_logits(volume), labels, weights, loss.label_terms, free, loss.observed_only)
         return {name: loss.labels * term for name, term in terms.items()}
@@ -124,7 +121,7 @@ class OccNerf(nn.Module):
                 mode="bilinear",
                 align_corners=False,
             ).squeeze(1)
-            images = _as_float(rig_images.images[present])
+            images = as_float(rig_images.images[present])
             if loss.photometric > 0:
                 losses["photometric"] = loss.photometric * _photometric(depth_m, images, rig_images, targets)
             if loss.smoothness > 0:
@@ -192,13 +189,7 @@ def _photometric(depth_m: Tensor, images: Tensor, rig_images: RigImages, targets
         for field in ("neighbours", "neighbour_from_cam", "neighbour_present")
     )
     intrinsics = rig_images.intrinsics[present]
-    return photometric_loss(depth_m, images, _as_float(neighbours), intrinsics, from_cam, there)
-
-
-def _as_float(
-    images: Tensor,  # uint8 [..., H, W, 3]
-) -> Tensor:  # float32 [..., 3, H, W] in 0..1
-    return images.movedim(-1, -3).float() / 255
+    return photometric_loss(depth_m, images, as_float(neighbours), intrinsics, from_cam, there)
 
 
 def _at_rays(

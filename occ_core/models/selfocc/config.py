@@ -62,6 +62,11 @@ class SelfOccConfig(CameraModelConfig):
     def _check_selfocc(self) -> SelfOccConfig:
         if not self.strides or not set(self.strides) <= set(STRIDES):
             raise ValueError(f"strides must be some of {STRIDES}, got {self.strides}")
+        if self.input_width % (coarsest := max(self.strides)) or self.input_height % coarsest:
+            raise ValueError(
+                f"input must be a multiple of the largest stride, {coarsest} px, got "
+                f"{self.input_width} x {self.input_height}"
+            )
         if self.channels % self.heads:
             raise ValueError(f"heads must divide the {self.channels} channels, got {self.heads}")
         if min(self.rays) < 2:

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from occ_core.errors import InvalidInput
 from occ_core.losses.labels import label_losses
-from occ_core.losses.photometric import photometric_error, smoothness_loss
+from occ_core.losses.photometric import as_float, photometric_error, smoothness_loss
 from occ_core.models.image_network import FeaturePyramid
 from occ_core.models.projection import cell_centers_m, project
 from occ_core.models.rig_images import RigImages, Targets, VoxelAnswer
@@ -65,7 +64,8 @@ class SelfOcc(nn.Module):
         Raises:
             InvalidInput: a loss needs what `targets` lacks, or labels are of another grid.
         """
-        self._check_labels(targets)
+        if self.config.loss.labels:
+            targets.labels_of(self.config.grid_shape, "labels")  # refused before anything is computed
         volume = self.volume(rig_images)
         with torch.autocast(volume.sdf_m.device.type, enabled=False):  # places and products of weights need float32
             losses = self._regularisers(volume)
@@ -114,12 +114,6 @@ class SelfOcc(nn.Module):
                     rendered = [self._render(tables, rig_images, b, n, part, 1.0).depth_m for part in parts]
                     depth_m[b, n] = torch.cat(rendered)
         return depth_m.unflatten(2, (size[1], size[0]))
-
-    def _check_labels(self, targets: Targets) -> None:
-        if self.config.loss.labels:
-            shape, own = tuple(targets.need("labels", "labels").shape[1:]), self.config.grid_shape
-            if shape != own:
-                raise InvalidInput(f"labels are of grid shape {shape}, the model '{self.config.name}' is of {own}")
 
     def _regularisers(self, volume: Volume) -> dict[str, Tensor]:
         weights, losses = self.config.loss, {}
@@ -175,14 +169,14 @@ class SelfOcc(nn.Module):
         if self.training:  # all rays of a camera move together: windows of SSIM stay regular
             shift = torch.rand_like(shift) - 0.5
         pixels = pixel_grid(self.config.rays, (width, height), shift)
-        view = View(pixels, _as_colours(rig_images.images[b, n][None]), rig_images.intrinsics[b, n][None])
+        view = View(pixels, as_float(rig_images.images[b, n][None]), rig_images.intrinsics[b, n][None])
         rays = self._render(tables, rig_images, b, n, pixels.flatten(0, 1), anneal)
         weights, losses = self.config.loss, {}
         target = view.colours(view.image)
         if weights.photometric:
             there = targets.need("neighbour_present", "photometric")[b, n]
             if there.any():
-                neighbours = _as_colours(targets.need("neighbours", "photometric")[b, n][there])
+                neighbours = as_float(targets.need("neighbours", "photometric")[b, n][there])
                 poses = targets.need("neighbour_from_cam", "photometric")[b, n][there]
                 losses["photometric"] = neighbour_loss(rays, view, neighbours, poses, self.config.mvs)
         if weights.rgb:
@@ -227,8 +221,3 @@ def hat_functions(cells: int, vertices: int, like: Tensor) -> Tensor:  # [cells,
     place = (torch.arange(cells, device=like.device, dtype=like.dtype) + 0.5) / cells * (vertices - 1)
     vertex = torch.arange(vertices, device=like.device, dtype=like.dtype)
     return (1 - (place[:, None] - vertex).abs()).clamp(min=0)
-
-
-def _as_colours(images: Tensor) -> Tensor:
-    """uint8 [K, H, W, 3] to float [K, 3, H, W], 0..1."""
-    return images.movedim(-1, 1).float() / 255
