@@ -191,7 +191,10 @@ def test_a_moment_of_a_bag_is_that_of_the_data_set_it_was_made_from(city, bag):
         expected, found = theirs[0, i], ours[0, place[token]]
         assert torch.equal(found.rig_images.images, expected.rig_images.images[BY_NAME])
         torch.testing.assert_close(found.rig_images.intrinsics, expected.rig_images.intrinsics[BY_NAME])
-        torch.testing.assert_close(found.rig_images.ego_from_cam, expected.rig_images.ego_from_cam[BY_NAME])
+        # a bag's moment is that of its key camera, a keyframe's that of its LiDAR: one motion lies between all cameras
+        moved = found.rig_images.ego_from_cam @ expected.rig_images.ego_from_cam[BY_NAME].inverse()
+        torch.testing.assert_close(moved, moved[:1].expand_as(moved), atol=1e-4, rtol=0)
+        assert moved[0, :3, 3].norm() < 0.5 and (moved[0, :3, :3] - torch.eye(3)).abs().max() < 0.02
         assert torch.equal(found.targets.labels, expected.targets.labels)
         assert torch.equal(found.targets.neighbour_present, expected.targets.neighbour_present[BY_NAME])
         assert torch.equal(found.targets.neighbours, expected.targets.neighbours[BY_NAME])
@@ -323,7 +326,7 @@ def test_a_bag_and_its_data_set_teach_the_same_and_are_answered_alike(city, bag,
     same = {"steps": 1, "validation_scenes": 0, "color_jitter": 0, "camera_dropout": 0, "labels": str(city / "labels")}
     layout = loop.train(tiny.run_config(city, **same), tmp_path / "layout")
     recorded = loop.train(tiny.run_config(bag, workers=1, **same), tmp_path / "recorded")
-    assert total(recorded.parent) == pytest.approx(total(layout.parent), rel=1e-5)
+    assert total(recorded.parent) == pytest.approx(total(layout.parent), rel=1e-3)  # other moments of reference
     theirs, ours = (predicted(recorded, data, tmp_path / data.name) for data in (city, bag))
     assert len(theirs) == 3 and len(ours) == 7 and set(theirs) < set(ours)
     assert all(name.startswith("scene-0001_1700000000") for name in set(ours) - set(theirs))
