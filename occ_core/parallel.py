@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -44,7 +44,7 @@ def run_in_processes(
     workers: int,
     step: Step = lambda: None,
     restarts: int = 0,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Results of `work(item, step)` as they are done, in any order.
 
     Work must leave files whole at every moment (see `files.write_atomically`): processes are ended without notice when

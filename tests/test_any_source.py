@@ -331,7 +331,7 @@ def test_a_bag_and_its_data_set_teach_the_same_and_are_answered_alike(city, bag,
     assert len(theirs) == 3 and len(ours) == 7 and set(theirs) < set(ours)
     assert all(name.startswith("scene-0001_1700000000") for name in set(ours) - set(theirs))
     for token, cells in theirs.items():
-        assert (ours[token] == cells).mean() > 0.99
+        assert (ours[token] == cells).mean() > 0.95  # cameras up to 0.3 m beside their places in the other
 
 
 def test_kitti_teaches_and_is_answered_on_its_own_grid(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -122,8 +123,10 @@ def make_labels(
     with progress_bar(show_progress) as progress:
         total = sum(map(len, lacking))
         bar = progress.add_task("labels", total=total, completed=total - sum(map(sum, lacking)))
+        results = run(partial(label_one, job), todo, workers, lambda: progress.advance(bar))
         try:
-            return list(_finished(run(partial(label_one, job), todo, workers, lambda: progress.advance(bar))))
+            with closing(results):  # an error that is on its way keeps the generator alive, and with it the processes
+                return list(_finished(results))
         except KeyboardInterrupt:
             progress.console.print(f"[yellow]stopped; the same command goes on where {out} stands[/yellow]")
             raise

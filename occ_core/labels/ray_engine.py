@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from occ_core.errors import OccError, need
@@ -18,7 +18,7 @@ def run_on_ray(
     workers: int,
     step: Step = lambda: None,
     gpus: float = 0.0,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Results of `work(item, step)` as they are done, in any order; see `parallel.run_in_processes`.
 
     Joins the cluster that RAY_ADDRESS names or that runs on this machine; without one, starts one here, which ends with
