@@ -88,10 +88,14 @@ class EasyOccVolume(nn.Module):
         return losses
 
     def _observed_loss(self, logits: Tensor, labels: Tensor, rig_images: RigImages) -> Tensor:
-        """On random cells in view; what no camera has in view is never observed, by rule."""
+        """On random cells in view; what no camera has in view is never observed, by rule.
+
+        Seen and hidden cells weigh alike: labels of one sweep know so few cells that, unbalanced, all were hidden.
+        """
         some = torch.randint(len(self.centers_m), (OBSERVED_CELLS,), device=logits.device)
         visible = in_view(self.centers_m[some], rig_images)  # [B, S]
-        return observed_loss(logits.flatten(1)[:, some][visible], (labels.flatten(1)[:, some] != 255)[visible])
+        logit, seen = logits.flatten(1)[:, some][visible], (labels.flatten(1)[:, some] != 255)[visible]
+        return 0.5 * (observed_loss(logit[seen], seen[seen]) + observed_loss(logit[~seen], seen[~seen]))
 
     @torch.no_grad()
     def answer(self, rig_images: RigImages) -> VoxelAnswer:
