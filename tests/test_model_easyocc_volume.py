@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -95,13 +96,29 @@ def test_answer_is_the_most_likely_class_with_its_probability():
     p = cells.classes[0].movedim(0, -1).softmax(-1)
     for cell in observed[0].nonzero().tolist()[::37]:
         x, y, z = cell
-        assert cells.observed[0, x, y, z] > 0
+        assert cells.observed[0, x, y, z] > model.seen_logit
         row = p[x, y, z].tolist()
         assert labels[0, x, y, z] == row.index(max(row))
         free = labels[0, x, y, z] == FREE
         expected = row[FREE] if free else 1 - row[FREE]
         assert abs(int(confidence[0, x, y, z]) - 255 * expected) < 1.01
     assert len(labels[observed == 1].unique()) > 1
+
+
+def test_labels_that_know_few_cells_do_not_hide_the_rest_of_what_they_know():
+    """With 9 of 10 seen cells missing from the labels no logit passes zero; 98 of 100 known ones must still be seen."""
+    model, images, truth = opinionated(), rig_images(), targets()
+    truth.labels[torch.rand(truth.labels.shape) < 0.9] = 255
+    with torch.no_grad():
+        model.head.train(False)
+        for _ in range(150):
+            model(images, truth, 0.0)
+    observed = model.answer(images).observed
+    known = in_view(model.centers_m, images).reshape(observed.shape) & (truth.labels != 255)
+    assert 0.95 < (observed[known] == 1).float().mean() < 1
+    with torch.no_grad():
+        logit = model.cells(images).observed[known].numpy()
+    assert np.quantile(logit, 0.0) < float(model.seen_logit) < np.quantile(logit, 0.05)
 
 
 def test_without_the_observed_output_all_in_view_is_observed():

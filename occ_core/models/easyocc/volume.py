@@ -22,6 +22,10 @@ from occ_core.models.projection import cell_centers_m, in_view, lift
 from occ_core.models.rig_images import RigImages, Targets, VoxelAnswer
 
 OBSERVED_CELLS = 1 << 16  # random cells of a moment on which the loss of the observed output is computed
+SEEN_RECALL = 0.98
+"""Share of the cells known to the labels that the observed output is to call seen. Labels never know a hidden cell, but
+miss many seen ones, most when few sweeps made them: the logit tells cells apart, its zero says nothing."""
+SEEN_RATE = 0.05  # how fast the threshold follows that share, as batch norms follow their means
 
 
 class VolumeCells(NamedTuple):
@@ -37,6 +41,7 @@ class EasyOccVolume(nn.Module):
     points_ego_m: Tensor
     position: Tensor
     centers_m: Tensor
+    seen_logit: Tensor
 
     def __init__(self, config: EasyOccVolumeConfig):
         super().__init__()
@@ -50,6 +55,7 @@ class EasyOccVolume(nn.Module):
         self.register_buffer("points_ego_m", points_ego_m, persistent=False)  # [K, 3] of the lifted features
         self.register_buffer("position", position_channels(points_ego_m, extent_m), persistent=False)
         self.register_buffer("centers_m", centers_m, persistent=False)  # [X * Y * Z, 3]
+        self.register_buffer("seen_logit", torch.zeros(()))  # a cell with more counts as seen
 
     def cells(self, rig_images: RigImages) -> VolumeCells:
         features = self.image_network(rig_images.images)
@@ -88,14 +94,13 @@ class EasyOccVolume(nn.Module):
         return losses
 
     def _observed_loss(self, logits: Tensor, labels: Tensor, rig_images: RigImages) -> Tensor:
-        """On random cells in view; what no camera has in view is never observed, by rule.
-
-        Seen and hidden cells weigh alike: labels of one sweep know so few cells that, unbalanced, all were hidden.
-        """
+        """On random cells in view; what no camera has in view is never observed, by rule."""
         some = torch.randint(len(self.centers_m), (OBSERVED_CELLS,), device=logits.device)
         visible = in_view(self.centers_m[some], rig_images)  # [B, S]
-        logit, seen = logits.flatten(1)[:, some][visible], (labels.flatten(1)[:, some] != 255)[visible]
-        return 0.5 * (observed_loss(logit[seen], seen[seen]) + observed_loss(logit[~seen], seen[~seen]))
+        logit, known = logits.flatten(1)[:, some][visible], (labels.flatten(1)[:, some] != 255)[visible]
+        if self.training and known.any():
+            self.seen_logit.lerp_(logit[known].detach().float().quantile(1 - SEEN_RECALL), SEEN_RATE)
+        return observed_loss(logit, known)
 
     @torch.no_grad()
     def answer(self, rig_images: RigImages) -> VoxelAnswer:
@@ -104,7 +109,7 @@ class EasyOccVolume(nn.Module):
         cells = self.cells(rig_images)
         observed = in_view(self.centers_m, rig_images).reshape(-1, *self.config.grid_shape)
         if cells.observed is not None:
-            observed = observed & (cells.observed > 0)
+            observed = observed & (cells.observed > self.seen_logit)
         labels = torch.where(observed, cells.classes.argmax(dim=1), free)
         p_free = (cells.classes[:, free] - cells.classes.logsumexp(dim=1)).exp()
         confidence = torch.where(labels == free, p_free, 1 - p_free) * observed * 255
