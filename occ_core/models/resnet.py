@@ -14,6 +14,7 @@ from occ_core.models import checkpointing
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}  # per stage
 WIDTHS = (64, 128, 256, 512)
+RECOMPUTED = 4  # blocks computed again at a time: of ResNet-101's third stage as a whole they would be 1.5 GB
 
 
 class BasicBlock(nn.Module):
@@ -87,6 +88,7 @@ class ResNet(nn.Module):
         x = F.max_pool2d(x, 3, 2, 1)
         features = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = checkpointing.run(stage, x, self.checkpoint)
+            for first in range(0, len(stage), RECOMPUTED):
+                x = checkpointing.run(stage[first : first + RECOMPUTED], x, self.checkpoint)
             features.append(x)
         return tuple(features)
