@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -37,10 +37,11 @@ class LabelLossWeights(BaseModel):
         return any((self.cross_entropy, self.lovasz, self.affinity, self.geometry_affinity, self.geometry))
 
 
-class CameraModelConfig(BaseModel):
-    """A network from images of a rig (`RigImages`) to cells; each model adds its own fields and a `kind`."""
+class NetworkConfig(BaseModel):
+    """What every network from camera images to cells has; each adds its own fields and a `kind`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    input_multiple: ClassVar[int] = 16  # pixels
 
     name: str
     grid_origin_m: tuple[float, float, float] = OCC3D_GRID.origin_m
@@ -49,16 +50,15 @@ class CameraModelConfig(BaseModel):
     taxonomy: str = "occ3d"
     input_width: Count = 672
     input_height: Count = 336
-    backbone: Backbone = "resnet101"
-    backbone_weights: Path | None = None  # safetensors; read once, when training starts, never to predict
 
     @model_validator(mode="after")
-    def _check_camera_model(self):
+    def _check_network(self):
         if self.taxonomy not in TAXONOMIES:
             raise ValueError(f"taxonomy '{self.taxonomy}' is not one of {', '.join(TAXONOMIES)}")
         _ = self.grid  # VoxelGrid checks itself
-        if self.input_width % 16 or self.input_height % 16:
-            raise ValueError(f"input must be a multiple of 16 px, got {self.input_width} x {self.input_height}")
+        if self.input_width % self.input_multiple or self.input_height % self.input_multiple:
+            size = f"{self.input_width} x {self.input_height}"
+            raise ValueError(f"input must be a multiple of {self.input_multiple} px, got {size}")
         return self
 
     @property
@@ -68,6 +68,13 @@ class CameraModelConfig(BaseModel):
     @property
     def classes(self) -> Taxonomy:
         return TAXONOMIES[self.taxonomy]
+
+
+class CameraModelConfig(NetworkConfig):
+    """A network of images and calibration of a rig (`RigImages`), whose backbone is chosen."""
+
+    backbone: Backbone = "resnet101"
+    backbone_weights: Path | None = None  # safetensors; read once, when training starts, never to predict
 
     def feature_size(self, stride: int) -> tuple[int, int]:
         """(width, height) of a feature map of this stride."""

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from occ_core.grid import OCC3D_GRID, VoxelGrid
-from occ_core.models.config import Count, parse
-from occ_core.taxonomy import TAXONOMIES, Taxonomy
+from occ_core.models.config import Count, NetworkConfig, parse
 
 STRIDE = 8  # pixels of the network's input per cell of the feature map
 
 
-class EasyOccConfig(BaseModel):
+class EasyOccConfig(NetworkConfig):
     """All that decides the weights' shapes and the table; the defaults are the size `nano`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    input_multiple: ClassVar[int] = 32
 
     kind: Literal["easyocc-nano"] = "easyocc-nano"
     name: str = "easyocc_nano"
-    grid_origin_m: tuple[float, float, float] = OCC3D_GRID.origin_m
-    voxel_size_m: float = OCC3D_GRID.voxel_size_m
-    grid_shape: tuple[Count, Count, Count] = OCC3D_GRID.shape
-    taxonomy: str = "occ3d"
     input_width: Count = 352
     input_height: Count = 128
     depth_bins: Annotated[int, Field(ge=4, le=254)] = 96  # along each viewing ray
@@ -38,11 +32,6 @@ class EasyOccConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> EasyOccConfig:
-        if self.taxonomy not in TAXONOMIES:
-            raise ValueError(f"taxonomy '{self.taxonomy}' is not one of {', '.join(TAXONOMIES)}")
-        _ = self.grid  # VoxelGrid checks itself
-        if self.input_width % 32 or self.input_height % 32:
-            raise ValueError(f"input must be a multiple of 32 px, got {self.input_width} x {self.input_height}")
         x, y, z = self.grid_shape
         if x % 8 or y % 8:
             raise ValueError(f"grid_shape x and y must be multiples of 8 cells, got {x} and {y}")
@@ -56,17 +45,9 @@ class EasyOccConfig(BaseModel):
         return self
 
     @property
-    def grid(self) -> VoxelGrid:
-        return VoxelGrid(self.grid_origin_m, self.voxel_size_m, self.grid_shape)
-
-    @property
     def pillar_grid_shape(self) -> tuple[int, int, int]:
         x, y, _ = self.grid_shape
         return x // self.pillar_cells, y // self.pillar_cells, self.pillar_heights
-
-    @property
-    def classes(self) -> Taxonomy:
-        return TAXONOMIES[self.taxonomy]
 
     @property
     def feature_size(self) -> tuple[int, int]:
