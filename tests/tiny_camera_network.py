@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import numpy as np
 import small_nuscenes
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
 from occ_core.grid import VoxelGrid
@@ -25,6 +27,17 @@ from occ_core.occupancy import Occupancy, save_occ3d
 from occ_core.taxonomy import OCC3D
 from occ_core.training import state
 from occ_core.training.config import TrainingConfig
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """What a run would be resumed from."""
+    return load_file(folder / "last.safetensors")
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """The log of a run."""
+    with open(folder / "log.csv", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 class TinyConfig(CameraModelConfig):
