@@ -233,6 +233,22 @@ def test_backbone_weights_are_read_at_the_start_of_training_only(data, tmp_path,
     assert Predictor.load(path).config.kind == "tiny"
 
 
+def test_a_run_can_start_from_what_another_learned_but_not_from_another_network(data, tmp_path):
+    path = loop.train(tiny.run_config(data), tmp_path / "first")
+    learned = safetensors_torch.load_file(path)
+    config = tiny.run_config(data, start_from=path)
+    begun = state.new_state(config, torch.device("cpu"))
+    for weights in (begun.model.state_dict(), begun.average.state_dict()):
+        assert all(torch.equal(weights[name], learned[name]) for name in learned)
+    again = loop.train(config, tmp_path / "second")
+    assert not torch.equal(safetensors_torch.load_file(again)["head.weight"], learned["head.weight"])
+    path.unlink()
+    loop.train(config, tmp_path / "second", resume=True)  # reads it no more
+    wider = tiny.run_config(data, start_from=again, model=tiny.TinyConfig(input_width=96))
+    with pytest.raises(InvalidInput, match="start_from .*input_width 64, this one 96"):
+        state.new_state(wider, torch.device("cpu"))
+
+
 def test_labels_of_a_store_are_named_in_the_record(data, tmp_path):
     tokens = tiny.make_data(tmp_path / "set")
     tiny.write_labels(tmp_path / "set", "pseudo", tokens, 2)

@@ -57,6 +57,7 @@ class TrainingConfig(BaseModel):
     teacher: str | None = None  # of class maps and depth, such as `realistic` or `grounded-sam+metric3d`
     teacher_seed: int = 0  # of the errors of `realistic`: labels made with the same seed have the same ones
     teacher_weights: Path | None = None  # folder of its networks' weights
+    start_from: Path | None = None  # checkpoint of the same network: its weights instead of random ones
     cache: Path | None = None  # of decoded data and of teachers' maps; default: in the user's cache folder
     steps: Positive = 8000
     batch_size: Positive = 1  # moments at once, in each process

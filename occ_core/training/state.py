@@ -21,6 +21,8 @@ MAY_CHANGE = frozenset(
     {"threads", "workers", "device", "log_every", "checkpoint_every", "validate_every"}
 )  # when a run is resumed
 
+NOT_THE_NETWORK = frozenset({"name", "backbone_weights", "loss", "checkpoint"})  # of a model's config
+
 
 @dataclass(eq=False)
 class State:
@@ -34,11 +36,17 @@ class State:
 
 
 def new_state(config: TrainingConfig, device: torch.device, resume: bool = False) -> State:
-    """An untrained network; but for a run that goes on, weights that other data taught its backbone are read here."""
+    """An untrained network; but for a run that goes on, weights that other data taught it, or its backbone, are read.
+
+    Raises:
+        MissingInput, CorruptInput, InvalidInput: of the files of weights.
+    """
     model = build_model(config.model)
     weights = getattr(config.model, "backbone_weights", None)
     if weights is not None and not resume:
         load_backbone(model, weights)
+    if config.start_from is not None and not resume:
+        load_weights(model, config, config.start_from)
     model.to(device)
     average = copy.deepcopy(model).requires_grad_(False).eval()
     # fmt: off
@@ -71,6 +79,22 @@ def load_backbone(model: nn.Module, path: Path) -> None:
             cast(Any, part).load_backbone(path)
             return
     raise InvalidInput(f"backbone_weights is {path}, but {type(model).__name__} has no backbone that can be loaded")
+
+
+def load_weights(model: nn.Module, config: TrainingConfig, path: Path) -> None:
+    """Start from what another run learned.
+
+    Raises:
+        InvalidInput: it trained another network; losses, which are no part of a network, may differ.
+    """
+    tensors, described = load_checkpoint(path)
+    was, now = (
+        {name: value for name, value in model.items() if name not in NOT_THE_NETWORK}
+        for model in (described["model"], describe(config.model, {})["model"])
+    )
+    if unlike := difference("model", was, now):
+        raise InvalidInput(f"start_from {path}: {unlike}; only weights of the same network can be a start")
+    load_into(model, tensors, path)
 
 
 def learning_rate(step: int, peak: float, warmup_steps: int, phases: Sequence[int]) -> float:
