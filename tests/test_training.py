@@ -27,7 +27,7 @@ from occ_core.training.cache import SceneCache, open_scenes  # noqa: E402
 from occ_core.training.config import TrainingConfig, load_config  # noqa: E402
 from occ_core.training.data import Draw, DrawImages, collate, mirror, pick_columns, read_sample, tensors_of  # noqa: E402
 from occ_core.training.rays import ray_targets  # noqa: E402
-from occ_core.training.thresholds import BORDERS, MEAN_COUNTS, best_thresholds, fit_classes, fit_thresholds  # noqa: E402
+from occ_core.training.thresholds import BORDERS, MEAN_COUNTS, best_thresholds, fit_classes, fit_thresholds, in_sight  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
@@ -282,6 +282,20 @@ def test_thresholds_beat_every_common_one_and_every_single_change():
     assert got[0] < 0  # calibrated probabilities: below one half
 
 
+def test_in_sight_is_what_lies_before_the_end_of_its_ray():
+    sample = read_sample(hand_made("a", 1), 0, SMALL)
+    edges_m, bins = SMALL.depth_edges_m, SMALL.depth_bins
+    pixels, expected = sample.depth.size, np.zeros(SMALL.grid_shape, dtype=bool)
+    for cell, index in zip(np.ndindex(*SMALL.grid_shape), sample.table.voxel_index.tolist(), strict=True):
+        if index < pixels * bins and sample.labels[cell] != UNSEEN:
+            end = int(sample.depth.reshape(-1)[index // bins])
+            lost = end == UNSEEN
+            expected[cell] = not lost and edges_m[index % bins] <= edges_m[min(end, bins)] + SMALL.voxel_size_m
+    known = sample.labels != UNSEEN
+    assert np.array_equal(in_sight(sample, SMALL), expected)
+    assert expected.any() and (known & ~expected).any()
+
+
 def test_thresholds_are_fitted_on_what_is_deployed():
     """One in a hundred occupied cells in sight is called hidden; cells called hidden are never called occupied."""
     torch.manual_seed(0)
@@ -297,8 +311,7 @@ def test_thresholds_are_fitted_on_what_is_deployed():
         batch = collate([read_sample(scene, i, SMALL)], [np.zeros(0, np.int64)], SMALL)
         with torch.no_grad():
             hidden = Answer(model)(*(torch.from_numpy(getattr(batch, name)) for name in inputs))[2][0].numpy() == 0
-        has_ray = batch.voxel_index.reshape(SMALL.grid_shape) < batch.depth.size * SMALL.depth_bins
-        inside = has_ray & (scene["labels"][i] != UNSEEN) & (scene["labels"][i] != FREE)
+        inside = in_sight(read_sample(scene, i, SMALL), SMALL) & (scene["labels"][i] != FREE)
         lost, occupied = lost + (hidden & inside).sum(), occupied + inside.sum()
     assert 0.005 < lost / occupied < 0.015
     classes = model.threshold.clone()

@@ -3,6 +3,9 @@
 A probability of 0.5 is the wrong border for IoU: of calibrated probabilities the best one is IoU / (1 + IoU), so 0.35
 for a class with IoU 55 and 0.1 for one with 11. A class's IoU depends on its own threshold alone (the free class is in
 no mean), but all thresholds move the IoU of occupied against free; so they are found in turn, from histograms.
+
+Labels made of many moments know cells that are hidden at this one, where a network can but guess. Lines drawn for these
+would fill the space behind every wall; so only cells in sight count, which is also what the network is judged by.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import numpy as np
 import torch
 
 from occ_core.losses.ray import IGNORE
+from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.model import NEVER, Cells, EasyOcc
 from occ_core.training.cache import SceneCache
 from occ_core.training.data import Sample, collate, read_sample, tensors_of
@@ -38,7 +42,7 @@ def fit_observed(model: EasyOcc, scenes: list[SceneCache]) -> None:
     logits = []
     for sample, cells in _answers(model, scenes):
         logit = cells.observed[0].numpy()
-        occupied = (sample.labels != IGNORE) & (sample.labels != model.config.classes.free_id)
+        occupied = in_sight(sample, model.config) & (sample.labels != model.config.classes.free_id)
         logits.append(logit[occupied & (logit > NEVER)])
     model.seen.fill_(float(np.quantile(np.concatenate(logits), LOST)))
 
@@ -56,7 +60,7 @@ def fit_classes(model: EasyOcc, scenes: list[SceneCache]) -> None:
         return np.bincount(named * said.shape[1] + place, minlength=said.size).reshape(said.shape)
 
     for sample, cells in _answers(model, scenes):
-        seen = sample.labels != IGNORE
+        seen = in_sight(sample, model.config)
         truth = sample.labels[seen]
         named = cells.classes[0].argmax(dim=-1).numpy()[seen]
         place = np.searchsorted(BORDERS, cells.occupied[0].numpy()[seen])
@@ -68,6 +72,17 @@ def fit_classes(model: EasyOcc, scenes: list[SceneCache]) -> None:
         filled += histogram(named[any_class], place[any_class])
         there += np.array([(truth == c).sum() for c in ids])
     model.threshold.copy_(torch.from_numpy(best_thresholds(said, right, filled, there)))
+
+
+def in_sight(sample: Sample, config: EasyOccConfig) -> np.ndarray:
+    """Labelled cells, bool (X, Y, Z), no more than a cell behind the end of their pixel's ray through the labels."""
+    count = len(config.depth_edges_m) - 1
+    in_view = sample.table.voxel_index < sample.depth.size * count
+    pixel, near = np.divmod(np.where(in_view, sample.table.voxel_index, 0), count)
+    end = sample.depth.reshape(-1)[pixel]  # bin; `count` if the ray leaves the grid
+    reach_m = config.depth_edges_m[np.minimum(end, count)] + config.voxel_size_m
+    before = in_view & (end != IGNORE) & (config.depth_edges_m[near] <= reach_m)
+    return before.reshape(sample.labels.shape) & (sample.labels != IGNORE)
 
 
 def _answers(model: EasyOcc, scenes: list[SceneCache]) -> Iterator[tuple[Sample, Cells]]:
