@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from occ_core.errors import InvalidInput, MissingInput
-from occ_core.models.build import build_model, kind_of
+from occ_core.models.build import build_model, kind_of, parse_config
 from occ_core.training.checkpoint import describe, load_checkpoint, load_into, save_checkpoint
 from occ_core.training.config import TrainingConfig, difference
 
@@ -89,8 +89,8 @@ def load_weights(model: nn.Module, config: TrainingConfig, path: Path) -> None:
     """
     tensors, described = load_checkpoint(path)
     was, now = (
-        {name: value for name, value in model.items() if name not in NOT_THE_NETWORK}
-        for model in (described["model"], describe(config.model, {})["model"])
+        {name: value for name, value in describe(model, {})["model"].items() if name not in NOT_THE_NETWORK}
+        for model in (parse_config(described["model"]), config.model)
     )
     if unlike := difference("model", was, now):
         raise InvalidInput(f"start_from {path}: {unlike}; only weights of the same network can be a start")
