@@ -84,8 +84,8 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
-        x = F.max_pool2d(x, 3, 2, 1)
+        stem = nn.Sequential(self.conv1, self.bn1, nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1))
+        x = checkpointing.run(stem, images, self.checkpoint)
         features = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for first in range(0, len(stage), RECOMPUTED):

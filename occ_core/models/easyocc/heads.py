@@ -12,20 +12,24 @@ from occ_core.models.easyocc.model import Residual, conv
 from occ_core.models.easyocc.volume_config import EasyOccVolumeConfig
 from occ_core.models.hourglass import StackedHourglass
 
+SLABS = 8  # of the volume, whose hidden layer is computed again one after the other: as a whole it is the largest
+
 
 class HourglassHead(nn.Module):
     """Stacked 3D hourglasses; where a feature is 2 x 2 x 2 cells, these come out of the channels."""
 
     def __init__(self, config: EasyOccVolumeConfig, channels_in: int, outputs: int):
         super().__init__()
-        self.block, self.outputs = config.block, outputs
+        self.block, self.outputs, self.checkpoint = config.block, outputs, config.checkpoint
         c = config.hourglass_channels
         self.volume = StackedHourglass(channels_in, c, config.hourglass_stacks, config.checkpoint)
         cells = self.block[0] * self.block[1] * self.block[2]
         self.to_cells = nn.Sequential(nn.Linear(c, 2 * c), nn.ReLU(inplace=True), nn.Linear(2 * c, cells * outputs))
 
     def forward(self, lifted: Tensor) -> Tensor:  # [B, C, x, y, z] -> [B, X, Y, Z, outputs]
-        rows = self.to_cells(self.volume(lifted).permute(0, 2, 3, 4, 1))
+        rows = self.volume(lifted).permute(0, 2, 3, 4, 1)
+        slabs = rows.chunk(SLABS if self.checkpoint else 1, dim=1)
+        rows = torch.cat([checkpointing.run(self.to_cells, slab, self.checkpoint) for slab in slabs], dim=1)
         return blocks_to_cells(rows, self.block, self.outputs)
 
 
