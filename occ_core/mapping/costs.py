@@ -86,21 +86,19 @@ def column_costs_in_world(
     Returns:
         costs int8 (X, Y), and their grid in the world frame; of its height only the band.
     """
-    levels_in_band(occupancy.grid, band_m)  # raises where the band is empty
-    world_grid = _band_around(occupancy.grid, world_from_ego, band_m)
-    low_m, high_m = (limit + world_from_ego[2, 3] for limit in band_m)
-    return column_costs(resampled(occupancy, world_from_ego, world_grid), (low_m, high_m), costs), world_grid
+    world_grid = _band_around(occupancy.grid, world_from_ego, levels_in_band(occupancy.grid, band_m))
+    in_world = resampled(occupancy, world_from_ego, world_grid)
+    return column_costs(in_world, (-np.inf, np.inf), costs), world_grid
 
 
-def _band_around(grid: VoxelGrid, world_from_ego: np.ndarray, band_m: tuple[float, float]) -> VoxelGrid:
-    """Cells at whole multiples of the voxel size that hold the turned grid, as high as the band."""
+def _band_around(grid: VoxelGrid, world_from_ego: np.ndarray, levels: slice) -> VoxelGrid:
+    """Columns at whole multiples of the voxel size that hold the turned grid; its levels, as high over the robot."""
     ends = np.stack([grid.origin_m, grid.upper_m])
     corners_ego_m = np.stack(np.meshgrid(*ends.T, indexing="ij"), axis=-1).reshape(8, 3)
     corners_m = apply(world_from_ego, corners_ego_m)
-    low_m, high_m = corners_m.min(axis=0), corners_m.max(axis=0)
-    low_m[2], high_m[2] = (limit + world_from_ego[2, 3] for limit in band_m)
-    first = np.floor(low_m / grid.voxel_size_m + 1e-6)
-    last = np.ceil(high_m / grid.voxel_size_m - 1e-6)
-    x, y, z = (first * grid.voxel_size_m).tolist()
-    nx, ny, nz = (int(n) for n in np.maximum(1, last - first))
-    return VoxelGrid((x, y, z), grid.voxel_size_m, (nx, ny, nz))
+    first = np.floor(corners_m.min(axis=0) / grid.voxel_size_m + 1e-6)
+    last = np.ceil(corners_m.max(axis=0) / grid.voxel_size_m - 1e-6)
+    x, y, _ = (first * grid.voxel_size_m).tolist()
+    z = float(world_from_ego[2, 3]) + grid.origin_m[2] + levels.start * grid.voxel_size_m
+    nx, ny, _ = (int(n) for n in last - first)
+    return VoxelGrid((x, y, z), grid.voxel_size_m, (nx, ny, levels.stop - levels.start))

@@ -155,7 +155,7 @@ class RollingMap:
         return Step(
             s.hit,
             s.miss,
-            s.miss * s.dynamic_miss,
+            s.dynamic_weight,
             s.lowest,
             s.highest,
             0.5 ** (passed_s / s.half_life_s),

@@ -25,7 +25,7 @@ class Step(NamedTuple):
 
     hit: float
     miss: float
-    dynamic_miss: float  # log-odds of a miss in a cell whose class can move
+    dynamic_weight: float  # of hits of classes that can move, and of misses in their cells
     lowest: float
     highest: float
     keep: float  # factor of the log-odds for the time that has passed
@@ -48,11 +48,13 @@ def update_plain(
     found = sample(seen, lattice)
     free = found == step.free_id
     occupied = (found != UNSEEN) & ~free
-    missed = np.where(moving[free], np.float32(step.dynamic_miss), np.float32(step.miss))
+    weight = np.float32(1), np.float32(step.dynamic_weight)
+    missed = np.float32(step.miss) * np.where(moving[free], weight[1], weight[0])
     log_odds[free] = np.maximum(log_odds[free] + missed, np.float32(step.lowest))
     cleared = free & (log_odds < 0)
     votes[cleared], label[cleared] = 0, step.free_id
-    log_odds[occupied] = np.minimum(log_odds[occupied] + np.float32(step.hit), np.float32(step.highest))
+    added = np.float32(step.hit) * np.where(is_dynamic[found[occupied]], weight[1], weight[0])
+    log_odds[occupied] = np.minimum(log_odds[occupied] + added, np.float32(step.highest))
     _vote(label, votes, np.nonzero(occupied), found[occupied], step)
 
 

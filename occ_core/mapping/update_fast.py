@@ -18,7 +18,7 @@ def update_fast(cells: Cells, seen: np.ndarray, lattice: Lattice, is_dynamic: np
 
 @numba.njit(cache=True, nogil=True)
 def _update(log_odds, label, votes, seen, at_x, at_y, at_z, low, high, is_dynamic, floats, max_votes, free_id):
-    hit, miss, dynamic_miss, lowest, highest, keep, dynamic_keep = floats
+    hit, miss, dynamic_weight, lowest, highest, keep, dynamic_keep = floats
     nx, ny, nz = log_odds.shape
     for x in range(nx):
         for y in range(ny):
@@ -36,12 +36,12 @@ def _update(log_odds, label, votes, seen, at_x, at_y, at_z, low, high, is_dynami
                 if found == UNSEEN:
                     continue
                 if found == free_id:
-                    odds = max(odds + (dynamic_miss if is_dynamic[was] else miss), lowest)
+                    odds = max(odds + (miss * dynamic_weight if is_dynamic[was] else miss), lowest)
                     if odds < 0 and was != free_id:
                         votes[x, y, z, :] = 0
                         label[x, y, z] = free_id
                 else:
-                    odds = min(odds + hit, highest)
+                    odds = min(odds + (hit * dynamic_weight if is_dynamic[found] else hit), highest)
                     label[x, y, z] = _vote(votes[x, y, z], found, was, max_votes, free_id)
                 log_odds[x, y, z] = odds
 
