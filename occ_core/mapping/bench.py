@@ -57,9 +57,10 @@ def _street() -> Occupancy:
     labels[:, [60, 140], 3:] = OCC3D.id_of("manmade")
     trees = rng.random(OCC3D_GRID.shape) < 0.02
     labels[trees] = OCC3D.id_of("vegetation")
-    x, y = np.meshgrid(*(np.abs(np.arange(200) - 99.5) for _ in range(2)), indexing="ij")
-    near = rng.random((200, 200)) < np.clip(1.2 - np.hypot(x, y) / 90, 0, 1)
-    return Occupancy(OCC3D_GRID, OCC3D, labels, near[:, :, None] & (rng.random(OCC3D_GRID.shape) < 0.7))
+    x, y = np.meshgrid(*(np.abs(np.arange(20) - 9.5) for _ in range(2)), indexing="ij")
+    blocks = rng.random((20, 20)) < np.clip(1.2 - np.hypot(x, y) / 11, 0, 1)  # what is hidden lies together
+    seen = np.repeat(np.repeat(blocks, 10, axis=0), 10, axis=1)[:, :, None] & (np.arange(16) < 12)
+    return Occupancy(OCC3D_GRID, OCC3D, labels, seen)
 
 
 def _drive(rolling_map: RollingMap, seen: Occupancy, heading_deg: float, frames: int) -> float:
