@@ -28,8 +28,8 @@ class FoxgloveServer:
 
     Args:
         name: what viewers call it.
-        cameras: names of those that will be shown. Every topic is there before the first viewer is, as the SDK may refuse
-            a viewer who subscribes right after a topic was added.
+        cameras: names of those that will be shown: every topic is there before the first viewer is, as the SDK may
+            refuse a viewer who subscribes right after a topic was added.
 
     Raises:
         MissingPackage: foxglove-sdk is not installed.
