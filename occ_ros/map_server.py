@@ -41,7 +41,7 @@ MAP_PARAMETERS = (
     Parameter("map_frame", "odom", "Frame in which the map stands still: odom, or map where there is localisation."),
     Parameter("map_size_m", [0.0, 0.0, 0.0], "Size of the map around the robot (x, y, z); zeros: what holds the grid."),
     Parameter("map_half_life_s", 30.0, "What nobody sees any more is half forgotten in this time.", 0.01, 1e9),
-    Parameter("map_dynamic_half_life_s", 1.0, "The same for classes that can move.", 0.01, 1e9),
+    Parameter("map_dynamic_half_life_s", 0.5, "The same for classes that can move.", 0.01, 1e9),
     Parameter("map_rate_hz", 1.0, "How often the map is published at most.", 0.01, 100.0, dynamic=True),
     Parameter("map_file", "", "File (.npz) of the services ~/map/save and ~/map/load; empty: they refuse."),
 )

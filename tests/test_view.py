@@ -136,7 +136,7 @@ def of_topic(served, topic):
 
 def test_viewer_gets_all_topics(served):
     client, messages = served
-    cameras = {f"/{name}/{what}" for name in fx.RIG.names for what in ("image", "calibration")}
+    cameras = {f"/{name}/{what}" for name in fx.RIG.names for what in ("image_raw/compressed", "camera_info")}
     assert {topic for topic, _, _ in messages} == cameras | {"/tf", "/occupancy/predicted", "/occupancy/true"}
     assert client.server == Path(client.server).name  # no path of the machine
 
@@ -167,7 +167,7 @@ def test_viewer_gets_images_transforms_and_calibration(served, bag):
     transforms = {t.child_frame_id: t for t in of_topic(served, "/tf")[0].transforms}
     assert transforms["base_link"].parent_frame_id == "map"
     for camera in frame.rig:
-        image = of_topic(served, f"/{camera.name}/image")[0]
+        image = of_topic(served, f"/{camera.name}/image_raw/compressed")[0]
         decoded = cv2.imdecode(np.frombuffer(image.data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
         assert image.format == "jpeg" and image.frame_id == camera.name
         assert np.abs(decoded.astype(int) - frame.images[camera.name]).mean() < 4
@@ -177,7 +177,7 @@ def test_viewer_gets_images_transforms_and_calibration(served, bag):
             (t.rotation.w, t.rotation.x, t.rotation.y, t.rotation.z),
         )
         np.testing.assert_allclose(found, camera.ego_from_cam, atol=1e-6)
-        calibration = of_topic(served, f"/{camera.name}/calibration")[0]
+        calibration = of_topic(served, f"/{camera.name}/camera_info")[0]
         assert (calibration.width, calibration.height) == camera.size
         np.testing.assert_allclose(np.reshape(calibration.K, (3, 3)), camera.intrinsics)
 

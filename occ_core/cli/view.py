@@ -36,7 +36,7 @@ def view(
         occ view drive --foxglove
 
     The last one serves until Ctrl-C: in Foxglove choose "Open connection", "Foxglove WebSocket", ws://localhost:8765,
-    and import the layout config/foxglove_view.json.
+    and import the layout config/foxglove_layout.json.
     """
     from occ_core.show.moments import Moments, write_pictures
 

@@ -31,7 +31,7 @@ class MapSettings(BaseModel):
     highest: Annotated[float, Field(gt=0, le=20)] = 3.5  # p = 0.97
     known: Annotated[float, Field(gt=0, le=10)] = 0.2  # nearer to 0 than this a cell counts as unobserved
     half_life_s: Seconds = 30.0  # log-odds halve in this time, where nobody looks too
-    dynamic_half_life_s: Seconds = 1.0  # the same, of cells whose class can move
+    dynamic_half_life_s: Seconds = 0.5  # the same, of cells whose class can move
     dynamic_weight: Annotated[float, Field(ge=1, le=100)] = 5.0  # so often a hit of such a class and a miss of it count
     max_votes: Annotated[int, Field(ge=1, le=255)] = 15  # of one class in one cell
 

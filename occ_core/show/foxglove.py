@@ -18,9 +18,19 @@ from occ_core.show.moments import Moment, Moments
 from occ_core.show.recording import JPEG_QUALITY
 
 WORLD, BASE = "map", "base_link"
+PREDICTED, TRUE = "/occupancy/predicted", "/occupancy/true"
 LONGEST_PAUSE_S = 2.0  # between two moments, whatever the gap between their stamps (another scene)
 MODELS = {"none": "", "plumb_bob": "plumb_bob", "rational_polynomial": "rational_polynomial"}
 MODELS["equidistant"] = "kannala_brandt"
+
+
+def image_topic(camera: str) -> str:
+    """As the node and `occ bag make` have it, so that one layout serves all."""
+    return f"/{camera.lower()}/image_raw/compressed"
+
+
+def info_topic(camera: str) -> str:
+    return f"/{camera.lower()}/camera_info"
 
 
 class FoxgloveServer:
@@ -44,10 +54,10 @@ class FoxgloveServer:
         self._topics: dict[str, Any] = {}
         self._offer("/tf", "FrameTransforms")
         for camera in cameras:
-            self._offer(f"/{camera}/image", "CompressedImage")
-            self._offer(f"/{camera}/calibration", "CameraCalibration")
-        for voxels in ("predicted", "true"):
-            self._offer(f"/occupancy/{voxels}", "VoxelGrid")
+            self._offer(image_topic(camera), "CompressedImage")
+            self._offer(info_topic(camera), "CameraCalibration")
+        for topic in (PREDICTED, TRUE):
+            self._offer(topic, "VoxelGrid")
         try:
             self._server = self._foxglove.start_server(name=name, host=host, port=port, context=self._context)
         except Exception as error:  # the SDK raises RuntimeError with the system's words
@@ -75,11 +85,11 @@ class FoxgloveServer:
         self._topics["/tf"].log(self._transforms(frame), log_time=stamp_ns)
         for name, image in frame.images.items():
             camera = frame.rig[name]
-            self._offer(f"/{name}/image", "CompressedImage")  # a camera that the first moment did not have
-            self._offer(f"/{name}/calibration", "CameraCalibration")
-            self._topics[f"/{name}/calibration"].log(self._calibration(camera, stamp_ns), log_time=stamp_ns)
-            self._topics[f"/{name}/image"].log(self._image(name, image, stamp_ns), log_time=stamp_ns)
-        for topic, occupancy in (("/occupancy/predicted", moment.predicted), ("/occupancy/true", moment.truth)):
+            self._offer(image_topic(name), "CompressedImage")  # a camera that the first moment did not have
+            self._offer(info_topic(name), "CameraCalibration")
+            self._topics[info_topic(name)].log(self._calibration(camera, stamp_ns), log_time=stamp_ns)
+            self._topics[image_topic(name)].log(self._image(name, image, stamp_ns), log_time=stamp_ns)
+        for topic, occupancy in ((PREDICTED, moment.predicted), (TRUE, moment.truth)):
             if occupancy is not None:
                 self._topics[topic].log(self._voxels(occupancy, stamp_ns), log_time=stamp_ns)
 
