@@ -81,9 +81,9 @@ def test_static_wall_adds_up_to_the_clamp(times):
 
 def test_contradiction_is_the_sum_and_near_zero_is_unobserved():
     rolling_map = RollingMap(GRID, OCC3D, FOREVER)
-    for cells in ([(7, 5, 2)], [], []):  # hit, miss, miss: 0.85 - 0.8
+    for cells in ([(7, 5, 2)], [(7, 5, 2)], [], []):
         rolling_map.fuse(moment(cells), HERE, STAMP)
-    assert log_odds_at(rolling_map, center_m((7, 5, 2))) == pytest.approx(0.05, abs=1e-6)
+    assert log_odds_at(rolling_map, center_m((7, 5, 2))) == pytest.approx(0.0, abs=1e-6)
     assert label_at(rolling_map.occupancy(), center_m((7, 5, 2))) is None
     rolling_map.fuse(moment([]), HERE, STAMP)
     assert label_at(rolling_map.occupancy(), center_m((7, 5, 2))) == "free"
@@ -97,8 +97,8 @@ def test_unobserved_moments_change_nothing_but_time():
     for later in range(1, 5):
         rolling_map.fuse(moment(observed=False), HERE, STAMP + later * SECOND)
     assert log_odds_at(rolling_map, center_m((7, 5, 2))) == pytest.approx(0.85 * 0.5 ** (4 / 10), rel=1e-5)
-    assert log_odds_at(rolling_map, center_m((3, 3, 3))) == pytest.approx(-0.4 * 0.5 ** (4 / 10), rel=1e-5)
-    assert log_odds_at(rolling_map, center_m((2, 2, 2))) == pytest.approx(3.5 * 0.5 ** (4 / 2), rel=1e-5)
+    assert log_odds_at(rolling_map, center_m((3, 3, 3))) == pytest.approx(-0.85 * 0.5 ** (4 / 10), rel=1e-5)
+    assert log_odds_at(rolling_map, center_m((2, 2, 2))) == pytest.approx(3 * 0.85 * 0.5 ** (4 / 2), rel=1e-5)
     rolling_map.fuse(moment(observed=False), HERE, STAMP + 1000 * SECOND)
     assert not rolling_map.occupancy().observed.any()
 
@@ -121,7 +121,7 @@ def test_wall_outlasts_as_many_misses_as_its_certainty_is_worth():
         rolling_map.fuse(moment([(1, 5, 1)]), HERE, STAMP)
     for misses in range(1, 10):
         rolling_map.fuse(moment(), HERE, STAMP)
-        expected = 3.5 - 0.4 * misses
+        expected = 3.5 - 0.85 * misses
         name = "manmade" if expected >= 0.2 else "free" if expected <= -0.2 else None
         assert label_at(rolling_map.occupancy(), center_m((1, 5, 1))) == name
 

@@ -171,7 +171,7 @@ def test_damaged_map_is_refused_and_the_old_one_stays(tmp_path):
     before = rolling_map.state()
     rng = np.random.default_rng(7)
     refused = 0
-    for case in range(60):
+    for case in range(80):
         data = bytearray(whole)
         if case < 20:
             data = data[: int(rng.integers(0, len(data)))]

@@ -66,7 +66,8 @@ def load_map(path: Path, rolling_map: RollingMap, frame: str) -> None:
     except InvalidInput:
         raise
     except Exception as error:  # zipfile, zlib, json and numpy raise a dozen types on damaged files
-        raise CorruptInput(f"{path}: not a readable map file ({type(error).__name__}: {error})") from error
+        reason = " ".join(str(error).split())  # numpy gives advice over several lines
+        raise CorruptInput(f"{path}: not a readable map file ({type(error).__name__}: {reason})") from error
     if not np.isfinite(log_odds).all() or label.max() >= classes:
         raise CorruptInput(f"{path}: log-odds are not finite, or a label is not below {classes}")
     rolling_map.restore(MapState(_first_cell(path, about, rolling_map.voxel_size_m), log_odds, label, votes))

@@ -17,7 +17,10 @@ Metres = Annotated[float, Field(gt=0, le=10_000)]
 
 
 class MapSettings(BaseModel):
-    """Log-odds with clamping as OctoMap's (Hornung et al. 2013; hit, miss, lowest, highest are theirs), and decay.
+    """Log-odds with clamping as OctoMap's (Hornung et al. 2013; hit, lowest, highest are theirs), and decay.
+
+    OctoMap's miss is -0.4, for rays of a LiDAR that graze what they pass. A network that says free means it as
+    much as when it says occupied, so that both count alike here.
 
     A cell's log-odds are ln(p / (1 - p)); 0 is "nobody knows".
     """
@@ -26,13 +29,13 @@ class MapSettings(BaseModel):
 
     size_m: tuple[Metres, Metres, Metres] | None = None  # default: holds the grid at any heading, see `map_shape`
     hit: Annotated[float, Field(gt=0, le=10)] = 0.85  # p = 0.70: added where a moment says occupied
-    miss: Annotated[float, Field(ge=-10, lt=0)] = -0.4  # p = 0.40: added where it says free
+    miss: Annotated[float, Field(ge=-10, lt=0)] = -0.85  # p = 0.30: added where it says free
     lowest: Annotated[float, Field(ge=-20, lt=0)] = -2.0  # p = 0.12
     highest: Annotated[float, Field(gt=0, le=20)] = 3.5  # p = 0.97
     known: Annotated[float, Field(gt=0, le=10)] = 0.2  # nearer to 0 than this a cell counts as unobserved
     half_life_s: Seconds = 30.0  # log-odds halve in this time, where nobody looks too
     dynamic_half_life_s: Seconds = 0.5  # the same, of cells whose class can move
-    dynamic_weight: Annotated[float, Field(ge=1, le=100)] = 5.0  # so often a hit of such a class and a miss of it count
+    dynamic_weight: Annotated[float, Field(ge=1, le=100)] = 3.0  # so often a hit of such a class and a miss of it count
     max_votes: Annotated[int, Field(ge=1, le=255)] = 15  # of one class in one cell
 
 
