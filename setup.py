@@ -37,6 +37,7 @@ EXTRAS = {
         "ros-nav-msgs>=5.5,<5.6",
         "ros-geometry-msgs>=5.5,<5.6",
         "ros-diagnostic-msgs>=5.5,<5.6",
+        "ros-std-srvs>=5.5,<5.6",
     ],
     "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.8", "mypy>=1.10", "types-PyYAML", "pre-commit", "scikit-learn"],
 }

@@ -30,9 +30,13 @@ def fields_of(layout: np.dtype) -> list[tuple[str, int, int]]:
     return [(name, field[1], POINT_FIELD_TYPES[field[0].str[1:]]) for name, field in layout.fields.items()]
 
 
-def voxel_points(occupancy: Occupancy) -> np.ndarray:
-    """Occupied voxels as VOXEL_POINT (N,)."""
-    index = np.nonzero(occupancy.occupied)
+def voxel_points(occupancy: Occupancy, cells: np.ndarray | None = None) -> np.ndarray:
+    """Occupied voxels as VOXEL_POINT (N,).
+
+    Args:
+        cells: bool (X, Y, Z), only these; None: all that are occupied.
+    """
+    index = np.nonzero(occupancy.occupied if cells is None else cells)
     labels = occupancy.labels[index]
     points = _centers(occupancy.grid, index, VOXEL_POINT)
     red, green, blue = occupancy.taxonomy.palette[labels].astype(np.uint32).T

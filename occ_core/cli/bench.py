@@ -205,3 +205,24 @@ def step(
         f"{figures['model']}: {figures['parameters_m']:.1f} M parameters, {figures['step_s']:.3g} s a step, "
         f"{figures['moments_per_s']:.3g} moments a second, {figures['answer_s']:.3g} s an answer, peak {peak_gb:.1f} GB"
     )
+
+
+@app.command()
+def mapping(
+    repeats: Annotated[int, typer.Option(help="Times that each is measured; the median is shown.", min=2)] = 20,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Time what the fused map takes a frame: processor time of one thread, so that other work counts little.
+
+    Example:  occ bench mapping --json benchmarks/mapping.json
+    """
+    from occ_core.evaluation.report import write_report
+    from occ_core.host import host
+    from occ_core.mapping.bench import bench_mapping
+
+    figures = bench_mapping(repeats)
+    if json_file is not None:
+        write_report(json_file, {**host(("numpy", "numba")), **figures})
+    for name, value in figures["cpu_ms"].items():
+        typer.echo(f"{name:32} {value:8.2f} ms")
+    typer.echo(f"{figures['cells_seen']} cells seen, {figures['cells_of_map']} in the map, {figures['update']}")

@@ -1,4 +1,4 @@
-"""`occ view`: look at predictions."""
+"""`occ view`: look at predictions and bags."""
 
 from __future__ import annotations
 
@@ -9,17 +9,47 @@ import typer
 
 
 def view(
-    predictions: Annotated[Path, typer.Argument(help="Folder of predictions, one npz a sample token.")],
-    data: Annotated[Path, typer.Option(help="The nuScenes-format data set that they are predictions of.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="BAG|PRED", help="A ROS 2 bag, or a folder of predictions (one npz a frame).")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="What PRED are predictions of: data set in nuScenes layout, or ROS 2 bag.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures and the recording.")] = Path("view"),
     pictures: Annotated[int, typer.Option(help="At most this many pictures, spread over the scenes.", min=0)] = 4,
-    recording: Annotated[bool, typer.Option(help="Write a rerun recording of every sample.")] = True,
+    recording: Annotated[bool, typer.Option(help="Write a rerun recording of every frame.")] = True,
+    foxglove: Annotated[bool, typer.Option("--foxglove", help="Serve to Foxglove instead of writing files.")] = False,
+    host: Annotated[str, typer.Option(help="Address to serve on; 0.0.0.0 lets the whole network look.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to serve on; 0: any that is free.", min=0, max=65535)] = 8765,
+    rate: Annotated[float, typer.Option(help="Speed of serving; 2 is twice as fast.", min=0.01, max=100)] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="End after the last frame instead of starting over.")] = False,
 ) -> None:
-    """Pictures (PNG) and an interactive recording (rerun) of predictions beside the truth.
+    """Cameras and voxels, predicted and true, as pictures, as a recording, or live in Foxglove.
 
-    Example: occ view predictions --data city --out view; then: rerun view/recording.rrd
+    Without options it writes pictures (PNG) and an interactive recording; a bag shows what it holds of images and of
+    the topics .../occupancy that the node and `occ bag make` publish. Examples:
+
+        occ view predictions --data city --out view
+
+        rerun view/recording.rrd
+
+        occ view drive --foxglove
+
+    The last one serves until Ctrl-C: in Foxglove choose "Open connection", "Foxglove WebSocket", ws://localhost:8765,
+    and import the layout config/foxglove_layout.json.
     """
-    from occ_core.show.predictions import show_predictions
+    from occ_core.show.moments import Moments, write_pictures
 
-    for path in show_predictions(predictions, data, out, pictures, recording):
-        typer.echo(path)
+    moments = Moments(path, data)
+    if not foxglove:
+        for written in write_pictures(moments, out, pictures, recording):
+            typer.echo(written)
+        return
+    from occ_core.show.foxglove import FoxgloveServer, play
+
+    with FoxgloveServer(moments.title, moments[0].frame.rig.names, host, port) as server:
+        typer.echo(f"{len(moments)} frames on {server.url} (Ctrl-C ends)")
+        try:
+            play(server, moments, rate, loop=not once)
+        except KeyboardInterrupt:
+            typer.echo("ended")

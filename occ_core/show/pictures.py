@@ -129,23 +129,26 @@ def camera_rows(names: Sequence[str]) -> list[list[str]]:
     return [ordered[i : i + 3] for i in range(0, len(ordered), 3)]
 
 
-def compare(images: Mapping[str, np.ndarray], predicted: Occupancy, truth: Occupancy | None, title: str) -> np.ndarray:
-    """One sheet: what the cameras saw, the predicted voxels, and the true ones where they are known."""
+def compare(
+    images: Mapping[str, np.ndarray], predicted: Occupancy | None, truth: Occupancy | None, title: str
+) -> np.ndarray:
+    """One sheet: what the cameras saw, the predicted voxels, and the true ones; what is not known is left out."""
     width = 1440
     rows = camera_rows(sorted(images))
     tile_w = width // len(rows[0])
-    cameras = mosaic(images, rows, (tile_w, tile_w * 9 // 16))
-    panels = [("predicted", predicted)] + ([("true", truth)] if truth is not None else [])
-    panel_w = width // len(panels)
+    strips = [strip(title, width), mosaic(images, rows, (tile_w, tile_w * 9 // 16))]
+    panels = [(name, voxels) for name, voxels in (("predicted", predicted), ("true", truth)) if voxels is not None]
     views = []
     for name, occupancy in panels:
+        panel_w = width // len(panels)
         view = in_perspective(occupancy, (panel_w, 480))
         above = cv2.resize(from_above(occupancy), (160, 160), interpolation=cv2.INTER_AREA)
         view[8:168, panel_w - 168 : panel_w - 8] = above
         _text(view, name, (14, 30), 0.8)
         views.append(view)
-    sheet = np.concatenate([strip(title, width), cameras, np.concatenate(views, axis=1), legend(predicted, width)])
-    return np.ascontiguousarray(sheet)
+    if views:
+        strips += [np.concatenate(views, axis=1), legend(panels[0][1], width)]
+    return np.ascontiguousarray(np.concatenate(strips))
 
 
 def legend(occupancy: Occupancy, width: int) -> np.ndarray:

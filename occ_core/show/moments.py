@@ -1,0 +1,142 @@
+"""What there is to look at: moments of a data set or a bag, with what was predicted and what is true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from occ_core.clouds import TRUTH_POINT, VOXEL_POINT, occupancy_of
+from occ_core.errors import InvalidInput, MissingInput
+from occ_core.evaluation.report import prediction_files, read_observed, read_prediction
+from occ_core.frame import Frame
+from occ_core.grid import OCC3D_GRID
+from occ_core.occupancy import Occupancy, load_occ3d
+from occ_core.show.album import write_album
+from occ_core.show.pictures import compare
+from occ_core.show.recording import Recording
+from occ_core.sources.bag import CLOUD, stamp_of
+from occ_core.sources.bag_frames import BagFrames
+from occ_core.sources.clouds import points_of
+from occ_core.sources.nuscenes import NuScenesSource
+from occ_core.sources.open import FrameSource, open_source
+from occ_core.taxonomy import OCC3D
+
+SAME_NS = 100_000_000  # a cloud belongs to the frame whose stamp it has within this
+
+
+class Moment(NamedTuple):
+    """What is known of one moment; voxels are in the ego frame, on Occ3D's grid."""
+
+    frame: Frame
+    predicted: Occupancy | None
+    truth: Occupancy | None
+
+
+class Moments:
+    """The moments of `path` in time order: `len(moments)`, `moments[i]`.
+
+    Args:
+        path: folder of predictions (one npz a frame, as `occ predict` writes them), or a ROS 2 bag: what was published
+            in it on topics `.../occupancy` is then shown.
+        data: what the predictions are of: nuScenes layout or a ROS 2 bag. None with a bag.
+
+    Raises:
+        MissingInput: no such folder, no `data`, or no frame of it has a prediction.
+    """
+
+    def __init__(self, path: Path, data: Path | None) -> None:
+        bag = is_bag(path)
+        if bag == (data is not None):
+            raise MissingInput(
+                f"{path} is a bag and shows itself: no --data with it"
+                if bag
+                else f"{path}: predictions need --data, the data set or bag that they are of"
+            )
+        self.title = path.stem
+        self._files = {} if bag else prediction_files(path)
+        self._source: FrameSource = open_source(path if data is None else data)
+        self._clouds = _Clouds(self._source) if isinstance(self._source, BagFrames) else None
+        names = self._source.names
+        self._indices = [i for i, name in enumerate(names) if bag or name in self._files]
+        if not self._indices:
+            raise MissingInput(f"{path}: no prediction of any of the {len(names)} frames of {data}")
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Moment:
+        number = self._indices[index]
+        frame = self._source[number]
+        path = self._files.get(self._source.names[number])
+        predicted = truth = None
+        if path is not None:
+            labels = read_prediction(path, OCC3D_GRID)
+            predicted = Occupancy(OCC3D_GRID, OCC3D, labels, read_observed(path, OCC3D_GRID))
+        if isinstance(self._source, NuScenesSource):
+            file = self._source.tables.truth_path(frame.scene, frame.token)
+            truth = load_occ3d(file) if file.is_file() else None
+        elif self._clouds is not None:
+            predicted = predicted or self._clouds.near(VOXEL_POINT, frame.stamp_ns)
+            truth = self._clouds.near(TRUTH_POINT, frame.stamp_ns)
+        return Moment(frame, predicted, truth)
+
+
+def is_bag(path: Path) -> bool:
+    """A folder or file that `occ_core.sources.open` takes for a ROS 2 bag."""
+    return path.suffix in (".mcap", ".db3") or (path / "metadata.yaml").is_file()
+
+
+class _Clouds:
+    """Voxels that a bag has as clouds; only where they are is kept in memory."""
+
+    def __init__(self, frames: BagFrames) -> None:
+        self._reader = frames.bag.reader
+        self._places: dict[tuple[str, ...], list[tuple[int, int, str]]] = {}  # by fields: stamp, log time, topic
+        topics = [topic for topic in self._reader.of_type(CLOUD) if topic.endswith("/occupancy")]
+        for topic, log_ns, message in self._reader.messages(topics):
+            fields = tuple(field.name for field in message.fields)
+            self._places.setdefault(fields, []).append((stamp_of(message), log_ns, topic))
+
+    def near(self, layout: np.dtype, stamp_ns: int) -> Occupancy | None:
+        """The voxels of this layout that belong to a frame."""
+        places = self._places.get(layout.names or (), [])
+        nearest = min(places, key=lambda place: abs(place[0] - stamp_ns), default=None)
+        if nearest is None or abs(nearest[0] - stamp_ns) > SAME_NS:
+            return None
+        found, log_ns, topic = nearest
+        for _, _, message in self._reader.messages([topic], log_ns, log_ns + 1):
+            if stamp_of(message) == found:
+                return _voxels_of(message, layout, topic)
+        return None
+
+
+def _voxels_of(message: Any, layout: np.dtype, topic: str) -> Occupancy:
+    points = points_of(message)
+    try:
+        return occupancy_of(points, OCC3D_GRID, OCC3D)
+    except (InvalidInput, ValueError, OverflowError) as error:
+        raise InvalidInput(f"'{topic}' at {stamp_of(message)} ns holds no voxels of {OCC3D.name}: {error}") from error
+
+
+def write_pictures(moments: Moments, out: Path, pictures: int, recording: bool) -> list[Path]:
+    """Write `out/pictures/<scene>_<n>.png` and `out/recording.rrd`.
+
+    Args:
+        pictures: at most this many, spread evenly.
+
+    Returns:
+        paths of what was written.
+    """
+
+    def draw(index: int) -> tuple[str, np.ndarray]:
+        frame, predicted, truth = moments[index]
+        title = f"{frame.scene}, {frame.token[:8] or frame.stamp_ns}"
+        return frame.scene, compare(frame.images, predicted, truth, title)
+
+    def record(stream: Recording, index: int) -> None:
+        frame, predicted, truth = moments[index]
+        stream.log(frame.stamp_ns, frame.images, predicted, truth)
+
+    return write_album(out, "occupancy", range(len(moments)), pictures, draw, record if recording else None)
