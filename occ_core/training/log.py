@@ -100,7 +100,9 @@ def training_record(config: TrainingConfig, data: dict[str, Any], world: int) ->
     if not isinstance(config.model, EasyOccConfig):
         left_out.add("nano")
     run = config.model_dump(mode="json", exclude=left_out)
-    names = {"data": [path.name for path in config.data], "validation": [path.name for path in config.validation]}
+    names: dict[str, Any] = {key: [path.name for path in getattr(config, key)] for key in ("data", "validation")}
+    if config.start_from is not None:
+        names["start_from"] = "/".join(config.start_from.parts[-2:])  # many are called model.safetensors
     return {
         "code": _git_revision(),
         "config": {**run, **names, "processes": world},
