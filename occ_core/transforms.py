@@ -14,6 +14,7 @@ import numpy as np
 
 from occ_core.errors import InvalidInput, MissingTransform
 from occ_core.geometry import interpolate, inverse, require_rigid
+from occ_core.limits import MAX_NAME, shown
 
 TOLERANCE_NS = 1_000_000
 """Beyond its first and last sample a link holds their value this long, no longer: stamps get rounded on their way."""
@@ -64,6 +65,10 @@ class TransformTree:
             InvalidInput: empty name, no rigid transform, or a link that would close a loop.
         """
         parent, child = parent.lstrip("/"), child.lstrip("/")
+        if max(len(parent), len(child)) > MAX_NAME:
+            raise InvalidInput(
+                f"names of frames have at most {MAX_NAME} characters: '{shown(parent)}' -> '{shown(child)}'"
+            )
         if not parent or not child:
             raise InvalidInput(f"a transform needs two frame names, got '{parent}' -> '{child}'")
         matrix = require_rigid(f"transform '{parent}' -> '{child}'", parent_from_child).copy()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from occ_core.camera import Rig
 from occ_core.errors import CorruptInput, MissingInput, need
+from occ_core.files import parse_json
 from occ_core.inference.table import Tables
 from occ_core.models.easyocc.config import EasyOccConfig, parse_config
 from occ_core.training.checkpoint import trained_cameras
@@ -56,8 +56,7 @@ def _described(session, path: Path) -> tuple[EasyOccConfig, int | None]:
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     if text is None:
         raise CorruptInput(f"{path}: an ONNX model, but not exported by `occ export` (no '{METADATA_KEY}' metadata)")
-    try:
-        record = json.loads(text)
-        return parse_config(record["model"]), trained_cameras(record)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptInput(f"{path}: its '{METADATA_KEY}' metadata cannot be read ({error})") from error
+    record = parse_json(text, f"{path}: its '{METADATA_KEY}' metadata")
+    if not isinstance(record.get("model"), dict):
+        raise CorruptInput(f"{path}: its '{METADATA_KEY}' metadata holds no 'model'")
+    return parse_config(record["model"]), trained_cameras(record)

@@ -16,7 +16,7 @@ from occ_core.inference.rig_inputs import rig_inputs
 from occ_core.inference.table import Tables
 from occ_core.models.build import ModelConfig, build_model, parse_config
 from occ_core.models.easyocc.model import Answer, EasyOcc
-from occ_core.training.checkpoint import load_checkpoint, load_into, load_record, trained_cameras
+from occ_core.training.checkpoint import load_checkpoint, load_into, load_record, require_fit, trained_cameras
 
 Asked = Callable[[np.ndarray, Rig, frozenset[str]], tuple[Tensor, Tensor, Tensor]]
 
@@ -24,7 +24,10 @@ Asked = Callable[[np.ndarray, Rig, frozenset[str]], tuple[Tensor, Tensor, Tensor
 def load_model(path: Path) -> nn.Module:
     """The network of a checkpoint of any kind, ready to answer."""
     tensors, record = load_checkpoint(path)
-    model = build_model(parse_config(record["model"]))
+    config = parse_config(record["model"])
+    with torch.device("meta"):  # takes no memory: a json can ask for a network far larger than the weights beside it
+        require_fit(build_model(config), tensors, path)
+    model = build_model(config)
     load_into(model, tensors, path)
     return model.eval()
 

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from occ_core.grid import OCC3D_GRID, VoxelGrid
-from occ_core.models.config import Count, parse
+from occ_core.models.config import Count, parse, require_feasible
 from occ_core.taxonomy import TAXONOMIES, Taxonomy
 
 STRIDE = 8  # pixels of the network's input per cell of the feature map
@@ -40,7 +40,7 @@ class EasyOccConfig(BaseModel):
     def _check(self) -> EasyOccConfig:
         if self.taxonomy not in TAXONOMIES:
             raise ValueError(f"taxonomy '{self.taxonomy}' is not one of {', '.join(TAXONOMIES)}")
-        _ = self.grid  # VoxelGrid checks itself
+        require_feasible(self.grid)
         if self.input_width % 32 or self.input_height % 32:
             raise ValueError(f"input must be a multiple of 32 px, got {self.input_width} x {self.input_height}")
         x, y, z = self.grid_shape
