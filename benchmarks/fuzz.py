@@ -36,7 +36,7 @@ def fuzz(name: str, count: int, seed: int) -> dict[str, Any]:
     peak_mib, at, start_s = 0.0, 0, time.monotonic()
     while at < count:
         with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-            command = [sys.executable, str(Path(__file__)), "--worker", name, folder, str(at), str(count), str(seed)]
+            command = [sys.executable, __file__, "--worker", name, folder, str(at), str(count), str(seed)]
             worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
             ready = False
             try:

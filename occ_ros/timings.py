@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,13 @@ class StageTimes:
         finally:
             self.add(stage, 1e3 * (time.perf_counter() - start))
 
-    def table(self) -> dict[str, dict[str, float]]:
-        """stage -> count and p50, p95, p99, max in milliseconds."""
+    def table(self, last: int = KEPT) -> dict[str, dict[str, float]]:
+        """stage -> count and p50, p95, p99, max in milliseconds, of the last samples."""
         with self._lock:
-            samples = {stage: np.array(values) for stage, values in self._samples.items()}
+            samples = {
+                stage: np.fromiter(islice(reversed(values), last), dtype=float)
+                for stage, values in self._samples.items()
+            }
         return {stage: {"count": len(values), **percentiles(values)} for stage, values in samples.items()}
 
 

@@ -17,6 +17,7 @@ from occ_core.inference.preprocess import Preprocess
 from occ_core.models.build import ModelConfig, kind_of
 from occ_core.models.config import CameraModelConfig
 from occ_core.occupancy import Occupancy
+from occ_core.sources.images import REDUCED
 
 BACKENDS = ("auto", "torch", "onnxruntime")
 
@@ -77,13 +78,20 @@ class Predictor:
         self.predict_preprocessed(dict.fromkeys(rig.names, blank), rig)
 
     def preprocess_one(self, image: np.ndarray, camera: Camera) -> np.ndarray:
-        """The network's input, uint8 (H, W, 3), from an RGB image uint8 (h, w, 3) of the camera's size."""
-        if image.shape[:2] != camera.size[::-1]:
+        """The network's input, uint8 (H, W, 3), from an RGB image uint8 (h, w, 3) of the camera's size.
+
+        It may also be a 2, 4 or 8 times smaller version, as `decode_compressed` makes with `useful_size`.
+        """
+        w, h = camera.size
+        if image.shape[:2] not in [(-(-h // times), -(-w // times)) for times in (1, *REDUCED)]:
             raise InvalidInput(
-                f"image of '{camera.name}' is {image.shape[1]} x {image.shape[0]} px, its calibration says "
-                f"{camera.size[0]} x {camera.size[1]}"
+                f"image of '{camera.name}' is {image.shape[1]} x {image.shape[0]} px, its calibration says {w} x {h}"
             )
-        return self._preprocess.image(image)
+        return self._preprocess.image(image, camera.size)
+
+    def useful_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) to which an image of `size` is scaled: more pixels than these are not needed."""
+        return self._preprocess.plan(size)[0]
 
     def predict(self, images: dict[str, np.ndarray], rig: Rig) -> Occupancy:
         """Occupancy from RGB images uint8 (h, w, 3) by camera name; a missing camera is simply not in the dict."""

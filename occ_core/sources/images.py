@@ -17,6 +17,7 @@ ENCODINGS: dict[str, tuple[int, int | None]] = {
     "bgr8": (3, cv2.COLOR_BGR2RGB),
     "rgba8": (4, cv2.COLOR_RGBA2RGB),
     "bgra8": (4, cv2.COLOR_BGRA2RGB),
+    "8UC3": (3, cv2.COLOR_BGR2RGB),  # says nothing of colours; OpenCV's own order
     "mono8": (1, cv2.COLOR_GRAY2RGB),
     "yuv422": (2, cv2.COLOR_YUV2RGB_UYVY),
     "uyvy": (2, cv2.COLOR_YUV2RGB_UYVY),
@@ -28,55 +29,84 @@ ENCODINGS: dict[str, tuple[int, int | None]] = {
     "bayer_grbg8": (1, cv2.COLOR_BayerGB2RGB),
 }
 Bytes = bytes | bytearray | memoryview | np.ndarray
+REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+"""How many times smaller a JPEG can be decoded, which saves most of the time, and OpenCV's flag for it."""
+
+
+def require_image_fields(encoding: str, width: int, height: int, step: int, held: int) -> None:
+    """Whether the fields of a sensor_msgs/Image can be what they say, with `held` bytes of data.
+
+    Raises:
+        InvalidInput: unknown encoding, or a size that does not fit; the message names value and limit.
+    """
+    if encoding not in ENCODINGS:
+        deep = any(bits in encoding for bits in ("16", "32", "64"))
+        why = "; only 8 bits a sample are supported" if deep else ""
+        raise InvalidInput(f"image encoding '{shown(encoding)}' is not one of {', '.join(ENCODINGS)}{why}")
+    pixel_bytes, _ = ENCODINGS[encoding]
+    _require_size(width, height, MAX_SIDE_PX)
+    row = width * pixel_bytes
+    if step < row:
+        raise InvalidInput(f"image step {step} is less than a row: {width} px of '{encoding}' are {row} bytes")
+    if encoding.startswith(("yuv", "uyvy", "yuyv")) and width % 2:
+        raise InvalidInput(f"image of encoding '{encoding}' needs an even width, got {width}")
+    if encoding.startswith("bayer") and (width < 4 or height < 4):
+        raise InvalidInput(f"image of encoding '{encoding}' needs at least 4 x 4 px, got {width} x {height}")
+    needed = step * (height - 1) + row  # the padding of the last row may be left out
+    if held < needed:
+        raise InvalidInput(f"image data holds {held} bytes, {width} x {height} px of '{encoding}' need {needed}")
 
 
 def decode_image(encoding: str, width: int, height: int, step: int, data: Bytes) -> np.ndarray:
     """RGB uint8 (height, width, 3) of the fields of a sensor_msgs/Image; `rgb8` may share memory with `data`.
 
     Raises:
-        InvalidInput: unknown encoding, or a size that does not fit `data`; the message names value and limit.
+        InvalidInput: as `require_image_fields`.
     """
-    if encoding not in ENCODINGS:
-        raise InvalidInput(f"image encoding '{shown(encoding)}' is not one of {', '.join(ENCODINGS)}")
-    pixel_bytes, conversion = ENCODINGS[encoding]
-    _require_size(width, height, MAX_SIDE_PX)
-    row = width * pixel_bytes
-    if step < row:
-        raise InvalidInput(f"image step {step} is less than a row: {width} px of '{encoding}' are {row} bytes")
-    if encoding.startswith(("yuv", "uyvy")) and width % 2:
-        raise InvalidInput(f"image of encoding '{encoding}' needs an even width, got {width}")
-    if encoding.startswith("bayer") and (width < 4 or height < 4):
-        raise InvalidInput(f"image of encoding '{encoding}' needs at least 4 x 4 px, got {width} x {height}")
     flat = np.frombuffer(data, dtype=np.uint8)
-    needed = step * (height - 1) + row  # the padding of the last row may be left out
-    if len(flat) < needed:
-        raise InvalidInput(f"image data holds {len(flat)} bytes, {width} x {height} px of '{encoding}' need {needed}")
+    require_image_fields(encoding, width, height, step, len(flat))
+    pixel_bytes, conversion = ENCODINGS[encoding]
+    row = width * pixel_bytes
     if len(flat) >= step * height:
         rows = flat[: step * height].reshape(height, step)[:, :row]
-    else:  # never padded to whole rows: `step` may claim 4 GiB
-        upper = flat[: step * (height - 1)].reshape(height - 1, step)[:, :row]
-        rows = np.concatenate([upper, flat[None, needed - row : needed]])
+    else:  # the last row's padding is left out; never padded to whole rows, as `step` may claim 4 GiB
+        upper, last = flat[: step * (height - 1)], flat[step * (height - 1) :]
+        rows = np.concatenate([upper.reshape(height - 1, step)[:, :row], last[None, :row]])
     pixels = rows if pixel_bytes == 1 else rows.reshape(height, width, pixel_bytes)
     pixels = np.ascontiguousarray(pixels)
     return pixels if conversion is None else cv2.cvtColor(pixels, conversion)
 
 
-def decode_compressed(data: Bytes, max_side: int = MAX_SIDE_PX) -> np.ndarray:
+def decode_compressed(data: Bytes, max_side: int = MAX_SIDE_PX, at_least: tuple[int, int] | None = None) -> np.ndarray:
     """RGB uint8 (height, width, 3) of a whole JPEG or PNG file. An EXIF orientation is ignored, as calibration does.
+
+    Args:
+        data: the file.
+        max_side: limit of width and height in pixels.
+        at_least: (width, height) that is wanted; a JPEG may then come out as many times smaller as still has it.
 
     Raises:
         CorruptInput: neither JPEG nor PNG, cut short, or damaged.
         InvalidInput: larger than `max_side` pixels a side or `MAX_PIXELS` in all.
     """
-    _, width, height = compressed_info(data, max_side)
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    kind, width, height = compressed_info(data, max_side)
+    times = reduction((width, height), at_least) if kind == "jpeg" and at_least else 1
+    flags = REDUCED.get(times, cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         bgr = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
     except cv2.error as error:
         raise CorruptInput(f"image of {len(data)} bytes cannot be decoded ({error.err})") from error
-    if bgr is None or bgr.shape[:2] != (height, width):
+    if bgr is None or bgr.shape[:2] != (-(-height // times), -(-width // times)):
         raise CorruptInput(f"image of {len(data)} bytes is damaged and cannot be decoded")
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def reduction(size: tuple[int, int], at_least: tuple[int, int]) -> int:
+    """Largest of 1, 2, 4, 8 by which (width, height) can be divided and still be `at_least` (width, height)."""
+    fitting = [
+        times for times in REDUCED if all(side >= times * least for side, least in zip(size, at_least, strict=True))
+    ]
+    return max(fitting, default=1)
 
 
 def compressed_info(data: Bytes, max_side: int = MAX_SIDE_PX) -> tuple[str, int, int]:

@@ -118,22 +118,11 @@ def require_safetensors(path: Path) -> None:
         raise CorruptInput(f"{path}: not a safetensors file; other formats (a pickle can run code) are not loaded")
 
 
-def require_fit(model: Any, tensors: dict[str, Any], path: Path) -> None:
-    """Raise CorruptInput unless `tensors` are finite, and those of a torch model by name and shape."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name in sorted({*wanted, *tensors}):
-        found = tuple(tensors[name].shape) if name in tensors else "none"
-        if found != wanted.get(name, "none"):
-            raise CorruptInput(
-                f"{path}: the weights do not fit the model in its json: '{shown(name)}' is {found}, the model has "
-                f"{wanted.get(name, 'none')}"
-            )
-        if not tensors[name].isfinite().all():
-            raise CorruptInput(f"{path}: the weights '{name}' are not finite numbers")
-
-
 def load_into(model: Any, tensors: dict[str, Any], path: Path) -> None:
-    """Load tensors into a torch model, refusing wrong names and shapes in one line."""
+    """Load tensors into a torch model, refusing wrong names and shapes, and what is not finite, in one line."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CorruptInput(f"{path}: the weights '{shown(name)}' are not finite numbers")
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

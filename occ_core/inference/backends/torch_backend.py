@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -9,25 +10,46 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from occ_core.camera import Rig
+from occ_core.errors import CorruptInput
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.rig_inputs import rig_inputs
 from occ_core.inference.table import Tables
 from occ_core.models.build import ModelConfig, build_model, parse_config
 from occ_core.models.easyocc.model import Answer, EasyOcc
-from occ_core.training.checkpoint import load_checkpoint, load_into, load_record, require_fit, trained_cameras
+from occ_core.training.checkpoint import load_checkpoint, load_into, load_record, trained_cameras
 
 Asked = Callable[[np.ndarray, Rig, frozenset[str]], tuple[Tensor, Tensor, Tensor]]
+
+
+class _Within(TorchFunctionMode):
+    """Stops the building of a network that is far larger than the weights it shall get: a json can ask for anything."""
+
+    SLACK = 1 << 24  # buffers that are not kept in files
+    MAKERS = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)
+
+    def __init__(self, weights: int, path: Path) -> None:
+        super().__init__()
+        self._weights, self._path, self._taken = weights, path, 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in self.MAKERS:
+            self._taken += math.prod(args if isinstance(args[0], int) else args[0])
+            if self._taken > self._weights + self.SLACK:
+                raise CorruptInput(
+                    f"{self._path}: its json asks for a network of more than {self._taken} weights, the file has "
+                    f"{self._weights}"
+                )
+        return func(*args, **(kwargs or {}))
 
 
 def load_model(path: Path) -> nn.Module:
     """The network of a checkpoint of any kind, ready to answer."""
     tensors, record = load_checkpoint(path)
-    config = parse_config(record["model"])
-    with torch.device("meta"):  # takes no memory: a json can ask for a network far larger than the weights beside it
-        require_fit(build_model(config), tensors, path)
-    model = build_model(config)
+    with _Within(sum(tensor.numel() for tensor in tensors.values()), path):
+        model = build_model(parse_config(record["model"]))
     load_into(model, tensors, path)
     return model.eval()
 
