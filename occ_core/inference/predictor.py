@@ -90,8 +90,13 @@ class Predictor:
         return self._preprocess.image(image, camera.size)
 
     def useful_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(width, height) to which an image of `size` is scaled: more pixels than these are not needed."""
-        return self._preprocess.plan(size)[0]
+        """(width, height) of which a smaller version of an image of `size` must not fall short.
+
+        Twice what it is scaled to: from there the answer is the whole image's in 99.7 % of the cells (real frames of
+        1600 x 900 px), from just above that size in 98.6 %.
+        """
+        width, height = self._preprocess.plan(size)[0]
+        return 2 * width, 2 * height
 
     def predict(self, images: dict[str, np.ndarray], rig: Rig) -> Occupancy:
         """Occupancy from RGB images uint8 (h, w, 3) by camera name; a missing camera is simply not in the dict."""
