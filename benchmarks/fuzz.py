@@ -51,7 +51,7 @@ def fuzz(name: str, count: int, seed: int) -> dict[str, Any]:
                         findings.append(f"case {at}: {detail}")
                     at += 1
                 if not ready:
-                    raise SystemExit(f"{name}: the worker cannot start: {_ended(worker)}")
+                    raise SystemExit(f"{name}: the worker did not start: {_ended(worker)}")
                 if at < count:
                     counts["finding"] += 1
                     findings.append(f"case {at}: {_ended(worker)}")
@@ -71,7 +71,7 @@ def fuzz(name: str, count: int, seed: int) -> dict[str, Any]:
 def _lines(worker: subprocess.Popen[bytes]):
     """What a worker says, until it ends or is silent for too long."""
     assert worker.stdout is not None
-    rest, limit_s = b"", 120.0  # the first line comes after its imports
+    rest, limit_s = b"", 600.0  # the first line comes after its imports
     while select.select([worker.stdout], [], [], limit_s)[0] and (data := os.read(worker.stdout.fileno(), 1 << 16)):
         *whole, rest = (rest + data).split(b"\n")
         yield from map(json.loads, whole)
@@ -135,17 +135,13 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     names = asked.only or list(MAKERS)
-    rows = {name: fuzz(name, -(-asked.count // len(names)), asked.seed) for name in names}
+    columns = ("cases", "read", "refused", "refused below", "finding", "peak_growth_mib")
     print("| input | cases | read | refused | refused by the middleware | findings | peak growth MiB |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for name, row in rows.items():
-        print(
-            f"| {name} | "
-            + " | ".join(
-                str(row[k]) for k in ("cases", "read", "refused", "refused below", "finding", "peak_growth_mib")
-            )
-            + " |"
-        )
+    rows = {}
+    for name in names:
+        row = rows[name] = fuzz(name, -(-asked.count // len(names)), asked.seed)
+        print(f"| {name} | " + " | ".join(str(row[column]) for column in columns) + " |", flush=True)
     for name, row in rows.items():
         for finding in row["findings"]:
             print(f"{name}, {finding}", file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections import deque
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from occ_core.files import write_atomically
 
 KEPT = 20_000  # samples a stage
 
@@ -58,8 +59,9 @@ def percentiles(milliseconds: np.ndarray) -> dict[str, float]:
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Write a JSON file as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(temporary, path)
+    """Write a JSON file as a whole or not at all.
+
+    Raises:
+        CannotWrite: full disk and the like; nothing is left of the attempt.
+    """
+    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())

@@ -33,7 +33,7 @@ PERIOD_S = float(os.environ.get("OCC_FAULT_PERIOD_S", "0.1"))
 STAGGER_NS = 4_000_000
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Fault:
     """What the rig does wrong; as made, nothing.
 

@@ -59,15 +59,16 @@ def model(tmp_path_factory):
     return fx.tiny_model(tmp_path_factory.mktemp("model"), SMALL)
 
 
-def start(folder: Path, model: Path, domain: int, module: str = "faulty_node.py", **parameters) -> subprocess.Popen:
-    """A node whose backend obeys `folder/order`; its words go to `folder/node.log`."""
+def start(folder: Path, model: Path, domain: int, piped: bool = False, **parameters) -> subprocess.Popen:
+    """A node whose backend obeys `folder/order`; its words go to a pipe, or to `folder/node.log`."""
     about = {"cameras": list(CAMERAS), "image_topic": "/{camera}/image", "backend": "torch", "threads": 1}
-    command = [sys.executable, str(TESTS / module), "--ros-args"]
+    command = [sys.executable, str(TESTS / "faulty_node.py"), "--ros-args"]
     for name, value in {**about, "model": model, **parameters}.items():
         command += ["-p", f"{name}:={fx.yaml_of(value)}"]
     environment = fx.environment(domain) | {"OCC_BACKEND_ORDER": str(folder / "order"), "PYTHONUNBUFFERED": "1"}
     with open(folder / "node.log", "a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        output = subprocess.PIPE if piped else log
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
 
 
 @pytest.fixture(scope="module")
