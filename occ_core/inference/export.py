@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import cast
 
 from occ_core.errors import InvalidInput, need
-from occ_core.inference.backends.onnxruntime_backend import METADATA_KEY, OUTPUTS
+from occ_core.inference.backends.exported import INPUTS, METADATA_KEY, OUTPUTS
 from occ_core.models.build import kind_of
 from occ_core.training.checkpoint import load_record
 
 EXPORTED = "easyocc-nano"
 """The kind of model that can be exported."""
 OPSET = 17
-INPUTS = ("images", "voxel_index", "pillar_index", "rays")
 
 
 def export_onnx(checkpoint: Path, out: Path) -> Path:

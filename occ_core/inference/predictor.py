@@ -18,7 +18,7 @@ from occ_core.models.build import ModelConfig, kind_of
 from occ_core.models.config import CameraModelConfig
 from occ_core.occupancy import Occupancy
 
-BACKENDS = ("auto", "torch", "onnxruntime")
+BACKENDS = ("auto", "torch", "onnxruntime", "openvino")
 
 
 class Session(Protocol):
