@@ -26,7 +26,8 @@ def export_onnx(checkpoint: Path, out: Path) -> Path:
     """
     torch, onnx = need("torch", "torch"), need("onnx", "onnx")
     from occ_core.inference.backends.torch_backend import load_model
-    from occ_core.models.easyocc.model import Answer, EasyOcc
+    from occ_core.models.easyocc.deployed import Deployed
+    from occ_core.models.easyocc.model import EasyOcc
 
     record = load_record(checkpoint)
     if (kind := kind_of(record["model"])) != EXPORTED:
@@ -40,7 +41,7 @@ def export_onnx(checkpoint: Path, out: Path) -> Path:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer warns of constants, which the parity test covers
         torch.onnx.export(
-            Answer(model).eval(),
+            Deployed(model).eval(),
             _example(model.config),
             str(temporary),
             input_names=list(INPUTS),
