@@ -10,7 +10,7 @@ OCCUPANCY_PARAMETERS = (
     Parameter("model", "", "Checkpoint (.safetensors) or exported model (.onnx)."),
     Parameter(
         "backend", "auto", "What runs the network; auto takes the fastest there is.",
-        choices=("auto", "torch", "onnxruntime"),
+        choices=("auto", "torch", "torch-compiled", "onnxruntime", "openvino", "tensorrt"),
     ),
     Parameter("threads", 2, "CPU threads of the network.", 1, 256),
     Parameter("cameras", SURROUND, "Names of the cameras; they fill in for {camera} in the topic names."),
