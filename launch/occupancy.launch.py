@@ -16,7 +16,7 @@ SHARE = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 SURROUND = "[cam_front, cam_front_right, cam_back_right, cam_back, cam_back_left, cam_front_left]"
 ARGUMENTS = {
     "model": (None, "checkpoint (.safetensors) or exported model (.onnx)"),
-    "backend": ("auto", "auto | torch | onnxruntime"),
+    "backend": ("auto", "auto | torch | torch-compiled | onnxruntime | openvino | tensorrt"),
     "cameras": (SURROUND, "names of the cameras, as a YAML list"),
     "image_topic": ("/{camera}/image_raw/compressed", "image topic of a camera"),
     "info_topic": ("/{camera}/camera_info", "CameraInfo topic of a camera"),

@@ -65,7 +65,11 @@ def generate_launch_description():
         [
             DeclareLaunchArgument("bag", description="folder of the bag"),
             DeclareLaunchArgument("model", description="checkpoint (.safetensors) or exported model (.onnx)"),
-            DeclareLaunchArgument("backend", default_value="auto", description="auto | torch | onnxruntime"),
+            DeclareLaunchArgument(
+                "backend",
+                default_value="auto",
+                description="auto | torch | torch-compiled | onnxruntime | openvino | tensorrt",
+            ),
             DeclareLaunchArgument("rate", default_value="1.0", description="how fast the bag plays"),
             DeclareLaunchArgument("report", default_value="report.json", description="where the report goes"),
             DeclareLaunchArgument("cameras", default_value=SURROUND, description="names of the cameras, a YAML list"),

@@ -366,7 +366,11 @@ def ends(module, folder, timeout_s=40.0, **parameters):
     [
         ("occupancy_node", {}, "parameter 'model' is empty"),
         ("occupancy_node", {"model": "/nowhere/x.safetensors"}, "/nowhere/x.safetensors: no such model"),
-        ("occupancy_node", {"model": "x", "backend": "magic"}, "must be auto or torch or onnxruntime, got 'magic'"),
+        (
+            "occupancy_node",
+            {"model": "x", "backend": "magic"},
+            "must be auto or torch or torch-compiled or onnxruntime or openvino or tensorrt, got 'magic'",
+        ),
         ("occupancy_node", {"model": "x", "deadline_s": -1.0}, "deadline_s"),
         ("occupancy_node", {"model": "x", "deadline_s": "soon"}, "deadline_s"),
         ("occupancy_node", {"model": "x", "cameras": ["a", "a"]}, "'cameras' must be one or more different names"),

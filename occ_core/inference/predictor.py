@@ -19,7 +19,8 @@ from occ_core.models.config import CameraModelConfig
 from occ_core.occupancy import Occupancy
 from occ_core.sources.images import REDUCED
 
-BACKENDS = ("auto", "torch", "onnxruntime")
+BACKENDS = ("auto", "torch", "torch-compiled", "onnxruntime", "openvino", "tensorrt")
+FASTEST_FIRST = ("openvino", "onnxruntime")  # on processors, for an exported network; see docs/backends.md
 
 
 class Session(Protocol):
@@ -45,14 +46,17 @@ class Predictor:
         self.config = session.config
         self.grid, self.taxonomy = self.config.grid, self.config.classes
         self._preprocess = Preprocess(self.config.input_width, self.config.input_height)
+        self._stack = np.zeros((0, self.config.input_height, self.config.input_width, 3), dtype=np.uint8)
 
     @staticmethod
     def load(path: Path | str, backend: str = "auto", threads: int = 2) -> Predictor:
-        """Load `.safetensors` (with its json beside it) or `.onnx`.
+        """Load `.safetensors` (with its json beside it), `.onnx` of any precision, or `.engine` of TensorRT.
 
         Args:
-            backend: torch | onnxruntime | auto: onnxruntime for `.onnx`; for `.safetensors` onnxruntime on an export
-                kept in the user's cache if the packages are there and the kind of network can be exported, else torch.
+            backend: one of BACKENDS. auto: `.engine` runs in TensorRT; `.onnx` in the fastest runtime that is
+                installed, openvino before onnxruntime; `.safetensors` likewise on an export kept in the user's cache
+                if the packages are there and the kind of network can be exported, else in torch.
+            threads: of the CPU, for the network.
 
         Raises:
             MissingInput, CorruptInput, InvalidInput, MissingPackage.
@@ -62,15 +66,7 @@ class Predictor:
             raise InvalidInput(f"backend '{backend}' is not one of {', '.join(BACKENDS)}")
         if not path.is_file():
             raise MissingInput(f"{path}: no such model")
-        if path.suffix == ".onnx":
-            if backend == "torch":
-                raise InvalidInput(f"{path}: an .onnx model runs with backend onnxruntime, not torch")
-            return Predictor(_onnx_session(path, threads))
-        if backend == "onnxruntime" or (backend == "auto" and _can_export(path)):
-            return Predictor(_onnx_session(cached_export(path), threads))
-        from occ_core.inference.backends.torch_backend import TorchSession
-
-        return Predictor(TorchSession(path, threads))
+        return Predictor(_session(path, backend, threads))
 
     def prepare(self, rig: Rig) -> None:
         """Run once, so that the first real answer is not late: tables are built (about a second) and kept."""
@@ -118,18 +114,21 @@ class Predictor:
         """
         self._require_cameras(rig)
         shape = self.config.input_height, self.config.input_width, 3
-        stack = np.zeros((len(rig), *shape), dtype=np.uint8)
+        if len(self._stack) != len(rig):
+            self._stack = np.zeros((len(rig), *shape), dtype=np.uint8)
         order = {name: i for i, name in enumerate(rig.names)}
         for name, image in images.items():
             if name not in order:
                 raise InvalidInput(f"image of '{name}', which the rig does not have: {', '.join(rig.names)}")
             if image.shape != shape or image.dtype != np.uint8:
                 raise InvalidInput(f"input of '{name}' must be uint8 {shape}, got {image.dtype} {image.shape}")
-            stack[order[name]] = image
+            self._stack[order[name]] = image
         if not images:
             raise InvalidInput("no image at all: at least one camera is needed")
         missing = frozenset(order) - frozenset(images)
-        labels, confidence, observed = self.session.run(stack, rig, missing)
+        for name in missing:
+            self._stack[order[name]] = 0
+        labels, confidence, observed = self.session.run(self._stack, rig, missing)
         return Occupancy(self.grid, self.taxonomy, labels, observed.astype(bool), confidence.astype(np.float32) / 255)
 
     def _require_cameras(self, rig: Rig) -> None:
@@ -149,15 +148,46 @@ def save_prediction(path: Path, labels: np.ndarray, observed: np.ndarray | None 
     os.replace(temporary, path)
 
 
+def _session(path: Path, backend: str, threads: int) -> Session:
+    exported, engine = path.suffix == ".onnx", path.suffix == ".engine"
+    if backend == "tensorrt" or engine:
+        if backend not in ("tensorrt", "auto") or not (exported or engine):
+            wanted = "with backend tensorrt" if engine else "as .onnx or .engine: run `occ export`, `occ engine build`"
+            raise InvalidInput(f"{path}: runs {wanted}, not {backend if engine else 'as a checkpoint'}")
+        from occ_core.inference.backends.tensorrt_backend import TensorRtSession
+
+        return TensorRtSession(path)
+    if backend.startswith("torch"):
+        if exported:
+            raise InvalidInput(f"{path}: an .onnx model runs with backend openvino or onnxruntime, not {backend}")
+        return _torch_session(path, backend, threads)
+    if backend == "auto":
+        installed = [name for name in FASTEST_FIRST if importlib.util.find_spec(name)]
+        if not exported and not (installed and _can_export(path)):
+            return _torch_session(path, "torch", threads)
+        backend = installed[0] if installed else FASTEST_FIRST[-1]
+    return _exported_session(path if exported else cached_export(path), backend, threads)
+
+
 def _can_export(checkpoint: Path) -> bool:
     from occ_core.inference.export import EXPORTED
     from occ_core.training.checkpoint import load_record
 
-    there = all(importlib.util.find_spec(name) for name in ("torch", "onnx", "onnxruntime"))
+    there = all(importlib.util.find_spec(name) for name in ("torch", "onnx"))
     return there and kind_of(load_record(checkpoint)["model"]) == EXPORTED
 
 
-def _onnx_session(path: Path, threads: int) -> Session:
+def _torch_session(path: Path, backend: str, threads: int) -> Session:
+    from occ_core.inference.backends.torch_backend import TorchSession
+
+    return TorchSession(path, threads, compiled=backend == "torch-compiled")
+
+
+def _exported_session(path: Path, backend: str, threads: int) -> Session:
+    if backend == "openvino":
+        from occ_core.inference.backends.openvino_backend import OpenVinoSession
+
+        return OpenVinoSession(path, threads)
     from occ_core.inference.backends.onnxruntime_backend import OnnxSession
 
     return OnnxSession(path, threads)

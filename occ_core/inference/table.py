@@ -65,7 +65,7 @@ def build_table(rig: Rig, config: EasyOccConfig, missing: frozenset[str] = froze
     unseen = len(cameras) * h * w
     voxel_index = np.where((pixel < unseen) & (depth_bin >= 0) & (depth_bin < d), pixel * d + depth_bin, unseen * d)
     pillar_index, _ = _central_pixel(_pillar_centers(config), cameras, seeing, config)
-    rays = np.stack([_rays(camera, config) for camera in cameras])
+    rays = np.ascontiguousarray(np.stack([_rays(camera, config) for camera in cameras]))
     return Table(voxel_index.astype(np.int32), pillar_index.astype(np.int32), rays)
 
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from occ_core.camera import Rig
-from occ_core.errors import CorruptInput
+from occ_core.errors import CorruptInput, InvalidInput
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.rig_inputs import rig_inputs
 from occ_core.inference.table import Tables
 from occ_core.models.build import ModelConfig, build_model, parse_config
+from occ_core.models.easyocc.deployed import Deployed
 from occ_core.models.easyocc.model import Answer, EasyOcc
 from occ_core.training.checkpoint import load_checkpoint, load_into, load_record, trained_cameras
 
@@ -57,12 +58,16 @@ def load_model(path: Path) -> nn.Module:
 class TorchSession:
     """EasyOcc nano runs on the CPU, which it is made for; camera networks on a GPU where there is one."""
 
-    def __init__(self, path: Path, threads: int):
+    def __init__(self, path: Path, threads: int, compiled: bool = False):
         torch.set_num_threads(threads)
         model = load_model(path)
+        if compiled and not isinstance(model, EasyOcc):
+            raise InvalidInput(
+                f"{path}: backend torch-compiled runs EasyOcc nano only; run this one with backend torch"
+            )
         self.config: ModelConfig = cast(Any, model).config
         self.cameras = trained_cameras(load_record(path))
-        self._answer: Asked = _by_table(model) if isinstance(model, EasyOcc) else _by_rig(model, self.config)
+        self._answer: Asked = _by_table(model, compiled) if isinstance(model, EasyOcc) else _by_rig(model, self.config)
 
     def run(self, images: np.ndarray, rig: Rig, missing: frozenset[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Labels, confidence and observed, uint8 (X, Y, Z), from images uint8 (N, H, W, 3) of the rig's cameras."""
@@ -71,8 +76,9 @@ class TorchSession:
         return labels, confidence, observed
 
 
-def _by_table(model: EasyOcc) -> Asked:
-    answer, tables = Answer(model), Tables(model.config)
+def _by_table(model: EasyOcc, compiled: bool) -> Asked:
+    answer: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.compile(Deployed(model)) if compiled else Answer(model)
+    tables = Tables(model.config)
 
     def asked(images: np.ndarray, rig: Rig, missing: frozenset[str]) -> tuple[Tensor, Tensor, Tensor]:
         table = tables.of(rig, missing)
