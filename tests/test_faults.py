@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -144,6 +146,31 @@ def test_frames_in_are_the_frames_sent(running):
     sent_after, counts_after = calm()
     rig.fault = HEALTHY
     assert counts_after["in"] - counts["in"] == sent_after - sent > 0
+
+
+def test_security_policy_lists_what_the_node_uses(running):
+    """config/sros2_policy.xml against the running node: nothing missing, nothing more but /clock for simulated time."""
+    rig, _, _ = running
+    profile = ElementTree.parse(TESTS.parent / "config" / "sros2_policy.xml").find(".//profile")
+    assert (profile.get("ns"), profile.get("node")) == ("/", "occupancy_node")
+
+    def allowed(what: str) -> set[str]:
+        (group,) = (part for part in profile if part.get(what) == "ALLOW")
+        return {entry.text.replace("~", "/occupancy_node") for entry in group}
+
+    def used(look_up) -> set[str]:
+        return {name for name, _ in look_up("occupancy_node", "/")}
+
+    node = rig.node
+    heard = {re.sub(r"^/[flbr]/image$", "/cam_front/image_raw/compressed", name) for name in used(
+        node.get_subscriber_names_and_types_by_node
+    )}  # fmt: skip
+    heard = {re.sub("^/[flbr]/camera_info$", "/cam_front/camera_info", name) for name in heard}
+    cameras = {name for name in allowed("subscribe") if name.startswith("/cam_")}
+    assert len(cameras) == 12
+    assert heard == allowed("subscribe") - {"/clock"} - {name for name in cameras if not name.startswith("/cam_front/")}
+    assert used(node.get_publisher_names_and_types_by_node) == allowed("publish")
+    assert used(node.get_service_names_and_types_by_node) == allowed("reply")
 
 
 def _wait_until_well(rig: FaultRig, row: Row) -> None:
