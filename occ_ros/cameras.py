@@ -64,7 +64,7 @@ class Surroundings:
     Attributes:
         types: of the publishers on its image topic, without the package; empty: there is no publisher.
         reliable_only: the node asks for reliable images, and no publisher offers them.
-        info_publishers: on its CameraInfo topic.
+        info_publishers: on its CameraInfo topic, where it needs one.
         lag_s: by how much later than the other cameras' its images come after their stamps; negative: earlier.
         unused: its images came lately, and none of them got into a set.
         lost: images that got lost on their way lately.

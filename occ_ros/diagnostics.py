@@ -106,7 +106,7 @@ class Diagnostics:
             self._values["max_age_s"],
             types,
             reliable_only,
-            self._node.count_publishers(camera.info_topic),
+            self._node.count_publishers(camera.info_topic) if camera.info_topic else 0,
             lag_s,
             unused=now_s - self._used[camera.name][1] > UNUSED_S and camera.silent_s(now_s) < UNUSED_S,
             lost=inputs.transport.recently_lost(camera.name, inputs.now_ns()),
