@@ -25,7 +25,7 @@ pytest.importorskip("torch")
 pytest.importorskip("rosbags")
 
 import ros_fixtures as fx
-from fault_rig import CAMERAS, HEALTHY, PERIOD_S, Fault, FaultRig, until
+from fault_rig import CAMERAS, HEALTHY, LONGEST_PERIOD_S, Fault, FaultRig, until
 from fault_rows import ROWS, Row
 
 from occ_core.models.easyocc.config import EasyOccConfig
@@ -64,6 +64,7 @@ def model(tmp_path_factory):
 def start(folder: Path, model: Path, domain: int, piped: bool = False, **parameters) -> subprocess.Popen:
     """A node whose backend obeys `folder/order`; its words go to a pipe, or to `folder/node.log`."""
     about = {"cameras": list(CAMERAS), "image_topic": "/{camera}/image", "backend": "torch", "threads": 1}
+    about["budget_ms"] = 60_000.0  # a busy machine is no fault here
     command = [sys.executable, str(TESTS / "faulty_node.py"), "--ros-args"]
     for name, value in {**about, "model": model, **parameters}.items():
         command += ["-p", f"{name}:={fx.yaml_of(value)}"]
@@ -115,12 +116,13 @@ def test_fault(running, table, row):
     row.begin(rig, folder / "order")
     named_s, text = _named(rig, row, begun_s)
     time.sleep(max(0.0, begun_s + HOLD_S - time.monotonic()))
+    if row.answered:
+        faulty_s = begun_s + 3 * rig.period_s  # what was under way is through
+        until(lambda: rig.answers[-1][0] > faulty_s, 20.0, lambda: f"no answer during the fault: {rig.status}")
     assert process.poll() is None, "the node died"
     ended_s = time.monotonic()
     row.end(rig, folder / "order")
     rig.fault = HEALTHY
-    answered = [at_s for at_s, _ in rig.answers if begun_s + 3 * PERIOD_S < at_s < ended_s]
-    assert bool(answered) >= row.answered, "nothing was answered while the fault lasted"
     frames = _frames_to_recover(rig, ended_s)
     after = _settled_counts(rig)
     delta = {key: after[key] - before[key] for key in after}
@@ -174,7 +176,7 @@ def test_security_policy_lists_what_the_node_uses(running):
 
 
 def _wait_until_well(rig: FaultRig, row: Row) -> None:
-    """Answers come, and no status has the words of the row."""
+    """Answers come, and no status has the row's words; where the machine is too busy for that, from slower cameras."""
 
     def well() -> bool:
         fresh = time.monotonic() - 1.5
@@ -187,7 +189,14 @@ def _wait_until_well(rig: FaultRig, row: Row) -> None:
             and rig.status["model"][1] == 0
         )
 
-    until(well, 30.0, lambda: f"before '{row.name}': {rig.status}")
+    while True:
+        try:
+            until(well, 20.0, lambda: f"before '{row.name}': {rig.status}")
+            return
+        except AssertionError:
+            if rig.period_s >= LONGEST_PERIOD_S:
+                raise
+            rig.period_s *= 2
 
 
 def _named(rig: FaultRig, row: Row, begun_s: float) -> tuple[float | None, str]:
