@@ -137,10 +137,15 @@ class Diagnostics:
             return OK, "idle: nobody subscribes to an output"
         if worker.failure:
             return ERROR, f"frame not answered: {worker.failure}"
-        answered = worker.answered_s
-        if not answered and max(status.level[0] for status in cameras) == ERROR:
-            return ERROR, "no frame answered yet: see the cameras"
-        if answered and worker.without:
+        worst = max(status.level[0] for status in cameras)
+        if not worker.answered_s:
+            return (
+                (ERROR, "no frame answered yet: see the cameras") if worst == ERROR else (OK, "ok: waiting for images")
+            )
+        since_s = now_s - worker.answered_s[-1]
+        if worst != OK and since_s > self._values["stale_s"] + worker.last_ms / 1e3:
+            return ERROR, f"no frame answered for {since_s:.1f} s: see the cameras"
+        if worker.without:
             return self._without(worker)
         if worker.over_since_s is not None and now_s - worker.over_since_s > self._values["budget_s"]:
             return WARN, (

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rcl_interfaces.msg import SetParametersResult
+from rclpy._rclpy_pybind11 import RCLError
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 from occ_core.errors import InvalidInput, OccError
@@ -36,6 +37,8 @@ class OccupancyNode(LifecycleNode):
         self._diagnostics = Diagnostics(self, self._guard, self._values)
         self._pipeline: Pipeline | None = None
         self._starting = False
+        change_state = self._service_change_state
+        change_state.callback = self._refusing(change_state.callback)
 
     def start(self) -> None:
         """With `autostart` configure and activate.
@@ -51,6 +54,19 @@ class OccupancyNode(LifecycleNode):
             if step() != SUCCESS:
                 raise OccError(self._diagnostics.failure)
         self._starting = False
+
+    def _refusing(self, change_state: Callable[..., Any]) -> Callable[..., Any]:
+        """In Jazzy's rclpy a transition that is not possible from the present state would end the process."""
+
+        def answer(request: Any, response: Any) -> Any:
+            try:
+                return change_state(request, response)
+            except RCLError as error:
+                self.get_logger().error(f"{self._diagnostics.state}: no such transition from here ({one_line(error)})")
+                response.success = False
+                return response
+
+        return answer
 
     # --- transitions --------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from occ_core.sync import FrameSynchroniser, SyncedSet
 WAIT_NS = 1_000_000_000  # an image that comes later than this after its CameraInfo counts as lost
 RECENT_NS = 5_000_000_000  # losses are worth a word for so long
 REMEMBERED = 256  # stamps a camera
-GAP = 1.75  # periods from one stamp to the next that mean that one is missing
+GAPS = 1.75, 20.0  # periods from one stamp to the next that mean that some are missing; more are an outage
 
 
 class TransportWatch:
@@ -48,7 +48,7 @@ class TransportWatch:
         if self._by_gaps and len(stamps) >= 8:
             steps = [b - a for a, b in zip(stamps, list(stamps)[1:], strict=False)]
             period = statistics.median(steps[-32:])
-            if period > 0 and GAP * period < stamp_ns - stamps[-1] < WAIT_NS:
+            if GAPS[0] * period < stamp_ns - stamps[-1] < GAPS[1] * period:
                 self._lose(camera, round((stamp_ns - stamps[-1]) / period) - 1, now_ns)
         stamps.append(stamp_ns)
 
