@@ -105,15 +105,15 @@ def read_exported(onnx_file: Path) -> tuple[bytes, dict[str, str]]:
     return content, {entry.key: entry.value for entry in graph.metadata_props}
 
 
-def read_sidecar(engine: Path) -> dict[str, Any]:
+def read_sidecar(engine_file: Path) -> dict[str, Any]:
     """The json beside an engine, after checking that the engine is the one that it describes.
 
     Raises:
         MissingInput, CorruptInput: before anything of the engine is run.
     """
-    if not engine.is_file():
-        raise MissingInput(f"{engine}: no such engine")
-    beside = engine.with_suffix(".json")
+    if not engine_file.is_file():
+        raise MissingInput(f"{engine_file}: no such engine")
+    beside = engine_file.with_suffix(".json")
     if not beside.is_file():
         raise MissingInput(f"{beside}: the json that belongs to the engine is not there")
     try:
@@ -124,17 +124,20 @@ def read_sidecar(engine: Path) -> dict[str, Any]:
         raise CorruptInput(f"{beside}: not the json of an engine ({error!r})") from error
     if format_ != FORMAT:
         raise CorruptInput(f"{beside}: its format is '{format_}', not '{FORMAT}'; build the engine again")
-    if (found := hashlib.sha256(engine.read_bytes()).hexdigest()) != sha256:
-        raise CorruptInput(f"{engine}: is not the engine of its json (sha256 {found[:16]}..., not {sha256[:16]}...)")
+    if (found := hashlib.sha256(engine_file.read_bytes()).hexdigest()) != sha256:
+        raise CorruptInput(
+            f"{engine_file}: is not the engine of its json (sha256 {found[:16]}..., not {sha256[:16]}...)"
+        )
     return sidecar
 
 
-def require_this_machine(sidecar: dict[str, Any], here: Machine, engine: Path) -> None:
+def require_this_machine(sidecar: dict[str, Any], here: Machine, engine_file: Path) -> None:
     """Raise InvalidInput, naming both, for an engine of another GPU or another TensorRT."""
     built = Machine(Gpu(**sidecar["gpu"]), sidecar["tensorrt"])
     if built != here:
         raise InvalidInput(
-            f"{engine}: built for {built}; here is {here}. Build it here: occ engine build {sidecar['onnx']['name']}"
+            f"{engine_file}: built for {built}; here is {here}. Build it here: "
+            f"occ engine build {sidecar['onnx']['name']}"
         )
 
 

@@ -89,7 +89,7 @@ def _kept_engine(onnx_file: Path, here: Any) -> Path:
 
     content, entries = read_exported(onnx_file)
     precision = json.loads(entries.get(EXPORT_KEY, '{"precision": "fp32"}'))["precision"]
-    engine = engine_path(hashlib.sha256(content).hexdigest(), here, precision)
-    if not engine.is_file():
-        raise MissingInput(f"{engine}: no engine of {onnx_file} for {here} yet; run: occ engine build {onnx_file}")
-    return engine
+    engine_file = engine_path(hashlib.sha256(content).hexdigest(), here, precision)
+    if not engine_file.is_file():
+        raise MissingInput(f"{engine_file}: no engine of {onnx_file} for {here} yet; run: occ engine build {onnx_file}")
+    return engine_file
