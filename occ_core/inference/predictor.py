@@ -113,23 +113,30 @@ class Predictor:
             InvalidInput: no image, one that does not fit, or a rig of fewer cameras than the model was trained on.
         """
         self._require_cameras(rig)
+        stack = self.images_of(images, rig)
+        missing = frozenset(rig.names) - frozenset(images)
+        labels, confidence, observed = self.session.run(stack, rig, missing)
+        return Occupancy(self.grid, self.taxonomy, labels, observed.astype(bool), confidence.astype(np.float32) / 255)
+
+    def images_of(self, images: dict[str, np.ndarray], rig: Rig) -> np.ndarray:
+        """uint8 (N, H, W, 3) of the rig's cameras, black where one has no image; overwritten by the next call.
+
+        Raises:
+            InvalidInput: no image, or one that does not fit.
+        """
         shape = self.config.input_height, self.config.input_width, 3
-        if len(self._stack) != len(rig):
-            self._stack = np.zeros((len(rig), *shape), dtype=np.uint8)
-        order = {name: i for i, name in enumerate(rig.names)}
         for name, image in images.items():
-            if name not in order:
+            if name not in rig.names:
                 raise InvalidInput(f"image of '{name}', which the rig does not have: {', '.join(rig.names)}")
             if image.shape != shape or image.dtype != np.uint8:
                 raise InvalidInput(f"input of '{name}' must be uint8 {shape}, got {image.dtype} {image.shape}")
-            self._stack[order[name]] = image
         if not images:
             raise InvalidInput("no image at all: at least one camera is needed")
-        missing = frozenset(order) - frozenset(images)
-        for name in missing:
-            self._stack[order[name]] = 0
-        labels, confidence, observed = self.session.run(self._stack, rig, missing)
-        return Occupancy(self.grid, self.taxonomy, labels, observed.astype(bool), confidence.astype(np.float32) / 255)
+        if len(self._stack) != len(rig):
+            self._stack = np.zeros((len(rig), *shape), dtype=np.uint8)
+        for i, name in enumerate(rig.names):
+            self._stack[i] = images.get(name, 0)
+        return self._stack
 
     def _require_cameras(self, rig: Rig) -> None:
         trained = self.session.cameras

@@ -1,8 +1,8 @@
 """EasyOcc nano as it is exported: the answers of `Answer`, computed in the order that runtimes like.
 
 What a viewing ray says of the cells is gathered as two arrays, not as pairs, and the head's logits are laid out class
-by class, so that 16 cells lie beside each other in memory: OpenVINO needs a tenth of the time for both. All shapes but
-the number of cameras are constants, which TensorRT wants.
+by class, so that 16 cells lie beside each other in memory: OpenVINO needs a tenth of the time for both. For TensorRT,
+shapes but the number of cameras are constants, and bytes come from floats and become floats at once.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Deployed(nn.Module):
         model = self.model
         c = model.config
         px, py, pz = c.pillar_grid_shape
-        pixels = (images.permute(0, 3, 1, 2).float() - model.mean) / model.std
+        pixels = (images.float().permute(0, 3, 1, 2) - model.mean) / model.std
         features = model.neck(model.backbone(pixels), rays)
         hazard, reached = self._evidence(model.to_hazard(features), voxel_index)
         context = model.to_context(features).permute(0, 2, 3, 1).reshape(-1, c.feature_channels)
@@ -81,17 +81,17 @@ class Deployed(nn.Module):
         model, free = self.model, self.model.config.classes.free_id
         x, y, heights = model.config.grid_shape
         wide = model.head(columns)
-        classes = model.to_class(wide).reshape(1, x, y, -1, heights).argmax(dim=3)
+        classes = model.to_class(wide).reshape(1, x, y, -1, heights).argmax(dim=3).int()
         threshold = model.threshold.index_select(0, classes.reshape(-1)).reshape(1, x, y, heights)
         logit = model.to_occupied(wide) + model.trust * hazard
         seen = model.to_observed(wide) + model.sight * (reached - 0.5)
         observed = torch.where(reached > 0, seen, torch.full((), NEVER)) > model.seen
         occupied = (logit > threshold) & observed
         classes = classes + (classes >= free).to(classes.dtype)
-        labels = torch.where(occupied, classes, torch.full((), free, dtype=classes.dtype))
+        labels = torch.where(occupied, classes, torch.full((), free, dtype=classes.dtype)).float()
         p = torch.sigmoid(logit)
-        confidence = torch.where(occupied, p, 1 - p) * observed.to(p.dtype) * 255
-        return labels.to(torch.uint8), confidence.to(torch.uint8), observed.to(torch.uint8)
+        confidence = torch.where(occupied, p, 1 - p) * observed.float() * 255
+        return labels.to(torch.uint8), confidence.to(torch.uint8), observed.float().to(torch.uint8)
 
 
 def _gather(rows: Tensor, index: Tensor) -> Tensor:
