@@ -120,6 +120,7 @@ def read_sidecar(engine_file: Path) -> dict[str, Any]:
     try:
         format_, sha256 = sidecar["format"], sidecar["engine_sha256"]
         Gpu(**sidecar["gpu"]), sidecar["tensorrt"], sidecar["record"]["model"], sidecar["cameras"]["max"]
+        sidecar["onnx"]["name"]
     except (TypeError, KeyError) as error:
         raise CorruptInput(f"{beside}: not the json of an engine ({error!r})") from error
     if format_ != FORMAT:
