@@ -5,7 +5,13 @@ ros2 launch occ_ros replay.launch.py bag:=/path/bag model:=/path/nano.safetensor
 
 import os
 
-from launch.actions import DeclareLaunchArgument, EmitEvent, IncludeLaunchDescription, RegisterEventHandler
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    IncludeLaunchDescription,
+    RegisterEventHandler,
+    SetEnvironmentVariable,
+)
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.launch_description_sources import PythonLaunchDescriptionSource
@@ -16,6 +22,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch import LaunchDescription
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+PROFILE = os.path.join(HERE, os.pardir, "config", "fastdds.xml")
 SURROUND = "[cam_front, cam_front_right, cam_back_right, cam_back, cam_back_left, cam_front_left]"
 
 
@@ -65,11 +72,12 @@ def generate_launch_description():
         [
             DeclareLaunchArgument("bag", description="folder of the bag"),
             DeclareLaunchArgument("model", description="checkpoint (.safetensors) or exported model (.onnx)"),
-            DeclareLaunchArgument("backend", default_value="auto", description="auto | torch | onnxruntime"),
+            DeclareLaunchArgument("backend", default_value="auto", description="what runs the network"),
             DeclareLaunchArgument("rate", default_value="1.0", description="how fast the bag plays"),
             DeclareLaunchArgument("report", default_value="report.json", description="where the report goes"),
             DeclareLaunchArgument("cameras", default_value=SURROUND, description="names of the cameras, a YAML list"),
             DeclareLaunchArgument("info_topic", default_value="/{camera}/camera_info", description="CameraInfo topic"),
+            SetEnvironmentVariable("FASTDDS_DEFAULT_PROFILES_FILE", PROFILE),  # for the player above all
             node,
             evaluator,
             player,

@@ -14,9 +14,9 @@ import numpy as np
 
 from occ_core.errors import InvalidInput
 from occ_core.geometry import require_rigid
+from occ_core.limits import MAX_CALIBRATION, MAX_COEFFICIENTS, MAX_PIXELS, MAX_SIDE_PX, MIN_FOCAL_PX, shown
 
 COEFFICIENTS = {"none": (0,), "plumb_bob": (4, 5), "rational_polynomial": (8,), "equidistant": (4,)}
-MAX_SIDE_PX = 16384
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,19 +47,35 @@ class Camera:
             raise InvalidInput(
                 f"camera '{self.name}': focal lengths must be > 0 px and the last row (0, 0, 1), got {k.tolist()}"
             )
+        if min(k[0, 0], k[1, 1]) < MIN_FOCAL_PX or np.abs(k).max() > MAX_CALIBRATION:
+            raise InvalidInput(
+                f"camera '{self.name}': focal lengths must be at least {MIN_FOCAL_PX} px and no entry beyond "
+                f"{MAX_CALIBRATION:g} px, got {k.tolist()}"
+            )
         w, h = (int(v) for v in self.size)
-        if not (0 < w <= MAX_SIDE_PX and 0 < h <= MAX_SIDE_PX):
-            raise InvalidInput(f"camera '{self.name}': size must be 1..{MAX_SIDE_PX} px, got {w} x {h}")
+        if not (0 < w <= MAX_SIDE_PX and 0 < h <= MAX_SIDE_PX and w * h <= MAX_PIXELS):
+            raise InvalidInput(
+                f"camera '{self.name}': size must be 1..{MAX_SIDE_PX} px a side and at most {MAX_PIXELS} px in all, "
+                f"got {w} x {h}"
+            )
         if self.distortion_model not in COEFFICIENTS:
             raise InvalidInput(
-                f"camera '{self.name}': distortion model '{self.distortion_model}' is not one of "
+                f"camera '{self.name}': distortion model '{shown(self.distortion_model)}' is not one of "
                 f"{', '.join(COEFFICIENTS)}"
+            )
+        if len(self.distortion) > MAX_COEFFICIENTS:
+            raise InvalidInput(
+                f"camera '{self.name}': at most {MAX_COEFFICIENTS} distortion coefficients, got {len(self.distortion)}"
             )
         d = tuple(float(v) for v in self.distortion)
         if len(d) not in COEFFICIENTS[self.distortion_model] or not np.isfinite(d).all():
             raise InvalidInput(
                 f"camera '{self.name}': model '{self.distortion_model}' takes "
                 f"{' or '.join(map(str, COEFFICIENTS[self.distortion_model]))} finite coefficients, got {list(d)}"
+            )
+        if any(abs(v) > MAX_CALIBRATION for v in d):
+            raise InvalidInput(
+                f"camera '{self.name}': distortion coefficients must be within +-{MAX_CALIBRATION:g}, got {list(d)}"
             )
         if not any(d):  # all-zero coefficients are the pinhole
             object.__setattr__(self, "distortion_model", "none")

@@ -33,6 +33,10 @@ class MissingTransform(OccError, LookupError):
     """The transform tree does not connect two frames, or not at the asked time."""
 
 
+class TransformNotYet(MissingTransform):
+    """The asked time is after the last sample of a moving link: the next sample may still come."""
+
+
 class MissingPackage(OccError, ImportError):
     """An optional dependency that the requested work needs."""
 

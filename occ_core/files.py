@@ -1,11 +1,14 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and records that are read within bounds."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
-from occ_core.errors import CannotWrite
+from occ_core.errors import CannotWrite, CorruptInput
+from occ_core.limits import MAX_JSON_BYTES
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -37,3 +40,32 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise CannotWrite(f"{path}: cannot remove it ({error.strerror or error})") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CorruptInput: too large, no JSON, or no object.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        text = file.read(MAX_JSON_BYTES + 1)
+    return parse_json(text, str(path))
+
+
+def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
+    """The object that a JSON text holds; `where` it is from begins the error message.
+
+    Raises:
+        CorruptInput: too large, no JSON, or no object.
+    """
+    if len(text) > MAX_JSON_BYTES:
+        raise CorruptInput(f"{where}: more than {MAX_JSON_BYTES} bytes, the limit of a JSON record")
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of 5000 digits, nested too deep
+        raise CorruptInput(f"{where}: not a JSON file ({error})") from error
+    if not isinstance(record, dict):
+        raise CorruptInput(f"{where}: must be a JSON object, is {type(record).__name__}")
+    return record

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from occ_core.errors import InvalidInput
-
-MAX_CELLS = 1 << 28  # bounds the memory that a config or a file can ask for
+from occ_core.limits import MAX_CELLS
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.files import write_atomically
 from occ_core.grid import OCC3D_GRID, VoxelGrid
+from occ_core.limits import MAX_ARRAYS, shown
 from occ_core.taxonomy import OCC3D, Taxonomy
 
 
@@ -124,12 +126,31 @@ def read_npz(path: Path, grid: VoxelGrid) -> dict[str, np.ndarray]:
     limit = 16 * grid.cells + (1 << 20)  # float64 twice per cell is more than any array of ours
     try:
         with zipfile.ZipFile(path) as archive:
-            for item in archive.infolist():
-                if item.file_size > limit:
-                    raise CorruptInput(f"{path}: '{item.filename}' holds {item.file_size} bytes, limit {limit}")
+            _require_bounded(archive, path, limit)
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except CorruptInput:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise a dozen types on damaged files
         raise CorruptInput(f"{path}: not a readable npz file ({type(error).__name__}: {error})") from error
+
+
+def _require_bounded(archive: zipfile.ZipFile, path: Path, limit: int) -> None:
+    """Refuse an archive by what its directory and the arrays' headers say, before anything is unpacked."""
+    items = archive.infolist()
+    if len(items) > MAX_ARRAYS:
+        raise CorruptInput(f"{path}: holds {len(items)} arrays, limit {MAX_ARRAYS}")
+    for item in items:
+        name = shown(item.filename)
+        if item.file_size > limit:
+            raise CorruptInput(f"{path}: '{name}' holds {item.file_size} bytes, limit {limit}")
+        if item.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile unpacks others unbounded
+            raise CorruptInput(f"{path}: '{name}' is packed by method {item.compress_type}, not stored or deflated")
+        with archive.open(item) as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+        if (needed := math.prod(shape) * dtype.itemsize) > item.file_size:
+            raise CorruptInput(
+                f"{path}: '{name}' is said to be {dtype} {shape}, {needed} bytes, and holds {item.file_size}"
+            )

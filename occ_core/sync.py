@@ -15,7 +15,9 @@ from typing import Any
 from occ_core.errors import InvalidInput
 
 MAX_OPEN_SETS = 8  # bounds memory: at most this many images of a camera are held
-BACKWARD_NS = 1_000_000_000  # a camera whose stamps fall back by more than this was reset (bag loop, clock set back)
+BACKWARD_NS = 1_000_000_000
+"""A camera whose stamps fall back by more was reset (a bag starts over, the clock was set back). By less, it takes more
+than half of the cameras: one alone may have sent its images in a wrong order."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class FrameSynchroniser:
             self._drop(camera, "no_stamp")
             return ready
         last_ns = self._last_stamp_ns.get(camera)
-        if last_ns is not None and stamp_ns < last_ns - BACKWARD_NS:
+        if self._time_ran_back(camera, stamp_ns, last_ns):
             self.reset()
             last_ns = None
         if stamp_ns == last_ns or any(group.stamps_ns.get(camera) == stamp_ns for group in self._open):
@@ -159,6 +161,17 @@ class FrameSynchroniser:
         elif len(self._open) > MAX_OPEN_SETS:
             ready += self._close_up_to(min(self._open, key=lambda other: other.newest_ns))
         return ready
+
+    def _time_ran_back(self, camera: str, stamp_ns: int, last_ns: int | None) -> bool:
+        """One camera fell far behind itself, or most cameras behind themselves or behind what was handed out."""
+        if last_ns is not None and stamp_ns < last_ns - BACKWARD_NS:
+            return True
+        outdated = self._emitted_ns is not None and stamp_ns - self._offset_ns[camera] < self._emitted_ns - BACKWARD_NS
+        if outdated or (last_ns is not None and stamp_ns < last_ns):
+            self._behind.add(camera)
+        elif stamp_ns != last_ns:
+            self._behind.discard(camera)
+        return len(self._behind) > len(self.cameras) / 2
 
     def poll(self, now_ns: int) -> list[SyncedSet]:
         """Close the sets whose deadline has passed; returns those with enough cameras, oldest first."""
@@ -186,6 +199,7 @@ class FrameSynchroniser:
     def _forget(self) -> None:
         self._open: list[_OpenSet] = []
         self._last_stamp_ns: dict[str, int] = {}
+        self._behind: set[str] = set()  # cameras whose last image was older than what came before
         self._emitted_ns: int | None = None  # newest aligned stamp that was handed out
         self._now_ns = None
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from occ_core.errors import InvalidInput, MissingTransform
+from occ_core.errors import InvalidInput, MissingTransform, TransformNotYet
 from occ_core.geometry import interpolate, inverse, require_rigid
+from occ_core.limits import MAX_NAME, shown
 
 TOLERANCE_NS = 1_000_000
 """Beyond its first and last sample a link holds their value this long, no longer: stamps get rounded on their way."""
@@ -64,6 +65,10 @@ class TransformTree:
             InvalidInput: empty name, no rigid transform, or a link that would close a loop.
         """
         parent, child = parent.lstrip("/"), child.lstrip("/")
+        if max(len(parent), len(child)) > MAX_NAME:
+            raise InvalidInput(
+                f"names of frames have at most {MAX_NAME} characters: '{shown(parent)}' -> '{shown(child)}'"
+            )
         if not parent or not child:
             raise InvalidInput(f"a transform needs two frame names, got '{parent}' -> '{child}'")
         matrix = require_rigid(f"transform '{parent}' -> '{child}'", parent_from_child).copy()
@@ -112,7 +117,8 @@ class TransformTree:
         """`target_from_source`, float64 (4, 4), at a time.
 
         Raises:
-            MissingTransform: naming the link that is missing, or the stamp and the interval that is there.
+            MissingTransform: naming the link that is missing, or the stamp and the interval that is there;
+                TransformNotYet where the stamp is after that.
         """
         target, source = target.lstrip("/"), source.lstrip("/")
         if target == source:
@@ -126,7 +132,7 @@ class TransformTree:
                 common_from_source = self._climb(source, common, stamp_ns)
                 return inverse(self._climb(target, common, stamp_ns)) @ common_from_source
             except MissingTransform as error:
-                raise MissingTransform(f"no transform '{target}' <- '{source}': {error}") from None
+                raise type(error)(f"no transform '{target}' <- '{source}': {error}") from None
 
     def parent(self, frame: str) -> str | None:
         """Name of the parent of a frame; None for a root or an unknown frame."""
@@ -196,7 +202,8 @@ def _at(link: _Link, child: str, stamp_ns: int) -> np.ndarray:
         return link.parent_from_child[nearest]
     late = (stamps[0] - stamp_ns if at == 0 else stamp_ns - stamps[-1]) / 1e9
     side = "before its first" if at == 0 else "after its last"
-    raise MissingTransform(
+    kind = MissingTransform if at == 0 else TransformNotYet
+    raise kind(
         f"{name} is known from {_seconds(stamps[0])} to {_seconds(stamps[-1])} s, "
         f"asked {_seconds(stamp_ns)} s, {late:.3f} s {side} sample (limit {TOLERANCE_NS / 1e9} s)"
     )

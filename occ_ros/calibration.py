@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +11,11 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo
 
 from occ_core.camera import Camera, Rig
-from occ_core.errors import InvalidInput, MissingTransform
+from occ_core.errors import InvalidInput, MissingTransform, TransformNotYet
 from occ_core.transforms import TransformTree
 from occ_ros.messages import add_transforms, camera_of, stamp_ns_of
+
+USUAL_DELAY_NS = 200_000_000  # a moving link's sample may come this much later than the image of the same time
 
 
 @dataclass
@@ -25,8 +29,24 @@ class _Source:
     message: CameraInfo | None = None
     stamp_ns: int = 0
     info_error: str = ""
-    transform_error: str = ""
     camera: Camera | None = None  # lens with its pose
+    placed_lens: Camera | None = None  # of which `camera` was made
+
+
+@dataclass(frozen=True)
+class KnownRig:
+    """All cameras of the vehicle, and which of them may be used.
+
+    The others keep their place, so that the network meets the rig it was trained on: with what was last known of them,
+    or with a stand-in. They have to be masked.
+    """
+
+    rig: Rig
+    known: frozenset[str]
+
+    @property
+    def complete(self) -> bool:
+        return len(self.known) == len(self.rig)
 
 
 class Calibration:
@@ -38,16 +58,24 @@ class Calibration:
     Args:
         inputs: camera name -> its CameraInfo topic (for messages), and whether its images are rectified.
         base_frame: ego frame.
+        fixed: cameras whose calibration needs no message.
     """
 
-    def __init__(self, inputs: dict[str, tuple[str, bool]], base_frame: str) -> None:
+    def __init__(
+        self, inputs: dict[str, tuple[str, bool]], base_frame: str, fixed: Mapping[str, Camera] | None = None
+    ) -> None:
         self.base_frame = base_frame
         self.tree = TransformTree()
         self.rejected_infos = 0
         self.rejected_transforms = 0
         self.changes = 0
+        self.awaited = False  # the last `rig` lacks a camera whose transform should come in a moment
         self._sources = {camera: _Source(*about) for camera, about in inputs.items()}
-        self._rig: Rig | None = None
+        self._fixed = dict(fixed or {})
+        for name, camera in self._fixed.items():
+            self._sources[name].lens = self._sources[name].camera = camera
+        self._rig: KnownRig | None = None
+        self._lock = threading.Lock()  # of the sources
 
     def add_info(self, camera: str, message: CameraInfo) -> None:
         """Take a CameraInfo; one that cannot be used is counted and its reason kept in `info_error`."""
@@ -64,8 +92,9 @@ class Calibration:
             self.rejected_infos += 1
             source.info_error = str(error)
             return
-        source.info_error = ""
-        source.message, source.lens, source.frame_id = message, lens, message.header.frame_id
+        with self._lock:
+            source.info_error = ""
+            source.message, source.lens, source.frame_id = message, lens, message.header.frame_id
         self.changes += 1
 
     def add_transforms(self, message: Any, static: bool) -> list[str]:
@@ -87,46 +116,63 @@ class Calibration:
         return None if lens is None else lens.size
 
     def transform_error(self, camera: str) -> str:
-        """Why there is no transform to the camera at the stamp of its last CameraInfo; empty if there is one."""
+        """Why there is no transform to the camera shortly before its last CameraInfo; empty if there is one."""
         source = self._sources[camera]
-        if source.lens is not None:
-            self._place(source, source.stamp_ns)
-        return source.transform_error
+        if source.lens is None or camera in self._fixed:
+            return ""
+        try:
+            self.tree.lookup(self.base_frame, source.frame_id, max(0, source.stamp_ns - USUAL_DELAY_NS))
+        except MissingTransform as error:
+            return str(error)
+        return ""
 
-    def rig(self, stamps_ns: dict[str, int]) -> Rig | None:
-        """Rig of those cameras whose calibration is known at their stamps; None if there is no such camera.
+    def rig(self, stamps_ns: dict[str, int]) -> KnownRig | None:
+        """The rig, known as far as calibration is at these stamps; None if no camera is known.
+
+        Args:
+            stamps_ns: camera name -> when; others at the stamp of their last CameraInfo.
 
         The same object comes back as long as nothing changed.
         """
-        cameras = []
-        for name, source in self._sources.items():
-            if source.lens is None:
-                continue
-            camera = self._place(source, stamps_ns.get(name, source.stamp_ns))
-            if camera is not None:
-                cameras.append(camera)
-        if not cameras:
+        self.awaited = False
+        with self._lock:
+            known = {
+                name: camera
+                for name, source in self._sources.items()
+                if source.lens is not None
+                and (camera := self._place(source, stamps_ns.get(name, source.stamp_ns))) is not None
+            }
+            cameras = tuple(known.get(name) or s.camera or _stand_in(name) for name, s in self._sources.items())
+        if not known:
             return None
-        if self._rig is None or self._rig.cameras != tuple(cameras):  # cameras compare by identity
-            self._rig = Rig(tuple(cameras))
+        old = self._rig
+        if old is None or old.known != known.keys() or any(old.rig[name] is not known[name] for name in known):
+            self._rig = KnownRig(Rig(cameras), frozenset(known))
         return self._rig
 
     def _place(self, source: _Source, stamp_ns: int) -> Camera | None:
         lens = source.lens
         assert lens is not None
+        if lens.name in self._fixed:
+            return lens
         try:
             base_from_cam = self.tree.lookup(self.base_frame, source.frame_id, stamp_ns)
         except MissingTransform as error:
-            source.transform_error = str(error)
+            self.awaited = self.awaited or isinstance(error, TransformNotYet)
             return None
-        source.transform_error = ""
         old = source.camera
-        same_lens = old is not None and old.intrinsics is lens.intrinsics and old.size == lens.size
-        if old is None or not same_lens or not np.array_equal(old.ego_from_cam, base_from_cam):
+        if old is None or source.placed_lens is not lens or not np.array_equal(old.ego_from_cam, base_from_cam):
+            source.placed_lens = lens
             source.camera = Camera(
                 lens.name, lens.intrinsics, lens.size, base_from_cam, lens.distortion_model, lens.distortion
             )
         return source.camera
+
+
+def _stand_in(name: str) -> Camera:
+    """For a camera of which nothing is known yet; it is masked, so what it says is looked at by nobody."""
+    from_optical = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+    return Camera(name, np.array([[500.0, 0, 319.5], [0, 500, 179.5], [0, 0, 1]]), (640, 360), from_optical)
 
 
 def _same_lens(a: CameraInfo, b: CameraInfo) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import median
 
 import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 
 from occ_core.errors import InvalidInput, OccError
 from occ_ros.calibration import Calibration
-from occ_ros.messages import image_of
-from occ_ros.timings import StageTimes
+from occ_ros.messages import image_of, image_size_of
 
 OK, WARN, ERROR = 0, 1, 2
+FUTURE_NS = 1_000_000_000  # clocks of several machines may differ by less
+PROFILE = "config/fastdds.xml"
 
 
 @dataclass
@@ -21,92 +24,169 @@ class CameraInput:
 
     Attributes:
         received, rejected: images that came, and those that could not be used.
-        wrong_type: type of the topic where it is not the one subscribed to.
         image_error: why the last image could not be used; empty if it could.
         arrival_s: when the last image came (monotonic clock).
+        stamp_ns: of the last image.
+        age_ns: of the last image when it came, by the node's clock.
     """
 
     name: str
     image_topic: str
     info_topic: str
     compressed: bool
-    wrong_type: str = ""
     received: int = 0
     rejected: int = 0
     image_error: str = ""
     arrival_s: float | None = None
+    stamp_ns: int = 0
+    age_ns: int = 0
 
     @property
     def rectified(self) -> bool:
         """By the habit of image_proc's names: image_rect, image_rect_color."""
         return "rect" in self.image_topic.removesuffix("/compressed").rpartition("/")[2]
 
-    def problem(
-        self, calibration: Calibration, publishers: int, info_publishers: int, now_s: float, stale_s: float
-    ) -> tuple[int, str]:
-        """(diagnostic level, one sentence)."""
-        if error := calibration.info_error(self.name):
-            kept = ", the last good one stays in use" if calibration.has_info(self.name) else ""
-            return ERROR, f"CameraInfo rejected: {error}{kept}"
-        if self.arrival_s is not None and self.image_error:
-            return ERROR, f"image rejected: {self.image_error}"
-        if self.arrival_s is None and self.wrong_type:
-            return ERROR, f"{self.image_topic} has type {self.wrong_type}: set parameter 'transport'"
-        if not publishers and self.arrival_s is None:
-            return ERROR, f"no publisher on {self.image_topic}"
-        if self.arrival_s is None:
-            return ERROR, f"{publishers} publisher(s) on {self.image_topic} but no image came (QoS or type?)"
-        if not calibration.has_info(self.name):
-            hint = "a publisher is there but nothing came" if info_publishers else "no publisher"
-            return ERROR, f"no CameraInfo on {self.info_topic}: {hint}"
-        if error := calibration.transform_error(self.name):
-            return ERROR, error
-        age_s = now_s - self.arrival_s
-        if age_s > stale_s:
-            why = "its publisher is gone" if not publishers else "its publisher is silent"
-            return WARN, f"no image for {age_s:.1f} s (limit {stale_s} s): {why}"
-        return OK, "ok"
+    def came(self, stamp_ns: int, clock_ns: int, now_s: float) -> None:
+        """An image came, at `clock_ns` of the node's clock (0: it stands still) and `now_s` of a monotonic one."""
+        self.received += 1
+        self.arrival_s, self.stamp_ns = now_s, stamp_ns
+        self.age_ns = clock_ns - stamp_ns
+
+    def silent_s(self, now_s: float) -> float:
+        """Time since the last image; infinite before the first."""
+        return np.inf if self.arrival_s is None else now_s - self.arrival_s
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What else has to be known to say what is wrong with a camera.
+
+    Attributes:
+        types: of the publishers on its image topic, without the package; empty: there is no publisher.
+        reliable_only: the node asks for reliable images, and no publisher offers them.
+        info_publishers: on its CameraInfo topic, where it needs one.
+        lag_s: by how much later than the other cameras' its images come after their stamps; negative: earlier.
+        unused: its images came lately, and none of them got into a set.
+        lost: images that got lost on their way lately.
+    """
+
+    now_s: float
+    stale_s: float
+    max_age_s: float
+    types: frozenset[str] = field(default=frozenset())
+    reliable_only: bool = False
+    info_publishers: int = 0
+    lag_s: float = 0.0
+    unused: bool = False
+    lost: int = 0
+
+
+def problems(camera: CameraInput, calibration: Calibration, around: Surroundings) -> list[tuple[int, str]]:
+    """(diagnostic level, one sentence) of all that is wrong; errors first, among them the most specific first."""
+    found = [*_connection(camera, around), *_calibration(camera, calibration, around), *_images(camera, around)]
+    if transform_error := calibration.transform_error(camera.name):
+        found.append((ERROR, transform_error))
+    return sorted(found, key=lambda problem: -problem[0])  # stable
+
+
+def _connection(camera: CameraInput, around: Surroundings) -> Iterator[tuple[int, str]]:
+    topic, silent_s = camera.image_topic, camera.silent_s(around.now_s)
+    if silent_s <= around.stale_s:
+        return
+    if not around.types and camera.arrival_s is None:
+        yield ERROR, f"no publisher on {topic}"
+    elif around.types and _type_of(camera) not in around.types:
+        yield ERROR, f"{topic} has type {', '.join(sorted(around.types))}, not {_type_of(camera)}: see 'transport'"
+    elif around.reliable_only:
+        yield ERROR, f"{topic} is published best effort, the node asks for reliable: set image_reliability:=best_effort"
+    elif camera.arrival_s is None:
+        yield ERROR, f"no image on {topic}, though it has a publisher: is the camera running?"
+    else:
+        why = "its publisher is silent, or its images get lost" if around.types else "its publisher is gone"
+        yield WARN, f"no image for {silent_s:.1f} s (limit {around.stale_s} s): {why}"
+
+
+def _calibration(camera: CameraInput, calibration: Calibration, around: Surroundings) -> Iterator[tuple[int, str]]:
+    if error := calibration.info_error(camera.name):
+        kept = ", the last good one stays in use" if calibration.has_info(camera.name) else ""
+        yield ERROR, f"CameraInfo rejected: {error}{kept}"
+    elif not calibration.has_info(camera.name):
+        hint = "a publisher is there but nothing came" if around.info_publishers else "no publisher"
+        yield ERROR, f"no CameraInfo on {camera.info_topic}: {hint}"
+
+
+def _images(camera: CameraInput, around: Surroundings) -> Iterator[tuple[int, str]]:
+    if camera.arrival_s is None:
+        return
+    if camera.image_error:
+        yield ERROR, f"image rejected: {camera.image_error}"
+    if not camera.stamp_ns:
+        yield ERROR, "images carry no stamp (header.stamp is zero)"
+    elif around.unused and around.lag_s:
+        side = "behind" if around.lag_s > 0 else "ahead of"
+        by = f"{abs(around.lag_s):.3f} s {side} the other cameras'"
+        yield ERROR, f"stamps are {by} when the images come: none gets into a set (see deadline_s, max_spread_s)"
+    elif camera.age_ns < -FUTURE_NS and camera.silent_s(around.now_s) <= around.stale_s:
+        yield WARN, f"stamps are {-camera.age_ns / 1e9:.1f} s in the future by the node's clock"
+    elif 0 < around.max_age_s < camera.age_ns / 1e9:
+        yield WARN, f"stamps are {camera.age_ns / 1e9:.1f} s old when the images come (max_age_s {around.max_age_s})"
+    if around.lost:
+        mend = f"start the camera driver with FASTDDS_DEFAULT_PROFILES_FILE={PROFILE} (docs/node.md, Transport)"
+        yield WARN, f"{around.lost} images were lost on their way in the last seconds: {mend}"
+
+
+def _type_of(camera: CameraInput) -> str:
+    return "CompressedImage" if camera.compressed else "Image"
+
+
+def lags_s(cameras: Sequence[CameraInput], now_s: float, stale_s: float) -> dict[str, float]:
+    """By how much later than the others' each camera's last image came after its stamp; needs three that are alive."""
+    delays = {
+        camera.name: camera.arrival_s - camera.stamp_ns / 1e9
+        for camera in cameras
+        if camera.arrival_s is not None and camera.stamp_ns and camera.silent_s(now_s) <= stale_s
+    }
+    if len(delays) < 3:
+        return {}
+    middle = median(delays.values())
+    return {name: delay - middle for name, delay in delays.items()}
 
 
 class ImageSlot:
-    """An image on its way: message, then pixels, then `array`, the network's input; each step once, in one thread."""
+    """An image on its way: a message, then `array`, the network's input; once, in one thread."""
 
     def __init__(self, camera: CameraInput, message: Image | CompressedImage, arrival_s: float) -> None:
         self.camera = camera
         self.arrival_s = arrival_s
         self.array: np.ndarray | None = None
         self._message: Image | CompressedImage | None = message
-        self._image: np.ndarray | None = None
 
-    def pixels(self, calibration: Calibration, times: StageTimes) -> np.ndarray | None:
-        """RGB uint8 (h, w, 3); None if the image cannot be used, which is then counted and its reason kept."""
-        if self._message is not None:
-            message, self._message = self._message, None
-            try:
-                with times.measure("decode"):
-                    self._image = image_of(message)
-            except OccError as error:
-                self._reject(str(error))
-                return None
-        image, size = self._image, calibration.size(self.camera.name)
-        if image is None:
+    @property
+    def waiting(self) -> bool:
+        """Not looked at yet."""
+        return self._message is not None
+
+    def pixels(self, size: tuple[int, int], useful: tuple[int, int]) -> np.ndarray | None:
+        """RGB uint8 (h, w, 3) of the calibrated size, or a smaller version of it that is not below `useful`.
+
+        None if the image cannot be used, which is then counted and its reason kept.
+        """
+        message, self._message = self._message, None
+        if message is None:
             return None
-        if size is not None and (image.shape[1], image.shape[0]) != size:
-            why = f"image is {image.shape[1]} x {image.shape[0]} px, its CameraInfo says {size[0]} x {size[1]} px"
-            self._reject(why)
+        try:
+            there = image_size_of(message)
+            if there != size:
+                raise InvalidInput(
+                    f"image is {there[0]} x {there[1]} px, its calibration says {size[0]} x {size[1]} px"
+                )
+            image = image_of(message, useful)
+        except OccError as error:
+            self.camera.rejected += 1
+            self.camera.image_error = str(error)
             return None
-        if size is not None:
-            self.camera.image_error = ""
+        self.camera.image_error = ""
         return image
-
-    def finish(self, array: np.ndarray) -> None:
-        """Keep the network's input only."""
-        self.array, self._image = array, None
-
-    def _reject(self, why: str) -> None:
-        self._image = None
-        self.camera.rejected += 1
-        self.camera.image_error = why
 
 
 def image_topics(
@@ -122,12 +202,18 @@ def image_topics(
     for name, template in (("image_topic", image_template), ("info_topic", info_template)):
         if "{camera}" not in template and len(cameras) > 1:
             raise InvalidInput(f"parameter '{name}' must contain '{{camera}}' for {len(cameras)} cameras: '{template}'")
-    inputs = []
-    for camera in cameras:
-        topic = image_template.replace("{camera}", camera)
-        compressed = transport == "compressed" or (transport == "auto" and topic.endswith("/compressed"))
-        inputs.append(CameraInput(camera, topic, info_template.replace("{camera}", camera), compressed))
-    return tuple(inputs)
+    return tuple(
+        camera_input(
+            camera, image_template.replace("{camera}", camera), info_template.replace("{camera}", camera), transport
+        )
+        for camera in cameras
+    )
+
+
+def camera_input(name: str, image_topic: str, info_topic: str, transport: str) -> CameraInput:
+    """With transport auto the type is first guessed by the topic's name."""
+    compressed = transport == "compressed" or (transport == "auto" and image_topic.endswith("/compressed"))
+    return CameraInput(name, image_topic, info_topic, compressed)
 
 
 def offsets_ns(names: tuple[str, ...], offsets_s: list[float]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from array import array
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -21,8 +22,13 @@ from occ_core.grid import VoxelGrid
 from occ_core.occupancy import Occupancy
 from occ_core.sources.bag import camera_from_info
 from occ_core.sources.clouds import points_of as any_points_of
-from occ_core.sources.images import decode_compressed, decode_image
+from occ_core.sources.images import compressed_info, decode_compressed, decode_image, require_image_fields
 from occ_core.transforms import TransformTree
+
+BRIDGED = frozenset(("rgb8", "bgr8", "rgba8", "bgra8", "mono8", "yuv422", "yuv422_yuy2")) | {
+    f"bayer_{pattern}8" for pattern in ("rggb", "bggr", "gbrg", "grbg")
+}
+"""Encodings that every cv_bridge turns into colours; it has no word for the others."""
 
 
 def stamp_ns_of(stamp: Time) -> int:
@@ -33,15 +39,43 @@ def header_of(stamp_ns: int, frame_id: str) -> Header:
     return Header(stamp=Time(sec=stamp_ns // 1_000_000_000, nanosec=stamp_ns % 1_000_000_000), frame_id=frame_id)
 
 
-def image_of(message: Image | CompressedImage) -> np.ndarray:
-    """RGB uint8 (height, width, 3).
+def image_size_of(message: Image | CompressedImage) -> tuple[int, int]:
+    """(width, height), before anything is decoded.
+
+    Raises:
+        InvalidInput, CorruptInput: as `image_of`.
+    """
+    if isinstance(message, CompressedImage):
+        _, width, height = compressed_info(message.data)
+        return width, height
+    require_image_fields(message.encoding, message.width, message.height, message.step, len(message.data))
+    return message.width, message.height
+
+
+def image_of(message: Image | CompressedImage, at_least: tuple[int, int] | None = None) -> np.ndarray:
+    """RGB uint8 (height, width, 3); of a JPEG perhaps a smaller version, see `decode_compressed`.
+
+    An Image goes through cv_bridge where that is installed.
 
     Raises:
         InvalidInput, CorruptInput: as `occ_core.sources.images` finds it.
     """
     if isinstance(message, CompressedImage):
-        return decode_compressed(message.data)
+        return decode_compressed(message.data, at_least=at_least)
+    bridge, whole = _bridge(), len(message.data) >= message.step * message.height
+    if bridge is not None and whole and message.encoding in BRIDGED:
+        require_image_fields(message.encoding, message.width, message.height, message.step, len(message.data))
+        return bridge.imgmsg_to_cv2(message, "rgb8")
     return decode_image(message.encoding, message.width, message.height, message.step, message.data)
+
+
+@functools.cache
+def _bridge() -> Any | None:
+    try:
+        from cv_bridge import CvBridge
+    except ImportError:
+        return None
+    return CvBridge()
 
 
 def camera_of(message: CameraInfo, name: str, ego_from_cam: np.ndarray, topic: str, rectified: bool = False) -> Camera:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from occ_ros.runtime import Parameter
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from occ_core.errors import InvalidInput
+from occ_core.inference.predictor import BACKENDS
+from occ_ros.runtime import Parameter, check_values
 
 SURROUND = ["cam_front", "cam_front_right", "cam_back_right", "cam_back", "cam_back_left", "cam_front_left"]
 
 OCCUPANCY_PARAMETERS = (
+    Parameter("autostart", True, "Configure and activate at the start; false: a lifecycle manager does."),
     Parameter("model", "", "Checkpoint (.safetensors) or exported model (.onnx)."),
-    Parameter(
-        "backend", "auto", "What runs the network; auto takes the fastest there is.",
-        choices=("auto", "torch", "onnxruntime"),
-    ),
+    Parameter("backend", "auto", "What runs the network; auto takes the fastest there is.", choices=BACKENDS),
     Parameter("threads", 2, "CPU threads of the network.", 1, 256),
     Parameter("cameras", SURROUND, "Names of the cameras; they fill in for {camera} in the topic names."),
     Parameter("image_topic", "/{camera}/image_raw/compressed", "Image topic of a camera."),
     Parameter("info_topic", "/{camera}/camera_info", "CameraInfo topic of a camera."),
+    Parameter("rig_file", "", "YAML with all cameras and their calibration, in place of cameras, CameraInfo and TF."),
     Parameter(
-        "transport", "auto", "Type of the image topics; auto: compressed if the name ends with /compressed.",
+        "transport", "auto", "Type of the image topics; auto: the type that their publishers have.",
         choices=("auto", "compressed", "raw"),
     ),
     Parameter(
@@ -37,7 +41,21 @@ OCCUPANCY_PARAMETERS = (
     Parameter("offsets_s", [0.0], "How much later than the others each camera takes its image; one number: the same "
               "for all."),
     Parameter("min_cameras", 0, "Sets with fewer cameras are not answered; 0: more than half of them.", 0, 64),
-    Parameter("stale_s", 1.0, "A camera that is silent for longer is reported.", 0.05, 3600.0, dynamic=True),
+    Parameter(
+        "missing_camera", "mask", "An answer without one of the cameras: mask = goes out on all outputs, blind where "
+        "only that camera looks; not_current = goes out marked WARN in the diagnostics and not on ~/grid.",
+        choices=("mask", "not_current"), dynamic=True,
+    ),
+    Parameter("stale_s", 0.7, "A camera that is silent for longer is reported.", 0.05, 3600.0, dynamic=True),
+    Parameter(
+        "max_age_s", 0.0, "Images whose stamps are older on arrival are reported; 0: any age (a bag without /clock).",
+        0.0, 3600.0, dynamic=True,
+    ),
+    Parameter(
+        "budget_ms", 250.0, "Time from last image to output that is reported when it is exceeded for budget_s.",
+        1.0, 60000.0, dynamic=True,
+    ),
+    Parameter("budget_s", 2.0, "How long the budget may be exceeded.", 0.0, 3600.0, dynamic=True),
     Parameter("marker_rate_hz", 2.0, "Most marker messages a second.", 0.01, 100.0, dynamic=True),
     Parameter("grid_min_z_m", 0.3, "Lower end of the height band of ~/grid.", -100.0, 100.0, dynamic=True),
     Parameter("grid_max_z_m", 2.0, "Upper end of the height band of ~/grid.", -100.0, 100.0, dynamic=True),
@@ -48,6 +66,20 @@ OCCUPANCY_PARAMETERS = (
     ),
     Parameter("timings_file", "", "Where to write counts and stage times (JSON) at the end; empty: nowhere."),
 )  # fmt: skip
+DYNAMIC = frozenset(parameter.name for parameter in OCCUPANCY_PARAMETERS if parameter.dynamic)
+
+
+def check_occupancy(values: Mapping[str, Any], changed: Collection[str]) -> None:
+    """The `changed` values of the occupancy node, each for itself, and all together.
+
+    Raises:
+        InvalidInput: naming the parameter and the limit.
+    """
+    check_values([parameter for parameter in OCCUPANCY_PARAMETERS if parameter.name in changed], values)
+    low_m, high_m = values["grid_min_z_m"], values["grid_max_z_m"]
+    if low_m >= high_m:
+        raise InvalidInput(f"parameter 'grid_min_z_m' ({low_m}) must be below 'grid_max_z_m' ({high_m})")
+
 
 PLAYER_PARAMETERS = (
     Parameter("bag", "", "Folder of the bag (mcap or sqlite3)."),

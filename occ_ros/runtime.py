@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +45,7 @@ class Parameter:
     Attributes:
         choices: the allowed texts, for a text.
         minimum, maximum: the allowed range, for a number.
-        dynamic: may be changed while the node runs.
+        dynamic: may be changed while the node runs (a managed node: in every state; its others while unconfigured).
     """
 
     name: str
@@ -54,10 +56,13 @@ class Parameter:
     choices: tuple[str, ...] = ()
     dynamic: bool = False
 
-    def descriptor(self) -> ParameterDescriptor:
-        descriptor = ParameterDescriptor(name=self.name, description=self.text, read_only=not self.dynamic)
-        if self.choices:
-            descriptor.additional_constraints = "one of: " + ", ".join(self.choices)
+    def descriptor(self, managed: bool = False) -> ParameterDescriptor:
+        descriptor = ParameterDescriptor(name=self.name, description=self.text)
+        descriptor.read_only = not self.dynamic and not managed
+        constraints = ["one of: " + ", ".join(self.choices)] if self.choices else []
+        if managed and not self.dynamic:
+            constraints.append("fixed once the node is configured")
+        descriptor.additional_constraints = "; ".join(constraints)
         if self.minimum is not None and self.maximum is not None:
             if isinstance(self.default, float):
                 limits = FloatingPointRange(from_value=float(self.minimum), to_value=float(self.maximum), step=0.0)
@@ -68,20 +73,38 @@ class Parameter:
         return descriptor
 
 
-def declare(node: Node, table: tuple[Parameter, ...]) -> dict[str, Any]:
+def declare(node: Node, table: tuple[Parameter, ...], managed: bool = False) -> dict[str, Any]:
     """Declare all parameters; returns their values.
 
+    Args:
+        managed: a node with a life cycle; its values are to be checked when it is configured, others are checked here.
+
     Raises:
-        InvalidInput: a text that is not one of its choices.
+        InvalidInput: as `check_values`.
         rclpy's parameter exceptions: wrong type or out of range.
     """
     values = {}
     for parameter in table:
-        value = node.declare_parameter(parameter.name, parameter.default, parameter.descriptor()).value
+        value = node.declare_parameter(parameter.name, parameter.default, parameter.descriptor(managed)).value
+        values[parameter.name] = list(value) if isinstance(parameter.default, list) else value
+    if not managed:
+        check_values(table, values)
+    return values
+
+
+def check_values(table: Iterable[Parameter], values: Mapping[str, Any]) -> None:
+    """What rclpy does not check.
+
+    Raises:
+        InvalidInput: a text that is not one of its choices, or a number that is none.
+    """
+    for parameter in table:
+        value = values[parameter.name]
         if parameter.choices and value not in parameter.choices:
             raise InvalidInput(f"parameter '{parameter.name}' must be {' or '.join(parameter.choices)}, got '{value}'")
-        values[parameter.name] = list(value) if isinstance(parameter.default, list) else value
-    return values
+        numbers = value if isinstance(value, list) else [value]
+        if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+            raise InvalidInput(f"parameter '{parameter.name}' must be finite, got {value}")
 
 
 class Guard:
@@ -106,29 +129,79 @@ class Guard:
         return guarded
 
 
-def run(make_node: Callable[[], Any], arguments: list[str] | None = None) -> int:
+class Stopped(BaseException):
+    """SIGINT or SIGTERM came during work that would take long to finish."""
+
+
+class _Signals:
+    """Remembers that the process shall end; raises `Stopped` where that was asked for."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self.interrupts = False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        self.received = True
+        if self.interrupts:
+            self.interrupts = False
+            raise Stopped
+
+
+SIGNALS = _Signals()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Work in the main thread, such as loading a model, that a signal ends at once.
+
+    Raises:
+        Stopped: a signal came, now or before.
+    """
+    if SIGNALS.received:
+        raise Stopped
+    SIGNALS.interrupts = True
+    try:
+        yield
+    finally:
+        SIGNALS.interrupts = False
+
+
+def run(
+    make_node: Callable[[], Any], start: Callable[[Any], None] | None = None, arguments: list[str] | None = None
+) -> int:
     """Start a node, spin it in one thread until it says `done`, SIGINT or SIGTERM; returns the exit code.
 
     A node has `done` (bool), `exit_code` (int) and `close()`. What stops it at the start is printed in one line.
+
+    Args:
+        make_node: takes no time that matters.
+        start: what may take long and is ended by a signal.
     """
-    stop: list[int] = []
+    SIGNALS.received = False
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _: stop.append(received))
+        signal.signal(number, SIGNALS)
     node = None
     try:
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
         node = make_node()
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        while not stop and not node.done and rclpy.ok():
-            executor.spin_once(timeout_sec=0.2)
+        with contextlib.suppress(Stopped):
+            if start is not None:
+                start(node)
+            executor = SingleThreadedExecutor()
+            executor.add_node(node)
+            while not SIGNALS.received and not node.done and rclpy.ok():
+                executor.spin_once(timeout_sec=0.2)
         node.close()
         return int(node.exit_code)
     except STARTUP_ERRORS as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        print(f"error: {first_line}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     finally:
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
+
+
+def one_line(error: BaseException) -> str:
+    """First line of an error's text; its type where it has none."""
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from occ_core.files import write_atomically
 
 KEPT = 20_000  # samples a stage
 
@@ -37,10 +39,13 @@ class StageTimes:
         finally:
             self.add(stage, 1e3 * (time.perf_counter() - start))
 
-    def table(self) -> dict[str, dict[str, float]]:
-        """stage -> count and p50, p95, p99, max in milliseconds."""
+    def table(self, last: int = KEPT) -> dict[str, dict[str, float]]:
+        """stage -> count and p50, p95, p99, max in milliseconds, of the last samples."""
         with self._lock:
-            samples = {stage: np.array(values) for stage, values in self._samples.items()}
+            samples = {
+                stage: np.fromiter(islice(reversed(values), last), dtype=float)
+                for stage, values in self._samples.items()
+            }
         return {stage: {"count": len(values), **percentiles(values)} for stage, values in samples.items()}
 
 
@@ -54,8 +59,9 @@ def percentiles(milliseconds: np.ndarray) -> dict[str, float]:
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Write a JSON file as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(temporary, path)
+    """Write a JSON file as a whole or not at all.
+
+    Raises:
+        CannotWrite: full disk and the like; nothing is left of the attempt.
+    """
+    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())

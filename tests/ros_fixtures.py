@@ -43,14 +43,14 @@ CONFIG = EasyOccConfig(
 )  # on the grid of Occ3D
 
 
-def tiny_model(folder: Path) -> Path:
+def tiny_model(folder: Path, config: EasyOccConfig = CONFIG) -> Path:
     """A random network that calls a few cells in a hundred occupied, others for other images."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = EasyOcc(CONFIG).train()
-    table = build_table(RIG, CONFIG)
+    model = EasyOcc(config).train()
+    table = build_table(RIG, config)
     rays = [torch.from_numpy(array) for array in (table.voxel_index, table.pillar_index, table.rays)]
-    preprocess = Preprocess(CONFIG.input_width, CONFIG.input_height)
+    preprocess = Preprocess(config.input_width, config.input_height)
     with torch.no_grad():
         model.to_occupied.weight.normal_(std=1.0)
         for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
@@ -60,7 +60,7 @@ def tiny_model(folder: Path) -> Path:
             occupied = model(torch.from_numpy(batch), *rays)[0]
         model.to_occupied.bias -= torch.quantile(occupied.flatten()[::37], 0.96)
     path = folder / "tiny.safetensors"
-    save_checkpoint(path, model.state_dict(), describe(CONFIG, {}))
+    save_checkpoint(path, model.state_dict(), describe(config, {}))
     return path
 
 

@@ -11,7 +11,7 @@ pytest.importorskip(
     "launch_ros", reason="needs launch and launch_ros, which come with a ROS 2 installation, not from PyPI"
 )
 pytest.importorskip("launch")
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, SetEnvironmentVariable
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 
 from launch import LaunchContext, LaunchDescription, LaunchService
@@ -32,6 +32,18 @@ def test_arguments_are_declared_and_explained(name, required):
     assert {argument.name for argument in arguments if argument.default_value is None} == required
     assert all(len(argument.description) > 5 for argument in arguments)
     assert {"cameras", "info_topic", "backend"} <= {argument.name for argument in arguments}
+
+
+@pytest.mark.parametrize("name", ["occupancy.launch.py", "replay.launch.py"])
+def test_every_launch_file_sets_the_shared_memory_profile(name):
+    entities = description(name).entities
+    setting = next(e for e in entities if isinstance(e, SetEnvironmentVariable))
+    context = LaunchContext()
+    for argument in (e for e in entities if isinstance(e, DeclareLaunchArgument) and e.default_value is not None):
+        argument.execute(context)
+    setting.execute(context)
+    profile = Path(context.environment["FASTDDS_DEFAULT_PROFILES_FILE"])
+    assert "segment_size" in profile.read_text()
 
 
 @pytest.mark.ros

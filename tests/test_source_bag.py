@@ -316,7 +316,7 @@ def wrong_size(path):
 def lying_size(path):
     made = robot(names=("left",))
     bad = msg.image(T0, "left_optical", picture(1))
-    bad.width, bad.height, bad.step = 16000, 16000, 48000
+    bad.width, bad.height, bad.step = 8000, 4000, 48000
     made.messages = [entry for entry in made.messages if "image" not in entry[1]]
     made.add("/left/image_raw", T0, bad)
     made.write(path)

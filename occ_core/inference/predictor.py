@@ -17,8 +17,10 @@ from occ_core.inference.preprocess import Preprocess
 from occ_core.models.build import ModelConfig, kind_of
 from occ_core.models.config import CameraModelConfig
 from occ_core.occupancy import Occupancy
+from occ_core.sources.images import REDUCED
 
-BACKENDS = ("auto", "torch", "onnxruntime")
+BACKENDS = ("auto", "torch", "torch-compiled", "onnxruntime", "openvino", "tensorrt")
+FASTEST_FIRST = ("openvino", "onnxruntime")  # on processors, for an exported network; see docs/backends.md
 
 
 class Session(Protocol):
@@ -44,14 +46,17 @@ class Predictor:
         self.config = session.config
         self.grid, self.taxonomy = self.config.grid, self.config.classes
         self._preprocess = Preprocess(self.config.input_width, self.config.input_height)
+        self._stack = np.zeros((0, self.config.input_height, self.config.input_width, 3), dtype=np.uint8)
 
     @staticmethod
     def load(path: Path | str, backend: str = "auto", threads: int = 2) -> Predictor:
-        """Load `.safetensors` (with its json beside it) or `.onnx`.
+        """Load `.safetensors` (with its json beside it), `.onnx` of any precision, or `.engine` of TensorRT.
 
         Args:
-            backend: torch | onnxruntime | auto: onnxruntime for `.onnx`; for `.safetensors` onnxruntime on an export
-                kept in the user's cache if the packages are there and the kind of network can be exported, else torch.
+            backend: one of BACKENDS. auto: `.engine` runs in TensorRT; `.onnx` in the fastest runtime that is
+                installed, openvino before onnxruntime; `.safetensors` likewise on an export kept in the user's cache
+                if the packages are there and the kind of network can be exported, else in torch.
+            threads: of the CPU, for the network.
 
         Raises:
             MissingInput, CorruptInput, InvalidInput, MissingPackage.
@@ -61,15 +66,7 @@ class Predictor:
             raise InvalidInput(f"backend '{backend}' is not one of {', '.join(BACKENDS)}")
         if not path.is_file():
             raise MissingInput(f"{path}: no such model")
-        if path.suffix == ".onnx":
-            if backend == "torch":
-                raise InvalidInput(f"{path}: an .onnx model runs with backend onnxruntime, not torch")
-            return Predictor(_onnx_session(path, threads))
-        if backend == "onnxruntime" or (backend == "auto" and _can_export(path)):
-            return Predictor(_onnx_session(cached_export(path), threads))
-        from occ_core.inference.backends.torch_backend import TorchSession
-
-        return Predictor(TorchSession(path, threads))
+        return Predictor(_session(path, backend, threads))
 
     def prepare(self, rig: Rig) -> None:
         """Run once, so that the first real answer is not late: tables are built (about a second) and kept."""
@@ -77,13 +74,25 @@ class Predictor:
         self.predict_preprocessed(dict.fromkeys(rig.names, blank), rig)
 
     def preprocess_one(self, image: np.ndarray, camera: Camera) -> np.ndarray:
-        """The network's input, uint8 (H, W, 3), from an RGB image uint8 (h, w, 3) of the camera's size."""
-        if image.shape[:2] != camera.size[::-1]:
+        """The network's input, uint8 (H, W, 3), from an RGB image uint8 (h, w, 3) of the camera's size.
+
+        It may also be a 2, 4 or 8 times smaller version, as `decode_compressed` makes with `useful_size`.
+        """
+        w, h = camera.size
+        if image.shape[:2] not in [(-(-h // times), -(-w // times)) for times in (1, *REDUCED)]:
             raise InvalidInput(
-                f"image of '{camera.name}' is {image.shape[1]} x {image.shape[0]} px, its calibration says "
-                f"{camera.size[0]} x {camera.size[1]}"
+                f"image of '{camera.name}' is {image.shape[1]} x {image.shape[0]} px, its calibration says {w} x {h}"
             )
-        return self._preprocess.image(image)
+        return self._preprocess.image(image, camera.size)
+
+    def useful_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) of which a smaller version of an image of `size` must not fall short.
+
+        Twice what it is scaled to: from there the answer is the whole image's in 99.7 % of the cells (real frames of
+        1600 x 900 px), from just above that size in 98.6 %.
+        """
+        width, height = self._preprocess.plan(size)[0]
+        return 2 * width, 2 * height
 
     def predict(self, images: dict[str, np.ndarray], rig: Rig) -> Occupancy:
         """Occupancy from RGB images uint8 (h, w, 3) by camera name; a missing camera is simply not in the dict."""
@@ -104,20 +113,30 @@ class Predictor:
             InvalidInput: no image, one that does not fit, or a rig of fewer cameras than the model was trained on.
         """
         self._require_cameras(rig)
+        stack = self.images_of(images, rig)
+        missing = frozenset(rig.names) - frozenset(images)
+        labels, confidence, observed = self.session.run(stack, rig, missing)
+        return Occupancy(self.grid, self.taxonomy, labels, observed.astype(bool), confidence.astype(np.float32) / 255)
+
+    def images_of(self, images: dict[str, np.ndarray], rig: Rig) -> np.ndarray:
+        """uint8 (N, H, W, 3) of the rig's cameras, black where one has no image; overwritten by the next call.
+
+        Raises:
+            InvalidInput: no image, or one that does not fit.
+        """
         shape = self.config.input_height, self.config.input_width, 3
-        stack = np.zeros((len(rig), *shape), dtype=np.uint8)
-        order = {name: i for i, name in enumerate(rig.names)}
         for name, image in images.items():
-            if name not in order:
+            if name not in rig.names:
                 raise InvalidInput(f"image of '{name}', which the rig does not have: {', '.join(rig.names)}")
             if image.shape != shape or image.dtype != np.uint8:
                 raise InvalidInput(f"input of '{name}' must be uint8 {shape}, got {image.dtype} {image.shape}")
-            stack[order[name]] = image
         if not images:
             raise InvalidInput("no image at all: at least one camera is needed")
-        missing = frozenset(order) - frozenset(images)
-        labels, confidence, observed = self.session.run(stack, rig, missing)
-        return Occupancy(self.grid, self.taxonomy, labels, observed.astype(bool), confidence.astype(np.float32) / 255)
+        if len(self._stack) != len(rig):
+            self._stack = np.zeros((len(rig), *shape), dtype=np.uint8)
+        for i, name in enumerate(rig.names):
+            self._stack[i] = images.get(name, 0)
+        return self._stack
 
     def _require_cameras(self, rig: Rig) -> None:
         trained = self.session.cameras
@@ -136,15 +155,46 @@ def save_prediction(path: Path, labels: np.ndarray, observed: np.ndarray | None 
     os.replace(temporary, path)
 
 
+def _session(path: Path, backend: str, threads: int) -> Session:
+    exported, engine = path.suffix == ".onnx", path.suffix == ".engine"
+    if backend == "tensorrt" or engine:
+        if backend not in ("tensorrt", "auto") or not (exported or engine):
+            wanted = "with backend tensorrt" if engine else "as .onnx or .engine: run `occ export`, `occ engine build`"
+            raise InvalidInput(f"{path}: runs {wanted}, not {backend if engine else 'as a checkpoint'}")
+        from occ_core.inference.backends.tensorrt_backend import TensorRtSession
+
+        return TensorRtSession(path)
+    if backend.startswith("torch"):
+        if exported:
+            raise InvalidInput(f"{path}: an .onnx model runs with backend openvino or onnxruntime, not {backend}")
+        return _torch_session(path, backend, threads)
+    if backend == "auto":
+        installed = [name for name in FASTEST_FIRST if importlib.util.find_spec(name)]
+        if not exported and not (installed and _can_export(path)):
+            return _torch_session(path, "torch", threads)
+        backend = installed[0] if installed else FASTEST_FIRST[-1]
+    return _exported_session(path if exported else cached_export(path), backend, threads)
+
+
 def _can_export(checkpoint: Path) -> bool:
     from occ_core.inference.export import EXPORTED
     from occ_core.training.checkpoint import load_record
 
-    there = all(importlib.util.find_spec(name) for name in ("torch", "onnx", "onnxruntime"))
+    there = all(importlib.util.find_spec(name) for name in ("torch", "onnx"))
     return there and kind_of(load_record(checkpoint)["model"]) == EXPORTED
 
 
-def _onnx_session(path: Path, threads: int) -> Session:
+def _torch_session(path: Path, backend: str, threads: int) -> Session:
+    from occ_core.inference.backends.torch_backend import TorchSession
+
+    return TorchSession(path, threads, compiled=backend == "torch-compiled")
+
+
+def _exported_session(path: Path, backend: str, threads: int) -> Session:
+    if backend == "openvino":
+        from occ_core.inference.backends.openvino_backend import OpenVinoSession
+
+        return OpenVinoSession(path, threads)
     from occ_core.inference.backends.onnxruntime_backend import OnnxSession
 
     return OnnxSession(path, threads)

@@ -36,18 +36,19 @@ class Preprocess:
         top = round(resized[1] / 2 - HORIZON * self.height)
         return resized, (resized[0] - self.width) // 2, min(max(top, 0), resized[1] - self.height)
 
-    def image(self, image: np.ndarray) -> np.ndarray:
+    def image(self, image: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
         """The network's input from an RGB image.
 
         Args:
             image: uint8 (h, w, 3).
+            size: (width, height) of the whole image, where this is a smaller version of it.
 
         Returns:
             uint8 (height, width, 3), contiguous.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise InvalidInput(f"an image must be uint8 (h, w, 3), got {image.dtype} {image.shape}")
-        resized, left, top = self.plan((image.shape[1], image.shape[0]))
+        resized, left, top = self.plan(size or (image.shape[1], image.shape[0]))
         small = cv2.resize(image, resized, interpolation=cv2.INTER_AREA)
         return np.ascontiguousarray(small[top : top + self.height, left : left + self.width])
 

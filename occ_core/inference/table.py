@@ -40,12 +40,16 @@ class Tables:
     def __init__(self, config: EasyOccConfig) -> None:
         self.config = config
         self._tables: OrderedDict[tuple[str, frozenset[str]], Table] = OrderedDict()
+        self._views: tuple[str, RigViews] | None = None  # of the rig met last
 
     def of(self, rig: Rig, missing: frozenset[str]) -> Table:
-        """The table, built now (about a second) if it was not asked for before."""
+        """The table, built now if it was not asked for before: about a second for a rig, a tenth of it where only other
+        cameras are missing."""
         key = rig.fingerprint, missing
         if key not in self._tables:
-            self._tables[key] = build_table(rig, self.config, missing)
+            if self._views is None or self._views[0] != rig.fingerprint:
+                self._views = rig.fingerprint, RigViews(rig, self.config)
+            self._tables[key] = self._views[1].table(missing)
             if len(self._tables) > self.KEPT:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(key)
@@ -54,19 +58,50 @@ class Tables:
 
 def build_table(rig: Rig, config: EasyOccConfig, missing: frozenset[str] = frozenset()) -> Table:
     """The table of a rig whose images have the rig's sizes; `missing` cameras see nothing."""
-    preprocess = Preprocess(config.input_width, config.input_height)
-    cameras = [preprocess.camera(camera) for camera in rig]
-    seeing = [camera.name not in missing for camera in cameras]
-    grid = config.grid
-    pixel, distance_m = _central_pixel(grid.centers_m().reshape(-1, 3), cameras, seeing, config)
-    d = config.depth_bins
-    depth_bin = np.searchsorted(config.depth_edges_m, distance_m, side="right") - 1
-    w, h = config.feature_size
-    unseen = len(cameras) * h * w
-    voxel_index = np.where((pixel < unseen) & (depth_bin >= 0) & (depth_bin < d), pixel * d + depth_bin, unseen * d)
-    pillar_index, _ = _central_pixel(_pillar_centers(config), cameras, seeing, config)
-    rays = np.stack([_rays(camera, config) for camera in cameras])
-    return Table(voxel_index.astype(np.int32), pillar_index.astype(np.int32), rays)
+    return RigViews(rig, config).table(missing)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The points that one camera sees, K of them.
+
+    Attributes:
+        point: int32 (K,), which points.
+        pixel: int32 (K,), the feature pixel on which each falls, counted over all cameras.
+        off_center: float64 (K,), its distance in columns from the image's centre.
+        distance_m: float64 (K,), from the camera.
+    """
+
+    point: np.ndarray
+    pixel: np.ndarray
+    off_center: np.ndarray
+    distance_m: np.ndarray
+
+
+class RigViews:
+    """What each camera of a rig sees of the grid: all that is slow about a table."""
+
+    def __init__(self, rig: Rig, config: EasyOccConfig) -> None:
+        preprocess = Preprocess(config.input_width, config.input_height)
+        cameras = [preprocess.camera(camera) for camera in rig]
+        cells_m, pillars_m = config.grid.centers_m().reshape(-1, 3), _pillar_centers(config)
+        self._config, self._names = config, rig.names
+        self._cells = [_view(cells_m, camera, i, config) for i, camera in enumerate(cameras)]
+        self._pillars = [_view(pillars_m, camera, i, config) for i, camera in enumerate(cameras)]
+        self._counts = len(cells_m), len(pillars_m)
+        self._rays = np.ascontiguousarray(np.stack([_rays(camera, config) for camera in cameras]))
+
+    def table(self, missing: frozenset[str] = frozenset()) -> Table:
+        """The table where `missing` cameras see nothing."""
+        config, d = self._config, self._config.depth_bins
+        w, h = config.feature_size
+        unseen = len(self._names) * h * w
+        seeing = [i for i, name in enumerate(self._names) if name not in missing]
+        pixel, distance_m = _central_pixel([self._cells[i] for i in seeing], self._counts[0], unseen)
+        depth_bin = np.searchsorted(config.depth_edges_m, distance_m, side="right") - 1
+        voxel_index = np.where((pixel < unseen) & (depth_bin >= 0) & (depth_bin < d), pixel * d + depth_bin, unseen * d)
+        pillar_index, _ = _central_pixel([self._pillars[i] for i in seeing], self._counts[1], unseen)
+        return Table(voxel_index.astype(np.int32), pillar_index.astype(np.int32), self._rays)
 
 
 def _pillar_centers(config: EasyOccConfig) -> np.ndarray:
@@ -77,31 +112,30 @@ def _pillar_centers(config: EasyOccConfig) -> np.ndarray:
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3).astype(np.float32)
 
 
-def _central_pixel(
-    points_ego_m: np.ndarray, cameras: list[Camera], seeing: list[bool], config: EasyOccConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Feature pixel that sees each point, int64 (K,), and its distance from that camera, (K,).
+def _view(points_ego_m: np.ndarray, camera: Camera, number: int, config: EasyOccConfig) -> View:
+    """What a camera, the `number`th of its rig, sees of points (K, 3)."""
+    w, h = config.feature_size
+    points_cam_m = apply(inverse(camera.ego_from_cam), points_ego_m)
+    front = np.flatnonzero(points_cam_m[:, 2] > 0)
+    uv, visible = camera.project(points_cam_m[front])
+    point, uv = front[visible], uv[visible]
+    column, row = np.floor((uv + 0.5) / STRIDE).astype(np.int64).T
+    pixel = (number * h + np.clip(row, 0, h - 1)) * w + np.clip(column, 0, w - 1)
+    off_center = np.abs(uv[:, 0] + 0.5 - camera.size[0] / 2)
+    return View(point.astype(np.int32), pixel.astype(np.int32), off_center, np.linalg.norm(points_cam_m[point], axis=1))
+
+
+def _central_pixel(views: list[View], points: int, unseen: int) -> tuple[np.ndarray, np.ndarray]:
+    """Feature pixel that sees each point, int64 (points,), `unseen` where none does, and its distance, (points,).
 
     Where several cameras see a point, the one whose image centre is nearest: there lenses are sharp and views whole.
     """
-    w, h = config.feature_size
-    pixel = np.full(len(points_ego_m), len(cameras) * h * w, dtype=np.int64)
-    distance_m = np.zeros(len(points_ego_m))
-    best = np.full(len(points_ego_m), np.inf)
-    for i, camera in enumerate(cameras):
-        if not seeing[i]:
-            continue
-        points_cam_m = apply(inverse(camera.ego_from_cam), points_ego_m)
-        front = np.flatnonzero(points_cam_m[:, 2] > 0)
-        uv, visible = camera.project(points_cam_m[front])
-        index, uv = front[visible], uv[visible]
-        off_center = np.abs(uv[:, 0] + 0.5 - camera.size[0] / 2)
-        closer = off_center < best[index]
-        index, uv = index[closer], uv[closer]
-        best[index] = off_center[closer]
-        column, row = np.floor((uv + 0.5) / STRIDE).astype(np.int64).T
-        pixel[index] = (i * h + np.clip(row, 0, h - 1)) * w + np.clip(column, 0, w - 1)
-        distance_m[index] = np.linalg.norm(points_cam_m[index], axis=1)
+    pixel, distance_m, best = np.full(points, unseen, dtype=np.int64), np.zeros(points), np.full(points, np.inf)
+    for view in views:
+        closer = view.off_center < best[view.point]
+        point = view.point[closer]
+        best[point] = view.off_center[closer]
+        pixel[point], distance_m[point] = view.pixel[closer], view.distance_m[closer]
     return pixel, distance_m
 
 

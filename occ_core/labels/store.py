@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, OccError
-from occ_core.files import remove, write_atomically
+from occ_core.files import read_json, remove, write_atomically
 from occ_core.grid import OCC3D_GRID, VoxelGrid
+from occ_core.limits import shown
 from occ_core.occupancy import Occupancy, load_occ3d, pack_occ3d, read_npz
 from occ_core.taxonomy import OCC3D, Taxonomy
 
@@ -95,10 +96,13 @@ class LabelStore:
         """
         if not self._record_path.is_file():
             raise MissingInput(f"{self._record_path}: no such file; is {self.folder} a store of labels?")
-        record = _read_json(self._record_path)
+        record = read_json(self._record_path)
         scenes, made_with = record.get("scenes"), record.get("made_with")
         if not isinstance(scenes, dict) or not isinstance(made_with, dict) or record.get("format") != FORMAT:
             raise CorruptInput(f"{self._record_path}: not the record of a label store of format {FORMAT}")
+        for scene, tokens in scenes.items():
+            if not isinstance(tokens, list) or not all(map(_is_name, (scene, *tokens))):
+                raise CorruptInput(f"{self._record_path}: scene '{shown(scene)}' and its samples must be plain names")
         return record
 
     @cached_property
@@ -148,7 +152,7 @@ class LabelStore:
     def _fault(self, scene: str, token: str) -> str | None:
         path = self.path(scene, token)
         try:
-            record = _read_json(path.with_suffix(".json"))
+            record = read_json(path.with_suffix(".json"))
             data = path.read_bytes()
         except FileNotFoundError as error:
             return f"{error.filename}: no such file"
@@ -177,7 +181,7 @@ class LabelStore:
 
     def skipped(self, scene: str, token: str) -> list[str]:
         """Why images or frames were left out of a label."""
-        return _read_json(self.path(scene, token).with_suffix(".json")).get("skipped", [])
+        return read_json(self.path(scene, token).with_suffix(".json")).get("skipped", [])
 
     def check(self) -> Iterator[str]:
         """Everything that is wrong with the store, one line each, path first; nothing if it is complete and sound.
@@ -238,6 +242,11 @@ def provenance(folder: Path) -> dict[str, Any]:
     return {"folder": store.folder.name, "made_with": store.fingerprint, **known}
 
 
+def _is_name(part: Any) -> bool:
+    """It can be the name of a folder, and of none above or elsewhere."""
+    return isinstance(part, str) and part not in ("", ".", "..") and not set(part) & set("/\\\0")
+
+
 def _one_line(grid: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {_as_json(value)}" for key, value in sorted(grid.items()))
 
@@ -249,16 +258,6 @@ def _dumps(record: Any) -> bytes:
 def _as_json(value: Any) -> Any:
     """As it would come back from a file: tuples as lists and so on."""
     return json.loads(_dumps(value))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptInput(f"{path}: not a JSON file ({error})") from error
-    if not isinstance(record, dict):
-        raise CorruptInput(f"{path}: must be a JSON object, is {type(record).__name__}")
-    return record
 
 
 def _differences(found: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:

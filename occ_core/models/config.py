@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from occ_core.errors import InvalidInput
 from occ_core.grid import OCC3D_GRID, VoxelGrid
+from occ_core.limits import MAX_MODEL_CELLS
 from occ_core.taxonomy import TAXONOMIES, Taxonomy
 
 Count = Annotated[int, Field(gt=0, le=4096)]
@@ -55,7 +56,7 @@ class NetworkConfig(BaseModel):
     def _check_network(self):
         if self.taxonomy not in TAXONOMIES:
             raise ValueError(f"taxonomy '{self.taxonomy}' is not one of {', '.join(TAXONOMIES)}")
-        _ = self.grid  # VoxelGrid checks itself
+        require_feasible(self.grid)
         if self.input_width % self.input_multiple or self.input_height % self.input_multiple:
             size = f"{self.input_width} x {self.input_height}"
             raise ValueError(f"input must be a multiple of {self.input_multiple} px, got {size}")
@@ -79,6 +80,12 @@ class CameraModelConfig(NetworkConfig):
     def feature_size(self, stride: int) -> tuple[int, int]:
         """(width, height) of a feature map of this stride."""
         return self.input_width // stride, self.input_height // stride
+
+
+def require_feasible(grid: VoxelGrid) -> None:
+    """Raise InvalidInput if no network can answer in a grid of so many cells."""
+    if grid.cells > MAX_MODEL_CELLS:
+        raise InvalidInput(f"grid_shape {grid.shape} has {grid.cells} cells, a model's at most {MAX_MODEL_CELLS}")
 
 
 def parse(config_type: type[Config], record: dict, what: str = "model config") -> Config:

@@ -19,6 +19,7 @@ from occ_core.camera import Camera, Rig
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, MissingTransform, OccError
 from occ_core.frame import Frame, LidarSweep
 from occ_core.geometry import pose
+from occ_core.limits import MAX_COEFFICIENTS
 from occ_core.sources.bag_reader import BagReader
 from occ_core.sources.bag_sets import Grouping
 from occ_core.sources.clouds import lidar_of
@@ -208,6 +209,8 @@ def camera_from_info(
     Raises:
         InvalidInput: naming the topic and the value.
     """
+    if len(info.d) > MAX_COEFFICIENTS:
+        raise InvalidInput(f"{where}: at most {MAX_COEFFICIENTS} distortion coefficients, got {len(info.d)}")
     distortion = [float(v) for v in info.d]
     model = DISTORTION_MODELS.get(info.distortion_model, info.distortion_model)
     intrinsics = np.array(info.k, dtype=np.float64).reshape(3, 3)
@@ -216,9 +219,19 @@ def camera_from_info(
     if rectified or not any(distortion):
         model, distortion = "none", []
     try:
-        return Camera(name, intrinsics, (int(info.width), int(info.height)), ego_from_cam, model, tuple(distortion))
+        camera = Camera(name, intrinsics, (int(info.width), int(info.height)), ego_from_cam, model, tuple(distortion))
+        _require_rays(camera)
+        return camera
     except InvalidInput as error:
         raise InvalidInput(f"{where}: {error}") from None
+
+
+def _require_rays(camera: Camera) -> None:
+    """Numbers that are each within bounds can still be no lens: it has to have a viewing ray in every corner."""
+    w, h = camera.size
+    corners = np.array([(u, v) for u in (0, (w - 1) / 2, w - 1) for v in (0, (h - 1) / 2, h - 1)], dtype=np.float64)
+    if not np.isfinite(camera.rays(corners)).all():
+        raise InvalidInput(f"camera '{camera.name}': no viewing ray at a corner of its {w} x {h} px: D does not fit K")
 
 
 def find_cameras(reader: BagReader, wanted: list[str] | None) -> list[BagCamera]:

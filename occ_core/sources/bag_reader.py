@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from occ_core.errors import CorruptInput, MissingInput, OccError, need
+from occ_core.limits import shown
+from occ_core.sources.bag_bounds import bound_unpacking, require_bounded_metadata
 
 
 class BagReader:
@@ -29,6 +31,7 @@ class BagReader:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._rosbag2 = need("rosbags.rosbag2", "bags")
+        bound_unpacking()
         self._kept: dict[int, Any] = {}
         typesys = need("rosbags.typesys", "bags")
         self._store = typesys.get_typestore(typesys.Stores.ROS2_JAZZY)
@@ -39,6 +42,8 @@ class BagReader:
                 f"{self.path}: no metadata.yaml, so the recording was not ended or this is no bag "
                 "(`ros2 bag reindex` writes it anew; or name the .mcap or .db3 file itself)"
             )
+        if self.path.is_dir():
+            require_bounded_metadata(self.path / "metadata.yaml")
         with self._opened() as reader:
             self.topics: dict[str, str] = {c.topic: c.msgtype for c in reader.connections}
             self.counts: dict[str, int] = {topic: info.msgcount for topic, info in reader.topics.items()}
@@ -132,4 +137,4 @@ def _explained(path: Path, error: Exception) -> OccError:
 def _brief(error: Exception) -> str:
     """First line of an error with its type."""
     text = str(error).strip().splitlines()
-    return f"{text[0] if text else 'no reason given'} ({type(error).__name__})"
+    return f"{shown(text[0], 400) if text else 'no reason given'} ({type(error).__name__})"

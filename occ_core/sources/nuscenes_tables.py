@@ -274,7 +274,7 @@ def _only_version(dataroot: Path) -> str:
 def _read_table(path: Path) -> list[dict[str, Any]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CorruptInput(f"{path}: not a readable JSON table ({error})") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise CorruptInput(f"{path}: a table must be a list of rows, got {type(rows).__name__}")

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from occ_core.errors import CorruptInput, MissingInput, need
+from occ_core.files import read_json
+from occ_core.limits import MAX_CAMERAS, MAX_HEADER_BYTES, shown
 from occ_core.models.build import ModelConfig, parse_config
 
 FORMAT = "occ_core checkpoint 1"
@@ -81,19 +83,29 @@ def load_record(path: Path) -> dict[str, Any]:
     beside = path.with_suffix(".json")
     if not beside.is_file():
         raise MissingInput(f"{beside}: the json that belongs to the checkpoint is not there")
-    try:
-        record = json.loads(beside.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CorruptInput(f"{beside}: not a json file ({error})") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise CorruptInput(f"{beside}: not the record of a checkpoint (its 'format' is not '{FORMAT}')")
-    parse_config(record.get("model", {}))
+    record = read_json(beside)
+    if record.get("format") != FORMAT or not isinstance(record.get("model"), dict):
+        raise CorruptInput(f"{beside}: not the record of a checkpoint (its 'format' is not '{FORMAT}', or no 'model')")
+    parse_config(record["model"])
     return record
 
 
 def trained_cameras(record: dict[str, Any]) -> int | None:
-    """The cameras of the largest rig that a network was trained on, from its record; None: it does not say."""
-    return record.get("training", {}).get("data", {}).get("cameras")
+    """The cameras of the largest rig that a network was trained on, from its record; None: it does not say.
+
+    Raises:
+        CorruptInput: it says something that is no number of cameras.
+    """
+    said: Any = record
+    for key in ("training", "data", "cameras"):
+        if not isinstance(said, dict):
+            raise CorruptInput(f"the model's record has no mapping above '{key}', but: {shown(str(said))}")
+        said = said.get(key, {} if key != "cameras" else None)
+    if said is not None and not (type(said) is int and 0 < said <= MAX_CAMERAS):
+        raise CorruptInput(
+            f"the model's record says it was trained on {shown(str(said))} cameras, not 1..{MAX_CAMERAS}"
+        )
+    return said
 
 
 def require_safetensors(path: Path) -> None:
@@ -102,12 +114,15 @@ def require_safetensors(path: Path) -> None:
     with open(path, "rb") as file:
         head = file.read(9)
     length = int.from_bytes(head[:8], "little")
-    if len(head) < 9 or head[8:9] != b"{" or length > min(size - 8, 100_000_000):
+    if len(head) < 9 or head[8:9] != b"{" or length > min(size - 8, MAX_HEADER_BYTES):
         raise CorruptInput(f"{path}: not a safetensors file; other formats (a pickle can run code) are not loaded")
 
 
 def load_into(model: Any, tensors: dict[str, Any], path: Path) -> None:
-    """Load tensors into a torch model, refusing wrong names and shapes in one line."""
+    """Load tensors into a torch model, refusing wrong names and shapes, and what is not finite, in one line."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CorruptInput(f"{path}: the weights '{shown(name)}' are not finite numbers")
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

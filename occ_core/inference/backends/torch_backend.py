@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -9,22 +10,47 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from occ_core.camera import Rig
+from occ_core.errors import CorruptInput, InvalidInput
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.rig_inputs import rig_inputs
 from occ_core.inference.table import Tables
 from occ_core.models.build import ModelConfig, build_model, parse_config
+from occ_core.models.easyocc.deployed import Deployed
 from occ_core.models.easyocc.model import Answer, EasyOcc
 from occ_core.training.checkpoint import load_checkpoint, load_into, load_record, trained_cameras
 
 Asked = Callable[[np.ndarray, Rig, frozenset[str]], tuple[Tensor, Tensor, Tensor]]
 
 
+class _Within(TorchFunctionMode):
+    """Stops the building of a network that is far larger than the weights it shall get: a json can ask for anything."""
+
+    SLACK = 1 << 24  # buffers that are not kept in files
+    MAKERS = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)
+
+    def __init__(self, weights: int, path: Path) -> None:
+        super().__init__()
+        self._weights, self._path, self._taken = weights, path, 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in self.MAKERS:
+            self._taken += math.prod(args if isinstance(args[0], int) else args[0])
+            if self._taken > self._weights + self.SLACK:
+                raise CorruptInput(
+                    f"{self._path}: its json asks for a network of more than {self._taken} weights, the file has "
+                    f"{self._weights}"
+                )
+        return func(*args, **(kwargs or {}))
+
+
 def load_model(path: Path) -> nn.Module:
     """The network of a checkpoint of any kind, ready to answer."""
     tensors, record = load_checkpoint(path)
-    model = build_model(parse_config(record["model"]))
+    with _Within(sum(tensor.numel() for tensor in tensors.values()), path):
+        model = build_model(parse_config(record["model"]))
     load_into(model, tensors, path)
     return model.eval()
 
@@ -32,12 +58,16 @@ def load_model(path: Path) -> nn.Module:
 class TorchSession:
     """EasyOcc nano runs on the CPU, which it is made for; camera networks on a GPU where there is one."""
 
-    def __init__(self, path: Path, threads: int):
+    def __init__(self, path: Path, threads: int, compiled: bool = False):
         torch.set_num_threads(threads)
         model = load_model(path)
+        if compiled and not isinstance(model, EasyOcc):
+            raise InvalidInput(
+                f"{path}: backend torch-compiled runs EasyOcc nano only; run this one with backend torch"
+            )
         self.config: ModelConfig = cast(Any, model).config
         self.cameras = trained_cameras(load_record(path))
-        self._answer: Asked = _by_table(model) if isinstance(model, EasyOcc) else _by_rig(model, self.config)
+        self._answer: Asked = _by_table(model, compiled) if isinstance(model, EasyOcc) else _by_rig(model, self.config)
 
     def run(self, images: np.ndarray, rig: Rig, missing: frozenset[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Labels, confidence and observed, uint8 (X, Y, Z), from images uint8 (N, H, W, 3) of the rig's cameras."""
@@ -46,8 +76,9 @@ class TorchSession:
         return labels, confidence, observed
 
 
-def _by_table(model: EasyOcc) -> Asked:
-    answer, tables = Answer(model), Tables(model.config)
+def _by_table(model: EasyOcc, compiled: bool) -> Asked:
+    answer: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.compile(Deployed(model)) if compiled else Answer(model)
+    tables = Tables(model.config)
 
     def asked(images: np.ndarray, rig: Rig, missing: frozenset[str]) -> tuple[Tensor, Tensor, Tensor]:
         table = tables.of(rig, missing)

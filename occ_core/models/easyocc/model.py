@@ -111,7 +111,7 @@ class BirdsEyeNet(nn.Module):
         x1 = self.block1(x1)
         x2 = self.block2(self.down2(x1))
         x3 = self.block3(self.down3(x2))
-        x2 = self.block2b(x2 + F.interpolate(self.up2(x3), size=x2.shape[2:], mode="nearest"))
+        x2 = self.block2b(x2 + F.interpolate(self.up2(x3), scale_factor=2.0, mode="nearest"))
         x1 = self.block1b(x1 + F.interpolate(self.up1(x2), scale_factor=2.0, mode="nearest"))
         fine = F.interpolate(self.fine(x1), scale_factor=2.0, mode="nearest")
         return F.relu(fine + self.fine_geometry(geometry))

@@ -1,0 +1,166 @@
+"""/diagnostics: why nothing comes out, in one sentence for each camera, the model and the outputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.qos import ReliabilityPolicy
+
+from occ_ros.cameras import ERROR, OK, WARN, CameraInput, Surroundings, lags_s, problems
+from occ_ros.inference_worker import InferenceWorker
+from occ_ros.inputs import Inputs
+from occ_ros.messages import header_of, status_of
+from occ_ros.outputs import Outputs
+from occ_ros.pipeline import Pipeline
+from occ_ros.runtime import Guard
+
+CHECK_S = 0.25
+CALM_CHECKS = 4  # while all is well, only each of so many checks is published
+UNUSED_S = 0.5
+
+
+class Diagnostics:
+    """Looks at the node four times a second and says so while something is wrong, else once a second.
+
+    Attributes:
+        pipeline: what is looked at; None while the node is not configured.
+        state: of the node's life cycle.
+        failure: why it could not get further; empty if nothing stopped it.
+    """
+
+    def __init__(self, node: Node, guard: Guard, values: Mapping[str, Any]) -> None:
+        self._node, self._guard, self._values = node, guard, values
+        self.pipeline: Pipeline | None = None
+        self.state, self.failure = "unconfigured", ""
+        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._calm = 0
+        self._used: dict[str, tuple[int, float]] = {}  # by camera: images in sets, and when that number last rose
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        node.create_timer(CHECK_S, guard("diagnostics", self._check), clock=steady)
+
+    def _check(self) -> None:
+        statuses = self.statuses()
+        wrong = any(status.level[0] != OK for status in statuses)
+        self._calm = 0 if wrong else self._calm + 1
+        if wrong or self._calm % CALM_CHECKS == 1:
+            self.publish(statuses)
+
+    def publish(self, statuses: list[DiagnosticStatus] | None = None) -> None:
+        header = header_of(self._node.get_clock().now().nanoseconds, self._values["base_frame"])
+        self._publisher.publish(DiagnosticArray(header=header, status=statuses or self.statuses()))
+
+    def statuses(self) -> list[DiagnosticStatus]:
+        pipeline = self.pipeline
+        if pipeline is None or self.state != "active":
+            text = self.state + (f": {self.failure}" if self.failure else "")
+            return [self._status(ERROR if self.failure else WARN, "model", self._values["model"], text, {})]
+        now_s = time.monotonic()
+        lags = lags_s(pipeline.inputs.cameras, now_s, self._values["stale_s"])
+        cameras = [self._camera(pipeline, c, now_s, lags.get(c.name, 0.0)) for c in pipeline.inputs.cameras]
+        return [*cameras, self._model(pipeline, cameras, now_s), self._outputs(pipeline.outputs, now_s)]
+
+    def _status(self, level: int, what: str, hardware: str, text: str, values: Mapping[str, Any]) -> DiagnosticStatus:
+        return status_of(level, f"{self._node.get_name()}: {what}", hardware, text, values)
+
+    # --- cameras ------------------------------------------------------------------------------------------------
+
+    def _camera(self, pipeline: Pipeline, camera: CameraInput, now_s: float, lag_s: float) -> DiagnosticStatus:
+        inputs = pipeline.inputs
+        around = self._surroundings(inputs, camera, now_s, lag_s)
+        found = problems(camera, pipeline.calibration, around)
+        level, text = found[0] if found else (OK, "ok")
+        s = inputs.sync.statistics
+        values = {
+            "image_topic": camera.image_topic,
+            "publishers": self._node.count_publishers(camera.image_topic),
+            "received": camera.received,
+            "used": s.used[camera.name],
+            "dropped_by_synchroniser": s.dropped[camera.name],
+            "lost_on_the_way": inputs.transport.lost_images[camera.name],
+            "rejected": camera.rejected,
+            "also": "; ".join(other for _, other in found[1:]),
+        }
+        return self._status(level, f"camera {camera.name}", camera.name, text, values)
+
+    def _surroundings(self, inputs: Inputs, camera: CameraInput, now_s: float, lag_s: float) -> Surroundings:
+        stale_s = self._values["stale_s"]
+        types, reliable_only = frozenset[str](), False
+        if camera.silent_s(now_s) > stale_s:  # only then it matters, and the look-up takes time
+            infos = self._node.get_publishers_info_by_topic(self._node.resolve_topic_name(camera.image_topic))
+            types = frozenset(info.topic_type.rpartition("/")[2] for info in infos)
+            offered = [info.qos_profile.reliability for info in infos]
+            asked = self._values["image_reliability"] == "reliable"
+            reliable_only = asked and bool(offered) and ReliabilityPolicy.RELIABLE not in offered
+            inputs.follow_type(camera, types)
+        used = inputs.sync.statistics.used[camera.name]
+        if used != self._used.get(camera.name, (-1, 0.0))[0]:
+            self._used[camera.name] = used, now_s
+        return Surroundings(
+            now_s,
+            stale_s,
+            self._values["max_age_s"],
+            types,
+            reliable_only,
+            self._node.count_publishers(camera.info_topic) if camera.info_topic else 0,
+            lag_s,
+            unused=now_s - self._used[camera.name][1] > UNUSED_S and camera.silent_s(now_s) < UNUSED_S,
+            lost=inputs.transport.recently_lost(camera.name, inputs.now_ns()),
+        )
+
+    # --- model and outputs --------------------------------------------------------------------------------------
+
+    def _model(self, pipeline: Pipeline, cameras: list[DiagnosticStatus], now_s: float) -> DiagnosticStatus:
+        level, text = self._model_problem(pipeline, cameras, now_s)
+        stages = pipeline.times.table(last=256)
+        quantiles = {f"{stage} ms {q}": t.get(q, "n/a") for stage, t in stages.items() for q in ("p50", "p95", "p99")}
+        values = {
+            "backend": pipeline.backend,
+            "without_cameras": ", ".join(sorted(pipeline.worker.without)),
+            **pipeline.frame_counts(),
+            **pipeline.fault_counts(self._guard.errors),
+            **quantiles,
+        }
+        return self._status(level, "model", self._values["model"], text, values)
+
+    def _model_problem(self, pipeline: Pipeline, cameras: list[DiagnosticStatus], now_s: float) -> tuple[int, str]:
+        worker = pipeline.worker
+        if pipeline.inputs.clock_stands_still:
+            return ERROR, "use_sim_time is set but nobody publishes /clock"
+        if not worker.alive:
+            return ERROR, "the inference thread has ended: deactivate and activate the node"
+        if not pipeline.outputs.wanted():
+            return OK, "idle: nobody subscribes to an output"
+        if worker.failure:
+            return ERROR, f"frame not answered: {worker.failure}"
+        worst = max(status.level[0] for status in cameras)
+        if not worker.answered_s:
+            return (
+                (ERROR, "no frame answered yet: see the cameras") if worst == ERROR else (OK, "ok: waiting for images")
+            )
+        since_s = now_s - worker.answered_s[-1]
+        if worst != OK and since_s > self._values["stale_s"] + worker.last_ms / 1e3:
+            return ERROR, f"no frame answered for {since_s:.1f} s: see the cameras"
+        if worker.without:
+            return self._without(worker)
+        if worker.over_since_s is not None and now_s - worker.over_since_s > self._values["budget_s"]:
+            return WARN, (
+                f"over budget for {now_s - worker.over_since_s:.1f} s: {worker.last_ms:.0f} ms from last image to "
+                f"output, budget_ms {self._values['budget_ms']:.0f}"
+            )
+        return OK, "ok"
+
+    def _without(self, worker: InferenceWorker) -> tuple[int, str]:
+        names = ", ".join(sorted(worker.without))
+        if self._values["missing_camera"] == "mask":
+            return WARN, f"answers without camera {names}, which is masked"
+        return WARN, f"not current: answers without camera {names} are withheld from ~/grid"
+
+    def _outputs(self, outputs: Outputs, now_s: float) -> DiagnosticStatus:
+        broken = [f"{output.topic}: {output.error}" for output in outputs.all if output.error]
+        text = "ok" if outputs.wanted() else "idle: no subscribers"
+        return self._status(ERROR if broken else OK, "outputs", "", "; ".join(broken) or text, outputs.table(now_s))

@@ -1,0 +1,241 @@
+"""The thread that answers: decode, preprocess, network, outputs. It takes the newest set; an older one is dropped."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from occ_core.errors import InvalidInput, OccError
+from occ_core.inference.predictor import Predictor
+from occ_core.occupancy import Occupancy
+from occ_core.sync import SyncedSet
+from occ_ros.calibration import Calibration, KnownRig
+from occ_ros.cameras import ImageSlot
+from occ_ros.outputs import Outputs
+from occ_ros.runtime import one_line
+from occ_ros.timings import StageTimes
+
+CALIBRATION_WAIT_S = 2.0  # the first set waits this long for CameraInfo and TF, which come on other topics
+TRANSFORM_WAIT_S = 0.1  # later ones for the next sample of a moving link
+STOP_S = 10.0
+
+
+class InferenceWorker:
+    """Sets of images in, answers out, in a thread of its own between `start` and `stop`.
+
+    Attributes:
+        failure: why the last set was not answered; empty if it was.
+        without: cameras that the last answer had to do without.
+        over_since_s: since when each answer took longer than the budget (monotonic clock); None if the last did not.
+        last_ms: from last image to output, of the last answer.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        calibration: Calibration,
+        outputs: Outputs,
+        cameras: Sequence[str],
+        min_cameras: int,
+        values: Mapping[str, Any],
+        times: StageTimes,
+        logger: Any,
+    ) -> None:
+        self._predictor, self._calibration, self._outputs = predictor, calibration, outputs
+        self._cameras, self._min_cameras, self._values = tuple(cameras), min_cameras, values
+        self._times, self._logger = times, logger
+        self.failure, self.without = "", frozenset[str]()
+        self.last_ms, self.over_since_s = 0.0, None
+        self.answered_s: list[float] = []  # first and last
+        self._rig: KnownRig | None = None
+        self._prepared = ""  # fingerprint of the rig whose table is there
+        self._first_set_s: float | None = None
+        self._wake = threading.Condition()  # guards all below
+        self._thread: threading.Thread | None = None
+        self._waiting: SyncedSet | None = None
+        self._early: dict[str, ImageSlot] = {}
+        self._busy = self._closing = self._new_calibration = False
+        self._arrived = 0
+        self._ended: Counter[str] = Counter()
+
+    # --- from the receiving thread ------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._closing, self._first_set_s = False, None
+        self._thread = threading.Thread(target=self._work, name="inference", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> bool:
+        """End the thread after what it is doing; what waits is dropped. False if it does not end in time."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread is not None:
+            self._thread.join(timeout=STOP_S)
+        with self._wake:
+            self._ended["stopped"] += self._waiting is not None
+            self._waiting = None
+            self._early.clear()
+        return self._thread is None or not self._thread.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def offer(self, group: SyncedSet) -> None:
+        """Newest wins: a set that is still waiting is replaced."""
+        with self._wake:
+            self._arrived += 1
+            if self._closing:
+                self._ended["stopped"] += 1
+                return
+            self._ended["superseded"] += self._waiting is not None
+            self._waiting = group
+            self._wake.notify()
+
+    def image(self, slot: ImageSlot) -> None:
+        """An image of a set to come; it is decoded while nothing else is to be done."""
+        with self._wake:
+            self._early[slot.camera.name] = slot
+            self._wake.notify()
+
+    def calibration_changed(self) -> None:
+        """Look at it before the next set needs it."""
+        with self._wake:
+            self._new_calibration = True
+            self._wake.notify()
+
+    def counts(self) -> tuple[int, Counter[str]]:
+        """Sets whose end is known, counted as they arrived; and how they ended: answered, skipped, failed, superseded,
+        stopped; of failed ones also `failed: <reason>`."""
+        with self._wake:
+            return self._arrived - (self._waiting is not None) - self._busy, self._ended.copy()
+
+    # --- the thread ---------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._waiting or self._early or self._new_calibration or self._closing):
+                    self._wake.wait()
+                if self._closing:
+                    return
+                group, self._waiting = self._waiting, None
+                self._busy = group is not None
+                slot = self._early.pop(next(iter(self._early))) if self._early and not group else None
+                new_calibration, self._new_calibration = self._new_calibration, False
+            if new_calibration or slot is not None:
+                self._prepare_early(slot)
+            if group is not None:
+                ended = self._answer_or_fail(group)
+                with self._wake:
+                    self._busy = False
+                    self._ended.update(ended)
+
+    def _prepare_early(self, slot: ImageSlot | None) -> None:
+        """While nothing else waits: build the table of a new calibration, decode what came."""
+        try:
+            self._rig = self._calibration.rig({})
+            if slot is None:
+                if self._rig is not None and self._rig.complete:
+                    self._prepare_table(self._rig)
+            elif self._outputs.wanted():
+                self._input(slot)
+        except Exception as error:  # the set to come will meet it again and be counted
+            self._logger.error(f"{type(error).__name__}: {one_line(error)}", throttle_duration_sec=5.0)
+
+    def _answer_or_fail(self, group: SyncedSet) -> list[str]:
+        """How the set ended; nothing that goes wrong with it ends the thread."""
+        if not self._outputs.wanted():
+            self.failure = ""
+            return ["skipped"]
+        try:
+            self._answer(group)
+        except Exception as error:
+            expected = isinstance(error, OccError)
+            self.failure = one_line(error) if expected else f"{type(error).__name__}: {one_line(error)}"
+            self._logger.error(f"frame not answered: {self.failure}", throttle_duration_sec=5.0)
+            return ["failed", f"failed: {type(error).__name__}"]
+        self.failure = ""
+        return ["answered"]
+
+    def _answer(self, group: SyncedSet) -> None:
+        start_s = time.monotonic()
+        slots: list[ImageSlot] = list(group.items.values())
+        arrived_s = [slot.arrival_s for slot in slots]
+        self._times.add("sync wait", 1e3 * (max(arrived_s) - min(arrived_s)))
+        self._times.add("queue", 1e3 * (start_s - max(arrived_s)))
+        self._rig = known = self._rig_for(group)
+        inputs = {slot.camera.name: self._input(slot) for slot in slots}
+        usable = {name: array for name, array in inputs.items() if array is not None}
+        if known is None or len(usable) < self._min_cameras:
+            raise InvalidInput(
+                f"{len(usable)} of {len(self._cameras)} cameras are usable, at least {self._min_cameras} needed: "
+                "see the cameras' diagnostics"
+            )
+        self._prepare_table(known)
+        with self._times.measure("network"):
+            occupancy = self._predictor.predict_preprocessed(usable, known.rig)
+            require_sound(occupancy)
+        self.without = frozenset(self._cameras) - frozenset(usable)
+        with self._times.measure("messages"):
+            self._outputs.publish(occupancy, group.stamp_ns, current=self._is_current())
+        self._note_time(1e3 * (time.monotonic() - max(arrived_s)))
+
+    def _is_current(self) -> bool:
+        return not self.without or self._values["missing_camera"] == "mask"
+
+    def _note_time(self, total_ms: float) -> None:
+        now_s = time.monotonic()
+        self._times.add("last image to output", total_ms)
+        self.answered_s = [*self.answered_s[:1], now_s]
+        self.last_ms = total_ms
+        over = total_ms > self._values["budget_ms"]
+        self.over_since_s = (self.over_since_s or now_s) if over else None
+
+    def _rig_for(self, group: SyncedSet) -> KnownRig | None:
+        """The rig at this set; calibration that should come in a moment is waited for."""
+        now_s = time.monotonic()
+        self._first_set_s = self._first_set_s or now_s
+        starting_s = self._first_set_s + CALIBRATION_WAIT_S
+        while True:
+            known = self._calibration.rig(group.stamps_ns)
+            if self._closing or (known is not None and known.known >= set(group.items)):
+                return known
+            until_s = max(starting_s, now_s + TRANSFORM_WAIT_S) if self._calibration.awaited else starting_s
+            if time.monotonic() > until_s:
+                return known
+            time.sleep(0.005)
+
+    def _input(self, slot: ImageSlot) -> np.ndarray | None:
+        """The network's input from one image; None if it cannot be used, now or at all."""
+        camera, known = slot.camera.name, self._rig
+        if slot.waiting and known is not None and camera in known.known:
+            calibrated = known.rig[camera]
+            with self._times.measure("decode"):
+                image = slot.pixels(calibrated.size, self._predictor.useful_size(calibrated.size))
+            if image is not None:
+                with self._times.measure("preprocess"):
+                    slot.array = self._predictor.preprocess_one(image, calibrated)
+        return slot.array
+
+    def _prepare_table(self, known: KnownRig) -> None:
+        """A changed calibration rebuilds the predictor's table."""
+        if known.rig.fingerprint != self._prepared:
+            with self._times.measure("calibration change"):
+                self._predictor.prepare(known.rig)
+            self._prepared = known.rig.fingerprint
+            names = ", ".join(sorted(known.known))
+            self._logger.info(f"calibration {self._prepared}: {names}", throttle_duration_sec=5.0)
+
+
+def require_sound(occupancy: Occupancy) -> None:
+    """Raise InvalidInput where a backend gave numbers that are none; labels were checked by Occupancy."""
+    confidence = occupancy.confidence
+    if confidence is not None and not np.isfinite(confidence).all():
+        raise InvalidInput(f"the network's confidence is not finite in {int((~np.isfinite(confidence)).sum())} cells")

@@ -1,0 +1,158 @@
+"""The node's subscriptions. Callbacks only store what came, group it into sets and offer these to the worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from tf2_msgs.msg import TFMessage
+
+from occ_core.sync import FrameSynchroniser
+from occ_ros.calibration import Calibration
+from occ_ros.cameras import CameraInput, ImageSlot
+from occ_ros.inference_worker import InferenceWorker
+from occ_ros.messages import stamp_ns_of
+from occ_ros.runtime import Guard
+from occ_ros.transport_watch import TransportWatch
+
+
+class Inputs:
+    """Images, CameraInfos and transforms, received between `open` and `close`.
+
+    Args:
+        announced: CameraInfo and TF are listened to; False: the calibration is fixed.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        guard: Guard,
+        values: Mapping[str, Any],
+        cameras: tuple[CameraInput, ...],
+        sync: FrameSynchroniser,
+        calibration: Calibration,
+        worker: InferenceWorker,
+        announced: bool,
+    ) -> None:
+        self._node, self._guard, self._values = node, guard, values
+        self.cameras, self.sync, self._calibration, self._worker = cameras, sync, calibration, worker
+        self._announced = announced
+        self.transport = TransportWatch(sync.cameras, values["max_spread_s"], announced)
+        self._seen_changes = 0
+        self._simulated_time = False
+        self._images: dict[str, Any] = {}
+        self._others: list[Any] = []
+        self._timer: Any = None
+
+    # --- wiring -------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        node, guard = self._node, self._guard
+        self._simulated_time = bool(node.get_parameter("use_sim_time").value)
+        self._images = {camera.name: self._subscribe_image(camera) for camera in self.cameras}
+        if self._announced:
+            self._others = [*self._subscribe_infos(), *self._subscribe_transforms()]
+        steady = Clock(clock_type=ClockType.STEADY_TIME)  # a simulated clock may stand still
+        period_s = max(0.01, min(0.1, self._values["deadline_s"] / 5))
+        self._timer = node.create_timer(period_s, guard("deadline", self._poll), clock=steady)
+
+    def close(self) -> None:
+        """Stop listening; sets that are still open are offered or counted as incomplete."""
+        for subscription in [*self._images.values(), *self._others]:
+            self._node.destroy_subscription(subscription)
+        if self._timer is not None:
+            self._node.destroy_timer(self._timer)
+        self._images, self._others, self._timer = {}, [], None
+        for group in self.sync.flush():
+            self._worker.offer(group)
+        self.transport.finish()
+
+    def _subscribe_image(self, camera: CameraInput) -> Any:
+        reliable = self._values["image_reliability"] == "reliable"
+        reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
+        kind = CompressedImage if camera.compressed else Image
+        callback = self._guard("image", lambda message: self._on_image(camera, message))
+        qos = QoSProfile(depth=self._values["image_depth"], reliability=reliability)
+        return self._node.create_subscription(kind, camera.image_topic, callback, qos)
+
+    def _subscribe_infos(self) -> list[Any]:
+        many = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
+        return [
+            self._node.create_subscription(
+                CameraInfo,
+                camera.info_topic,
+                self._guard("CameraInfo", lambda message, name=camera.name: self._on_info(name, message)),
+                many,
+            )
+            for camera in self.cameras
+        ]
+
+    def _subscribe_transforms(self) -> list[Any]:
+        latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        on_tf = self._guard("TF", lambda message: self._on_transforms(message, False))
+        on_static = self._guard("TF", lambda message: self._on_transforms(message, True))
+        return [
+            self._node.create_subscription(TFMessage, "/tf", on_tf, QoSProfile(depth=100)),
+            self._node.create_subscription(TFMessage, "/tf_static", on_static, latched),
+        ]
+
+    def follow_type(self, camera: CameraInput, types: frozenset[str]) -> None:
+        """With transport auto, subscribe with the type that the publishers of a silent topic have."""
+        other = "Image" if camera.compressed else "CompressedImage"
+        if self._values["transport"] == "auto" and types == {other} and camera.name in self._images:
+            self._node.destroy_subscription(self._images[camera.name])
+            camera.compressed = not camera.compressed
+            self._images[camera.name] = self._subscribe_image(camera)
+
+    # --- what comes ---------------------------------------------------------------------------------------------
+
+    def now_ns(self) -> int:
+        """With a simulated clock waiting is measured in it, so that a bag played slowly gets longer deadlines."""
+        return self._node.get_clock().now().nanoseconds if self._simulated_time else time.monotonic_ns()
+
+    @property
+    def clock_stands_still(self) -> bool:
+        """A simulated clock is asked for that nobody publishes."""
+        return self._simulated_time and self._node.get_clock().now().nanoseconds == 0
+
+    def _on_image(self, camera: CameraInput, message: Image | CompressedImage) -> None:
+        now_s, now_ns, stamp_ns = time.monotonic(), self.now_ns(), stamp_ns_of(message.header.stamp)
+        camera.came(stamp_ns, self._node.get_clock().now().nanoseconds, now_s)
+        self.transport.image(camera.name, stamp_ns, now_ns)
+        slot = ImageSlot(camera, message, now_s)
+        ready = self.sync.add(camera.name, stamp_ns, slot, now_ns)
+        self._worker.image(slot)
+        for group in ready:
+            self._worker.offer(group)
+
+    def _on_info(self, camera: str, message: CameraInfo) -> None:
+        self.transport.info(camera, stamp_ns_of(message.header.stamp), self.now_ns())
+        rejected = self._calibration.rejected_infos
+        self._calibration.add_info(camera, message)
+        if self._calibration.rejected_infos > rejected:
+            why = self._calibration.info_error(camera)
+            self._node.get_logger().error(f"CameraInfo rejected: {why}", throttle_duration_sec=5.0)
+        self._tell_changes()
+
+    def _on_transforms(self, message: TFMessage, static: bool) -> None:
+        for why in self._calibration.add_transforms(message, static):
+            self._node.get_logger().error(f"transform refused: {why}", throttle_duration_sec=5.0)
+        if static:
+            self._calibration.changes += 1
+            self._tell_changes()
+
+    def _tell_changes(self) -> None:
+        if self._seen_changes != self._calibration.changes:
+            self._seen_changes = self._calibration.changes
+            self._worker.calibration_changed()
+
+    def _poll(self) -> None:
+        now_ns = self.now_ns()
+        for group in self.sync.poll(now_ns):
+            self._worker.offer(group)
+        self.transport.poll(now_ns)

@@ -1,0 +1,113 @@
+"""What the node publishes, and to how many."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nav_msgs.msg import OccupancyGrid
+from rclpy.node import Node
+from sensor_msgs.msg import PointCloud2
+from visualization_msgs.msg import MarkerArray
+
+from occ_core.clouds import voxel_points
+from occ_core.occupancy import Occupancy
+from occ_ros.markers import occupancy_cdr
+from occ_ros.messages import cloud_of, occupancy_grid_of
+from occ_ros.runtime import one_line
+
+RATE_OVER_S = 5.0
+
+
+class Output:
+    """One topic: its publisher, and how often it was used."""
+
+    def __init__(self, node: Node, kind: Any, topic: str, depth: int) -> None:
+        self._node, self.topic = node, topic
+        self._publisher = node.create_publisher(kind, topic, depth)
+        self._recent_s: deque[float] = deque(maxlen=256)
+        self.published = 0
+        self.error = ""  # why the last message could not be made
+
+    @property
+    def subscribers(self) -> int:
+        return self._publisher.get_subscription_count()
+
+    @property
+    def last_s(self) -> float:
+        """When the last message went out (monotonic clock); 0 before the first."""
+        return self._recent_s[-1] if self._recent_s else 0.0
+
+    def send(self, make: Callable[[], Any]) -> None:
+        """Make a message and publish it; what is wrong with one output must not stop the others."""
+        try:
+            self._publisher.publish(make())
+        except Exception as error:
+            self.error = one_line(error)
+            return
+        self.error = ""
+        self.published += 1
+        self._recent_s.append(time.monotonic())
+
+    def rate_hz(self, now_s: float) -> float:
+        recent = [sent_s for sent_s in list(self._recent_s) if now_s - sent_s <= RATE_OVER_S]
+        return len(recent) / RATE_OVER_S if len(recent) < 2 else (len(recent) - 1) / max(now_s - recent[0], 1e-3)
+
+    def destroy(self) -> None:
+        self._node.destroy_publisher(self._publisher)
+
+
+class Outputs:
+    """The answers' ways out. Only what somebody listens to is computed.
+
+    Args:
+        values: the node's parameters; those of outputs may change at any time.
+    """
+
+    def __init__(self, node: Node, values: Mapping[str, Any]) -> None:
+        self._values = values
+        self._cloud = Output(node, PointCloud2, "~/occupancy", 5)
+        self._markers = Output(node, MarkerArray, "~/markers", 1)
+        self._grid = Output(node, OccupancyGrid, "~/grid", 1)
+        self.withheld = 0  # answers that were not current
+
+    @property
+    def all(self) -> tuple[Output, ...]:
+        return self._cloud, self._markers, self._grid
+
+    def wanted(self) -> bool:
+        """Somebody listens."""
+        return any(output.subscribers for output in self.all)
+
+    def publish(self, occupancy: Occupancy, stamp_ns: int, current: bool = True) -> None:
+        """One answer. One that is not current does not go to ~/grid, which robots drive by."""
+        frame_id = self._values["base_frame"]
+        self.withheld += not current
+        if self._cloud.subscribers:
+            self._cloud.send(lambda: cloud_of(voxel_points(occupancy), stamp_ns, frame_id))
+        if self._grid.subscribers and current:
+            self._grid.send(lambda: self._seen_from_above(occupancy, stamp_ns))
+        due_s = self._markers.last_s + 1 / self._values["marker_rate_hz"]
+        if self._markers.subscribers and time.monotonic() >= due_s:
+            self._markers.send(lambda: occupancy_cdr(occupancy, stamp_ns, frame_id))
+
+    def _seen_from_above(self, occupancy: Occupancy, stamp_ns: int) -> OccupancyGrid:
+        ground_names, p = self._values["grid_ground_classes"], self._values
+        ground = [i for i, name in enumerate(occupancy.taxonomy.names) if name in ground_names]
+        band_m = p["grid_min_z_m"], p["grid_max_z_m"]
+        return occupancy_grid_of(occupancy, band_m, ground, stamp_ns, p["base_frame"])
+
+    def table(self, now_s: float) -> dict[str, Any]:
+        """Subscribers, rate and number of messages of each output."""
+        values: dict[str, Any] = {}
+        for output in self.all:
+            values[f"{output.topic} subscribers"] = output.subscribers
+            values[f"{output.topic} hz"] = round(output.rate_hz(now_s), 2)
+            values[f"{output.topic} published"] = output.published
+        return {**values, "not_current": self.withheld}
+
+    def destroy(self) -> None:
+        for output in self.all:
+            output.destroy()

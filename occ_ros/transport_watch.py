@@ -1,0 +1,99 @@
+"""What was lost on its way: which images, and which frames as a whole.
+
+CameraInfo is small and gets through where images are lost, and it carries the stamp of its image. Without CameraInfo
+the stamps themselves tell, by their gaps.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, deque
+from collections.abc import Sequence
+
+from occ_core.sync import FrameSynchroniser, SyncedSet
+
+WAIT_NS = 1_000_000_000  # an image that comes later than this after its CameraInfo counts as lost
+RECENT_NS = 5_000_000_000  # losses are worth a word for so long
+REMEMBERED = 256  # stamps a camera
+GAPS = 1.75, 20.0  # periods from one stamp to the next that mean that some are missing; more are an outage
+
+
+class TransportWatch:
+    """Compares stamps of CameraInfos with those of images.
+
+    Args:
+        cameras: names.
+        max_spread_s: as the synchroniser's.
+        announced: CameraInfos are expected; False: gaps between the stamps of the images are counted.
+
+    Attributes:
+        lost_frames: frames of which no image came.
+        lost_images: images that did not come, by camera.
+    """
+
+    def __init__(self, cameras: Sequence[str], max_spread_s: float, announced: bool = True) -> None:
+        self._frames = FrameSynchroniser(cameras, WAIT_NS / 1e9, max_spread_s)
+        self._by_gaps = not announced
+        self._tolerance_ns = round(max_spread_s * 1e9)
+        self._stamps_ns: dict[str, deque[int]] = {name: deque(maxlen=REMEMBERED) for name in cameras}
+        self._exact: set[str] = set()  # cameras whose CameraInfos are known to carry the stamps of their images
+        self._due: deque[tuple[int, SyncedSet]] = deque()
+        self._losses_ns: dict[str, deque[int]] = {name: deque(maxlen=REMEMBERED) for name in cameras}
+        self.lost_frames = 0
+        self.lost_images: Counter[str] = Counter()
+
+    def image(self, camera: str, stamp_ns: int, now_ns: int) -> None:
+        """An image came."""
+        stamps = self._stamps_ns[camera]
+        if self._by_gaps and len(stamps) >= 8:
+            steps = [b - a for a, b in zip(stamps, list(stamps)[1:], strict=False)]
+            period = statistics.median(steps[-32:])
+            if GAPS[0] * period < stamp_ns - stamps[-1] < GAPS[1] * period:
+                self._lose(camera, round((stamp_ns - stamps[-1]) / period) - 1, now_ns)
+        stamps.append(stamp_ns)
+
+    def info(self, camera: str, stamp_ns: int, now_ns: int) -> None:
+        """A CameraInfo came; stamp zero is calibration that belongs to no image."""
+        if stamp_ns:
+            self._hold(self._frames.add(camera, stamp_ns, None, now_ns), now_ns)
+
+    def poll(self, now_ns: int) -> None:
+        """Judge the frames whose images had their time."""
+        self._hold(self._frames.poll(now_ns), now_ns)
+        if self._due and self._due[0][0] > now_ns + 2 * WAIT_NS:  # the clock was set back
+            self._due = deque((now_ns + WAIT_NS, frame) for _, frame in self._due)
+        while self._due and self._due[0][0] <= now_ns:
+            self._judge(self._due.popleft()[1], now_ns)
+
+    def finish(self) -> None:
+        """Judge what is left; nothing more will come."""
+        for frame in [*(group for _, group in self._due), *self._frames.flush()]:
+            self._judge(frame, 0)
+        self._due.clear()
+
+    def recently_lost(self, camera: str, now_ns: int) -> int:
+        """Images of a camera lost in the last RECENT_NS."""
+        return sum(0 <= now_ns - lost_ns <= RECENT_NS for lost_ns in self._losses_ns[camera])
+
+    def _hold(self, frames: list[SyncedSet], now_ns: int) -> None:
+        self._due.extend((now_ns + WAIT_NS, frame) for frame in frames)
+
+    def _judge(self, frame: SyncedSet, now_ns: int) -> None:
+        came = {camera: self._came(camera, stamp_ns) for camera, stamp_ns in frame.stamps_ns.items()}
+        self.lost_frames += not any(came.values())
+        for camera, there in came.items():
+            seen = self._stamps_ns[camera]
+            if not there and seen and frame.stamps_ns[camera] > seen[0]:  # before its first image it was not connected
+                self._lose(camera, 1, now_ns)
+
+    def _came(self, camera: str, stamp_ns: int) -> bool:
+        stamps = self._stamps_ns[camera]
+        if stamp_ns in stamps:
+            self._exact.add(camera)
+            return True
+        # Some drivers stamp image and CameraInfo apart; their nearest image then has to do.
+        return camera not in self._exact and any(abs(other - stamp_ns) <= self._tolerance_ns for other in stamps)
+
+    def _lose(self, camera: str, count: int, now_ns: int) -> None:
+        self.lost_images[camera] += count
+        self._losses_ns[camera].extend([now_ns] * min(count, REMEMBERED))

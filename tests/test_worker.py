@@ -1,0 +1,235 @@
+"""The inference thread with a real network: faults inside, cameras that are missing, exact accounting."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2 (pip install -e '.[ros]')")
+pytest.importorskip("tf2_msgs.msg", reason="needs tf2_msgs (python tools/build_tf2_msgs.py)")
+pytest.importorskip("torch")
+pytest.importorskip("rosbags")
+
+import ros_fixtures as fx
+from rclpy.logging import get_logger
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import CameraInfo, CompressedImage
+from tf2_msgs.msg import TFMessage
+
+from occ_core.bags import messages as msg
+from occ_core.inference.predictor import Predictor
+from occ_core.sources.images import decode_compressed
+from occ_core.sync import SyncedSet
+from occ_ros.calibration import Calibration
+from occ_ros.cameras import CameraInput, ImageSlot
+from occ_ros.inference_worker import InferenceWorker
+from occ_ros.pipeline import ring
+from occ_ros.timings import StageTimes
+
+CAMERAS = fx.RIG.names
+
+
+class Faulty:
+    """A session that does for one call what it is told to."""
+
+    def __init__(self, session):
+        self.session, self.config, self.cameras = session, session.config, len(CAMERAS)
+        self.next = None
+        self.calls = 0
+
+    def run(self, images, rig, missing):
+        self.calls += 1
+        fault, self.next = self.next, None
+        if isinstance(fault, BaseException):
+            raise fault
+        if isinstance(fault, threading.Event):
+            assert fault.wait(30.0)
+        labels, confidence, observed = self.session.run(images, rig, missing)
+        if fault == "nan":
+            confidence = np.full(confidence.shape, np.nan, dtype=np.float32)
+        if fault == "labels":
+            labels = np.full(labels.shape, 99, dtype=np.uint8)
+        return labels, confidence, observed
+
+
+class Recorder:
+    """Stands where the outputs are."""
+
+    def __init__(self):
+        self.answers = []
+        self.listeners = 1
+
+    def wanted(self):
+        return self.listeners > 0
+
+    def publish(self, occupancy, stamp_ns, current=True):
+        self.answers.append((occupancy, stamp_ns, current))
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory):
+    loaded = Predictor.load(fx.tiny_model(tmp_path_factory.mktemp("model")), "torch", 1)
+    loaded.session = Faulty(loaded.session)
+    return loaded
+
+
+class Setup:
+    def __init__(self, predictor, known=CAMERAS, **values):
+        self.predictor, self.outputs = predictor, Recorder()
+        self.calibration = Calibration({name: (f"/{name}/camera_info", False) for name in CAMERAS}, "base_link")
+        transforms = deserialize_message(bytes(msg.serialize(fx.static_transforms())), TFMessage)
+        assert self.calibration.add_transforms(transforms, static=True) == []
+        for name in known:
+            self.know(name)
+        self.values = {"missing_camera": "mask", "budget_ms": 1e6, **values}
+        self.worker = InferenceWorker(
+            predictor, self.calibration, self.outputs, CAMERAS, 3, self.values, StageTimes(), get_logger("test")
+        )
+        self.worker.start()
+        self.index = 0
+
+    def know(self, name):
+        info = msg.camera_info(fx.START, fx.camera_frame(name), fx.RIG[name])
+        self.calibration.add_info(name, deserialize_message(bytes(msg.serialize(info)), CameraInfo))
+
+    def set_of(self, cameras=CAMERAS):
+        stamps = {name: stamp for name, stamp in fx.stamps(self.index).items() if name in cameras}
+        items = {}
+        for name, pixels in fx.images(self.index).items():
+            if name in cameras:
+                camera = CameraInput(name, f"/{name}", "", True)
+                items[name] = ImageSlot(camera, CompressedImage(data=fx.jpeg(pixels)), time.monotonic())
+        self.index += 1
+        return SyncedSet(max(stamps.values()), items, stamps, len(items) == len(CAMERAS), 0, 0)
+
+    def send(self, cameras=CAMERAS):
+        """Offer a set and wait for its end."""
+        before, _ = self.worker.counts()
+        self.worker.offer(self.set_of(cameras))
+        fx.wait_for(lambda: self.worker.counts()[0] == before + 1, 30.0, "end of the set")
+
+    def expected(self, index, cameras=CAMERAS):
+        decoded = {name: decode_compressed(fx.jpeg(image)) for name, image in fx.images(index).items()}
+        return self.predictor.predict({name: decoded[name] for name in cameras}, fx.rig_over_tf())
+
+
+@pytest.fixture
+def make(predictor):
+    made = []
+
+    def setup(**values):
+        made.append(Setup(predictor, **values))
+        return made[-1]
+
+    yield setup
+    for one in made:
+        assert one.worker.stop()
+        accounted(one.worker)
+
+
+def accounted(worker):
+    finished, ended = worker.counts()
+    assert finished == sum(ended[how] for how in ("answered", "skipped", "failed", "superseded", "stopped"))
+    assert ended["failed"] == sum(count for how, count in ended.items() if how.startswith("failed: "))
+
+
+@pytest.mark.parametrize(
+    "fault, reason, words",
+    [
+        (RuntimeError("CUDA error\nand more"), "RuntimeError", "RuntimeError: CUDA error"),
+        (MemoryError(), "MemoryError", "MemoryError"),
+        ("nan", "InvalidInput", "confidence is not finite in 640000 cells"),
+        ("labels", "InvalidInput", "label 99 is not in taxonomy"),
+    ],
+)
+def test_a_fault_costs_one_frame_and_is_named(make, fault, reason, words):
+    setup = make()
+    setup.send()
+    setup.predictor.session.next = fault
+    setup.send()
+    _, ended = setup.worker.counts()
+    assert (ended["answered"], ended["failed"], ended[f"failed: {reason}"]) == (1, 1, 1)
+    assert words in setup.worker.failure
+    assert "\n" not in setup.worker.failure
+    setup.send()
+    assert setup.worker.failure == ""
+    assert [stamp for _, stamp, _ in setup.outputs.answers] == [max(fx.stamps(i).values()) for i in (0, 2)]
+    accounted(setup.worker)
+
+
+def test_a_camera_without_calibration_is_masked_not_guessed(make):
+    """The network was trained on four cameras; the fourth has no CameraInfo yet."""
+    setup = make(known=CAMERAS[:3])
+    setup.send()
+    occupancy, _, current = setup.outputs.answers[0]
+    np.testing.assert_array_equal(occupancy.labels, setup.expected(0, CAMERAS[:3]).labels)
+    assert current
+    assert setup.worker.without == {CAMERAS[3]}
+    setup.know(CAMERAS[3])
+    setup.send()
+    np.testing.assert_array_equal(setup.outputs.answers[1][0].labels, setup.expected(1).labels)
+    assert not setup.worker.without
+
+
+def test_not_current_marks_answers_without_a_camera(make):
+    setup = make(missing_camera="not_current")
+    setup.send()
+    setup.send(CAMERAS[1:])
+    setup.send()
+    assert [current for _, _, current in setup.outputs.answers] == [True, False, True]
+
+
+def test_too_few_cameras_are_a_failure_that_is_named(make):
+    setup = make(known=CAMERAS[:2])
+    setup.send()
+    assert setup.worker.failure.startswith("2 of 4 cameras are usable, at least 3 needed")
+    assert not setup.outputs.answers
+
+
+def test_the_newest_set_wins_and_what_waits_at_the_end_is_counted(make):
+    setup = make()
+    setup.send()
+    setup.predictor.session.next = go_on = threading.Event()
+    calls = setup.predictor.session.calls
+    setup.worker.offer(setup.set_of())
+    fx.wait_for(lambda: setup.predictor.session.calls > calls, 30.0, "the network")
+    for _ in range(3):
+        setup.worker.offer(setup.set_of())
+    assert setup.worker.counts()[0] == 3  # one answered, two superseded; one is being answered, one waits
+    accounted(setup.worker)
+    threading.Timer(0.2, go_on.set).start()
+    assert setup.worker.stop()
+    _, ended = setup.worker.counts()
+    assert (ended["answered"], ended["superseded"], ended["stopped"]) == (2, 2, 1)
+    setup.worker.start()
+    setup.send()
+    assert len(setup.outputs.answers) == 3
+
+
+def test_over_budget_is_noticed_and_forgotten(make):
+    setup = make(budget_ms=0.001)
+    setup.send()
+    since_s = setup.worker.over_since_s
+    setup.send()
+    assert since_s is not None
+    assert setup.worker.over_since_s == since_s
+    setup.values["budget_ms"] = 1e6
+    setup.send()
+    assert setup.worker.over_since_s is None
+
+
+def test_nobody_listens_nothing_is_computed(make):
+    setup = make()
+    setup.outputs.listeners = 0
+    calls = setup.predictor.session.calls
+    setup.send()
+    assert setup.predictor.session.calls == calls
+    assert setup.worker.counts()[1]["skipped"] == 1
+
+
+def test_warm_up_rig_looks_all_around():
+    forward = np.array([camera.ego_from_cam[:3, 2] for camera in ring(("a", "b", "c", "d"))])
+    np.testing.assert_allclose(forward, [[1, 0, 0], [0, 1, 0], [-1, 0, 0], [0, -1, 0]], atol=1e-12)
