@@ -62,7 +62,11 @@ class Diagnostics:
         now_s = time.monotonic()
         lags = lags_s(pipeline.inputs.cameras, now_s, self._values["stale_s"])
         cameras = [self._camera(pipeline, c, now_s, lags.get(c.name, 0.0)) for c in pipeline.inputs.cameras]
-        return [*cameras, self._model(pipeline, cameras, now_s), self._outputs(pipeline.outputs, now_s)]
+        statuses = [*cameras, self._model(pipeline, cameras, now_s), self._outputs(pipeline.outputs, now_s)]
+        if pipeline.outputs.fused is not None:
+            level, text, values = pipeline.outputs.fused.status()
+            statuses.append(self._status(level, "map", "", text, values))
+        return statuses
 
     def _status(self, level: int, what: str, hardware: str, text: str, values: Mapping[str, Any]) -> DiagnosticStatus:
         return status_of(level, f"{self._node.get_name()}: {what}", hardware, text, values)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
-from nav_msgs.msg import OccupancyGrid
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
@@ -19,7 +18,6 @@ from occ_core.clouds import fields_of
 from occ_core.errors import InvalidInput
 from occ_core.geometry import pose
 from occ_core.grid import VoxelGrid
-from occ_core.occupancy import Occupancy
 from occ_core.sources.bag import camera_from_info
 from occ_core.sources.clouds import points_of as any_points_of
 from occ_core.sources.images import compressed_info, decode_compressed, decode_image, require_image_fields
@@ -142,44 +140,6 @@ def points_of(message: PointCloud2, layout: np.dtype) -> np.ndarray:
             raise InvalidInput(f"point cloud needs field '{name}' of type {layout[name]}, it has {there.dtype.fields}")
         points[name] = there[name]
     return points
-
-
-def occupancy_grid_of(
-    occupancy: Occupancy, band_m: tuple[float, float], ground_ids: Iterable[int], stamp_ns: int, frame_id: str
-) -> OccupancyGrid:
-    """Seen from above: the cells whose centre is in the height band, ground classes left out.
-
-    0 = free, 1..100 = occupied (confidence in percent; 100 where there is none), -1 = nobody looked.
-
-    Raises:
-        InvalidInput: no cell of the grid lies in the band.
-    """
-    grid = occupancy.grid
-    z_m = grid.origin_m[2] + (np.arange(grid.shape[2]) + 0.5) * grid.voxel_size_m
-    levels = np.flatnonzero((z_m >= band_m[0]) & (z_m <= band_m[1]))
-    if not len(levels):
-        raise InvalidInput(f"grid band {band_m} m holds no voxel centre of {z_m[0]:.2f}..{z_m[-1]:.2f} m")
-    band = slice(levels[0], levels[-1] + 1)
-    labels, observed = occupancy.labels[..., band], occupancy.observed[..., band]
-    solid = np.ones(256, dtype=bool)
-    solid[[occupancy.taxonomy.free_id, *ground_ids]] = False
-    occupied = solid[labels] & observed
-    if occupancy.confidence is None:
-        cost = np.where(occupied.any(axis=2), 100, 0)
-    else:
-        percent = np.where(occupied, np.clip(np.round(100 * occupancy.confidence[..., band]), 1, 100), 0)
-        cost = percent.max(axis=2)
-    cells = np.where(observed.any(axis=2), cost, -1).astype(np.int8)
-    message = OccupancyGrid(header=header_of(stamp_ns, frame_id))
-    message.info.map_load_time = message.header.stamp
-    message.info.resolution = grid.voxel_size_m
-    message.info.width, message.info.height = grid.shape[0], grid.shape[1]
-    message.info.origin.position.x, message.info.origin.position.y = grid.origin_m[:2]
-    message.info.origin.orientation.w = 1.0
-    data = array("b")
-    data.frombytes(np.ascontiguousarray(cells.T).data)  # row-major: x runs first
-    message.data = data
-    return message
 
 
 def surface(occupied: np.ndarray) -> np.ndarray:

@@ -13,9 +13,13 @@ from sensor_msgs.msg import PointCloud2
 from visualization_msgs.msg import MarkerArray
 
 from occ_core.clouds import voxel_points
+from occ_core.mapping.costs import class_costs
 from occ_core.occupancy import Occupancy
+from occ_core.transforms import TransformTree
+from occ_ros.map_server import MapServer
 from occ_ros.markers import occupancy_cdr
-from occ_ros.messages import cloud_of, occupancy_grid_of
+from occ_ros.messages import cloud_of
+from occ_ros.nav_grid import moment_grid
 from occ_ros.runtime import one_line
 
 RATE_OVER_S = 5.0
@@ -64,10 +68,12 @@ class Outputs:
 
     Args:
         values: the node's parameters; those of outputs may change at any time.
+        tree: with `grid_frame` above `base_frame`.
+        fused: the map that answers go into; None: there is none.
     """
 
-    def __init__(self, node: Node, values: Mapping[str, Any]) -> None:
-        self._values = values
+    def __init__(self, node: Node, values: Mapping[str, Any], tree: TransformTree, fused: MapServer | None) -> None:
+        self._values, self._tree, self.fused = values, tree, fused
         self._cloud = Output(node, PointCloud2, "~/occupancy", 5)
         self._markers = Output(node, MarkerArray, "~/markers", 1)
         self._grid = Output(node, OccupancyGrid, "~/grid", 1)
@@ -78,11 +84,11 @@ class Outputs:
         return self._cloud, self._markers, self._grid
 
     def wanted(self) -> bool:
-        """Somebody listens."""
-        return any(output.subscribers for output in self.all)
+        """Somebody listens, or a map is to be kept."""
+        return self.fused is not None or any(output.subscribers for output in self.all)
 
     def publish(self, occupancy: Occupancy, stamp_ns: int, current: bool = True) -> None:
-        """One answer. One that is not current does not go to ~/grid, which robots drive by."""
+        """One answer. One that is not current goes neither to ~/grid, which robots drive by, nor into the map."""
         frame_id = self._values["base_frame"]
         self.withheld += not current
         if self._cloud.subscribers:
@@ -92,12 +98,13 @@ class Outputs:
         due_s = self._markers.last_s + 1 / self._values["marker_rate_hz"]
         if self._markers.subscribers and time.monotonic() >= due_s:
             self._markers.send(lambda: occupancy_cdr(occupancy, stamp_ns, frame_id))
+        if self.fused is not None and current:
+            self.fused.add(occupancy, stamp_ns)
 
     def _seen_from_above(self, occupancy: Occupancy, stamp_ns: int) -> OccupancyGrid:
-        ground_names, p = self._values["grid_ground_classes"], self._values
-        ground = [i for i, name in enumerate(occupancy.taxonomy.names) if name in ground_names]
-        band_m = p["grid_min_z_m"], p["grid_max_z_m"]
-        return occupancy_grid_of(occupancy, band_m, ground, stamp_ns, p["base_frame"])
+        p = self._values
+        band_m, costs = (p["grid_min_z_m"], p["grid_max_z_m"]), class_costs(occupancy.taxonomy, p["grid_class_costs"])
+        return moment_grid(occupancy, stamp_ns, p["base_frame"], p["grid_frame"], self._tree, band_m, costs)
 
     def table(self, now_s: float) -> dict[str, Any]:
         """Subscribers, rate and number of messages of each output."""
@@ -111,3 +118,5 @@ class Outputs:
     def destroy(self) -> None:
         for output in self.all:
             output.destroy()
+        if self.fused is not None:
+            self.fused.close()

@@ -7,6 +7,10 @@ from typing import Any
 
 from occ_core.errors import InvalidInput
 from occ_core.inference.predictor import BACKENDS
+from occ_core.mapping.costs import class_costs
+from occ_core.taxonomy import OCC3D
+from occ_ros.map_server import MAP_PARAMETERS
+from occ_ros.nav_grid import GRID_PARAMETERS
 from occ_ros.runtime import Parameter, check_values
 
 SURROUND = ["cam_front", "cam_front_right", "cam_back_right", "cam_back", "cam_back_left", "cam_front_left"]
@@ -59,11 +63,8 @@ OCCUPANCY_PARAMETERS = (
     Parameter("marker_rate_hz", 2.0, "Most marker messages a second.", 0.01, 100.0, dynamic=True),
     Parameter("grid_min_z_m", 0.3, "Lower end of the height band of ~/grid.", -100.0, 100.0, dynamic=True),
     Parameter("grid_max_z_m", 2.0, "Upper end of the height band of ~/grid.", -100.0, 100.0, dynamic=True),
-    Parameter(
-        "grid_ground_classes",
-        ["driveable_surface", "other_flat", "sidewalk", "terrain", "road", "parking", "other_ground"],
-        "Classes that are no obstacle in ~/grid.", dynamic=True,
-    ),
+    *GRID_PARAMETERS,
+    *MAP_PARAMETERS,
     Parameter("timings_file", "", "Where to write counts and stage times (JSON) at the end; empty: nowhere."),
 )  # fmt: skip
 DYNAMIC = frozenset(parameter.name for parameter in OCCUPANCY_PARAMETERS if parameter.dynamic)
@@ -79,6 +80,7 @@ def check_occupancy(values: Mapping[str, Any], changed: Collection[str]) -> None
     low_m, high_m = values["grid_min_z_m"], values["grid_max_z_m"]
     if low_m >= high_m:
         raise InvalidInput(f"parameter 'grid_min_z_m' ({low_m}) must be below 'grid_max_z_m' ({high_m})")
+    class_costs(OCC3D, values["grid_class_costs"])  # names of other taxonomies pass, too
 
 
 PLAYER_PARAMETERS = (

@@ -22,6 +22,7 @@ from occ_ros.calibration import Calibration
 from occ_ros.cameras import CameraInput, camera_input, image_topics, offsets_ns
 from occ_ros.inference_worker import InferenceWorker
 from occ_ros.inputs import Inputs
+from occ_ros.map_server import MapServer
 from occ_ros.outputs import Outputs
 from occ_ros.runtime import Guard
 from occ_ros.timings import StageTimes, write_json
@@ -56,7 +57,10 @@ class Pipeline:
         with self.times.measure("warm up"):
             known = self.calibration.rig({})
             predictor.prepare(known.rig if known else ring(names))
-        self.outputs = Outputs(node, p)
+        tree, fused = self.calibration.tree, None
+        if p["fusion"]:
+            fused = MapServer(node, predictor.grid, predictor.taxonomy, tree, p["base_frame"], p)
+        self.outputs = Outputs(node, p, tree, fused)
         self.worker = InferenceWorker(
             predictor, self.calibration, self.outputs, names, sync.min_cameras, p, self.times, node.get_logger()
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import cv2
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ from visualization_msgs.msg import Marker, MarkerArray
 
 from occ_core.clouds import TRUTH_POINT, VOXEL_POINT, occupancy_of, truth_points, voxel_points
 from occ_core.errors import CorruptInput, InvalidInput
-from occ_core.grid import OCC3D_GRID, VoxelGrid
+from occ_core.grid import VoxelGrid
 from occ_core.occupancy import Occupancy
 from occ_core.taxonomy import OCC3D
 from occ_core.transforms import TransformTree
@@ -116,44 +114,6 @@ def test_markers_at_every_alignment(frame, count):
     assert cubes.scale.z == 0.4
     assert [[p.x, p.y, p.z] for p in cubes.points] == centers.tolist()
     assert [[c.r, c.g, c.b, c.a] for c in cubes.colors] == rgba.tolist()
-
-
-def test_twelve_thousand_cubes_are_fast():
-    rng = np.random.default_rng(0)
-    labels = np.where(rng.random(OCC3D_GRID.shape) < 0.02, 15, 17).astype(np.uint8)
-    occupancy = Occupancy(OCC3D_GRID, OCC3D, labels, np.ones(OCC3D_GRID.shape, dtype=bool))
-    best = min(_timed(lambda: occupancy_cdr(occupancy, STAMP, "base_link")) for _ in range(3))
-    assert int(occupancy.occupied.sum()) > 12_000
-    assert best < 0.05
-
-
-def _timed(call):
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def test_occupancy_grid_against_plain_loops():
-    occupancy = random_occupancy()
-    message = through_the_wire(messages.occupancy_grid_of(occupancy, (-0.3, 0.8), [11], STAMP, "base_link"))
-    assert (message.info.width, message.info.height) == (8, 6)
-    assert message.info.resolution == pytest.approx(0.5)
-    assert (message.info.origin.position.x, message.info.origin.position.y) == (-2.0, -1.0)
-    levels = [k for k in range(4) if -0.3 <= -1.0 + (k + 0.5) * 0.5 <= 0.8]
-    assert levels == [1, 2, 3]
-    for x in range(8):
-        for y in range(6):
-            seen = [k for k in levels if occupancy.observed[x, y, k]]
-            solid = [k for k in seen if occupancy.labels[x, y, k] not in (17, 11)]
-            expected = -1 if not seen else 0
-            if solid:
-                expected = max(max(1, round(100 * float(occupancy.confidence[x, y, k]))) for k in solid)
-            assert message.data[y * 8 + x] == expected
-
-
-def test_occupancy_grid_without_a_level_in_the_band_is_refused():
-    with pytest.raises(InvalidInput, match="holds no voxel centre of -0.75..0.75"):
-        messages.occupancy_grid_of(random_occupancy(), (5.0, 6.0), [], STAMP, "a")
 
 
 def info(**changes):
