@@ -9,8 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from nav_msgs.msg import OccupancyGrid
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.task import Future
 from sensor_msgs.msg import PointCloud2
 from visualization_msgs.msg import MarkerArray
 
@@ -195,9 +196,15 @@ class MapServer:
 
     def _answer(self, work: Callable[[], str]) -> Callable[[Any, Any], Any]:
         async def answer(_: Any, response: Any) -> Any:
-            done = self._pool.submit(_attempt, work)
-            await _Turns(done)
-            response.success, response.message = (False, "the map is closed") if done.cancelled() else done.result()
+            executor = self._node.executor
+            done = Future(executor=executor)
+
+            def tell(job: Any) -> None:
+                done.set_result((False, "the map is closed") if job.cancelled() else job.result())
+                executor.wake()  # it looks at what awaits only when something happens
+
+            self._pool.submit(_attempt, work).add_done_callback(tell)
+            response.success, response.message = await done
             if response.success:
                 self._node.get_logger().info(response.message)
             else:
@@ -243,19 +250,6 @@ def _attempt(work: Callable[[], str]) -> tuple[bool, str]:
         return False, str(error)
     except Exception as error:
         return False, f"{type(error).__name__}: {error}"
-
-
-class _Turns:
-    """Waits for a thread's result from a coroutine of rclpy, which resumes it at every turn of its executor; a short
-    sleep a turn keeps that from running hot, while other callbacks get their turns in between."""
-
-    def __init__(self, future: Future[tuple[bool, str]]) -> None:
-        self._future = future
-
-    def __await__(self) -> Generator[None, None, None]:
-        while not self._future.done():
-            time.sleep(0.002)
-            yield
 
 
 def _settings(values: Mapping[str, Any]) -> MapSettings:
