@@ -175,7 +175,7 @@ def test_03_images_lost_on_their_way_name_the_profile(robot):
 
 def test_04_a_grid_band_without_a_cell_stops_only_the_grid(robot):
     robot.set("grid_max_z_m", 0.31)  # from 0.3: between two layers of cells
-    robot.send_until(robot.says("outputs", "~/grid: grid band (0.3, 0.31) m holds no voxel centre"))
+    robot.send_until(robot.says("outputs", "~/grid: grid band 0.30..0.31 m holds no voxel centre"))
     robot.clouds.clear()
     robot.send_until(lambda: robot.clouds)
     assert robot.status["outputs"][0] == 2
