@@ -253,13 +253,14 @@ def _onnx_metadata(folder: Path) -> Target:
     import onnx
     import ros_fixtures as fx
 
+    from occ_core.inference.backends.exported import METADATA_KEY
     from occ_core.inference.export import export_onnx
     from occ_core.inference.predictor import Predictor
 
     folder.mkdir(parents=True)
     path = export_onnx(fx.tiny_model(folder), folder / "tiny.onnx")
     graph = onnx.load(str(path))
-    (entry,) = graph.metadata_props
+    (entry,) = (entry for entry in graph.metadata_props if entry.key == METADATA_KEY)
 
     def read(damaged: bytes) -> Any:
         entry.value = damaged.decode("utf-8", "replace")
