@@ -96,7 +96,7 @@ def load_occ3d(path: Path, grid: VoxelGrid = OCC3D_GRID, taxonomy: Taxonomy = OC
     """
     arrays = read_npz(path, grid)
     if "semantics" not in arrays:
-        raise CorruptInput(f"{path}: no array 'semantics', only {sorted(arrays)}")
+        raise CorruptInput(f"{path}: no array 'semantics', only {shown(', '.join(sorted(arrays)), 300)}")
     for key, array in arrays.items():
         if key in ("semantics", "mask_camera", "mask_lidar") and array.shape != grid.shape:
             raise CorruptInput(f"{path}: '{key}' has shape {array.shape}, the grid has {grid.shape}")
@@ -132,7 +132,8 @@ def read_npz(path: Path, grid: VoxelGrid) -> dict[str, np.ndarray]:
     except CorruptInput:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise a dozen types on damaged files
-        raise CorruptInput(f"{path}: not a readable npz file ({type(error).__name__}: {error})") from error
+        why = f"{type(error).__name__}: {shown(str(error), 300)}"
+        raise CorruptInput(f"{path}: not a readable npz file ({why})") from error
 
 
 def _require_bounded(archive: zipfile.ZipFile, path: Path, limit: int) -> None:

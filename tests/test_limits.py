@@ -21,7 +21,7 @@ from occ_core.grid import VoxelGrid
 from occ_core.labels.store import LabelStore
 from occ_core.limits import MAX_UNPACKED_BYTES, shown
 from occ_core.models.build import parse_config
-from occ_core.occupancy import read_npz
+from occ_core.occupancy import load_occ3d, read_npz
 from occ_core.sources.bag import camera_from_info
 from occ_core.sources.images import decode_compressed, decode_image
 from occ_core.training.checkpoint import trained_cameras
@@ -282,6 +282,13 @@ def test_names_in_an_npz_are_keys_and_no_paths(tmp_path):
     path = npz(tmp_path / "a/b/labels.npz", {"../../escaped.npy": npy((2,), b"ab")})
     assert list(read_npz(path, GRID)) == ["../../escaped"]
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["labels.npz"]
+
+
+def test_long_names_in_an_npz_do_not_flood_the_log(tmp_path):
+    path = npz(tmp_path / "labels.npz", {f"{'x' * 5000}{i}.npy": npy((1,), b"x") for i in range(9)})
+    with pytest.raises(CorruptInput, match="no array 'semantics', only x+") as caught:
+        load_occ3d(path, GRID)
+    assert len(str(caught.value)) < 600
 
 
 # --- bags -------------------------------------------------------------------------------------------------------------

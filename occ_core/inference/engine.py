@@ -57,7 +57,7 @@ def build_engine(onnx_file: Path, folder: Path | None = None) -> Path:
     onnx_file = Path(onnx_file)
     content, entries = read_exported(onnx_file)
     machine, trt = this_machine()
-    made = json.loads(entries.get(EXPORT_KEY, '{"precision": "fp32"}'))
+    made = how_made(entries)
     sha256 = hashlib.sha256(content).hexdigest()
     out = engine_path(sha256, machine, made["precision"], folder)
     if out.is_file() and out.with_suffix(".json").is_file():
@@ -103,6 +103,11 @@ def read_exported(onnx_file: Path) -> tuple[bytes, dict[str, str]]:
     except Exception as error:  # protobuf's own types
         raise CorruptInput(f"{onnx_file}: not a readable ONNX model ({' '.join(str(error).split())[:200]})") from error
     return content, {entry.key: entry.value for entry in graph.metadata_props}
+
+
+def how_made(entries: dict[str, str]) -> dict[str, Any]:
+    """Precision, and calibration if there was one, from an exported model's metadata."""
+    return json.loads(entries.get(EXPORT_KEY, '{"precision": "fp32"}'))
 
 
 def read_sidecar(engine_file: Path) -> dict[str, Any]:

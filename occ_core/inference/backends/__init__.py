@@ -1,1 +1,1 @@
-"""What executes the network: torch or onnxruntime, each imported only where it is used."""
+"""What executes the network: torch, onnxruntime, OpenVINO or TensorRT, each imported only where it is used."""

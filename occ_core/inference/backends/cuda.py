@@ -5,6 +5,7 @@ JetPack brings the driver; torch with CUDA or cuda-python would be one more thin
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import subprocess
@@ -125,6 +126,11 @@ class Cuda:
 
     def wait(self) -> None:
         self._call("cuStreamSynchronize", self._stream)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError, CudaError):  # it may never have come up, or be gone at the very end
+            self.enter()
+            self.free()
 
     def _call(self, function: str, *arguments: Any) -> None:
         _checked(self._driver, function, *arguments)

@@ -11,8 +11,16 @@ import numpy as np
 from occ_core.camera import Rig
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.inference.backends.cuda import Cuda, CudaError
-from occ_core.inference.backends.exported import EXPORT_KEY, OUTPUTS, network_inputs, require_outputs
-from occ_core.inference.engine import engine_path, read_exported, read_sidecar, require_this_machine, this_machine
+from occ_core.inference.backends.exported import OUTPUTS, network_inputs, require_outputs
+from occ_core.inference.engine import (
+    Machine,
+    engine_path,
+    how_made,
+    read_exported,
+    read_sidecar,
+    require_this_machine,
+    this_machine,
+)
 from occ_core.inference.table import Table, Tables
 from occ_core.models.easyocc.config import parse_config
 from occ_core.training.checkpoint import trained_cameras
@@ -84,12 +92,9 @@ class TensorRtSession:
         return array
 
 
-def _kept_engine(onnx_file: Path, here: Any) -> Path:
-    import json
-
+def _kept_engine(onnx_file: Path, here: Machine) -> Path:
     content, entries = read_exported(onnx_file)
-    precision = json.loads(entries.get(EXPORT_KEY, '{"precision": "fp32"}'))["precision"]
-    engine_file = engine_path(hashlib.sha256(content).hexdigest(), here, precision)
+    engine_file = engine_path(hashlib.sha256(content).hexdigest(), here, how_made(entries)["precision"])
     if not engine_file.is_file():
         raise MissingInput(f"{engine_file}: no engine of {onnx_file} for {here} yet; run: occ engine build {onnx_file}")
     return engine_file
