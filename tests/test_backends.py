@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_nuscenes
 from model_fixtures import camera
 from typer.testing import CliRunner
 
@@ -96,10 +97,26 @@ def test_openvino_takes_any_rig_and_remembers_nothing_of_the_last(checkpoint, fi
 
 
 @pytest.mark.slow
-def test_compiled_torch_answers_as_eager_does(checkpoint):
-    eager, compiled = Predictor.load(checkpoint, "torch", 1), Predictor.load(checkpoint, "torch-compiled", 1)
-    a, b = eager.predict(fx.images(7), fx.RIG), compiled.predict(fx.images(7), fx.RIG)
-    assert equal(a.labels, b.labels) >= EQUAL_LABELS["fp32"]
+def test_bench_compares_every_backend_with_torch(checkpoint, tmp_path):
+    """Compiled torch too, whose compiler takes long, and the peer."""
+    data = tmp_path / "set"
+    small_nuscenes.make(data, keyframes=2, sweeps=0)
+    peer = Path(__file__).parents[1] / "benchmarks" / "peers" / "flashocc.py"
+    arguments = ["bench", "backends", str(checkpoint), str(data), "--calibrate", str(data), "--peer", str(peer)]
+    arguments += ["--frames", "2", "--repeats", "2", "--threads", "1", "--json", str(tmp_path / "figures.json")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    rows = figures["rows"]
+    assert {"torch fp32", "torch-compiled fp32", "FlashOcc M0 (re-creation)"} <= set(rows)
+    for name, row in rows.items():
+        assert 0 < row["p50_ms"] <= row["p95_ms"]
+        if "re-creation" not in name:
+            assert row["equal_labels_percent"] >= 100 * EQUAL_LABELS[name.split()[1]], name
+            assert row["miou_17"] is None or 0 <= row["miou_17"] <= 100
+    assert rows["torch fp32"]["equal_labels_percent"] == 100 and {"openvino int8", "onnxruntime fp16"} <= set(rows)
+    assert all(name in figures["left_out"] or name in rows for name in ("tensorrt fp32", "tensorrt int8"))
+    assert 30 < figures["peer"]["parameters_m"] < 45 and figures["frames"] == 2
 
 
 def test_the_exported_order_of_computing_changes_no_answer(checkpoint):
