@@ -22,10 +22,12 @@ from rich.table import Table
 from occ_core.errors import OccError
 from occ_core.host import host
 from occ_core.sources.bag_reader import BagReader
-from occ_ros.processes import environment, node
+from occ_ros.processes import Process, environment, node
 
 START_S = 90.0
-PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "rosbags", "ros-rclpy")
+SETTLED_S = 20.0
+"""Until then the node still takes memory for what it keeps: its first tables, queues, percentiles."""
+PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "openvino", "rosbags", "ros-rclpy")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +63,7 @@ def measure(bag: Path, model: Path, seconds: float, threads: int) -> dict:
             node("occupancy_node", logs / "occupancy_node.log", worker) as occupancy,
             node("player_node", logs / "player_node.log", source) as player,
         ):
-            arrived = listen(seconds, {"occupancy_node": occupancy, "player_node": player}, logs)
+            heard = listen(seconds, {"occupancy_node": occupancy, "player_node": player}, logs)
         if not times.is_file():
             raise OccError(f"the node wrote no times: {(logs / 'occupancy_node.log').read_text()[-500:]}")
         record = json.loads(times.read_text(encoding="utf-8"))
@@ -71,8 +73,36 @@ def measure(bag: Path, model: Path, seconds: float, threads: int) -> dict:
         "bag": bag.name,
         "seconds": seconds,
         "threads": threads,
-        "clouds_received": arrived,
+        **heard,
         **record,
+        "share_percent": shares(record["stages_ms"]),
+    }
+
+
+def shares(stages_ms: dict) -> dict[str, float]:
+    """Percent of the median time from the last image to the cloud; `rest` is waiting, Python and the message."""
+    total = stages_ms["last image to output"]["p50"]
+    parts = {name: 100 * stages_ms[name]["p50"] / total for name in ("network", "decode", "preprocess")}
+    return {name: round(value, 1) for name, value in {**parts, "rest": 100 - sum(parts.values())}.items()}
+
+
+def memory_mb(process: Process) -> float:
+    """Resident memory of a process."""
+    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def memory_record(samples: list[tuple[float, float]]) -> dict[str, float]:
+    """Of (seconds, megabytes): mean of the first and of the last tenth after it settled, and how far any was off."""
+    settled = [mb for at_s, mb in samples if at_s >= SETTLED_S] or [mb for _, mb in samples]
+    tenth = max(1, len(settled) // 10)
+    first, last = (sum(part) / tenth for part in (settled[:tenth], settled[-tenth:]))
+    return {
+        "first_mb": round(first, 1),
+        "last_mb": round(last, 1),
+        "change_percent": round(100 * (last / first - 1), 2),
+        "least_percent": round(100 * (min(settled) / first - 1), 2),
+        "most_percent": round(100 * (max(settled) / first - 1), 2),
     }
 
 
@@ -82,15 +112,16 @@ def image_topic_of(bag: Path) -> str:
     return "/{camera}/image_raw" + ("/compressed" if compressed else "")
 
 
-def listen(seconds: float, others: dict, logs: Path) -> int:
-    """Receive the node's clouds for so long after the first one; returns how many came."""
+def listen(seconds: float, others: dict[str, Process], logs: Path) -> dict:
+    """Receive the node's clouds for so long after the first one; returns how many came, and its memory meanwhile."""
     import rclpy
     from rclpy.qos import QoSProfile
     from sensor_msgs.msg import PointCloud2
 
     rclpy.init()
     listener = rclpy.create_node("occ_bench")
-    arrived = []
+    arrived: list[float] = []
+    memory: list[tuple[float, float]] = []
     listener.create_subscription(
         PointCloud2, "/occupancy_node/occupancy", lambda _: arrived.append(time.monotonic()), QoSProfile(depth=5)
     )
@@ -103,10 +134,12 @@ def listen(seconds: float, others: dict, logs: Path) -> int:
                 name = dead[0] if dead else "occupancy_node"
                 said = (logs / f"{name}.log").read_text(errors="replace").strip()[-800:]
                 raise OccError(f"{name} {'ended' if dead else f'gave nothing for {START_S:.0f} s'}: {said}")
+            if arrived and time.monotonic() > arrived[0] + len(memory):
+                memory.append((time.monotonic() - arrived[0], memory_mb(others["occupancy_node"])))
     finally:
         listener.destroy_node()
         rclpy.try_shutdown()
-    return len(arrived)
+    return {"clouds_received": len(arrived), "memory": memory_record(memory)}
 
 
 def show(record: dict) -> None:
@@ -116,6 +149,15 @@ def show(record: dict) -> None:
     Console().print(table)
     counts = {key: record[key] for key in record if key.startswith("frames_")}
     Console().print(", ".join(f"{key.removeprefix('frames_')} {value}" for key, value in counts.items()))
+    memory = record["memory"]
+    Console().print(
+        "of the time from the last image to the cloud: "
+        + ", ".join(f"{name} {percent} %" for name, percent in record["share_percent"].items())
+    )
+    Console().print(
+        f"memory {memory['first_mb']} MB, then {memory['last_mb']} MB ({memory['least_percent']:+} to "
+        f"{memory['most_percent']:+} %)"
+    )
 
 
 if __name__ == "__main__":

@@ -122,6 +122,45 @@ def test_recovers_after_an_outage_and_a_clock_reset():
     accounted(sync)
 
 
+def turns_in(sets, start=START):
+    return [{(s - start + PERIOD // 20) // PERIOD for s in group.stamps_ns.values()} for group in sets]
+
+
+@pytest.mark.parametrize("stagger_ms", [0, 4, 8, 12])
+@pytest.mark.parametrize("first_camera", range(6))
+def test_turns_do_not_mix_though_the_spread_allows_it(stagger_ms, first_camera):
+    """The node's default spread is above a period of 12 Hz. It may begin in the middle of a turn; images get lost."""
+    rng = np.random.default_rng(first_camera)
+    turns = [[(c, s + int(rng.integers(-2, 3)) * MS) for c, s in cycle(i, stagger_ms * MS)] for i in range(120)]
+    turns[0] = turns[0][first_camera:]
+    lost = {(int(rng.integers(10, 110)), int(rng.integers(6))) for _ in range(20)} | {
+        (50, 0),
+        (51, 0),
+        (52, 0),
+        (53, 5),
+    }
+    events = [e for i, turn in enumerate(turns) for e in turn if (i, CAMERAS.index(e[0])) not in lost]
+    sync = FrameSynchroniser(CAMERAS, 0.2, 0.1)
+    sets = feed(sync, sorted(events, key=lambda event: event[1])) + sync.flush()
+    known = [turns for turns in turns_in(sets) if min(turns) >= 8]
+    assert all(len(turns) == 1 for turns in known)
+    assert sorted(min(turns) for turns in known) == list(range(8, 120))
+    whole = {min(turns) for s, turns in zip(sets, turns_in(sets), strict=True) if s.complete}
+    assert set(range(8, 120)) - {i for i, _ in lost} <= whole
+    accounted(sync)
+
+
+def test_cameras_of_different_rates_still_make_sets():
+    """They have no common period: what the spread allows is a set."""
+    fast = [(c, START + i * 33 * MS) for i in range(90) for c in CAMERAS[:5]]
+    slow = [("cam5", START + i * 99 * MS + MS) for i in range(30)]
+    sync = FrameSynchroniser(CAMERAS, 0.06, 0.016)
+    sets = feed(sync, sorted(fast + slow, key=lambda event: event[1])) + sync.flush()
+    assert sum(s.complete for s in sets) == 30
+    assert len(sets) == 90
+    accounted(sync)
+
+
 def test_bag_loop_gives_every_set_again():
     sync = FrameSynchroniser(CAMERAS, 0.06, 0.05)
     drive = [event for i in range(20) for event in cycle(i)]
