@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,10 @@ from occ_core.errors import InvalidInput, MissingTransform, TransformNotYet
 from occ_core.transforms import TransformTree
 from occ_ros.messages import add_transforms, camera_of, stamp_ns_of
 
+SAME_PLACE = 1e-6
+"""Interpolating between equal samples of a link changes last digits; every change of a camera costs a new table."""
+RECENT_S = 2.0
+MANY_MOVES = 3  # within that time: no mount is adjusted so fast
 USUAL_DELAY_NS = 200_000_000  # a moving link's sample may come this much later than the image of the same time
 
 
@@ -31,6 +37,7 @@ class _Source:
     info_error: str = ""
     camera: Camera | None = None  # lens with its pose
     placed_lens: Camera | None = None  # of which `camera` was made
+    moves: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=100))  # (when, by how many metres)
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ class Calibration:
         self._fixed = dict(fixed or {})
         for name, camera in self._fixed.items():
             self._sources[name].lens = self._sources[name].camera = camera
+        self._refused: deque[tuple[float, str, str]] = deque(maxlen=100)  # when, child frame, why
         self._rig: KnownRig | None = None
         self._lock = threading.Lock()  # of the sources
 
@@ -101,7 +109,8 @@ class Calibration:
         """Take a TFMessage; returns what was refused and why."""
         refused = add_transforms(self.tree, message, static)
         self.rejected_transforms += len(refused)
-        return refused
+        self._refused.extend((time.monotonic(), child, why) for child, why in refused)
+        return [why for _, why in refused]
 
     def info_error(self, camera: str) -> str:
         """Why the last CameraInfo was rejected; empty if it was not."""
@@ -125,6 +134,20 @@ class Calibration:
         except MissingTransform as error:
             return str(error)
         return ""
+
+    def refused_transform(self, camera: str) -> str:
+        """Why a transform between the camera and the roots of the tree was refused lately; empty if none was."""
+        since_s, frame_id = time.monotonic() - RECENT_S, self._sources[camera].frame_id
+        chain = self.tree.ancestors(frame_id)
+        return next(
+            (why for at_s, child, why in reversed(self._refused.copy()) if at_s > since_s and child in chain), ""
+        )
+
+    def moves(self, camera: str) -> tuple[int, float]:
+        """How often the camera changed its place on the vehicle lately, and the farthest of these ways in metres."""
+        since_s = time.monotonic() - RECENT_S
+        ways_m = [way_m for at_s, way_m in self._sources[camera].moves.copy() if at_s > since_s]
+        return len(ways_m), max(ways_m, default=0.0)
 
     def rig(self, stamps_ns: dict[str, int]) -> KnownRig | None:
         """The rig, known as far as calibration is at these stamps; None if no camera is known.
@@ -161,7 +184,11 @@ class Calibration:
             self.awaited = self.awaited or isinstance(error, TransformNotYet)
             return None
         old = source.camera
-        if old is None or source.placed_lens is not lens or not np.array_equal(old.ego_from_cam, base_from_cam):
+        moved = old is not None and not np.allclose(old.ego_from_cam, base_from_cam, rtol=0, atol=SAME_PLACE)
+        if old is not None and moved:
+            way_m = float(np.linalg.norm(old.ego_from_cam[:3, 3] - base_from_cam[:3, 3]))
+            source.moves.append((time.monotonic(), way_m))
+        if moved or source.placed_lens is not lens:
             source.placed_lens = lens
             source.camera = Camera(
                 lens.name, lens.intrinsics, lens.size, base_from_cam, lens.distortion_model, lens.distortion

@@ -10,7 +10,7 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 
 from occ_core.errors import InvalidInput, OccError
-from occ_ros.calibration import Calibration
+from occ_ros.calibration import MANY_MOVES, RECENT_S, Calibration
 from occ_ros.messages import image_of, image_size_of
 
 OK, WARN, ERROR = 0, 1, 2
@@ -84,8 +84,7 @@ class Surroundings:
 def problems(camera: CameraInput, calibration: Calibration, around: Surroundings) -> list[tuple[int, str]]:
     """(diagnostic level, one sentence) of all that is wrong; errors first, among them the most specific first."""
     found = [*_connection(camera, around), *_calibration(camera, calibration, around), *_images(camera, around)]
-    if transform_error := calibration.transform_error(camera.name):
-        found.append((ERROR, transform_error))
+    found += _place(camera, calibration)
     return sorted(found, key=lambda problem: -problem[0])  # stable
 
 
@@ -133,6 +132,22 @@ def _images(camera: CameraInput, around: Surroundings) -> Iterator[tuple[int, st
     if around.lost:
         mend = f"start the camera driver with FASTDDS_DEFAULT_PROFILES_FILE={PROFILE} (docs/node.md, Transport)"
         yield WARN, f"{around.lost} images were lost on their way in the last seconds: {mend}"
+
+
+def _place(camera: CameraInput, calibration: Calibration) -> Iterator[tuple[int, str]]:
+    if refused := calibration.refused_transform(camera.name):
+        yield ERROR, f"transform refused: {refused}"
+    if transform_error := calibration.transform_error(camera.name):
+        yield ERROR, transform_error
+    times, farthest_m = calibration.moves(camera.name)
+    if times >= MANY_MOVES:
+        yield (
+            WARN,
+            (
+                f"its place on the vehicle changed {times} times in {RECENT_S:.0f} s, by up to {farthest_m:.3f} m: "
+                "do two nodes publish its transform? Each change costs a new table"
+            ),
+        )
 
 
 def _type_of(camera: CameraInput) -> str:

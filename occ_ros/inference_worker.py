@@ -235,7 +235,15 @@ class InferenceWorker:
 
 
 def require_sound(occupancy: Occupancy) -> None:
-    """Raise InvalidInput where a backend gave numbers that are none; labels were checked by Occupancy."""
+    """Raise InvalidInput where a backend gave numbers that are none; labels were checked by Occupancy.
+
+    Most backends answer in bytes, which hide a NaN: where the network has one, no cell compares as observed.
+    """
     confidence = occupancy.confidence
     if confidence is not None and not np.isfinite(confidence).all():
         raise InvalidInput(f"the network's confidence is not finite in {int((~np.isfinite(confidence)).sum())} cells")
+    if not occupancy.observed.any():
+        raise InvalidInput(
+            "the network calls no cell observed: its numbers are not finite (an fp16 overflow, damaged weights), or no "
+            "camera looks into its grid"
+        )

@@ -18,6 +18,7 @@ from occ_core.clouds import fields_of
 from occ_core.errors import InvalidInput
 from occ_core.geometry import pose
 from occ_core.grid import VoxelGrid
+from occ_core.limits import shown
 from occ_core.sources.bag import camera_from_info
 from occ_core.sources.clouds import points_of as any_points_of
 from occ_core.sources.images import compressed_info, decode_compressed, decode_image, require_image_fields
@@ -93,8 +94,8 @@ def camera_of(message: CameraInfo, name: str, ego_from_cam: np.ndarray, topic: s
     return camera_from_info(name, message, ego_from_cam, rectified, where=f"'{topic}'")
 
 
-def add_transforms(tree: TransformTree, message: Any, static: bool) -> list[str]:
-    """Put a tf2_msgs/TFMessage into the tree; returns what was refused and why, one line each."""
+def add_transforms(tree: TransformTree, message: Any, static: bool) -> list[tuple[str, str]]:
+    """Put a tf2_msgs/TFMessage into the tree; returns child frame and reason of each transform that was refused."""
     refused = []
     for transform in message.transforms:
         t, q = transform.transform.translation, transform.transform.rotation
@@ -103,7 +104,7 @@ def add_transforms(tree: TransformTree, message: Any, static: bool) -> list[str]
             matrix = pose((t.x, t.y, t.z), (q.w, q.x, q.y, q.z))
             tree.set(parent, child, stamp_ns_of(transform.header.stamp), matrix, static)
         except InvalidInput as error:
-            refused.append(f"'{parent}' -> '{child}': {error}")
+            refused.append((child.lstrip("/"), f"'{shown(parent)}' -> '{shown(child)}': {error}"))
     return refused
 
 

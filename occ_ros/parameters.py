@@ -39,8 +39,7 @@ OCCUPANCY_PARAMETERS = (
     Parameter("base_frame", "base_link", "Frame of the grid: x forward, y left, z up, on the ground."),
     Parameter("deadline_s", 0.15, "Longest wait for the cameras of a set, from its first image.", 0.001, 10.0),
     Parameter(
-        "max_spread_s", 0.1, "Largest difference of stamps in a set: above the stagger of the cameras, below their "
-        "period.", 0.0, 10.0,
+        "max_spread_s", 0.1, "Largest difference of stamps in a set: above the stagger of the cameras.", 0.0, 10.0,
     ),
     Parameter("offsets_s", [0.0], "How much later than the others each camera takes its image; one number: the same "
               "for all."),

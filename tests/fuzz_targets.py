@@ -305,6 +305,28 @@ def _store_record(folder: Path) -> Target:
     return Target([path.read_bytes()], read, damage_json)
 
 
+def _map_file(folder: Path) -> Target:
+    from occ_core.grid import VoxelGrid
+    from occ_core.mapping.map_file import load_map, save_map
+    from occ_core.mapping.rolling_map import RollingMap
+    from occ_core.occupancy import Occupancy
+    from occ_core.taxonomy import OCC3D
+
+    grid = VoxelGrid((-3.2, -3.2, -1.0), 0.4, (16, 16, 8))
+    labels = np.random.default_rng(0).integers(0, 18, grid.shape, dtype=np.uint8)
+    rolling_map = RollingMap(grid, OCC3D)
+    rolling_map.fuse(Occupancy(grid, OCC3D, labels, np.ones(grid.shape, dtype=bool)), np.eye(4), 10**9)
+    folder.mkdir(parents=True)
+    path = folder / "map.npz"
+    save_map(path, rolling_map, "odom")
+
+    def read(damaged: bytes) -> None:
+        path.write_bytes(damaged)
+        load_map(path, rolling_map, "odom")
+
+    return Target([path.read_bytes()], read, damage)
+
+
 MAKERS: dict[str, Callable[[Path], Target]] = {
     "jpeg": _jpeg,
     "png": _png,
@@ -319,4 +341,5 @@ MAKERS: dict[str, Callable[[Path], Target]] = {
     "onnx metadata": _onnx_metadata,
     "label npz": _npz,
     "label store": _store_record,
+    "map file": _map_file,
 }

@@ -133,6 +133,11 @@ def test_the_exported_order_of_computing_changes_no_answer(checkpoint):
         for plain, quick in zip(Answer(model)(*inputs), Deployed(model)(*inputs), strict=True):
             assert plain.dtype == quick.dtype == torch.uint8 and plain.shape == quick.shape
             assert (plain.int() - quick.int()).abs().float().mean() < 1e-3
+    with torch.no_grad():
+        model.birds_eye.fine.weight.fill_(float("nan"))  # as an overflow of fp16 would
+    with torch.inference_mode():
+        for network in (Answer(model), Deployed(model)):
+            assert not network(*inputs)[2].any()  # the node refuses an answer that observes nothing
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

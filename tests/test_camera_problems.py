@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2 (pip install -e '.[ros]')")
 from pathlib import Path
 
 import cv2
+from geometry_msgs.msg import TransformStamped
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
@@ -96,6 +99,36 @@ def test_calibration_faults_are_named():
     ((level, text),) = problems(camera(), calibrated(frame_known=False), around())
     assert level == ERROR
     assert "no transform 'base_link' <- 'cam'" in text
+
+
+def test_a_refused_transform_is_named_where_it_matters():
+    TFMessage = pytest.importorskip("tf2_msgs.msg", reason="run tools/build_tf2_msgs.py").TFMessage
+    for child, words in (("cam", "transform refused: 'base_link' -> 'cam': "), ("elsewhere", "no transform")):
+        bad = TransformStamped(child_frame_id=child)
+        bad.header.frame_id, bad.transform.translation.x = "base_link", math.nan
+        calibration = calibrated(frame_known=False)
+        assert len(calibration.add_transforms(TFMessage(transforms=[bad]), static=True)) == 1
+        assert problems(camera(), calibration, around())[0][1].startswith(words)
+
+
+def test_a_camera_that_jumps_is_named_and_one_that_stands_keeps_its_table():
+    calibration = calibrated(frame_known=False)
+    away = np.eye(4)
+    for i in range(8):
+        away[0, 3] = 0.1 + 0.2 * (i % 2)
+        calibration.tree.set("base_link", "cam", i * S, away, static=False)
+        calibration.rig({"a": i * S})
+    ((level, text),) = problems(camera(), calibration, around(now_s=100.1))
+    assert level == WARN
+    assert "changed 7 times in 2 s, by up to 0.200 m" in text
+
+    standing = calibrated(frame_known=False)
+    away[:3, 3] = 0.1, 0.2, 0.3
+    for i in range(5):
+        standing.tree.set("base_link", "cam", i * S, away, static=False)
+    rigs = {id(standing.rig({"a": round(t * S)})) for t in (0.1, 0.7, 1.3, 2.9)}  # interpolated: last digits differ
+    assert len(rigs) == 1
+    assert standing.moves("a") == (0, 0.0)
 
 
 def test_errors_come_before_warnings():

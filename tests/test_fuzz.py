@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import fuzz
 import fuzz_targets
 
-LIGHT = ("jpeg", "png", "image message", "camera info", "mcap bag, packed", "label npz", "label store")
+LIGHT = ("jpeg", "png", "image message", "camera info", "mcap bag, packed", "label npz", "label store", "map file")
 HEAVY = tuple(sorted(set(fuzz_targets.MAKERS) - set(LIGHT)))
 
 

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytest.importorskip(
     "launch_ros", reason="needs launch and launch_ros, which come with a ROS 2 installation, not from PyPI"
 )
 pytest.importorskip("launch")
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, SetEnvironmentVariable
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction, SetEnvironmentVariable
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 
 from launch import LaunchContext, LaunchDescription, LaunchService
@@ -25,7 +26,7 @@ def description(name):
 
 @pytest.mark.parametrize(
     "name, required",
-    [("occupancy.launch.py", {"model"}), ("replay.launch.py", {"model", "bag"})],
+    [("occupancy.launch.py", set()), ("replay.launch.py", {"model", "bag"})],
 )
 def test_arguments_are_declared_and_explained(name, required):
     arguments = [e for e in description(name).entities if isinstance(e, DeclareLaunchArgument)]
@@ -37,13 +38,33 @@ def test_arguments_are_declared_and_explained(name, required):
 @pytest.mark.parametrize("name", ["occupancy.launch.py", "replay.launch.py"])
 def test_every_launch_file_sets_the_shared_memory_profile(name):
     entities = description(name).entities
-    setting = next(e for e in entities if isinstance(e, SetEnvironmentVariable))
     context = LaunchContext()
     for argument in (e for e in entities if isinstance(e, DeclareLaunchArgument) and e.default_value is not None):
         argument.execute(context)
-    setting.execute(context)
+    for entity in entities:
+        if isinstance(entity, OpaqueFunction):
+            entity.execute(context)[0].execute(context)
+        elif isinstance(entity, SetEnvironmentVariable):
+            entity.execute(context)
     profile = Path(context.environment["FASTDDS_DEFAULT_PROFILES_FILE"])
     assert "segment_size" in profile.read_text()
+
+
+def test_what_is_not_given_is_as_the_parameter_file_says():
+    context = LaunchContext()
+    context.launch_configurations["cameras"] = "[front, rear]"
+    for entity in description("occupancy.launch.py").entities:
+        if isinstance(entity, DeclareLaunchArgument):
+            entity.execute(context)
+        elif isinstance(entity, OpaqueFunction):
+            node = entity.execute(context)[1]
+    node._perform_substitutions(context)
+    told = [
+        yaml.safe_load(Path(name).read_text()) for name, is_file in node._Node__expanded_parameter_arguments if is_file
+    ]
+    assert told[0]["/**"]["ros__parameters"]["max_spread_s"] == 0.1
+    (given,) = (part["ros__parameters"] for part in told[1].values())
+    assert given == {"cameras": ["front", "rear"]}
 
 
 @pytest.mark.ros

@@ -183,8 +183,9 @@ def test_transforms():
     bad.transform.rotation.w = 0.0  # a quaternion of norm zero
     refused = messages.add_transforms(tree, through_the_wire(TFMessage(transforms=[good, bad])), static=True)
     assert tree.lookup("base_link", "cam", STAMP)[:3, 3].tolist() == [1.5, 0, 0]
-    assert len(refused) == 1
-    assert "'base_link' -> 'odd'" in refused[0]
+    ((child, why),) = refused
+    assert child == "odd"
+    assert "'base_link' -> 'odd'" in why
 
 
 def test_status():

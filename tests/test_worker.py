@@ -52,6 +52,8 @@ class Faulty:
             confidence = np.full(confidence.shape, np.nan, dtype=np.float32)
         if fault == "labels":
             labels = np.full(labels.shape, 99, dtype=np.uint8)
+        if fault == "nothing":
+            observed = np.zeros_like(observed)
         return labels, confidence, observed
 
 
@@ -143,6 +145,7 @@ def accounted(worker):
         (MemoryError(), "MemoryError", "MemoryError"),
         ("nan", "InvalidInput", "confidence is not finite in 640000 cells"),
         ("labels", "InvalidInput", "label 99 is not in taxonomy"),
+        ("nothing", "InvalidInput", "calls no cell observed: its numbers are not finite"),
     ],
 )
 def test_a_fault_costs_one_frame_and_is_named(make, fault, reason, words):
