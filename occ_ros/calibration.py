@@ -50,10 +50,7 @@ class KnownRig:
 
     rig: Rig
     known: frozenset[str]
-
-    @property
-    def complete(self) -> bool:
-        return len(self.known) == len(self.rig)
+    complete: bool  # no camera of the vehicle is unknown
 
 
 class Calibration:
@@ -66,10 +63,15 @@ class Calibration:
         inputs: camera name -> its CameraInfo topic (for messages), and whether its images are rectified.
         base_frame: ego frame.
         fixed: cameras whose calibration needs no message.
+        at_least: cameras that the network was trained on; a vehicle with fewer gets stand-ins, which are masked.
     """
 
     def __init__(
-        self, inputs: dict[str, tuple[str, bool]], base_frame: str, fixed: Mapping[str, Camera] | None = None
+        self,
+        inputs: dict[str, tuple[str, bool]],
+        base_frame: str,
+        fixed: Mapping[str, Camera] | None = None,
+        at_least: int = 0,
     ) -> None:
         self.base_frame = base_frame
         self.tree = TransformTree()
@@ -79,6 +81,7 @@ class Calibration:
         self.awaited = False  # the last `rig` lacks a camera whose transform should come in a moment
         self._sources = {camera: _Source(*about) for camera, about in inputs.items()}
         self._fixed = dict(fixed or {})
+        self._stand_ins = tuple(_stand_in(f"absent {i + 1}") for i in range(at_least - len(inputs)))
         for name, camera in self._fixed.items():
             self._sources[name].lens = self._sources[name].camera = camera
         self._refused: deque[tuple[float, str, str]] = deque(maxlen=100)  # when, child frame, why
@@ -166,11 +169,12 @@ class Calibration:
                 and (camera := self._place(source, stamps_ns.get(name, source.stamp_ns))) is not None
             }
             cameras = tuple(known.get(name) or s.camera or _stand_in(name) for name, s in self._sources.items())
+            cameras += self._stand_ins
         if not known:
             return None
         old = self._rig
         if old is None or old.known != known.keys() or any(old.rig[name] is not known[name] for name in known):
-            self._rig = KnownRig(Rig(cameras), frozenset(known))
+            self._rig = KnownRig(Rig(cameras), frozenset(known), len(known) == len(self._sources))
         return self._rig
 
     def _place(self, source: _Source, stamp_ns: int) -> Camera | None:

@@ -45,18 +45,25 @@ class Pipeline:
         sync = FrameSynchroniser(
             names, p["deadline_s"], p["max_spread_s"], offsets_ns(names, p["offsets_s"]), p["min_cameras"] or None
         )
+        cv2.setNumThreads(p["threads"])
+        predictor = Predictor.load(Path(p["model"]), backend=p["backend"], threads=p["threads"])
+        trained = predictor.session.cameras or 0
+        if len(names) < trained:
+            node.get_logger().warning(
+                f"the model was trained on {trained} cameras, this rig has {len(names)} ({', '.join(names)}): what "
+                "only others would see is not observed"
+            )
         self.calibration = Calibration(
             {camera.name: (camera.info_topic, camera.rectified) for camera in cameras},
             p["base_frame"],
             {entry.camera.name: entry.camera for entry in rig_file},
+            trained,
         )
-        cv2.setNumThreads(p["threads"])
-        predictor = Predictor.load(Path(p["model"]), backend=p["backend"], threads=p["threads"])
         self.backend = type(predictor.session).__name__.removesuffix("Session").lower()
         self.times = StageTimes()
         with self.times.measure("warm up"):
             known = self.calibration.rig({})
-            predictor.prepare(known.rig if known else ring(names))
+            predictor.prepare(known.rig if known else ring((*names, *map(str, range(len(names), trained)))))
         tree, fused = self.calibration.tree, None
         if p["fusion"]:
             fused = MapServer(node, predictor.grid, predictor.taxonomy, tree, p["base_frame"], p)

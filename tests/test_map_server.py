@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
 
@@ -251,6 +252,25 @@ def test_services_say_what_is_wrong(served, call, tmp_path):
     blocked = call("save")
     assert not blocked.success and "map.npz: cannot write" in blocked.message
     feed(server, moment())  # it lives
+
+
+@pytest.mark.ros
+def test_a_full_disk_leaves_the_last_map(served, call, tmp_path):
+    """A limit on the size of files, which a process meets as it meets a full disk: in the middle of a write."""
+    server = served()
+    feed(server, moment([(5, 5, 2)]), 3)
+    assert call("save").success
+    whole = (tmp_path / "map.npz").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (256, hard))
+    try:
+        refused = call("save")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not refused.success and "map.npz: cannot write" in refused.message
+    assert (tmp_path / "map.npz").read_bytes() == whole
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith((".map", "map"))] == ["map.npz"]
+    assert call("save").success
 
 
 @pytest.mark.ros

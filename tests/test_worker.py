@@ -79,9 +79,10 @@ def predictor(tmp_path_factory):
 
 
 class Setup:
-    def __init__(self, predictor, known=CAMERAS, **values):
+    def __init__(self, predictor, known=CAMERAS, at_least=0, **values):
         self.predictor, self.outputs = predictor, Recorder()
-        self.calibration = Calibration({name: (f"/{name}/camera_info", False) for name in CAMERAS}, "base_link")
+        topics = {name: (f"/{name}/camera_info", False) for name in CAMERAS}
+        self.calibration = Calibration(topics, "base_link", at_least=at_least)
         transforms = deserialize_message(bytes(msg.serialize(fx.static_transforms())), TFMessage)
         assert self.calibration.add_transforms(transforms, static=True) == []
         for name in known:
@@ -174,6 +175,17 @@ def test_a_camera_without_calibration_is_masked_not_guessed(make):
     setup.know(CAMERAS[3])
     setup.send()
     np.testing.assert_array_equal(setup.outputs.answers[1][0].labels, setup.expected(1).labels)
+    assert not setup.worker.without
+
+
+def test_a_vehicle_with_fewer_cameras_than_the_network_was_trained_on_is_answered(make):
+    """Stand-ins fill the rig and are looked at by nobody: the answer is that of the vehicle's own cameras."""
+    setup = make(at_least=6)
+    known = setup.calibration.rig({})
+    assert known.rig.names == (*CAMERAS, "absent 1", "absent 2")
+    assert known.complete and known.known == set(CAMERAS)
+    setup.send()
+    np.testing.assert_array_equal(setup.outputs.answers[0][0].labels, setup.expected(0).labels)
     assert not setup.worker.without
 
 
