@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from occ_core.errors import InvalidInput
@@ -219,7 +220,8 @@ def _drop_cameras(
 
 
 def collate(moments: list[Moment]) -> Moment:
-    """One batch. Where rigs differ in size, missing cameras are absent, with the last camera's calibration.
+    """One batch. Where rigs differ in size, missing cameras are absent, with the last camera's calibration; where
+    clouds do, rows of NaN follow.
 
     Raises:
         InvalidInput: an empty batch.
@@ -227,10 +229,12 @@ def collate(moments: list[Moment]) -> Moment:
     if not moments:
         raise InvalidInput("a batch needs at least one moment, got none")
     cameras = max(len(moment.rig_images.present) for moment in moments)
-    rig_images = {
+    rig_images: dict[str, Any] = {
         f.name: torch.stack([_padded(getattr(m.rig_images, f.name), cameras, f.name) for m in moments])
         for f in fields(RigImages)
+        if f.name != "lidar"
     }
+    rig_images["lidar"] = _clouds([moment.rig_images.lidar for moment in moments])
     targets = {}
     for f in fields(Targets):
         parts = [getattr(m.targets, f.name) for m in moments]
@@ -238,6 +242,12 @@ def collate(moments: list[Moment]) -> Moment:
             continue
         targets[f.name] = torch.stack([p if f.name == "labels" else _padded(p, cameras, f.name) for p in parts])
     return Moment(RigImages(**rig_images), Targets(**targets))
+
+
+def _clouds(clouds: list[Tensor | None]) -> Tensor | None:
+    """[B, P, 5] of clouds [P_b, 5]; None if the network takes none."""
+    given = [cloud for cloud in clouds if cloud is not None]
+    return pad_sequence(given, batch_first=True, padding_value=float("nan")) if given else None
 
 
 FILLING = {"intrinsics": None, "ego_from_cam": None, "neighbour_from_cam": None, "class_map": UNKNOWN,
