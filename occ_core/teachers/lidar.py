@@ -11,10 +11,10 @@ from occ_core.camera import Camera
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.frame import Frame, LidarSweep
 from occ_core.geometry import apply, inverse
+from occ_core.lidar_points import MIN_RANGE_M
 from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI, Taxonomy
 from occ_core.teachers.base import UNKNOWN, ClassMap, DepthMap
 
-MIN_RANGE_M = 1.0  # nearer points are the vehicle itself
 SHADOW_ANGLE_RAD = 0.02  # beams of nuScenes' LiDAR are 0.023 rad apart: between two of them one sees what lies behind
 SHADOW_RATIO = 0.9
 
