@@ -88,7 +88,7 @@ class Predictor:
     def prepare(self, rig: Rig) -> None:
         """Run once, so that the first real answer is not late: tables are built (about a second) and kept."""
         blank = np.zeros((self.config.input_height, self.config.input_width, 3), dtype=np.uint8)
-        cloud = None if self.lidar is None else np.float32([[10, 0, 0, 0, 0]])
+        cloud = None if self.lidar is None else np.array([[10, 0, 0, 0, 0]], dtype=np.float32)
         self.predict_preprocessed(dict.fromkeys(rig.names, blank), rig, cloud)
 
     def preprocess_one(self, image: np.ndarray, camera: Camera) -> np.ndarray:

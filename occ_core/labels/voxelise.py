@@ -124,14 +124,14 @@ def _around(
 ) -> list[LabelledScan]:
     """The other scans of the sequence that are near enough, STEP_M from each other."""
     places_m = source.places_m(source.samples[own][0])
-    near, last_m = [], None
-    for index, at_m in zip(indices, places_m, strict=True):
-        if index == own or np.linalg.norm(at_m - places_m[indices.index(own)]) > REACH_M:
-            continue
-        if last_m is None or np.linalg.norm(at_m - last_m) >= STEP_M:
-            near.append(scan_of(index))
+    far_m = np.linalg.norm(places_m - places_m[indices.index(own)], axis=1)
+    chosen: list[int] = []
+    last_m = np.full(3, np.inf)
+    for index, at_m, distance_m in zip(indices, places_m, far_m, strict=True):
+        if index != own and distance_m <= REACH_M and np.linalg.norm(at_m - last_m) >= STEP_M:
+            chosen.append(index)
             last_m = at_m
-    return near
+    return [scan_of(index) for index in chosen]
 
 
 def _pass(passes: np.ndarray, points_lidar_m: np.ndarray, own_from_lidar: np.ndarray, grid: VoxelGrid) -> None:
