@@ -74,5 +74,5 @@ SEMANTIC_KITTI_GRID = VoxelGrid(origin_m=(0.0, -25.6, -2.0), voxel_size_m=0.2, s
 """SemanticKITTI semantic scene completion as papers state it: 51.2 x 51.2 x 6.4 m ahead, in the LiDAR frame."""
 
 SEMANTIC_KITTI_VOXELS = VoxelGrid(origin_m=(0.0, -25.6, -2.2), voxel_size_m=0.2, shape=(256, 256, 32))
-"""Where the cells of its voxel files are, one cell lower than stated: a scan's points fall into the cells that its `.bin`
-names in this grid (IoU 0.93 to 0.95) and not in the other (0.11). What is to project into what a label says needs it."""
+"""Where the cells of its voxel files are, one cell lower than stated: the points of a scan fall into the cells that its
+`.bin` names in this grid (IoU 0.93 to 0.95), not in the other (0.11). Projections that shall fit the labels need it."""
