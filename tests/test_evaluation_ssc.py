@@ -144,7 +144,14 @@ def test_occ_eval_knows_voxels_by_their_files(tmp_path):
     assert list(report) == ["ssc"] and list(report["ssc"]) == ["12.8m", "25.6m", "51.2m"]
     near = report["ssc"]["12.8m"]
     assert (near["precision"], near["recall"], near["per_class"]["road"]) == (100, 50, 50)
-    (answers / "000005.npz").rename(answers / "000010.npz")
+    of_sequence = tmp_path / "sequences" / "08" / "voxels"
+    of_sequence.parent.mkdir(parents=True)
+    voxels.rename(of_sequence)
+    voxels.symlink_to(of_sequence)
+    (answers / "000005.npz").rename(answers / "08_000005.npz")  # as `occ predict` calls it
+    result = CliRunner().invoke(app, ["eval", str(answers), str(of_sequence), "--json", str(tmp_path / "again.json")])
+    assert result.exit_code == 0 and json.loads((tmp_path / "again.json").read_text()) == report
+    (answers / "08_000005.npz").rename(answers / "000010.npz")
     assert "no ground truth for 1 predictions, first: 000010" in str(CliRunner().invoke(app, arguments).exception)
 
 
