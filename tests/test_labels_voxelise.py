@@ -56,27 +56,29 @@ def test_things_that_move_are_where_the_own_scan_has_them():
     assert voxelise_frame(own, [far_moving], GRID)[cell(-0.5, 5.5, 0.5)] == 0
 
 
-def test_free_cells_are_those_that_plain_marching_along_each_ray_meets():
-    rng = np.random.default_rng(0)
-    scans = []
+def test_free_cells_are_those_that_a_ray_enters_and_leaves():
+    """Every ray against every cell's six planes."""
+    rng, scans = np.random.default_rng(0), []
     for k in range(2):
         directions = rng.normal(size=(60, 3)) * (1, 1, 0.3)
-        at = pose((k, 0.4 * k, 0.1), (np.cos(0.2 * k), 0, 0, np.sin(0.2 * k)))
+        at = pose((k, 0.4 * k, 0.1 * k), (np.cos(0.2 * k), 0, 0, np.sin(0.2 * k)))
         points = directions / np.linalg.norm(directions, axis=1)[:, None] * rng.uniform(2, 12, (60, 1))
         scans.append(scan(points.tolist(), [ROAD] * 60, False, at))
     labels = voxelise_frame(scans[0], scans[1:], GRID)
-    met, hit, margin = set(), set(), set()
+    lower_m = GRID.centers_m().astype(float) - 0.5
+    met, touched, hit = (np.zeros(GRID.shape, dtype=bool) for _ in range(3))
     for one in scans:
         own_from_lidar = inverse(scans[0].world_from_lidar) @ one.world_from_lidar
-        for point in apply(own_from_lidar, one.points_lidar_m.astype(float)):
-            along = own_from_lidar[:3, 3] + np.linspace(0, 1, 4001)[:, None] * (point - own_from_lidar[:3, 3])
-            index, inside = GRID.index_of(along)
-            end = cell(*point) if inside[-1] else None
-            cells, counts = np.unique(index[inside], axis=0, return_counts=True)
-            for c, count in zip(map(tuple, cells.tolist()), counts, strict=True):
-                (hit if c == end else met if count > 2 else margin).add(c)
-    free, occupied = (set(map(tuple, np.argwhere(labels == value).tolist())) for value in (0, ROAD))
-    assert occupied == hit and met - hit <= free <= (met | margin) - hit and len(free) > 200
+        start = own_from_lidar[:3, 3]
+        for end in apply(own_from_lidar, one.points_lidar_m.astype(float)):
+            planes = np.stack([(lower_m - start) / (end - start), (lower_m + 1 - start) / (end - start)])
+            enter, leave = planes.min(0).max(-1).clip(0), planes.max(0).min(-1)
+            met |= (leave - enter > 1e-5) & (leave < 1)
+            touched |= (np.abs(leave - enter) <= 1e-5) & (leave < 1)
+            hit |= ((lower_m <= end) & (end < lower_m + 1)).all(-1)
+    assert np.array_equal(labels == ROAD, hit) and hit.sum() > 30
+    free = labels == 0
+    assert not (met & ~hit & ~free).any() and not (free & ~(met | touched)).any() and free.sum() > 200
 
 
 def write_sequence(root: Path, raw: list[list[int]]) -> Path:
