@@ -5,13 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_nuscenes
+from label_fixtures import MADE_WITH, scene_label
 from typer.testing import CliRunner
 
 from occ_core.cli.main import app
 from occ_core.errors import InvalidInput, MissingInput
-from occ_core.labels.make import TeacherChoice, make_labels
-from occ_core.labels.recipes import PRESETS
 from occ_core.labels.split import split_labels
 from occ_core.labels.store import LabelStore, provenance
 
@@ -75,8 +73,10 @@ def test_copies_where_the_disk_has_no_links(tmp_path, monkeypatch):
 
 
 def test_part_of_a_store_is_a_sound_store(tmp_path):
-    small_nuscenes.make(tmp_path / "city", keyframes=4, scenes=1)
-    make_labels(tmp_path / "city", tmp_path / "store", PRESETS["single"], TeacherChoice("lidar"), workers=1)
+    store = LabelStore(tmp_path / "store")
+    store.claim(MADE_WITH, {"scene-0001": ["a", "b", "c", "d"]})
+    for token in "abcd":
+        store.write("scene-0001", token, scene_label(token))
     result = CliRunner().invoke(
         app, ["labels", "split", str(tmp_path / "store"), str(tmp_path / "half"), "--percent", "50"]
     )
