@@ -1,5 +1,6 @@
 """SemanticKITTI's truth from labelled scans: rules by hand, cells against plain loops, and the real files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,11 +144,9 @@ def test_real_scans_fill_the_cells_of_the_real_files(shared_data, frame):
     source, voxels = SemanticKittiSource(root), root / "sequences/08/voxels"
     given, invalid = (bits(voxels / f"{frame:06d}.{kind}") for kind in ("bin", "invalid"))
     scans = [read_scan(source, n) for n in (frame, *(n for n in range(10) if n != frame))]
-    alone, together = voxelise_frame(scans[0], []), voxelise_frame(scans[0], scans[1:])
-    occupied = (alone != 0) & (alone != UNKNOWN)
-    print(iou(occupied, given))
-    assert iou(occupied, given) >= 0.9
-    assert occupied.sum() < 0.8 * ((together != 0) & (together != UNKNOWN)).sum()
-    # Theirs adds up later scans, too: what ten scans see, they saw as well.
-    print((invalid[together != UNKNOWN]).mean(), (together == UNKNOWN).mean(), invalid.mean())
-    assert invalid[together != UNKNOWN].mean() < 0.05
+    known = replace(scans[0], classes=np.full_like(scans[0].classes, ROAD))  # `.bin` has points without class, too
+    alone, together = voxelise_frame(known, []), voxelise_frame(scans[0], scans[1:])
+    assert iou(alone == ROAD, given) >= 0.93
+    occupied = (together != 0) & (together != UNKNOWN)
+    assert occupied.sum() > 2 * given.sum() and given[occupied].mean() > 0.2
+    assert invalid[together != UNKNOWN].mean() < 0.05  # theirs adds up later scans, too: what ten see, they saw

@@ -37,7 +37,7 @@ class LidarConfig(tiny.TinyConfig):
 
 
 class LidarNetwork(tiny.Tiny):
-    """What it learns of cameras, and class 1 in each cell with a point and nowhere else. Asserts what it is promised."""
+    """What it learns of cameras, and class 1 in each cell with a point, nowhere else; asserts what it is promised."""
 
     def logits(self, rig_images):
         cloud = rig_images.lidar
