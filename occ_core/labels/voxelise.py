@@ -1,8 +1,8 @@
 """Ground truth of SemanticKITTI scene completion from labelled scans, laid over each other by their poses.
 
 After Behley et al., "SemanticKITTI", ICCV 2019, section 5: past and future scans are added up, most points decide a
-cell's class, and cells that no scan saw count for nothing. The data set's own voxel files, where one has them, are the
-truth to publish by; these are for where one has not.
+cell's class, and cells that are hidden from all of the LiDAR's places count for nothing. The data set's own voxel
+files, where one has them, are the truth to publish by; these are for where one has not.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from occ_core.errors import CorruptInput, MissingInput
+from occ_core.evaluation.first_hit import first_hits
 from occ_core.files import write_atomically
 from occ_core.geometry import apply, inverse
 from occ_core.grid import SEMANTIC_KITTI_VOXELS, VoxelGrid
@@ -27,6 +28,7 @@ from occ_core.teachers.lidar import RAW_KITTI_IDS, class_of_raw_kitti, read_raw_
 
 REACH_M = 70.0  # scans from farther away add next to nothing to a grid of 51.2 m
 STEP_M = 0.5  # of the vehicle, between two scans that are added up: a car that waits sees the same again and again
+VIEW_STEP_M = 5.0  # between two places from which it is asked what can be seen
 KEPT_SCANS = 300  # in memory, 2 MB each
 FIRST_MOVING = 252  # SemanticKITTI's labels from here on are things seen to move
 NO_RETURN = (0, 1)  # SemanticKITTI's `unlabeled` and `outlier`
@@ -76,14 +78,15 @@ def voxelise_frame(
 ) -> np.ndarray:
     """Truth of a scan's moment.
 
-    A cell is of the class that most points in it have, `own`'s and those of `others` that do not move; free where no
-    point is and a ray passes. Points nearer than MIN_RANGE_M to their sensor do not count.
+    A cell is of the class that most points in it have, `own`'s and those of `others` that do not move. One without
+    points is free if a ray passes it on the way to its point, or if from a place of the LiDAR nothing stands before it.
+    Points nearer than MIN_RANGE_M to their sensor do not count.
 
     Returns:
-        uint8 (X, Y, Z) in the frame of `own`: class ids, 0 free; UNKNOWN where no ray came, or no point has a class.
+        uint8 (X, Y, Z) in the frame of `own`: class ids, 0 free; UNKNOWN where nobody looked, or no point has a class.
     """
     passes = np.zeros(grid.shape, dtype=np.uint32)
-    cells, classes = [], []
+    cells, classes, places = [], [], []
     for scan in (own, *others):
         own_from_lidar = inverse(own.world_from_lidar) @ scan.world_from_lidar
         far = np.linalg.norm(scan.points_lidar_m, axis=1) >= MIN_RANGE_M
@@ -93,9 +96,14 @@ def voxelise_frame(
         index, inside = grid.index_of(points_m)
         cells.append(np.ravel_multi_index(tuple(index[inside].T), grid.shape))
         classes.append(scan.classes[counted][inside])
-    labels = np.where(passes > 0, SEMANTIC_KITTI.free_id, UNKNOWN).astype(np.uint8)
-    cell, winner = _majority(np.concatenate(cells), np.concatenate(classes), grid.cells)
-    labels.reshape(-1)[cell] = winner
+        if all(np.linalg.norm(own_from_lidar[:3, 3] - place) >= VIEW_STEP_M for place in places):
+            places.append(own_from_lidar[:3, 3])
+    labels = np.full(grid.shape, SEMANTIC_KITTI.free_id, dtype=np.uint8)
+    held, winner = _majority(np.concatenate(cells), np.concatenate(classes), grid.cells)
+    labels.reshape(-1)[held] = winner
+    for place in places:
+        _look(passes, labels, place, grid)
+    labels[(labels == SEMANTIC_KITTI.free_id) & (passes == 0)] = UNKNOWN
     return labels
 
 
@@ -147,6 +155,23 @@ def _pass(passes: np.ndarray, points_lidar_m: np.ndarray, own_from_lidar: np.nda
         depth_m = points_cam_m[:, 2]
         rays, casts = points_cam_m[:, :2] / depth_m[:, None], np.ones((1, len(depth_m)), dtype=bool)
         add_passes(passes, rays[None], depth_m[None], casts, own_from_lidar @ lidar_from_cam, grid, 1)
+
+
+def _look(passes: np.ndarray, labels: np.ndarray, place_m: np.ndarray, grid: VoxelGrid) -> None:
+    """Count the cells that are seen from a place: rays to every cell of the grid's faces, up to the first that is not
+    free."""
+    face = np.ones(grid.shape, dtype=bool)
+    face[1:-1, 1:-1, 1:-1] = False
+    ways_m = grid.centers_m()[face].astype(np.float64) - place_m
+    length_m = np.linalg.norm(ways_m, axis=1, keepdims=True)
+    ways_m, length_m = ways_m[length_m[:, 0] > 0], length_m[length_m[:, 0] > 0]
+    directions = ways_m / length_m
+    _, depth_m = first_hits(labels, SEMANTIC_KITTI.free_id, grid, np.tile(place_m, (len(directions), 1)), directions)
+    beyond_m = length_m[:, 0] + 2 * grid.voxel_size_m  # the face's own cell is left, too
+    ends_m = directions * np.minimum(depth_m, beyond_m)[:, None]
+    own_from_place = np.eye(4)
+    own_from_place[:3, 3] = place_m
+    _pass(passes, ends_m.astype(np.float32), own_from_place, grid)
 
 
 def _majority(cells: np.ndarray, classes: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
