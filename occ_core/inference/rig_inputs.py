@@ -17,6 +17,7 @@ def rig_inputs(
     present: np.ndarray,  # bool [N]
     rig: Rig,
     preprocess: Preprocess,
+    lidar: np.ndarray | None = None,  # float32 [P, 5], what `occ_core.lidar_points` made of the sweeps
 ) -> RigImages:
     """One moment, without the batch axis.
 
@@ -24,7 +25,8 @@ def rig_inputs(
         InvalidInput: a camera of the rig is no pinhole.
     """
     intrinsics, ego_from_cam = calibration(rig, preprocess)
-    return RigImages(torch.from_numpy(images), intrinsics, ego_from_cam, torch.from_numpy(present))
+    cloud = None if lidar is None else torch.from_numpy(lidar)
+    return RigImages(torch.from_numpy(images), intrinsics, ego_from_cam, torch.from_numpy(present), cloud)
 
 
 def calibration(rig: Rig, preprocess: Preprocess) -> tuple[Tensor, Tensor]:

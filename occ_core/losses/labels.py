@@ -22,23 +22,23 @@ def label_losses(
     free_id: int,
     observed_only: bool = True,
 ) -> dict[str, Tensor]:
-    """The terms of `weights`, each multiplied by its weight; terms of weight 0 are left out.
+    """The terms of `weights`, each multiplied by its weight; terms of weight 0 are left out. All are 0 where no cell
+    is labelled.
 
     Args:
-        observed_only: False counts unobserved cells as free, which is what labels without a mask do.
+        observed_only: False counts unobserved cells as free, which is what labels without a mask do. A sample of which
+            no cell is labelled has no label and counts for nothing.
 
     Raises:
         InvalidInput: logits and labels are of different grids.
     """
     if logits.shape[:1] + logits.shape[2:] != labels.shape:
         raise InvalidInput(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} are of different grids")
-    rows, target = logits.movedim(1, -1).flatten(0, -2), labels.flatten()
-    known = target != UNOBSERVED
-    if observed_only:
-        index = known.nonzero()[:, 0]
-        rows, target = rows.index_select(0, index), target.index_select(0, index)
-    else:
-        target = torch.where(known, target, free_id)
+    known = labels != UNOBSERVED
+    taken = known if observed_only else known.flatten(1).any(dim=1).view(-1, 1, 1, 1).expand_as(known)
+    rows, target = logits.movedim(1, -1).flatten(0, -2), torch.where(known, labels, free_id).flatten()
+    index = taken.flatten().nonzero()[:, 0]
+    rows, target = rows.index_select(0, index), target.index_select(0, index)
     return _terms(rows.float(), target.long(), class_weights.float(), weights, free_id)
 
 

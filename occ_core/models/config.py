@@ -38,6 +38,16 @@ class LabelLossWeights(BaseModel):
         return any((self.cross_entropy, self.lovasz, self.affinity, self.geometry_affinity, self.geometry))
 
 
+class LidarInput(BaseModel):
+    """What a network is given of the LiDAR; `occ_core.lidar_points` makes it. With dropout, it can do without, too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sweeps: Annotated[int, Field(gt=0, le=100)] = 1  # the newest at or before the moment, and those before it
+    points: Annotated[int, Field(gt=0, le=2_000_000)] = 120_000  # at most; of more, always the same random ones
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the training moments that are given no cloud
+
+
 class NetworkConfig(BaseModel):
     """What every network from camera images to cells has; each adds its own fields and a `kind`."""
 
@@ -74,8 +84,17 @@ class NetworkConfig(BaseModel):
 class CameraModelConfig(NetworkConfig):
     """A network of images and calibration of a rig (`RigImages`), whose backbone is chosen."""
 
+    takes_lidar: ClassVar[bool] = False
+
     backbone: Backbone = "resnet101"
     backbone_weights: Path | None = None  # safetensors; read once, when training starts, never to predict
+    lidar: LidarInput | None = None  # None: of cameras alone
+
+    @model_validator(mode="after")
+    def _check_lidar(self):
+        if self.lidar is not None and not self.takes_lidar:
+            raise ValueError(f"a network of kind '{getattr(self, 'kind', '?')}' takes no LiDAR, its config names one")
+        return self
 
     def feature_size(self, stride: int) -> tuple[int, int]:
         """(width, height) of a feature map of this stride."""

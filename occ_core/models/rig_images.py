@@ -17,19 +17,22 @@ from occ_core.errors import InvalidInput
 
 @dataclass(frozen=True, eq=False)
 class RigImages:
-    """Images of a rig of pinhole cameras, after `occ_core.inference.preprocess`.
+    """Images of a rig of pinhole cameras, after `occ_core.inference.preprocess`, and perhaps what a LiDAR saw.
 
     Attributes:
         images: uint8 [B, N, H, W, 3], RGB; black where a camera has no image.
         intrinsics: float32 [B, N, 3, 3], pixels of `images`; (0, 0) is the centre of the top-left pixel.
         ego_from_cam: float32 [B, N, 4, 4], optical camera frame to ego frame.
         present: bool [B, N]; a camera that is absent must not be looked at.
+        lidar: float32 [B, P, 5]: x, y, z in metres in the ego frame at the moment's stamp, intensity 0..1, age_s (>= 0,
+            how much older than the moment); rows of NaN pad. None: the network takes none.
     """
 
     images: Tensor
     intrinsics: Tensor
     ego_from_cam: Tensor
     present: Tensor
+    lidar: Tensor | None = None
 
     def to(self, device: torch.device) -> RigImages:
         return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
@@ -40,7 +43,11 @@ class RigImages:
 
     def batch(self) -> RigImages:
         """A batch of this one moment, whose tensors lack the first axis."""
-        return RigImages(self.images[None], self.intrinsics[None], self.ego_from_cam[None], self.present[None])
+        return _each(self, lambda tensor: tensor[None])
+
+    def first(self) -> RigImages:
+        """A batch of the first moment alone."""
+        return _each(self, lambda tensor: tensor[:1])
 
 
 @dataclass(frozen=True, eq=False)

@@ -181,16 +181,28 @@ class BagSource:
         return np.eye(4) if self.world_frame is None else self.tree.lookup(self.world_frame, self.base_frame, stamp_ns)
 
     def _lidar(self, cloud: Any) -> LidarSweep | None:
+        try:
+            return self.sweep(cloud)
+        except MissingTransform:
+            self.skipped[f"LiDAR sweep on '{self.lidar_topic}': no transform"] += 1
+            return None
+
+    def sweep(self, cloud: Any) -> LidarSweep:
+        """The sweep of a PointCloud2 message, in the world by its own stamp.
+
+        Raises:
+            MissingTransform: TF does not place the LiDAR at its stamp. CorruptInput: the message is no cloud.
+        """
         stamp_ns = stamp_of(cloud)
+        where = f"{self.path}: '{self.lidar_topic}' at {stamp_ns} ns"
         try:
             ego_from_lidar = self.tree.lookup(self.base_frame, cloud.header.frame_id, stamp_ns)
             world_from_ego = self._world_from_ego(stamp_ns)
             points, intensity, ring = lidar_of(cloud)
-        except MissingTransform:
-            self.skipped[f"LiDAR sweep on '{self.lidar_topic}': no transform"] += 1
-            return None
+        except MissingTransform as error:
+            raise MissingTransform(f"{where}: no pose for the LiDAR sweep: {error}") from error
         except InvalidInput as error:
-            raise CorruptInput(f"{self.path}: '{self.lidar_topic}' at {stamp_ns} ns: {error}") from error
+            raise CorruptInput(f"{where}: {error}") from error
         return LidarSweep(points, intensity, ring, ego_from_lidar, stamp_ns, world_from_ego)
 
 

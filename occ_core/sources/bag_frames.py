@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from occ_core.errors import CorruptInput, MissingInput, MissingTransform
-from occ_core.frame import Frame
+from occ_core.frame import Frame, LidarSweep
 from occ_core.sources.bag import BagSource, stamp_of
 
 KEYFRAME_TOPIC, KEYFRAME_TYPE = "/keyframe", "std_msgs/msg/String"
@@ -64,6 +65,25 @@ class BagFrames:
         images = {name: found[topic] for topic, name in topics.items()}
         frame = self.bag.frame(images, found.get(self.bag.lidar_topic))
         return replace(frame, token=self._tokens[index])
+
+    def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:
+        """At most `count` sweeps, newest first: that of the frame, then those of earlier frames, each once; none
+        without LiDAR. Older ones that cannot be placed in the world, as at a bag's begin, end the list.
+
+        Raises:
+            MissingTransform: the newest cannot be placed. CorruptInput: naming the topic.
+        """
+        clouds = dict.fromkeys(cloud for _, cloud in reversed(self._sets[: index + 1]) if cloud is not None)
+        sweeps: list[LidarSweep] = []
+        for place in islice(clouds, count):
+            topic = cast(str, self.bag.lidar_topic)
+            try:
+                sweeps.append(self.bag.sweep(self._messages({topic: place})[topic]))
+            except MissingTransform:
+                if not sweeps:
+                    raise
+                break
+        return sweeps
 
     def _messages(self, wanted: dict[str, _Place]) -> dict[str | None, Any]:
         """The messages of the wanted topics, each at its place."""

@@ -12,6 +12,7 @@ from occ_core.camera import Camera, Rig
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, OccError
 from occ_core.frame import Frame, LidarSweep
 from occ_core.geometry import inverse, require_rigid
+from occ_core.lidar_points import require_finite
 from occ_core.sources.images import decode_compressed
 
 CAMERA = "image_2"  # the left colour camera
@@ -94,11 +95,14 @@ class SemanticKittiSource:
         name, number = self._entries[index]
         return _files(self._sequences[name].folder, number)[2]
 
+    def places_m(self, scene: str) -> np.ndarray:
+        """Where the LiDAR is in the world at each frame of a sequence, float64 (frames, 3)."""
+        return self._sequences[scene].world_from_lidar[:, :3, 3]
+
     def __getitem__(self, index: int) -> Frame:
         name, number = self._entries[index]
         sequence = self._sequences[name]
-        image_path, lidar_path, _ = _files(sequence.folder, number)
-        image = _read_image(image_path)
+        image = _read_image(_files(sequence.folder, number)[0])
         stamp_ns, world_from_ego = int(sequence.stamps_ns[number]), sequence.world_from_lidar[number]
         return Frame(
             stamp_ns=stamp_ns,
@@ -107,10 +111,24 @@ class SemanticKittiSource:
             images={CAMERA: image},
             camera_stamp_ns={CAMERA: stamp_ns},
             camera_world_from_ego={CAMERA: world_from_ego},
-            lidar=_read_lidar(lidar_path, stamp_ns, world_from_ego),
+            lidar=self._sweep(name, number),
             token=f"{number:06d}",
             scene=name,
         )
+
+    def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:
+        """At most `count` sweeps of the sequence, newest first, the frame's own first. Decodes no image.
+
+        Raises:
+            MissingInput, CorruptInput: naming the file.
+        """
+        name, number = self._entries[index]
+        return [self._sweep(name, earlier) for earlier in range(number, max(number - count, -1), -1)]
+
+    def _sweep(self, name: str, number: int) -> LidarSweep:
+        sequence = self._sequences[name]
+        path = _files(sequence.folder, number)[1]
+        return _read_lidar(path, int(sequence.stamps_ns[number]), sequence.world_from_lidar[number])
 
     def _rig(self, name: str, size: tuple[int, int]) -> Rig:
         if (name, size) not in self._rigs:
@@ -214,6 +232,10 @@ def _read_lidar(path: Path, stamp_ns: int, world_from_ego: np.ndarray) -> LidarS
     if len(data) % (4 * LIDAR_ROW):
         raise CorruptInput(f"{path}: {len(data)} bytes are no whole number of points of {4 * LIDAR_ROW} bytes")
     rows = np.frombuffer(data, dtype="<f4").reshape(-1, LIDAR_ROW)
+    try:
+        require_finite(rows[:, :3], str(path))
+    except InvalidInput as error:
+        raise CorruptInput(str(error)) from None
     return LidarSweep(
         points_lidar_m=np.ascontiguousarray(rows[:, :3]),
         intensity=255 * rows[:, 3],

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from occ_core.camera import Camera, Rig
-from occ_core.errors import CorruptInput, MissingInput, OccError
+from occ_core.errors import CorruptInput, InvalidInput, MissingInput, OccError
 from occ_core.frame import Frame, LidarSweep
+from occ_core.lidar_points import require_finite
 from occ_core.sources.images import decode_compressed
 from occ_core.sources.nuscenes_tables import NuScenesTables, SensorRecord, is_there, pose_between
 
@@ -59,6 +61,7 @@ class NuScenesSource:
         self.tables = dataroot if isinstance(dataroot, NuScenesTables) else NuScenesTables(dataroot, version)
         self.scenes = self.tables.require_scenes(scenes)
         self._rigs: dict[tuple[tuple[str, tuple[int, int]], ...], Rig] = {}
+        self._lidars: dict[str, list[SensorRecord]] = {}  # scene -> in time order, sweeps included
         self._sets = [entry for scene in self.scenes for entry in self._sets_of(scene, sweeps)]
 
     def __len__(self) -> int:
@@ -103,6 +106,24 @@ class NuScenesSource:
             is_keyframe=bool(entry.token),
         )
 
+    def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:
+        """At most `count` sweeps of the frame's LiDAR, newest first, the frame's own first; none without LiDAR.
+
+        Sweeps between keyframes count, too; earlier ones that were not downloaded are passed over.
+
+        Raises:
+            MissingInput, CorruptInput: naming the file.
+        """
+        own = self._sets[index].lidar
+        if own is None:
+            return []
+        earlier = (
+            record
+            for record in reversed(self._lidars[self._sets[index].scene])
+            if record.channel == own.channel and record.stamp_ns < own.stamp_ns and is_there(record.path)
+        )
+        return [read_lidar(record) for record in (own, *islice(earlier, count - 1))]
+
     def _rig(self, records: tuple[SensorRecord, ...]) -> Rig:
         key = tuple((record.calibration, record.size) for record in records)
         if key not in self._rigs:
@@ -111,6 +132,7 @@ class NuScenesSource:
 
     def _sets_of(self, scene: str, sweeps: bool) -> list[_Set]:
         records = self.tables.records(scene)
+        self._lidars[scene] = [record for record in records if record.modality == "lidar"]
         by_sample: dict[str, list[SensorRecord]] = {}
         for record in records:
             if record.is_keyframe:
@@ -203,6 +225,10 @@ def read_lidar(record: SensorRecord) -> LidarSweep:
     if len(data) % (4 * LIDAR_ROW):
         raise CorruptInput(f"{record.path}: {len(data)} bytes are no whole number of points of {4 * LIDAR_ROW} bytes")
     rows = np.frombuffer(data, dtype="<f4").reshape(-1, LIDAR_ROW)
+    try:
+        require_finite(rows[:, :3], str(record.path))
+    except InvalidInput as error:
+        raise CorruptInput(str(error)) from None
     return LidarSweep(
         points_lidar_m=np.ascontiguousarray(rows[:, :3]),
         intensity=rows[:, 3].copy(),

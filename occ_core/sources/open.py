@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from occ_core.errors import MissingInput
-from occ_core.frame import Frame
+from occ_core.frame import Frame, LidarSweep
 
 
 class FrameSource(Protocol):
@@ -22,6 +22,10 @@ class FrameSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Frame: ...
+
+    def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:
+        """At most `count` LiDAR sweeps of a frame's scene, newest first, the frame's own first; none without LiDAR.
+        Decodes no image."""
 
     @property
     def samples(self) -> list[tuple[str, str]]:

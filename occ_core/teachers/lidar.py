@@ -11,10 +11,10 @@ from occ_core.camera import Camera
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.frame import Frame, LidarSweep
 from occ_core.geometry import apply, inverse
+from occ_core.lidar_points import MIN_RANGE_M
 from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI, Taxonomy
 from occ_core.teachers.base import UNKNOWN, ClassMap, DepthMap
 
-MIN_RANGE_M = 1.0  # nearer points are the vehicle itself
 SHADOW_ANGLE_RAD = 0.02  # beams of nuScenes' LiDAR are 0.023 rad apart: between two of them one sees what lies behind
 SHADOW_RATIO = 0.9
 
@@ -130,10 +130,19 @@ def read_kitti_labels(path: Path, taxonomy: Taxonomy = SEMANTIC_KITTI) -> np.nda
     Raises:
         CorruptInput: no whole number of labels.
     """
+    return class_of_raw_kitti(taxonomy)[read_raw_kitti(path)]
+
+
+def read_raw_kitti(path: Path) -> np.ndarray:
+    """SemanticKITTI's own labels uint16 (N,) of the points of a `.label` file.
+
+    Raises:
+        CorruptInput: no whole number of labels.
+    """
     data = path.read_bytes()
     if len(data) % 4:
         raise CorruptInput(f"{path}: {len(data)} bytes are no whole number of labels of 4 bytes")
-    return class_of_raw_kitti(taxonomy)[np.frombuffer(data, dtype="<u4") & 0xFFFF]  # upper half: number of the object
+    return (np.frombuffer(data, dtype="<u4") & 0xFFFF).astype(np.uint16)  # upper half: number of the object
 
 
 def class_of_raw_kitti(taxonomy: Taxonomy = SEMANTIC_KITTI) -> np.ndarray:

@@ -51,6 +51,7 @@ class TrainingConfig(BaseModel):
     model: SerializeAsAny[ModelConfig] = EasyOccConfig()  # by its `kind`; without one, EasyOcc nano
     data: tuple[Path, ...] = ()  # nuScenes layout, ROS 2 bags, SemanticKITTI
     labels: str = "gts"  # folder of Occ3D labels in each, or a path; "voxels": SemanticKITTI's
+    unlabelled: bool = False  # also take moments without labels, whose cells nobody knows: for losses that need none
     validation: tuple[Path, ...] = ()  # default: the last `validation_scenes` scenes of `data`
     validation_labels: str | None = None  # default: as `labels`, which may be pseudo-labels
     validation_scenes: NotNegative = 10

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from occ_core.errors import InvalidInput
 from occ_core.frame import Frame
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.rig_inputs import rig_inputs
+from occ_core.lidar_points import absent_points, lidar_points
 from occ_core.models.config import CameraModelConfig
 from occ_core.models.rig_images import RigImages, Targets
 from occ_core.sources.open import FrameSource
 from occ_core.teachers.base import UNKNOWN, Teachers
 from occ_core.training.data import recolour
-from occ_core.training.label_files import LabelFiles
+from occ_core.training.label_files import IGNORE, LabelFiles
 from occ_core.training.neighbours import neighbours_of
 
 NEEDS = frozenset({"labels", "class_map", "depth_m", "neighbours"})
@@ -46,15 +48,17 @@ class Augmentation:
 
     color_jitter: float = 0.0
     camera_dropout: float = 0.0
+    lidar_dropout: float = 0.0
     seed: int = 0
 
 
 class Keyframe(NamedTuple):
-    """Which moment: its scene, its token there, its index in the source of frames."""
+    """Which moment: its scene, its token there, its index in the source of frames; and whether it has a label."""
 
     scene: str
     token: str
     place: int
+    labelled: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +110,11 @@ class Moments(Dataset):
         named = ((source.keyframes, source.frames.names) for source in self.sources)
         return [names[keyframe.place] for keyframes, names in named for keyframe in keyframes]
 
+    @property
+    def labelled(self) -> list[int]:
+        """Indices of the keyframes that have labels."""
+        return [i for i, (source, keyframe) in enumerate(self._keys) if source.labels and keyframe.labelled]
+
     def neighbour_gap_s(self) -> float | None:
         """Median time from an image of each source's first keyframe to its neighbours; None without any.
 
@@ -132,16 +141,19 @@ class Moments(Dataset):
             arrays["depth_m"] = self._depth(frame, source.teachers)
         if "neighbours" in self.needs:
             arrays |= self._neighbour_arrays(source, frame, keyframe.place)
+        lidar = self._lidar(source, frame, keyframe.place)
         if self.augmentation is not None:
             rng = np.random.default_rng([self.augmentation.seed, 1, draw])
             _recolour(images, arrays.get("neighbours"), self.augmentation.color_jitter, rng)
             _drop_cameras(images, present, arrays, self.augmentation.camera_dropout, rng)
             images[~present] = 0  # recoloured black is not black
-        rig_images = rig_inputs(images, present, frame.rig_at_stamps, self._preprocess)
+            if lidar is not None and rng.random() < self.augmentation.lidar_dropout:
+                lidar = absent_points()
+        rig_images = rig_inputs(images, present, frame.rig_at_stamps, self._preprocess, lidar)
         return Moment(rig_images, Targets(**{name: torch.from_numpy(array) for name, array in arrays.items()}))
 
     def labels(self, index: int) -> np.ndarray:
-        """Labels of a keyframe alone, uint8 (X, Y, Z), IGNORE where the cameras did not look.
+        """Labels of a keyframe alone, uint8 (X, Y, Z), IGNORE where the cameras did not look or nobody labelled.
 
         Raises:
             MissingInput, CorruptInput; InvalidInput: the data was opened without labels.
@@ -149,6 +161,8 @@ class Moments(Dataset):
         source, keyframe = self._keys[index]
         if source.labels is None:
             raise InvalidInput(f"keyframe {keyframe.token} was opened without labels")
+        if not keyframe.labelled:
+            return np.full(self.config.grid_shape, IGNORE, dtype=np.uint8)
         return source.labels.read(keyframe.scene, keyframe.token, self.config)
 
     def class_map(self, index: int) -> np.ndarray:
@@ -177,6 +191,23 @@ class Moments(Dataset):
             if camera.name in maps:
                 out[i] = self._preprocess.nearest(maps[camera.name].depth_m, camera.size)
         return out
+
+    def _lidar(self, source: MomentSource, frame: Frame, place: int) -> np.ndarray | None:
+        """Cloud float32 (P, 5) in the ego frame; None if the network takes none.
+
+        Raises:
+            InvalidInput: no sweep or an empty one, naming the frame; and what the source raises.
+        """
+        asked = self.config.lidar
+        if asked is None:
+            return None
+        sweeps = source.frames.sweeps_before(place, asked.sweeps)
+        points = lidar_points(sweeps, frame.stamp_ns, frame.world_from_ego, asked.points)
+        if not len(points):
+            what = "LiDAR sweep is empty" if sweeps else "it has no LiDAR sweep"
+            name = f"{frame.scene}, frame '{source.frames.names[place]}'"
+            raise InvalidInput(f"{name}: {what}, but '{self.config.name}' takes LiDAR (lidar: null takes none)")
+        return points
 
     def _neighbour_arrays(self, source: MomentSource, frame: Frame, place: int) -> dict[str, np.ndarray]:
         """The same cameras' images before and after, and how the camera moved in between."""
@@ -219,7 +250,8 @@ def _drop_cameras(
 
 
 def collate(moments: list[Moment]) -> Moment:
-    """One batch. Where rigs differ in size, missing cameras are absent, with the last camera's calibration.
+    """One batch. Where rigs differ in size, missing cameras are absent, with the last camera's calibration; where
+    clouds do, rows of NaN follow.
 
     Raises:
         InvalidInput: an empty batch.
@@ -227,10 +259,12 @@ def collate(moments: list[Moment]) -> Moment:
     if not moments:
         raise InvalidInput("a batch needs at least one moment, got none")
     cameras = max(len(moment.rig_images.present) for moment in moments)
-    rig_images = {
+    rig_images: dict[str, Any] = {
         f.name: torch.stack([_padded(getattr(m.rig_images, f.name), cameras, f.name) for m in moments])
         for f in fields(RigImages)
+        if f.name != "lidar"
     }
+    rig_images["lidar"] = _clouds([moment.rig_images.lidar for moment in moments])
     targets = {}
     for f in fields(Targets):
         parts = [getattr(m.targets, f.name) for m in moments]
@@ -238,6 +272,12 @@ def collate(moments: list[Moment]) -> Moment:
             continue
         targets[f.name] = torch.stack([p if f.name == "labels" else _padded(p, cameras, f.name) for p in parts])
     return Moment(RigImages(**rig_images), Targets(**targets))
+
+
+def _clouds(clouds: list[Tensor | None]) -> Tensor | None:
+    """[B, P, 5] of clouds [P_b, 5]; None if the network takes none."""
+    given = [cloud for cloud in clouds if cloud is not None]
+    return pad_sequence(given, batch_first=True, padding_value=float("nan")) if given else None
 
 
 FILLING = {"intrinsics": None, "ego_from_cam": None, "neighbour_from_cam": None, "class_map": UNKNOWN,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -110,17 +110,18 @@ class RigLessons:
         """Of Targets' fields, on the device; each process counts a part of the moments."""
         moments, classes = self.data.training, len(self.taxonomy)
 
-        def some(count: int) -> range:
-            every = max(1, len(moments) // count)
-            return range(0, len(moments), every)[self.ranks.rank :: self.ranks.world]
+        def some(of: Sequence[int], count: int) -> Sequence[int]:
+            return of[:: max(1, len(of) // count)][self.ranks.rank :: self.ranks.world]
 
         weights = {}
         if "labels" in self.needs:
-            cells = self.ranks.sum(_counted(map(moments.labels, some(COUNTED_CELLS)), classes))
+            labelled = some(moments.labelled, COUNTED_CELLS)
+            cells = self.ranks.sum(_counted(map(moments.labels, labelled), classes))
             self.record["cells_per_class"] = cells.tolist()
             weights["class_weights"] = cell_weights(torch.from_numpy(cells), self.taxonomy.free_id)
         if "class_map" in self.needs:
-            pixels = self.ranks.sum(_counted(map(moments.class_map, some(COUNTED_PIXELS)), classes))
+            shown = some(range(len(moments)), COUNTED_PIXELS)
+            pixels = self.ranks.sum(_counted(map(moments.class_map, shown), classes))
             self.record["pixels_per_class"] = pixels.tolist()
             weights["pixel_weights"] = class_weights(torch.from_numpy(pixels))
         return {name: tensor.to(self.ranks.device) for name, tensor in weights.items()}
@@ -226,13 +227,15 @@ def open_data(config: TrainingConfig, needs: frozenset[str], told: Callable[[str
         held_out = [(opened, {scene for j, scene in scenes[cut:] if j == i}) for i, opened in enumerate(sets)]
     training = [(opened, {scene for j, scene in scenes[:cut] if j == i}) for i, opened in enumerate(sets)]
     labels = config.labels if "labels" in needs else None
-    learnt = [opened.part(part, labels, config, bool(needs & {"class_map", "depth_m"})) for opened, part in training]
+    taught = bool(needs & {"class_map", "depth_m"})
+    learnt = [opened.part(part, labels, config, taught, config.unlabelled) for opened, part in training]
     truth = config.validation_labels or config.labels
-    asked = [opened.part(part, truth, config, teachers=False) for opened, part in held_out if part]
+    asked = [opened.part(part, truth, config, False, False) for opened, part in held_out if part]
     held_out_scenes = sorted({scene for _, part in held_out for scene in part})
-    augmentation = Augmentation(config.color_jitter, config.camera_dropout, config.seed)
+    lidar_dropout = 0.0 if model.lidar is None else model.lidar.dropout
+    augmentation = Augmentation(config.color_jitter, config.camera_dropout, lidar_dropout, config.seed)
     moments = Moments(learnt, model, needs, augmentation), Moments(asked, model, frozenset({"labels"}))
-    if not len(moments[0]):
+    if not len(moments[0]) or (labels is not None and not moments[0].labelled):
         raise InvalidInput(f"no moment to train on has labels: none of {cut} scenes in folder '{config.labels}'")
     if held_out_scenes and not len(moments[1]):
         raise InvalidInput(
@@ -256,14 +259,17 @@ class _Set:
         told(str(root.name))
         return _Set(root, open_source(root))
 
-    def part(self, scenes: set[str], labels: str | None, config: TrainingConfig, teachers: bool) -> MomentSource:
-        """Keyframes of some scenes; with `labels`, those that are labelled."""
+    def part(
+        self, scenes: set[str], labels: str | None, config: TrainingConfig, teachers: bool, unlabelled: bool
+    ) -> MomentSource:
+        """Keyframes of some scenes; with `labels`, those that are labelled, or if `unlabelled` ones are taken, all."""
         samples = enumerate(self.frames.samples)
         keyframes = [Keyframe(scene, token, place) for place, (scene, token) in samples if scene in scenes]
         files = None
         if labels is not None:
             files = open_labels(self.root, self.frames, labels, cast(CameraModelConfig, config.model))
-            keyframes = [k for k in keyframes if files.path(k.scene, k.token).is_file()]
+            keyframes = [k._replace(labelled=files.path(k.scene, k.token).is_file()) for k in keyframes]
+            keyframes = [k for k in keyframes if k.labelled or unlabelled]
         asked = self._teachers(config) if teachers else None
         return MomentSource(self.frames, keyframes, files, asked)
 
@@ -279,10 +285,12 @@ def data_record(data: Held) -> dict[str, Any]:
     sources = [source for source in data.training.sources if source.keyframes]
     names = sorted(data.training.names)
     gap_s = data.training.neighbour_gap_s()
+    unlabelled = sum(not keyframe.labelled for source in sources for keyframe in source.keyframes)
     return {
         "scenes": len({keyframe.scene for source in sources for keyframe in source.keyframes}),
         "samples": len(names),
         "labels": [source.labels.provenance for source in sources if source.labels],
+        **({"unlabelled": unlabelled} if unlabelled else {}),
         "tokens_sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
         "cameras": max(len(source.frames[source.keyframes[0].place].rig) for source in sources),
         **({} if gap_s is None else {"neighbour_s": round(gap_s, 3)}),

@@ -22,7 +22,6 @@ from occ_core.frame import Frame
 from occ_core.labels.real import LIDAR_BEST
 from occ_core.labels.scene import label_scene
 from occ_core.models.config import CameraModelConfig
-from occ_core.models.rig_images import RigImages
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.taxonomy import Taxonomy
 from occ_core.teachers.base import ClassMap, Teachers
@@ -100,7 +99,7 @@ def bench_step(
         cpu_seconds.append(time.process_time() - cpu_began)
         told(f"step {step + 1}: {seconds[-1]:.1f} s, {', '.join(f'{k} {v:.3f}' for k, v in values.items())}")
     network.eval()
-    one, answer_seconds = RigImages(*(tensor[:1] for tensor in vars(moment.rig_images).values())), []
+    one, answer_seconds = moment.rig_images.first(), []
     for _ in range(ANSWERS):
         began = time.perf_counter()
         with torch.inference_mode(), autocast():

@@ -1,0 +1,70 @@
+"""LiDAR sweeps as networks are given them, in training and prediction alike: one cloud in the moment's ego frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from occ_core.errors import InvalidInput
+from occ_core.frame import LidarSweep
+from occ_core.geometry import apply, inverse
+
+COLUMNS = ("x_m", "y_m", "z_m", "intensity", "age_s")
+MIN_RANGE_M = 1.0  # nearer points are the vehicle itself, or beams without a return
+
+
+def lidar_points(
+    sweeps: Sequence[LidarSweep],
+    stamp_ns: int,
+    world_from_ego: np.ndarray,  # (4, 4) at stamp_ns
+    limit: int,
+) -> np.ndarray:
+    """Sweeps brought into the ego frame at a moment, each by its own pose.
+
+    Points within MIN_RANGE_M of their sensor are left out. Of more than `limit`, as many are kept, drawn alike over
+    the whole cloud and always the same ones: every n-th would be every n-th beam.
+
+    Args:
+        sweeps: in any order, none at all included.
+        limit: points at most.
+
+    Returns:
+        float32 (P, 5), by COLUMNS: x, y, z in metres in the ego frame at `stamp_ns`; intensity 0..1; age in seconds,
+        0 of a sweep later than the moment.
+
+    Raises:
+        InvalidInput: a point is not finite; says of which sweep.
+    """
+    clouds = [_in_ego(sweep, stamp_ns, inverse(world_from_ego)) for sweep in sweeps]
+    points = np.concatenate(clouds) if clouds else np.zeros((0, len(COLUMNS)), dtype=np.float32)
+    if len(points) <= limit:
+        return points
+    return points[np.sort(np.random.default_rng(0).choice(len(points), limit, replace=False))]
+
+
+def absent_points() -> np.ndarray:
+    """What stands for no cloud at all where a network takes one, float32 (1, 5): a row of padding."""
+    return np.full((1, len(COLUMNS)), np.nan, dtype=np.float32)
+
+
+def require_finite(points_m: np.ndarray, what: str) -> None:
+    """Refuse a sweep with NaN or infinity among its points (N, 3).
+
+    Raises:
+        InvalidInput: `what`, and how many.
+    """
+    if lost := int((~np.isfinite(points_m).all(axis=1)).sum()):
+        raise InvalidInput(f"{what}: {lost} of {len(points_m)} points are not finite")
+
+
+def _in_ego(sweep: LidarSweep, stamp_ns: int, ego_from_world: np.ndarray) -> np.ndarray:
+    """float32 (N, 5) of one sweep."""
+    require_finite(sweep.points_lidar_m, f"LiDAR sweep at {sweep.stamp_ns} ns")
+    far = np.linalg.norm(sweep.points_lidar_m, axis=1) >= MIN_RANGE_M
+    points = np.empty((int(far.sum()), len(COLUMNS)), dtype=np.float32)
+    ego_from_lidar = ego_from_world @ sweep.world_from_ego @ sweep.ego_from_lidar
+    points[:, :3] = apply(ego_from_lidar, sweep.points_lidar_m[far].astype(np.float64))
+    points[:, 3] = np.clip(sweep.intensity[far] / 255, 0, 1)
+    points[:, 4] = max(0, stamp_ns - sweep.stamp_ns) / 1e9
+    return points
