@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from occ_core.errors import InvalidInput
 from occ_core.frame import Frame
+from occ_core.geometry import inverse
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.rig_inputs import rig_inputs
 from occ_core.lidar_points import absent_points, lidar_points
@@ -28,7 +29,7 @@ from occ_core.training.data import recolour
 from occ_core.training.label_files import IGNORE, LabelFiles
 from occ_core.training.neighbours import neighbours_of
 
-NEEDS = frozenset({"labels", "class_map", "depth_m", "neighbours"})
+NEEDS = frozenset({"labels", "class_map", "depth_m", "neighbours", "lidar_origin_m"})
 """What a network's losses can be taught with, by fields of `Targets`."""
 
 
@@ -142,6 +143,8 @@ class Moments(Dataset):
         if "neighbours" in self.needs:
             arrays |= self._neighbour_arrays(source, frame, keyframe.place)
         lidar = self._lidar(source, frame, keyframe.place)
+        if lidar is not None and "lidar_origin_m" in self.needs:
+            arrays["lidar_origin_m"] = _lidar_origin_m(frame)
         if self.augmentation is not None:
             rng = np.random.default_rng([self.augmentation.seed, 1, draw])
             _recolour(images, arrays.get("neighbours"), self.augmentation.color_jitter, rng)
@@ -223,6 +226,13 @@ class Moments(Dataset):
         return {"neighbours": images, "neighbour_from_cam": moved, "neighbour_present": present}
 
 
+def _lidar_origin_m(frame: Frame) -> np.ndarray:
+    """Where the frame's own sweep, the newest that a network is given, was taken: float32 (3,) in the ego frame."""
+    assert frame.lidar is not None  # or there is no cloud
+    ego_from_lidar = inverse(frame.world_from_ego) @ frame.lidar.world_from_ego @ frame.lidar.ego_from_lidar
+    return ego_from_lidar[:3, 3].astype(np.float32)
+
+
 def _recolour(images: np.ndarray, neighbours: np.ndarray | None, strength: float, rng: np.random.Generator) -> None:
     """Change colours in place; a camera's neighbours change as its image does, for their colours are compared."""
     if strength == 0:
@@ -270,7 +280,8 @@ def collate(moments: list[Moment]) -> Moment:
         parts = [getattr(m.targets, f.name) for m in moments]
         if any(part is None for part in parts):
             continue
-        targets[f.name] = torch.stack([p if f.name == "labels" else _padded(p, cameras, f.name) for p in parts])
+        whole = f.name in OF_THE_MOMENT
+        targets[f.name] = torch.stack([p if whole else _padded(p, cameras, f.name) for p in parts])
     return Moment(RigImages(**rig_images), Targets(**targets))
 
 
@@ -280,6 +291,7 @@ def _clouds(clouds: list[Tensor | None]) -> Tensor | None:
     return pad_sequence(given, batch_first=True, padding_value=float("nan")) if given else None
 
 
+OF_THE_MOMENT = ("labels", "lidar_origin_m")  # all other targets have a row for each camera
 FILLING = {"intrinsics": None, "ego_from_cam": None, "neighbour_from_cam": None, "class_map": UNKNOWN,
            "depth_m": float("nan")}  # fmt: skip
 
