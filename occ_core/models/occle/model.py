@@ -59,9 +59,9 @@ class Hidden(NamedTuple):
 class Occle(nn.Module):
     """Images and LiDAR of a rig to occupancy, and to the classes of what is occupied.
 
-    The same two heads read the branches alone, whose losses keep them apart, and the fused volumes, which answer: a cell
-    is occupied where the geometric logit is > 0, and then of the class that the semantic one likes best. In losses on
-    labels, P(class c) = P(occupied) P(c | occupied). To join them so is ours.
+    The same two heads read the branches alone, whose losses keep them apart, and the fused volumes, which answer: a
+    cell is occupied where the geometric logit is > 0, and then of the class that the semantic one likes best. In losses
+    on labels, P(class c) = P(occupied) P(c | occupied). To join them so is ours.
     """
 
     points_ego_m: Tensor
@@ -234,7 +234,7 @@ class Occle(nn.Module):
 
     @torch.no_grad()
     def answer(self, rig_images: RigImages) -> VoxelAnswer:
-        """What is more likely than not; all in view of a camera counts as observed. Set the model to eval mode first."""
+        """What is more likely than not; all in view of a camera counts as observed. Set eval mode first."""
         free = self.config.classes.free_id
         hidden = self.hidden(rig_images)
         logit, named = self.occupied(hidden.where), self.classes(hidden.what).argmax(dim=-1)
