@@ -168,7 +168,7 @@ class Occle(nn.Module):
             known = labels != UNOBSERVED
             truth = labels[known] != self.config.classes.free_id
             losses["geometry_labels"] = loss.geometry_labels * balanced_occupancy(alone[known], truth)
-        if loss.geometry_lidar > 0 and rig_images.lidar is not None:
+        if "lidar_origin_m" in self.config.needs and rig_images.lidar is not None:
             origin_m = targets.need("lidar_origin_m", "geometry_lidar")
             evidence = lidar_evidence(rig_images.lidar, origin_m, self.config.grid, loss.lidar_rays)
             halves = [evidence_loss(logit, evidence, labels == UNOBSERVED) for logit in (occupied, alone)]
