@@ -71,4 +71,8 @@ OCC3D_GRID = VoxelGrid(origin_m=(-40.0, -40.0, -1.0), voxel_size_m=0.4, shape=(2
 """Occ3D-nuScenes: 80 x 80 x 6.4 m around the ego."""
 
 SEMANTIC_KITTI_GRID = VoxelGrid(origin_m=(0.0, -25.6, -2.0), voxel_size_m=0.2, shape=(256, 256, 32))
-"""SemanticKITTI semantic scene completion: 51.2 x 51.2 x 6.4 m ahead, in the LiDAR frame."""
+"""SemanticKITTI semantic scene completion as papers state it: 51.2 x 51.2 x 6.4 m ahead, in the LiDAR frame."""
+
+SEMANTIC_KITTI_VOXELS = VoxelGrid(origin_m=(0.0, -25.6, -2.2), voxel_size_m=0.2, shape=(256, 256, 32))
+"""Where the cells of its voxel files are, one cell lower than stated: the points of a scan fall into the cells that its
+`.bin` names in this grid (IoU 0.93 to 0.95), not in the other (0.11). Projections that shall fit the labels need it."""

@@ -50,6 +50,40 @@ def test_scores_equal_scikit_learn_at_each_range():
         assert np.allclose([v or 0 for v in values], per_class)
 
 
+def test_scores_equal_the_published_definition_counted_cell_by_cell():
+    """MonoScene, section 4: IoU of occupied against empty, and the mean of 19 IoUs; cells of 255 count for nothing."""
+    rng = np.random.default_rng(5)
+    truth, predicted = np.full(SHAPE, 255, np.uint8), rng.integers(0, 20, SHAPE).astype(np.uint8)
+    known = [tuple(cell) for cell in rng.integers(0, SHAPE, (3000, 3)).tolist()]
+    for cell in known:
+        truth[cell] = rng.choice([0, 0, 1, 9, 15, 19])
+        if rng.random() < 0.6:
+            predicted[cell] = truth[cell]
+    scores = SscScores()
+    scores.add(truth, predicted)
+    tp, fp, fn = [0] * 20, [0] * 20, [0] * 20
+    both = only_truth = only_predicted = 0
+    for cell in set(known):
+        t, p = int(truth[cell]), int(predicted[cell])
+        both += t > 0 and p > 0
+        only_truth += t > 0 and p == 0
+        only_predicted += t == 0 and p > 0
+        if t == p:
+            tp[t] += 1
+        else:
+            fn[t] += 1
+            fp[p] += 1
+    ious = [tp[c] / (tp[c] + fp[c] + fn[c]) if tp[c] + fp[c] + fn[c] else 0.0 for c in range(1, 20)]
+    found = scores.report()["51.2m"]
+    assert found["iou"] == pytest.approx(100 * both / (both + only_truth + only_predicted))
+    assert found["precision"] == pytest.approx(100 * both / (both + only_predicted))
+    assert found["recall"] == pytest.approx(100 * both / (both + only_truth))
+    assert found["miou_19"] == pytest.approx(100 * sum(ious) / 19)
+    assert [found["per_class"][name] or 0 for name in SEMANTIC_KITTI.names[1:]] == pytest.approx(
+        [100 * i for i in ious]
+    )
+
+
 def test_parts_add_up_to_the_whole():
     pairs, whole, parts = [random_pair(s) for s in range(2)], SscScores(), [SscScores(), SscScores()]
     for part, (truth, predicted) in zip(parts, pairs, strict=True):
@@ -110,7 +144,14 @@ def test_occ_eval_knows_voxels_by_their_files(tmp_path):
     assert list(report) == ["ssc"] and list(report["ssc"]) == ["12.8m", "25.6m", "51.2m"]
     near = report["ssc"]["12.8m"]
     assert (near["precision"], near["recall"], near["per_class"]["road"]) == (100, 50, 50)
-    (answers / "000005.npz").rename(answers / "000010.npz")
+    of_sequence = tmp_path / "sequences" / "08" / "voxels"
+    of_sequence.parent.mkdir(parents=True)
+    voxels.rename(of_sequence)
+    voxels.symlink_to(of_sequence)
+    (answers / "000005.npz").rename(answers / "08_000005.npz")  # as `occ predict` calls it
+    result = CliRunner().invoke(app, ["eval", str(answers), str(of_sequence), "--json", str(tmp_path / "again.json")])
+    assert result.exit_code == 0 and json.loads((tmp_path / "again.json").read_text()) == report
+    (answers / "08_000005.npz").rename(answers / "000010.npz")
     assert "no ground truth for 1 predictions, first: 000010" in str(CliRunner().invoke(app, arguments).exception)
 
 

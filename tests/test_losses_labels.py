@@ -185,6 +185,21 @@ def test_labels_of_one_kind_leave_losses_finite(fill):
     sum(losses.values()).backward()
     assert all(math.isfinite(v.item()) for v in losses.values())
     assert torch.isfinite(logits.grad).all() and bool(logits.grad.any()) == (fill != 255)
+    assert fill != 255 or not any(v.item() for v in losses.values())
+
+
+def test_a_sample_without_labels_counts_for_nothing_even_where_unobserved_cells_are_free():
+    cells, labels = volume(*sample())
+    ones, blank = torch.ones(CLASSES), torch.full_like(labels, 255)
+    both = torch.cat([cells, cells.flip(2)]).requires_grad_()
+    for observed_only in (True, False):
+        ours = label_losses(both, torch.cat([labels, blank]), ones, ALL, FREE, observed_only)
+        alone = label_losses(cells, labels, ones, ALL, FREE, observed_only)
+        for name in alone:
+            torch.testing.assert_close(ours[name], alone[name])
+        nothing = label_losses(both, torch.cat([blank, blank]), ones, ALL, FREE, observed_only)
+        sum(nothing.values()).backward()
+        assert len(nothing) == 5 and not any(v.item() for v in nothing.values()) and not both.grad.any()
 
 
 def test_terms_of_weight_0_are_left_out_and_the_rest_are_weighted():

@@ -131,6 +131,53 @@ def check(store: STORE) -> None:
 
 
 @app.command()
+def split(
+    labels: Annotated[
+        Path,
+        typer.Argument(help="Folder of <scene>/<token>/labels.npz, a store's too; or SemanticKITTI with its voxels."),
+    ],
+    out: Annotated[Path, typer.Argument(help="New folder of labels of the same form.")],
+    percent: Annotated[float, typer.Option(help="How much of them: 1, 10, 100, ....")],
+    by: Annotated[str, typer.Option(help="Of frames, or of scenes, all of whose labels are taken.")] = "frames",
+    seed: Annotated[int, typer.Option(help="Which ones.")] = 0,
+) -> None:
+    """A label budget: a seeded part of a folder of labels, to be named as --labels of `occ train`.
+
+    Files are hard links where the disk allows them. Of one seed, the 1 % are a part of the 10 %; one frame at least is
+    there. OUT/split.json says what was taken.
+
+    Example:  occ labels split city/gts city-10 --percent 10; then: occ train CONFIG --labels city-10
+    """
+    from occ_core.labels.split import split_labels
+
+    record = split_labels(labels, out, percent, by, seed)
+    typer.echo(f"{record['labels']} of {record['of_labels']} labels, of {len(record['scenes'])} scenes, in {out}")
+
+
+@app.command()
+def voxelise(
+    dataroot: Annotated[Path, typer.Argument(help="SemanticKITTI with labels of its points.")],
+    out: Annotated[Path, typer.Argument(help="Folder for sequences/<scene>/voxels/<frame>.label and .invalid.")],
+    scene: SCENE = None,
+    every: Annotated[int, typer.Option(help="Only each n-th frame; the data set's own voxels have n = 5.", min=1)] = 1,
+) -> None:
+    """Ground truth of SemanticKITTI scene completion from its labelled scans, laid over each other by their poses.
+
+    A cell has the class of most points in it, is free where rays of a scan pass it, and nobody knows it else. Things
+    labelled as moving come from the frame's own scan alone. The files are of the form of the data set's own voxels, for
+    `occ train CONFIG --labels OUT` and `occ eval PRED OUT/sequences/08/voxels`. Frames that OUT has are kept.
+
+    Example:  occ labels voxelise semantickitti kitti-voxels --scene 08 --every 5
+    """
+    from rich.progress import track
+
+    from occ_core.labels.voxelise import voxelise as run
+
+    frames = list(track(run(dataroot, out, scene, every), description="voxelising"))
+    typer.echo(f"{len(frames)} frames in {out}")
+
+
+@app.command()
 def show(
     store: STORE,
     dataroot: DATAROOT,

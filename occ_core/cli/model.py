@@ -97,6 +97,7 @@ def predict(
     """
     from rich.progress import track
 
+    from occ_core.errors import InvalidInput
     from occ_core.inference.predictor import Predictor, save_prediction
     from occ_core.sources.open import open_source
 
@@ -106,8 +107,11 @@ def predict(
     for i, name in enumerate(track(source.names, description="predicting")):
         path = out / f"{name}.npz"
         if not path.exists():
-            frame = source[i]
-            answer = predictor.predict_frame(frame)
+            sweeps = source.sweeps_before(i, predictor.lidar.sweeps) if predictor.lidar else None
+            try:
+                answer = predictor.predict_frame(source[i], sweeps)
+            except InvalidInput as error:
+                raise InvalidInput(f"{dataroot}, frame '{name}': {error}") from error
             save_prediction(path, answer.labels, answer.observed)
     typer.echo(f"{len(source)} predictions in {out}")
 

@@ -96,12 +96,15 @@ def holds_voxels(folder: Path) -> bool:
 def evaluate_voxels(
     predictions: Path, voxels: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[dict[str, dict[str, Any]], int]:
-    """Score every prediction, `<frame>.npz` as of `occ eval`, against `voxels`; and the number of samples scored.
+    """Score every prediction against `voxels`; and the number of samples scored.
+
+    A prediction is <frame>.npz, or <scene>_<frame>.npz as `occ predict` calls it, of the scene whose voxels these are.
 
     Raises:
         MissingInput: no prediction, or no truth for one. CorruptInput: an unreadable file, naming it.
     """
-    files, total = prediction_files(Path(predictions)), SscScores()
+    of_scene, total = f"{Path(voxels).resolve().parent.name}_", SscScores()
+    files = {name.removeprefix(of_scene): path for name, path in prediction_files(Path(predictions)).items()}
     if unmatched := sorted(frame for frame in files if not (voxels / f"{frame}.label").is_file()):
         raise MissingInput(f"{predictions}: no ground truth for {len(unmatched)} predictions, first: {unmatched[0]}")
     for frame, path in sorted(files.items()):

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
 from occ_core.camera import Camera, Rig
 from occ_core.errors import InvalidInput, MissingInput
-from occ_core.frame import Frame
+from occ_core.frame import Frame, LidarSweep
 from occ_core.inference.preprocess import Preprocess
+from occ_core.lidar_points import COLUMNS, lidar_points, require_finite
 from occ_core.models.build import ModelConfig, kind_of
-from occ_core.models.config import CameraModelConfig
+from occ_core.models.config import CameraModelConfig, LidarInput
 from occ_core.occupancy import Occupancy
 from occ_core.sources.images import REDUCED
 
@@ -38,13 +40,28 @@ class Session(Protocol):
         of `missing` ones are black and must not be looked at."""
 
 
+class LidarSession(Session, Protocol):
+    """What a backend offers that runs networks with LiDAR, too; only torch does."""
+
+    def run(
+        self, images: np.ndarray, rig: Rig, missing: frozenset[str], lidar: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As Session's; lidar: float32 (P, 5) as of `lidar_points`, P > 0."""
+
+
 class Predictor:
-    """A loaded model. Not thread-safe, except `preprocess_one`, which may run anywhere."""
+    """A loaded model. Not thread-safe, except `preprocess_one`, which may run anywhere.
+
+    Attributes:
+        config, grid, taxonomy: what the model is and what its answers mean.
+        lidar: what it is to be given of a LiDAR; None: nothing.
+    """
 
     def __init__(self, session: Session):
         self.session = session
         self.config = session.config
         self.grid, self.taxonomy = self.config.grid, self.config.classes
+        self.lidar: LidarInput | None = self.config.lidar if isinstance(self.config, CameraModelConfig) else None
         self._preprocess = Preprocess(self.config.input_width, self.config.input_height)
         self._stack = np.zeros((0, self.config.input_height, self.config.input_width, 3), dtype=np.uint8)
 
@@ -71,7 +88,8 @@ class Predictor:
     def prepare(self, rig: Rig) -> None:
         """Run once, so that the first real answer is not late: tables are built (about a second) and kept."""
         blank = np.zeros((self.config.input_height, self.config.input_width, 3), dtype=np.uint8)
-        self.predict_preprocessed(dict.fromkeys(rig.names, blank), rig)
+        cloud = None if self.lidar is None else np.array([[10, 0, 0, 0, 0]], dtype=np.float32)
+        self.predict_preprocessed(dict.fromkeys(rig.names, blank), rig, cloud)
 
     def preprocess_one(self, image: np.ndarray, camera: Camera) -> np.ndarray:
         """The network's input, uint8 (H, W, 3), from an RGB image uint8 (h, w, 3) of the camera's size.
@@ -94,28 +112,51 @@ class Predictor:
         width, height = self._preprocess.plan(size)[0]
         return 2 * width, 2 * height
 
-    def predict(self, images: dict[str, np.ndarray], rig: Rig) -> Occupancy:
-        """Occupancy from RGB images uint8 (h, w, 3) by camera name; a missing camera is simply not in the dict."""
-        return self.predict_preprocessed({k: self.preprocess_one(image, rig[k]) for k, image in images.items()}, rig)
+    def predict(self, images: dict[str, np.ndarray], rig: Rig, lidar: np.ndarray | None = None) -> Occupancy:
+        """Occupancy from RGB images uint8 (h, w, 3) by camera name; a missing camera is simply not in the dict.
 
-    def predict_frame(self, frame: Frame) -> Occupancy:
+        Args:
+            lidar: for a model with LiDAR, float32 (P, 5) as of `lidar_points`.
+        """
+        ready = {name: self.preprocess_one(image, rig[name]) for name, image in images.items()}
+        return self.predict_preprocessed(ready, rig, lidar)
+
+    def predict_frame(self, frame: Frame, sweeps: Sequence[LidarSweep] | None = None) -> Occupancy:
         """Occupancy of one moment of a source, which knows where each camera was at its own stamp.
 
         Camera networks are told; EasyOcc nano is not, for a table for every moment would cost more than the network.
+
+        Args:
+            sweeps: for a model with LiDAR, what the source's `sweeps_before` gives. None: the frame's own.
         """
         moving = isinstance(self.config, CameraModelConfig)
-        return self.predict(frame.images, frame.rig_at_stamps if moving else frame.rig)
+        if sweeps is None:
+            sweeps = [] if frame.lidar is None else [frame.lidar]
+        cloud = None
+        if self.lidar is not None and sweeps:
+            cloud = lidar_points(sweeps, frame.stamp_ns, frame.world_from_ego, self.lidar.points)
+        return self.predict(frame.images, frame.rig_at_stamps if moving else frame.rig, cloud)
 
-    def predict_preprocessed(self, images: dict[str, np.ndarray], rig: Rig) -> Occupancy:
+    def predict_preprocessed(
+        self, images: dict[str, np.ndarray], rig: Rig, lidar: np.ndarray | None = None
+    ) -> Occupancy:
         """Occupancy from what `preprocess_one` gave; cells that are probably hidden are not observed.
 
+        Args:
+            lidar: for a model with LiDAR, float32 (P, 5) as of `lidar_points`.
+
         Raises:
-            InvalidInput: no image, one that does not fit, or a rig of fewer cameras than the model was trained on.
+            InvalidInput: no image, one that does not fit, or a rig of fewer cameras than the model was trained on; no
+                LiDAR point where the model cannot do without, a cloud of another shape, or one for a model of cameras.
         """
         self._require_cameras(rig)
+        has_points = self._require_lidar(lidar)
         stack = self.images_of(images, rig)
         missing = frozenset(rig.names) - frozenset(images)
-        labels, confidence, observed = self.session.run(stack, rig, missing)
+        if has_points:
+            labels, confidence, observed = cast(LidarSession, self.session).run(stack, rig, missing, lidar)
+        else:
+            labels, confidence, observed = self.session.run(stack, rig, missing)
         return Occupancy(self.grid, self.taxonomy, labels, observed.astype(bool), confidence.astype(np.float32) / 255)
 
     def images_of(self, images: dict[str, np.ndarray], rig: Rig) -> np.ndarray:
@@ -145,6 +186,25 @@ class Predictor:
                 f"the rig has {len(rig)} cameras ({', '.join(rig.names)}), the model was trained on {trained}; a "
                 "camera without an image stays in the rig"
             )
+
+    def _require_lidar(self, lidar: np.ndarray | None) -> bool:
+        """Whether there is a point; refuses clouds that the model cannot take."""
+        name = f"model '{self.config.name}'"
+        if self.lidar is None:
+            if lidar is not None:
+                raise InvalidInput(f"{name} takes no LiDAR, got a cloud of {len(lidar)} points")
+            return False
+        if lidar is not None:
+            if lidar.ndim != 2 or lidar.shape[1] != len(COLUMNS) or lidar.dtype != np.float32:
+                columns = ", ".join(COLUMNS)
+                raise InvalidInput(f"LiDAR cloud must be float32 (P, 5) of {columns}, got {lidar.dtype} {lidar.shape}")
+            require_finite(lidar, "LiDAR cloud")
+            if len(lidar):
+                return True
+        if not self.lidar.dropout:
+            got = "no LiDAR cloud" if lidar is None else "a LiDAR cloud of 0 points"
+            raise InvalidInput(f"{name} needs LiDAR, got {got}; one trained with lidar.dropout > 0 can do without")
+        return False
 
 
 def save_prediction(path: Path, labels: np.ndarray, observed: np.ndarray | None = None) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from occ_core.labels.scene import SceneLabel
 
 FORMAT = 1
+STORE_FILE, SPLIT_FILE = "store.json", "split.json"  # what made the labels; which part of others they are
 ARRAYS = ("semantics", "mask_lidar", "mask_camera", "confidence", "votes")
 
 
@@ -85,7 +86,7 @@ class LabelStore:
 
     @property
     def _record_path(self) -> Path:
-        return self.folder / "store.json"
+        return self.folder / STORE_FILE
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -192,7 +193,7 @@ class LabelStore:
         for scene, token in self.samples:
             if fault := self._fault(scene, token) or self._content_fault(scene, token):
                 yield fault
-        known = {self._record_path}
+        known = {self._record_path, self.folder / SPLIT_FILE}
         for scene, token in self.samples:
             known |= {self.path(scene, token), self.path(scene, token).with_suffix(".json")}
         for path in sorted(self.folder.rglob("*")):
@@ -223,7 +224,7 @@ def require_same_meaning(folder: Path, grid: VoxelGrid, taxonomy: Taxonomy) -> N
         InvalidInput: the store's grid or taxonomy is another; names both.
         CorruptInput.
     """
-    if not (Path(folder) / "store.json").is_file():
+    if not (Path(folder) / STORE_FILE).is_file():
         return
     made_with = LabelStore(folder).record["made_with"]
     asked = {"origin_m": grid.origin_m, "voxel_size_m": grid.voxel_size_m, "shape": grid.shape}
@@ -235,11 +236,25 @@ def require_same_meaning(folder: Path, grid: VoxelGrid, taxonomy: Taxonomy) -> N
 
 def provenance(folder: Path) -> dict[str, Any]:
     """What a folder of labels is known to be, for the record of what was made from them."""
-    if not (Path(folder) / "store.json").is_file():
-        return {"folder": Path(folder).name}
+    known: dict[str, Any] = {"folder": Path(folder).name, **split_of(folder)}
+    if not (Path(folder) / STORE_FILE).is_file():
+        return known
     store = LabelStore(folder)
-    known = {key: store.record["made_with"].get(key) for key in ("recipe", "teacher")}
-    return {"folder": store.folder.name, "made_with": store.fingerprint, **known}
+    made_with = store.record["made_with"]
+    return {**known, "made_with": store.fingerprint, **{key: made_with.get(key) for key in ("recipe", "teacher")}}
+
+
+def split_of(folder: Path) -> dict[str, Any]:
+    """Which part of other labels a folder holds, {"split": {of, percent, by, seed}}; nothing if it is none.
+
+    Raises:
+        CorruptInput.
+    """
+    path = Path(folder) / SPLIT_FILE
+    if not path.is_file():
+        return {}
+    record = read_json(path)
+    return {"split": {key: record.get(key) for key in ("of", "percent", "by", "seed")}}
 
 
 def _is_name(part: Any) -> bool:

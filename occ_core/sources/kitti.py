@@ -95,6 +95,10 @@ class SemanticKittiSource:
         name, number = self._entries[index]
         return _files(self._sequences[name].folder, number)[2]
 
+    def places_m(self, scene: str) -> np.ndarray:
+        """Where the LiDAR is in the world at each frame of a sequence, float64 (frames, 3)."""
+        return self._sequences[scene].world_from_lidar[:, :3, 3]
+
     def __getitem__(self, index: int) -> Frame:
         name, number = self._entries[index]
         sequence = self._sequences[name]

@@ -130,10 +130,19 @@ def read_kitti_labels(path: Path, taxonomy: Taxonomy = SEMANTIC_KITTI) -> np.nda
     Raises:
         CorruptInput: no whole number of labels.
     """
+    return class_of_raw_kitti(taxonomy)[read_raw_kitti(path)]
+
+
+def read_raw_kitti(path: Path) -> np.ndarray:
+    """SemanticKITTI's own labels uint16 (N,) of the points of a `.label` file.
+
+    Raises:
+        CorruptInput: no whole number of labels.
+    """
     data = path.read_bytes()
     if len(data) % 4:
         raise CorruptInput(f"{path}: {len(data)} bytes are no whole number of labels of 4 bytes")
-    return class_of_raw_kitti(taxonomy)[np.frombuffer(data, dtype="<u4") & 0xFFFF]  # upper half: number of the object
+    return (np.frombuffer(data, dtype="<u4") & 0xFFFF).astype(np.uint16)  # upper half: number of the object
 
 
 def class_of_raw_kitti(taxonomy: Taxonomy = SEMANTIC_KITTI) -> np.ndarray:

@@ -10,8 +10,8 @@ import numpy as np
 
 from occ_core.errors import InvalidInput
 from occ_core.evaluation.ssc import read_ssc_truth
-from occ_core.grid import SEMANTIC_KITTI_GRID
-from occ_core.labels.store import provenance, require_same_meaning
+from occ_core.grid import SEMANTIC_KITTI_GRID, SEMANTIC_KITTI_VOXELS
+from occ_core.labels.store import provenance, require_same_meaning, split_of
 from occ_core.models.config import CameraModelConfig
 from occ_core.occupancy import load_occ3d
 from occ_core.sources.kitti import SemanticKittiSource
@@ -57,26 +57,28 @@ class LabelFiles:
     @property
     def provenance(self) -> dict[str, Any]:
         """What they are known to be, for the record of what was made from them."""
-        return {"folder": VOXELS} if self.voxels else provenance(self.folder)
+        return {"folder": VOXELS, **split_of(self.folder.parent)} if self.voxels else provenance(self.folder)
 
 
 def open_labels(root: Path, frames: FrameSource, labels: str, model: CameraModelConfig) -> LabelFiles:
     """The labels of the data set at `root`.
 
     Args:
-        labels: folder inside the data set, or a path of its own; of SemanticKITTI, "voxels" means its own.
+        labels: folder inside the data set, or a path of its own; of SemanticKITTI, "voxels" means its own, and a folder
+            that holds `sequences/` voxels made elsewhere. A model's grid may be where the voxels are, or where papers
+            say that they are.
 
     Raises:
         MissingInput: no such folder. InvalidInput: they are of another grid or taxonomy than the model; names both.
     """
-    if labels == VOXELS and isinstance(frames, SemanticKittiSource):
-        for what, its, asked in (
-            ("grid", SEMANTIC_KITTI_GRID, model.grid),
-            ("taxonomy", SEMANTIC_KITTI.name, model.taxonomy),
-        ):
-            if its != asked:
-                raise InvalidInput(f"{root}: its voxels are of {what} {its}, the model's is {asked}")
-        return LabelFiles(root / "sequences", voxels=True)
-    folder = labels_folder(root, labels)
+    is_kitti = isinstance(frames, SemanticKittiSource)
+    folder = root if labels == VOXELS and is_kitti else labels_folder(root, labels)
+    if is_kitti and (folder / "sequences").is_dir():
+        if model.grid not in (SEMANTIC_KITTI_VOXELS, SEMANTIC_KITTI_GRID):
+            raise InvalidInput(f"{folder}: its voxels are of grid {SEMANTIC_KITTI_VOXELS}, the model's is {model.grid}")
+        if model.taxonomy != SEMANTIC_KITTI.name:
+            names = f"taxonomy {SEMANTIC_KITTI.name}, the model's is {model.taxonomy}"
+            raise InvalidInput(f"{folder}: its voxels are of {names}")
+        return LabelFiles(folder / "sequences", voxels=True)
     require_same_meaning(folder, model.grid, model.classes)
     return LabelFiles(folder)

@@ -34,6 +34,8 @@ class NanoLessons:
     def __init__(self, config: TrainingConfig, ranks: Ranks, told: Callable[[str], None]) -> None:
         if ranks.world > 1:
             raise InvalidInput(f"EasyOcc nano trains in one process, torchrun started {ranks.world}")
+        if config.unlabelled:
+            raise InvalidInput("EasyOcc nano learns from labels alone, the run has 'unlabelled: true'")
         self.config, self.device, self.model_config = config, ranks.device, nano_config(config)
         self.taxonomy = self.model_config.classes
         self.phases: tuple[int, ...] = (config.nano.image_steps, config.steps)

@@ -121,9 +121,8 @@ class RigLessons:
             self.record["cells_per_class"] = cells.tolist()
             weights["class_weights"] = cell_weights(torch.from_numpy(cells), self.taxonomy.free_id)
         if "class_map" in self.needs:
-            pixels = self.ranks.sum(
-                _counted(map(moments.class_map, some(range(len(moments)), COUNTED_PIXELS)), classes)
-            )
+            shown = some(range(len(moments)), COUNTED_PIXELS)
+            pixels = self.ranks.sum(_counted(map(moments.class_map, shown), classes))
             self.record["pixels_per_class"] = pixels.tolist()
             weights["pixel_weights"] = class_weights(torch.from_numpy(pixels))
         return {name: tensor.to(self.ranks.device) for name, tensor in weights.items()}
@@ -229,10 +228,10 @@ def open_data(config: TrainingConfig, needs: frozenset[str], told: Callable[[str
         held_out = [(opened, {scene for j, scene in scenes[cut:] if j == i}) for i, opened in enumerate(sets)]
     training = [(opened, {scene for j, scene in scenes[:cut] if j == i}) for i, opened in enumerate(sets)]
     labels = config.labels if "labels" in needs else None
-    learnt = [opened.part(part, labels, config, bool(needs & {"class_map", "depth_m"})) for opened, part in training]
+    taught = bool(needs & {"class_map", "depth_m"})
+    learnt = [opened.part(part, labels, config, taught, config.unlabelled) for opened, part in training]
     truth = config.validation_labels or config.labels
-    judged = config.model_copy(update={"unlabelled": False})
-    asked = [opened.part(part, truth, judged, teachers=False) for opened, part in held_out if part]
+    asked = [opened.part(part, truth, config, False, False) for opened, part in held_out if part]
     held_out_scenes = sorted({scene for _, part in held_out for scene in part})
     lidar_dropout = 0.0 if model.lidar is None else model.lidar.dropout
     augmentation = Augmentation(config.color_jitter, config.camera_dropout, lidar_dropout, config.seed)
@@ -261,15 +260,17 @@ class _Set:
         told(str(root.name))
         return _Set(root, open_source(root))
 
-    def part(self, scenes: set[str], labels: str | None, config: TrainingConfig, teachers: bool) -> MomentSource:
-        """Keyframes of some scenes; with `labels`, those that are labelled, or with `unlabelled` all."""
+    def part(
+        self, scenes: set[str], labels: str | None, config: TrainingConfig, teachers: bool, unlabelled: bool
+    ) -> MomentSource:
+        """Keyframes of some scenes; with `labels`, those that are labelled, or if `unlabelled` ones are taken, all."""
         samples = enumerate(self.frames.samples)
         keyframes = [Keyframe(scene, token, place) for place, (scene, token) in samples if scene in scenes]
         files = None
         if labels is not None:
             files = open_labels(self.root, self.frames, labels, cast(CameraModelConfig, config.model))
             keyframes = [k._replace(labelled=files.path(k.scene, k.token).is_file()) for k in keyframes]
-            keyframes = [k for k in keyframes if k.labelled or config.unlabelled]
+            keyframes = [k for k in keyframes if k.labelled or unlabelled]
         asked = self._teachers(config) if teachers else None
         return MomentSource(self.frames, keyframes, files, asked)
 
@@ -285,11 +286,12 @@ def data_record(data: Held) -> dict[str, Any]:
     sources = [source for source in data.training.sources if source.keyframes]
     names = sorted(data.training.names)
     gap_s = data.training.neighbour_gap_s()
+    unlabelled = sum(not keyframe.labelled for source in sources for keyframe in source.keyframes)
     return {
         "scenes": len({keyframe.scene for source in sources for keyframe in source.keyframes}),
         "samples": len(names),
         "labels": [source.labels.provenance for source in sources if source.labels],
-        **({"labelled": len(data.training.labelled)} if len(data.training.labelled) < len(names) else {}),
+        **({"unlabelled": unlabelled} if unlabelled else {}),
         "tokens_sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
         "cameras": max(len(source.frames[source.keyframes[0].place].rig) for source in sources),
         **({} if gap_s is None else {"neighbour_s": round(gap_s, 3)}),

@@ -17,12 +17,14 @@ from occ_core.errors import CorruptInput, InvalidInput
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.rig_inputs import rig_inputs
 from occ_core.inference.table import Tables
+from occ_core.lidar_points import absent_points
 from occ_core.models.build import ModelConfig, build_model, parse_config
+from occ_core.models.config import CameraModelConfig
 from occ_core.models.easyocc.deployed import Deployed
 from occ_core.models.easyocc.model import Answer, EasyOcc
 from occ_core.training.checkpoint import load_checkpoint, load_into, load_record, trained_cameras
 
-Asked = Callable[[np.ndarray, Rig, frozenset[str]], tuple[Tensor, Tensor, Tensor]]
+Asked = Callable[[np.ndarray, Rig, frozenset[str], np.ndarray | None], tuple[Tensor, Tensor, Tensor]]
 
 
 class _Within(TorchFunctionMode):
@@ -69,10 +71,14 @@ class TorchSession:
         self.cameras = trained_cameras(load_record(path))
         self._answer: Asked = _by_table(model, compiled) if isinstance(model, EasyOcc) else _by_rig(model, self.config)
 
-    def run(self, images: np.ndarray, rig: Rig, missing: frozenset[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Labels, confidence and observed, uint8 (X, Y, Z), from images uint8 (N, H, W, 3) of the rig's cameras."""
+    def run(
+        self, images: np.ndarray, rig: Rig, missing: frozenset[str], lidar: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Labels, confidence and observed, uint8 (X, Y, Z), from images uint8 (N, H, W, 3) of the rig's cameras, and
+        for a network that takes LiDAR a cloud float32 (P, 5), or none."""
         with torch.inference_mode():
-            labels, confidence, observed = (part[0].cpu().numpy() for part in self._answer(images, rig, missing))
+            answer = self._answer(images, rig, missing, lidar)
+            labels, confidence, observed = (part[0].cpu().numpy() for part in answer)
         return labels, confidence, observed
 
 
@@ -80,7 +86,9 @@ def _by_table(model: EasyOcc, compiled: bool) -> Asked:
     answer: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.compile(Deployed(model)) if compiled else Answer(model)
     tables = Tables(model.config)
 
-    def asked(images: np.ndarray, rig: Rig, missing: frozenset[str]) -> tuple[Tensor, Tensor, Tensor]:
+    def asked(
+        images: np.ndarray, rig: Rig, missing: frozenset[str], _: np.ndarray | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         table = tables.of(rig, missing)
         return answer(*map(torch.from_numpy, (images, table.voxel_index, table.pillar_index, table.rays)))
 
@@ -91,9 +99,13 @@ def _by_rig(model: nn.Module, config: ModelConfig) -> Asked:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     preprocess = Preprocess(config.input_width, config.input_height)
+    without_points = None if cast(CameraModelConfig, config).lidar is None else absent_points()
 
-    def asked(images: np.ndarray, rig: Rig, missing: frozenset[str]) -> tuple[Tensor, Tensor, Tensor]:
+    def asked(
+        images: np.ndarray, rig: Rig, missing: frozenset[str], lidar: np.ndarray | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         present = np.array([name not in missing for name in rig.names])
-        return cast(Any, model).answer(rig_inputs(images, present, rig, preprocess).batch().to(device))
+        cloud = without_points if lidar is None else lidar
+        return cast(Any, model).answer(rig_inputs(images, present, rig, preprocess, cloud).batch().to(device))
 
     return asked
