@@ -11,6 +11,7 @@ things are: all that they pass is free.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -36,7 +37,7 @@ class Walks(NamedTuple):
 
 def projection_losses(
     occupied: Tensor,  # [B, X, Y, Z] logits
-    classes: Tensor,  # [B, X, Y, Z, C - 1] logits, of what is occupied: the free class is left out
+    classes_of: Callable[[Tensor], Tensor],  # logits [Q, C - 1] of cells, given as in `Walks`; without the free class
     class_map: Tensor,  # uint8 [B, N, H, W]; free_id = sky, 255 = unknown
     rig_images: RigImages,
     grid: VoxelGrid,
@@ -57,7 +58,7 @@ def projection_losses(
         ray, sample = (weight * ~sky[:, None] > LEAST_WEIGHT).nonzero().unbind(1)
         weight = weight[ray, sample]
     target = walks.classes - (walks.classes > free_id).long()  # among classes without the free one
-    rows = classes.flatten(0, 3)[walks.cell[ray, sample]].float()
+    rows = classes_of(walks.cell[ray, sample]).float()
     share = weight * F.softmax(rows, dim=1).gather(1, target[ray][:, None])[:, 0]
     hit = torch.zeros_like(logit[:, 0]).index_add(0, ray, share)
     met = torch.zeros_like(logit[:, 0]).index_add(0, ray, weight)

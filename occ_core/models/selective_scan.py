@@ -78,9 +78,9 @@ def _carried(
 
 def _between(total: Tensor) -> Tensor:
     """[..., T] logarithms of decay since the start to [..., T, T]: what of token s is left at t, 0 for s after t."""
-    difference = total[..., :, None] - total[..., None, :]
-    later = torch.ones(difference.shape[-2:], dtype=torch.bool, device=total.device).triu(1)
-    return difference.masked_fill(later, -torch.inf).exp()
+    size = total.shape[-1]
+    never = torch.full((size, size), -torch.inf, device=total.device).triu(1)
+    return (total[..., :, None] - total[..., None, :] + never).exp()
 
 
 def _cuda_kernel() -> Any:

@@ -16,7 +16,7 @@ class OccleLoss(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     labels: Weight = 1.0  # of the answer, where cells are labelled
-    label_terms: LabelLossWeights = LabelLossWeights()
+    label_terms: LabelLossWeights = LabelLossWeights(free_share=0.7)  # its free_share holds for all of the geometry
     geometry_labels: Weight = 0.5  # of the geometry branch alone, where cells are labelled
     geometry_lidar: Weight = 0.5  # elsewhere: what LiDAR rays meet is occupied, what they pass is free
     geometry_consistency: Weight = 0.5  # elsewhere: what the averaged network says of the undisturbed input
@@ -58,8 +58,9 @@ class OccleConfig(CameraModelConfig):
     @model_validator(mode="after")
     def _check_occle(self) -> OccleConfig:
         f = self.cells_per_feature
-        if any(n % f for n in self.grid_shape):
-            raise ValueError(f"cells_per_feature {f} must divide grid_shape {self.grid_shape}")
+        of = f if self.fusion == "none" else 2 * f  # the fusion has half of the lattice's resolution
+        if any(n % of for n in self.grid_shape):
+            raise ValueError(f"grid_shape {self.grid_shape} must be multiples of {of} at cells_per_feature {f}")
         if self.fusion_heads % 2 or self.fusion_channels % self.fusion_heads:
             raise ValueError(
                 f"fusion_heads must be even and divide the {self.fusion_channels} fusion_channels, got "

@@ -5,6 +5,7 @@ After OccLE (arXiv 2505.20617), whose code was not public: what is ours is said 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -44,11 +45,14 @@ from occ_core.models.occle.supervision import (
 from occ_core.models.projection import cell_centers_m, in_view, lift
 from occ_core.models.rig_images import RigImages, Targets, VoxelAnswer
 
+UNSEEN = 0.01  # added to the probabilities of lifted pixels: where no camera looks, all classes are alike
+
 
 class Hidden(NamedTuple):
     """What comes before the cells; the losses of the branches read it."""
 
     pixel_logits: Tensor  # [B, N, C, h, w]
+    shown: Tensor  # [B, x, y, z, C - 1] logarithms of what the pixels show that see each lattice cell
     depths: ImageDepths | None
     semantic: Tensor  # [B, V, x, y, z] of the branch alone
     geometry: Tensor
@@ -67,6 +71,7 @@ class Occle(nn.Module):
     points_ego_m: Tensor
     position: Tensor
     centers_m: Tensor
+    row_of_cell: Tensor
 
     def __init__(self, config: OccleConfig):
         super().__init__()
@@ -86,11 +91,14 @@ class Occle(nn.Module):
         cells = config.block[0] * config.block[1] * config.block[2]
         self.to_classes = _head(v, cells * (classes - 1))
         self.to_occupied = _head(v, cells)
+        self.trust_in_pixels = nn.Parameter(torch.ones(()))
         points_ego_m, centers_m = cell_centers_m(config.grid, config.block), cell_centers_m(config.grid)
         extent_m = torch.tensor([config.grid.origin_m, config.grid.upper_m]).abs().amax(0)
         self.register_buffer("points_ego_m", points_ego_m, persistent=False)  # [K, 3] of the lattice
         self.register_buffer("position", position_channels(points_ego_m, extent_m), persistent=False)
         self.register_buffer("centers_m", centers_m, persistent=False)  # [X * Y * Z, 3]
+        rows = torch.arange(len(centers_m)).reshape(1, *config.lattice, cells)
+        self.register_buffer("row_of_cell", blocks_to_cells(rows, config.block, 1).flatten(), persistent=False)
 
     def hidden(self, rig_images: RigImages) -> Hidden:
         """All but the heads.
@@ -102,13 +110,16 @@ class Occle(nn.Module):
         pixel_logits = self.to_pixel_classes(features.flatten(0, 1)).unflatten(0, features.shape[:2])
         seen = torch.cat([features, pixel_logits.softmax(dim=2)], dim=2)
         lifted = lift(seen, self.points_ego_m, rig_images)[0].transpose(1, 2)  # [B, K, c + classes]
+        image, classes = lifted.split([self.config.feature_channels, len(self.config.classes)], dim=2)
+        free = self.config.classes.free_id
+        shown = (torch.cat([classes[..., :free], classes[..., free + 1 :]], dim=2) + UNSEEN).log()
         position = self.position.T.expand(len(lifted), -1, -1)
         side, depths = (position, None) if self.config.lidar is None else self._lidar_side(rig_images, position)
         semantic_side = side if depths is None else side[..., :-DEPTH_CHANNELS]
         semantic = self.semantic(lifted, semantic_side)
-        geometry = self.geometry(lifted[..., : self.config.feature_channels], side)
+        geometry = self.geometry(image, side)
         what, where = (semantic, geometry) if self.fusion is None else self.fusion(semantic, geometry)
-        return Hidden(pixel_logits, depths, semantic, geometry, what, where)
+        return Hidden(pixel_logits, shown.unflatten(1, self.config.lattice), depths, semantic, geometry, what, where)
 
     def _lidar_side(self, rig_images: RigImages, position: Tensor) -> tuple[Tensor, ImageDepths | None]:
         """[B, K, side + depth] of each lattice cell: where it is, its points, and its place on the viewing rays."""
@@ -129,17 +140,24 @@ class Occle(nn.Module):
 
     def occupied(self, volume: Tensor) -> Tensor:
         """Logits [B, X, Y, Z] of a volume [B, V, x, y, z]: is anything in the cell?"""
-        return self._cells(self.to_occupied, volume, 1)[..., 0]
+        return blocks_to_cells(self._rows(self.to_occupied, volume), self.config.block, 1)[..., 0]
 
-    def classes(self, volume: Tensor) -> Tensor:
-        """Logits [B, X, Y, Z, C - 1] of a volume [B, V, x, y, z]: if so, what? Without the free class."""
-        return self._cells(self.to_classes, volume, len(self.config.classes) - 1)
+    def classes(self, volume: Tensor, shown: Tensor) -> Tensor:
+        """Logits [B, x, y, z, block, C - 1] of a volume [B, V, x, y, z]: if anything is in a cell, what? Without the
+        free class. Cells stay in blocks: to put so many numbers in the grid's order takes longer than to find them."""
+        rows = self._rows(self.to_classes, volume).unflatten(-1, (-1, shown.shape[-1]))
+        return rows + (self.trust_in_pixels * shown)[..., None, :]
 
-    def _cells(self, head: nn.Module, volume: Tensor, outputs: int) -> Tensor:
+    def _rows(self, head: nn.Module, volume: Tensor) -> Tensor:
         checkpoint = self.config.checkpoint
         slabs = volume.movedim(1, -1).chunk(SLABS if checkpoint else 1, dim=1)
-        rows = torch.cat([checkpointing.run(head, slab, checkpoint) for slab in slabs], dim=1)
-        return blocks_to_cells(rows, self.config.block, outputs)
+        return torch.cat([checkpointing.run(head, slab, checkpoint) for slab in slabs], dim=1)
+
+    def _rows_of(self, classes: Tensor, index: Tensor) -> Tensor:
+        """Rows [Q, C - 1] of `classes` of the cells with flat indices [Q] over moments and the grid."""
+        cells = len(self.row_of_cell)
+        moment = torch.div(index, cells, rounding_mode="floor")
+        return classes.flatten(0, 4)[moment * cells + self.row_of_cell[index - moment * cells]]
 
     def forward(
         self, rig_images: RigImages, targets: Targets, progress: float, teacher: Occle | None = None
@@ -160,18 +178,23 @@ class Occle(nn.Module):
         asks = teacher is not None and self.config.mean_teacher
         hidden = self.hidden(disturbed(rig_images) if asks else rig_images)
         occupied, alone = self.occupied(hidden.where), self.occupied(hidden.geometry)
-        classes = self.classes(hidden.what)
+        classes = self.classes(hidden.what, hidden.shown)
         losses: dict[str, Tensor] = {}
         if loss.labels > 0:
             losses |= self._label_losses(occupied, classes, labels, targets)
         if loss.geometry_labels > 0:
             known = labels != UNOBSERVED
             truth = labels[known] != self.config.classes.free_id
-            losses["geometry_labels"] = loss.geometry_labels * balanced_occupancy(alone[known], truth)
+            losses["geometry_labels"] = loss.geometry_labels * balanced_occupancy(
+                alone[known], truth, loss.label_terms.free_share
+            )
         if "lidar_origin_m" in self.config.needs and rig_images.lidar is not None:
             origin_m = targets.need("lidar_origin_m", "geometry_lidar")
             evidence = lidar_evidence(rig_images.lidar, origin_m, self.config.grid, loss.lidar_rays)
-            halves = [evidence_loss(logit, evidence, labels == UNOBSERVED) for logit in (occupied, alone)]
+            halves = [
+                evidence_loss(logit, evidence, labels == UNOBSERVED, loss.label_terms.free_share)
+                for logit in (occupied, alone)
+            ]
             losses["geometry_lidar"] = loss.geometry_lidar * (halves[0] + halves[1]) / 2
         if teacher is not None and asks:
             losses["geometry_consistency"] = self._consistency(teacher, rig_images, occupied, labels, progress)
@@ -181,7 +204,7 @@ class Occle(nn.Module):
         """On labelled cells alone, so that what the two heads say is joined for these alone."""
         loss, free = self.config.loss, self.config.classes.free_id
         index = (labels != UNOBSERVED).flatten().nonzero()[:, 0]
-        rows = joint_logits(occupied.flatten()[index], classes.flatten(0, 3)[index], free)
+        rows = joint_logits(occupied.flatten()[index], self._rows_of(classes, index), free)
         logits, known = rows.T[None, :, :, None, None], labels.flatten()[index][None, :, None, None]
         terms = label_losses(logits, known, targets.need("class_weights", "labels"), loss.label_terms, free)
         return {name: loss.labels * term for name, term in terms.items()}
@@ -216,28 +239,32 @@ class Occle(nn.Module):
             losses["distil_2d"] = loss.distil_2d * term
         if loss.distil_3d > 0 and hidden.depths is not None and rig_images.lidar is not None:
             moment, cell, target = points_taught(rig_images, hidden.depths, class_map, grid, free)
-            term = semantic_loss(self._classes_at(hidden.semantic, moment, cell), *_named(target, weights, free))
+            term = semantic_loss(self._classes_at(hidden, moment, cell), *_named(target, weights, free))
             losses["distil_3d"] = loss.distil_3d * term
         if loss.projection > 0:
             rays = loss.pixel_rays
-            terms = projection_losses(occupied, classes, class_map, rig_images, grid, free, rays, weights)
+            terms = projection_losses(
+                occupied, partial(self._rows_of, classes), class_map, rig_images, grid, free, rays, weights
+            )
             losses |= {name: loss.projection * term for name, term in terms.items()}
         return losses
 
-    def _classes_at(self, volume: Tensor, moment: Tensor, cell: Tensor) -> Tensor:
-        """`classes` at some cells only: [Q, C - 1] of cells int64 [Q, 3]."""
+    def _classes_at(self, hidden: Hidden, moment: Tensor, cell: Tensor) -> Tensor:
+        """`classes` of the semantic branch alone at some cells only: [Q, C - 1] of cells int64 [Q, 3]."""
         block = torch.tensor(self.config.block, device=cell.device)
         i, j, k = torch.div(cell, block, rounding_mode="floor").unbind(1)
         a, b, c = (cell % block).unbind(1)
-        rows = self.to_classes(volume[moment, :, i, j, k]).unflatten(1, (int(block.prod()), -1))
-        return rows[torch.arange(len(cell), device=cell.device), (a * block[1] + b) * block[2] + c]
+        rows = self.to_classes(hidden.semantic[moment, :, i, j, k]).unflatten(1, (int(block.prod()), -1))
+        rows = rows[torch.arange(len(cell), device=cell.device), (a * block[1] + b) * block[2] + c]
+        return rows + self.trust_in_pixels * hidden.shown[moment, i, j, k]
 
     @torch.no_grad()
     def answer(self, rig_images: RigImages) -> VoxelAnswer:
         """What is more likely than not; all in view of a camera counts as observed. Set eval mode first."""
         free = self.config.classes.free_id
         hidden = self.hidden(rig_images)
-        logit, named = self.occupied(hidden.where), self.classes(hidden.what).argmax(dim=-1)
+        logit, named = self.occupied(hidden.where), self.classes(hidden.what, hidden.shown).argmax(dim=-1)
+        named = blocks_to_cells(named, self.config.block, 1)[..., 0]
         observed = in_view(self.centers_m, rig_images).reshape(-1, *self.config.grid_shape)
         occupied = observed & (logit > 0)
         labels = torch.where(occupied, named + (named >= free).long(), free)  # the free class has no logit of its own

@@ -79,20 +79,21 @@ def evidence_loss(
     occupied: Tensor,  # [B, X, Y, Z] logits
     evidence: Evidence,
     unlabelled: Tensor,  # [B, X, Y, Z] bool
+    free_share: float,
 ) -> Tensor:
-    """Binary cross-entropy in cells without label, half of it of free ones and half of occupied ones."""
+    """`balanced_occupancy` in cells without label."""
     used = unlabelled.flatten()[evidence.cell]
-    return balanced_occupancy(occupied.flatten()[evidence.cell[used]], evidence.occupied[used])
+    return balanced_occupancy(occupied.flatten()[evidence.cell[used]], evidence.occupied[used], free_share)
 
 
 def balanced_occupancy(
     logit: Tensor,  # [K]
     occupied: Tensor,  # [K] bool
+    free_share: float,
 ) -> Tensor:
-    """Mean over free cells and mean over occupied ones of the binary cross-entropy, half each; 0 of no cell."""
-    return (
-        geometry_loss(logit[occupied], occupied[occupied]) + geometry_loss(logit[~occupied], occupied[~occupied])
-    ) / 2
+    """Binary cross-entropy: `free_share` of it is the mean over free cells, the rest that over occupied ones."""
+    of_free, of_occupied = (geometry_loss(logit[part], occupied[part]) for part in (~occupied, occupied))
+    return free_share * of_free + (1 - free_share) * of_occupied
 
 
 class TaughtPoints(NamedTuple):
