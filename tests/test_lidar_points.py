@@ -142,6 +142,22 @@ def test_sweeps_of_kitti_are_the_scans_before_in_the_sequence(tmp_path):
         source.sweeps_before(4, 1)
 
 
+def test_real_scans_seven_frames_apart_meet(shared_data):
+    """The vehicle drove 4.9 m in between; the ground, whose rings look alike from everywhere, is left out."""
+    trees = pytest.importorskip("scipy.spatial")
+    source = SemanticKittiSource(shared_data("semantickitti_seq08_10f"))
+    sweeps = source.sweeps_before(9, 8)
+    now, pose_now = sweeps[0].stamp_ns, sweeps[0].world_from_ego
+    cloud = lidar_points(sweeps, now, pose_now, 10**6)
+    assert cloud[:, 4].max() == pytest.approx(0.73, abs=0.01) and 0 <= cloud[:, 3].min() < cloud[:, 3].max() <= 1
+    old = lidar_points([sweeps[-1]], now, pose_now, 10**6)
+    as_seen = lidar_points([sweeps[-1]], sweeps[-1].stamp_ns, sweeps[-1].world_from_ego, 10**6)
+    near = (as_seen[:, 2] > -0.9) & (np.linalg.norm(as_seen[:, :2], axis=1) < 40)
+    new = trees.cKDTree(cloud[cloud[:, 4] == 0, :3])
+    apart_m = [np.median(new.query(points[near, :3][::5])[0]) for points in (old, as_seen)]
+    assert apart_m[0] < 0.15 and apart_m[1] > 0.8
+
+
 def test_sweeps_of_a_bag_are_those_of_the_data_set_that_it_was_made_from(city, tmp_path):
     pytest.importorskip("rosbags")
     from occ_core.bags.writer import write_bag

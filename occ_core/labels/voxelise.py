@@ -86,7 +86,8 @@ def voxelise_frame(
         uint8 (X, Y, Z) in the frame of `own`: class ids, 0 free; UNKNOWN where nobody looked, or no point has a class.
     """
     passes = np.zeros(grid.shape, dtype=np.uint32)
-    cells, classes, places = [], [], []
+    cells, classes = [], []
+    places: list[np.ndarray] = []
     for scan in (own, *others):
         own_from_lidar = inverse(own.world_from_lidar) @ scan.world_from_lidar
         far = np.linalg.norm(scan.points_lidar_m, axis=1) >= MIN_RANGE_M

@@ -39,14 +39,13 @@ class LabelLossWeights(BaseModel):
 
 
 class LidarInput(BaseModel):
-    """What a network is given of the LiDAR; `occ_core.lidar_points` makes it."""
+    """What a network is given of the LiDAR; `occ_core.lidar_points` makes it. With dropout, it can do without, too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sweeps: Annotated[int, Field(gt=0, le=100)] = 1  # the newest at or before the moment, and those before it
-    points: Annotated[int, Field(gt=0, le=2_000_000)] = 120_000  # at most; of more, evenly chosen ones
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of training's moments, whose cloud is absent; where > 0, the
-    # network answers from its cameras alone, too
+    points: Annotated[int, Field(gt=0, le=2_000_000)] = 120_000  # at most; of more, always the same random ones
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the training moments that are given no cloud
 
 
 class NetworkConfig(BaseModel):
