@@ -61,8 +61,19 @@ class RigLessons:
         """This process's share; read by `workers` processes, ahead of the steps."""
         c = self.config
         rank, world = self.ranks.rank, self.ranks.world
-        order = Steps(len(self.data.training), c.seed, c.batch_size, c.accumulate, rank, world, first_step)
-        return self._loader(self.data.training, order)
+        moments = self.data.training
+        order = Steps(
+            len(moments),
+            c.seed,
+            c.batch_size,
+            c.accumulate,
+            rank,
+            world,
+            first_step,
+            moments.labelled,
+            c.labelled_share,
+        )
+        return self._loader(moments, order)
 
     def losses(self, network: nn.Module, batch: Moment, progress: float, average: nn.Module) -> dict[str, Tensor]:
         """The network's own; one that learns from its average is given it."""
