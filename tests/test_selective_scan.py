@@ -9,7 +9,7 @@ from hypothesis import strategies as st  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from occ_core.errors import InvalidInput  # noqa: E402
-from occ_core.models.selective_scan import CHUNK, selective_scan  # noqa: E402
+from occ_core.models.selective_scan import CHUNK, _on_cuda, selective_scan  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -76,3 +76,17 @@ def test_other_shapes_are_refused():
     x, step, rate, b, c = inputs(5)
     with pytest.raises(InvalidInput, match=r"\[B, L, H\]"):
         selective_scan(x, step[:, :4], rate, b, c)
+
+
+def test_the_cuda_kernel_is_given_the_same_recurrence_in_its_layout():
+    """The kernel itself needs a GPU; here its documented recurrence, [B, channels, L] and a rate for each number."""
+
+    def kernel(u, delta, rates, b, c):
+        h, y = torch.zeros(*u.shape[:2], rates.shape[1]), []
+        for t in range(u.shape[2]):
+            h = torch.exp(delta[:, :, t, None] * rates) * h + (delta * u)[:, :, t, None] * b[:, None, :, t]
+            y.append((h * c[:, None, :, t]).sum(-1))
+        return torch.stack(y, dim=2)
+
+    tensors = inputs(11)
+    torch.testing.assert_close(_on_cuda(kernel, *tensors), scan_plain(*tensors), rtol=1e-4, atol=1e-5)
