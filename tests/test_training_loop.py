@@ -201,7 +201,7 @@ def test_targets_get_weights_counted_over_the_training_labels(data):
     seen = []
     lessons = RigLessons(tiny.run_config(data), loop.Ranks(0, 1, torch.device("cpu")), lambda what: None)
     batch = next(lessons.batches(0))
-    lessons.losses(lambda rig, targets, progress: seen.append(targets) or {}, batch, 0.0)
+    lessons.losses(lambda rig, targets, progress: seen.append(targets) or {}, batch, 0.0, torch.nn.Identity())
     (targets,) = seen
     assert targets.class_weights[11] == 1 and targets.class_weights[17] == 1 and targets.class_weights.sum() == 2
     assert torch.equal(targets.labels, replace(batch.targets).labels)

@@ -247,8 +247,8 @@ def test_a_batch_of_rigs_of_two_sizes_fills_up_with_absent_cameras(root):
         collate([])
 
 
-def batches_of(count, steps, accumulate=1, rank=0, world=1, batch_size=1, first=0):
-    found = iter(Steps(count, 7, batch_size, accumulate, rank, world, first))
+def batches_of(count, steps, accumulate=1, rank=0, world=1, batch_size=1, first=0, labelled=(), share=None):
+    found = iter(Steps(count, 7, batch_size, accumulate, rank, world, first, labelled, share))
     return [next(found) for _ in range(steps * accumulate)]
 
 
@@ -258,6 +258,17 @@ def test_every_epoch_visits_every_moment_once_and_a_resumed_stream_goes_on():
     epochs = [[index for _, index in keys[e * 5 : e * 5 + 5]] for e in range(6)]
     assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs) and len({tuple(epoch) for epoch in epochs}) > 3
     assert batches_of(5, 6, accumulate=2, first=4) == batches_of(5, 10, accumulate=2)[8:]
+
+
+def test_labelled_moments_get_their_share_of_the_draws():
+    labelled = [3, 8]
+    found = [index for batch in batches_of(10, 80, labelled=labelled, share=0.25) for _, index in batch]
+    at = [draw for draw, index in enumerate(found) if index in labelled]
+    assert len(at) == 20 and set(np.diff(at)) == {4} and all(found.count(index) == 10 for index in labelled)
+    assert {found.count(index) for index in set(range(10)) - set(labelled)} == {7, 8}
+    later = [index for batch in batches_of(10, 30, first=50, labelled=labelled, share=0.25) for _, index in batch]
+    assert later == found[50:]
+    assert batches_of(4, 9, labelled=range(4), share=0.5) == batches_of(4, 9) == batches_of(4, 9, share=0.5)
 
 
 def test_processes_and_accumulation_share_out_the_same_samples():

@@ -267,3 +267,36 @@ def backends(
         typer.echo(f"{other['name']}: {other['parameters_m']:.1f} M parameters, {other['gflop']:.0f} GFLOP, untrained")
     for name, reason in figures["left_out"].items():
         typer.echo(f"left out: {name}: {reason}")
+
+
+@app.command()
+def fusion(
+    config: Annotated[Path, typer.Argument(help="YAML file of an OccLE network, such as config/occle_small.yaml.")],
+    repeats: Annotated[int, typer.Option(help="Passes that are timed; the median is shown.", min=1)] = 5,
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Time and memory of OccLE's fusion at 1, 2, 4 and 8 times as many cells, Dual Mamba beside plain convolutions.
+
+    Forward and backward pass. Example:  occ bench fusion config/occle_small.yaml --json fusion.json
+    """
+    from occ_core.errors import InvalidInput
+    from occ_core.evaluation.report import write_report
+    from occ_core.host import host
+    from occ_core.models.occle.bench import MIXERS, bench_fusion
+    from occ_core.models.occle.config import OccleConfig
+    from occ_core.training.config import load_config
+
+    model = load_config(config).model
+    if not isinstance(model, OccleConfig):
+        raise InvalidInput(f"{config}: this measures OccLE's fusion, its model '{model.name}' has none")
+    sizes = model.fusion_channels, model.fusion_stages, model.fusion_heads, model.fusion_state
+    figures = bench_fusion(model.volume_channels, *sizes, repeats, threads)
+    if json_file is not None:
+        write_report(json_file, {**host(("numpy", "torch")), **figures})
+    for mixer in MIXERS:
+        for row in figures[mixer]:
+            shape = " x ".join(str(n) for n in row["shape"])
+            typer.echo(
+                f"{mixer:6} {shape:15} {row['step_s']:8.3f} s, {row['step_cpu_s']:8.3f} CPU s {row['memory_mb']:8.0f} MB"
+            )

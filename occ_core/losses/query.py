@@ -58,7 +58,7 @@ def sample_queries(
     moment, pixel, camera, depth, classes, sky = (v[usable] for v in (moment, pixel, camera, depth, classes, sky))
     origin, direction = origins[moment, camera], directions.flatten(1, 3)[moment, pixel]
 
-    enter, leave = _within(origin, direction, grid)
+    enter, leave = within_grid(origin, direction, grid)
     last = torch.minimum(leave, depth)
     contradiction = sky & (depth < leave)
     free = (last > enter) & ~contradiction
@@ -125,7 +125,7 @@ def trilinear(
     return weighted_rows(table, index.flatten(), weight.flatten(), torch.full_like(moment, 8))
 
 
-def _within(origin: Tensor, direction: Tensor, grid: VoxelGrid) -> tuple[Tensor, Tensor]:
+def within_grid(origin: Tensor, direction: Tensor, grid: VoxelGrid) -> tuple[Tensor, Tensor]:
     """Depths [R] at which rays [R, 3] enter and leave the grid; enter >= leave where they miss it."""
     step = torch.where(direction.abs() < 1e-9, 1e-9, direction)
     a, b = (

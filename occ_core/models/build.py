@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 NANO = "easyocc-nano"
-KINDS = (NANO, "easyocc", "occnerf", "selfocc")
+KINDS = (NANO, "easyocc", "occnerf", "selfocc", "occle")
 ModelConfig = EasyOccConfig | CameraModelConfig
 
 
@@ -40,6 +40,10 @@ def config_type(kind: str) -> type[ModelConfig]:
             from occ_core.models.selfocc.config import SelfOccConfig
 
             return SelfOccConfig
+        case "occle":
+            from occ_core.models.occle.config import OccleConfig
+
+            return OccleConfig
     raise InvalidInput(f"model kind '{kind}' is not one of {', '.join(KINDS)}")
 
 
@@ -74,6 +78,10 @@ def build_model(config: ModelConfig) -> nn.Module:
             from occ_core.models.selfocc.model import SelfOcc
 
             return SelfOcc(own)
+        case "occle":
+            from occ_core.models.occle.model import Occle
+
+            return Occle(own)
     raise InvalidInput(f"model kind '{kind_of(config)}' is not one of {', '.join(KINDS)}")
 
 

@@ -100,6 +100,11 @@ class CameraModelConfig(NetworkConfig):
         """(width, height) of a feature map of this stride."""
         return self.input_width // stride, self.input_height // stride
 
+    @property
+    def mean_teacher(self) -> bool:
+        """Whether the losses ask the averaged network, too."""
+        return False
+
 
 def require_feasible(grid: VoxelGrid) -> None:
     """Raise InvalidInput if no network can answer in a grid of so many cells."""

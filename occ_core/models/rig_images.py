@@ -64,6 +64,8 @@ class Targets:
         neighbours: uint8 [B, N, 2, H, W, 3], the same camera's image one sweep earlier and one later.
         neighbour_from_cam: float32 [B, N, 2, 4, 4], from the camera to where it was at these; same intrinsics.
         neighbour_present: bool [B, N, 2].
+        lidar_origin_m: float32 [B, 3], where the newest sweep of `RigImages.lidar` was taken, in the ego frame at the
+            moment's stamp.
     """
 
     labels: Tensor | None = None
@@ -74,6 +76,7 @@ class Targets:
     neighbours: Tensor | None = None
     neighbour_from_cam: Tensor | None = None
     neighbour_present: Tensor | None = None
+    lidar_origin_m: Tensor | None = None
 
     def need(self, field: str, term: str) -> Tensor:
         """A field that a loss term reads.

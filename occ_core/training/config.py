@@ -52,6 +52,8 @@ class TrainingConfig(BaseModel):
     data: tuple[Path, ...] = ()  # nuScenes layout, ROS 2 bags, SemanticKITTI
     labels: str = "gts"  # folder of Occ3D labels in each, or a path; "voxels": SemanticKITTI's
     unlabelled: bool = False  # also take moments without labels, whose cells nobody knows: for losses that need none
+    # of the draws, those that take a labelled moment; None: each moment as often as any other
+    labelled_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     validation: tuple[Path, ...] = ()  # default: the last `validation_scenes` scenes of `data`
     validation_labels: str | None = None  # default: as `labels`, which may be pseudo-labels
     validation_scenes: NotNegative = 10

@@ -33,8 +33,9 @@ class Lessons(Protocol):
     def batches(self, first_step: int) -> Iterator[Any]:
         """An endless stream, `accumulate` batches a step, that depends on seed, step and rank alone."""
 
-    def losses(self, network: nn.Module, batch: Any, progress: float) -> dict[str, Tensor]:
-        """Weighted terms by name. network: the one that trains, perhaps wrapped. progress: 0..1 of the run."""
+    def losses(self, network: nn.Module, batch: Any, progress: float, average: nn.Module) -> dict[str, Tensor]:
+        """Weighted terms by name. network: the one that trains, perhaps wrapped. progress: 0..1 of the run. average:
+        the averaged network, in eval mode, for losses that ask it."""
 
     def fit(self, average: nn.Module) -> None:
         """Last touches to the averaged network before it is validated and saved."""

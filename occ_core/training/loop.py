@@ -166,7 +166,7 @@ def train_step(
         unready = i + 1 < config.accumulate and isinstance(network, DistributedDataParallel)
         with network.no_sync() if unready else nullcontext():  # type: ignore[operator]
             with torch.autocast(ranks.device.type, DTYPES[config.precision], enabled=config.precision != "fp32"):
-                losses = lessons.losses(network, batch, state.step / sum(lessons.phases))
+                losses = lessons.losses(network, batch, state.step / sum(lessons.phases), state.average)
             total = sum(losses.values(), torch.zeros((), device=ranks.device)) / config.accumulate
             if not total.requires_grad:
                 raise InvalidInput(f"step {state.step + 1} teaches nothing: no loss of {sorted(losses)} has a gradient")

@@ -5,6 +5,7 @@ Nothing is kept decoded: a moment is read when it is asked for, by as many worke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset
 
 from occ_core.errors import InvalidInput
 from occ_core.frame import Frame
+from occ_core.geometry import inverse
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.rig_inputs import rig_inputs
 from occ_core.lidar_points import absent_points, lidar_points
@@ -28,7 +30,7 @@ from occ_core.training.data import recolour
 from occ_core.training.label_files import IGNORE, LabelFiles
 from occ_core.training.neighbours import neighbours_of
 
-NEEDS = frozenset({"labels", "class_map", "depth_m", "neighbours"})
+NEEDS = frozenset({"labels", "class_map", "depth_m", "neighbours", "lidar_origin_m"})
 """What a network's losses can be taught with, by fields of `Targets`."""
 
 
@@ -142,6 +144,8 @@ class Moments(Dataset):
         if "neighbours" in self.needs:
             arrays |= self._neighbour_arrays(source, frame, keyframe.place)
         lidar = self._lidar(source, frame, keyframe.place)
+        if lidar is not None and "lidar_origin_m" in self.needs:
+            arrays["lidar_origin_m"] = _lidar_origin_m(frame)
         if self.augmentation is not None:
             rng = np.random.default_rng([self.augmentation.seed, 1, draw])
             _recolour(images, arrays.get("neighbours"), self.augmentation.color_jitter, rng)
@@ -223,6 +227,13 @@ class Moments(Dataset):
         return {"neighbours": images, "neighbour_from_cam": moved, "neighbour_present": present}
 
 
+def _lidar_origin_m(frame: Frame) -> np.ndarray:
+    """Where the frame's own sweep, the newest that a network is given, was taken: float32 (3,) in the ego frame."""
+    assert frame.lidar is not None  # or there is no cloud
+    ego_from_lidar = inverse(frame.world_from_ego) @ frame.lidar.world_from_ego @ frame.lidar.ego_from_lidar
+    return ego_from_lidar[:3, 3].astype(np.float32)
+
+
 def _recolour(images: np.ndarray, neighbours: np.ndarray | None, strength: float, rng: np.random.Generator) -> None:
     """Change colours in place; a camera's neighbours change as its image does, for their colours are compared."""
     if strength == 0:
@@ -270,7 +281,8 @@ def collate(moments: list[Moment]) -> Moment:
         parts = [getattr(m.targets, f.name) for m in moments]
         if any(part is None for part in parts):
             continue
-        targets[f.name] = torch.stack([p if f.name == "labels" else _padded(p, cameras, f.name) for p in parts])
+        whole = f.name in OF_THE_MOMENT
+        targets[f.name] = torch.stack([p if whole else _padded(p, cameras, f.name) for p in parts])
     return Moment(RigImages(**rig_images), Targets(**targets))
 
 
@@ -280,6 +292,7 @@ def _clouds(clouds: list[Tensor | None]) -> Tensor | None:
     return pad_sequence(given, batch_first=True, padding_value=float("nan")) if given else None
 
 
+OF_THE_MOMENT = ("labels", "lidar_origin_m")  # all other targets have a row for each camera
 FILLING = {"intrinsics": None, "ego_from_cam": None, "neighbour_from_cam": None, "class_map": UNKNOWN,
            "depth_m": float("nan")}  # fmt: skip
 
@@ -304,24 +317,49 @@ class Steps:
         count: moments of the data.
         batch_size, accumulate: moments in a batch, batches in a step of one process.
         rank, world: which of how many processes.
+        labelled: indices of the labelled moments. labelled_share: of all draws, evenly spread, that take one of these;
+            the others take the rest. None, or if all or none are labelled: each moment as often as any other.
     """
 
     def __init__(
-        self, count: int, seed: int, batch_size: int, accumulate: int, rank: int, world: int, first_step: int = 0
+        self,
+        count: int,
+        seed: int,
+        batch_size: int,
+        accumulate: int,
+        rank: int,
+        world: int,
+        first_step: int = 0,
+        labelled: Sequence[int] = (),
+        labelled_share: float | None = None,
     ) -> None:
-        self.count, self.seed, self.batch_size, self.accumulate = count, seed, batch_size, accumulate
+        self.seed, self.batch_size, self.accumulate = seed, batch_size, accumulate
         self.rank, self.world, self.first_step = rank, world, first_step
+        rest = sorted(set(range(count)) - set(labelled))
+        self.share = labelled_share if labelled and rest else None
+        self._pools = [np.arange(count)] if self.share is None else [np.array(rest), np.array(labelled)]
+        self._orders: list[tuple[int, np.ndarray]] = [(-1, pool) for pool in self._pools]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         batch = self.first_step * self.accumulate
-        epoch, order = -1, np.zeros(0, dtype=np.int64)
         while True:
-            keys = []
-            for k in range(self.batch_size):
-                draw = (batch * self.world + self.rank) * self.batch_size + k
-                if draw // self.count != epoch:
-                    epoch = draw // self.count
-                    order = np.random.default_rng([self.seed, 2, epoch]).permutation(self.count)
-                keys.append((draw, int(order[draw % self.count])))
-            yield keys
+            first = (batch * self.world + self.rank) * self.batch_size
+            yield [(draw, self._moment(draw)) for draw in range(first, first + self.batch_size)]
             batch += 1
+
+    def _moment(self, draw: int) -> int:
+        if self.share is None:
+            return self._nth(0, draw)
+        before, until = math.floor(draw * self.share), math.floor((draw + 1) * self.share)
+        return self._nth(1, before) if until > before else self._nth(0, draw - before)
+
+    def _nth(self, pool: int, place: int) -> int:
+        """Of an endless list in which each moment of the pool comes once in every epoch."""
+        moments = self._pools[pool]
+        epoch, order = self._orders[pool]
+        if place // len(moments) != epoch:
+            epoch = place // len(moments)
+            salt = [pool] if pool else []
+            order = moments[np.random.default_rng([self.seed, 2, epoch, *salt]).permutation(len(moments))]
+            self._orders[pool] = epoch, order
+        return int(order[place % len(moments)])

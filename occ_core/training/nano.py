@@ -56,7 +56,9 @@ class NanoLessons:
             yield next(images) if done < image_batches else next(moments)
             done += 1
 
-    def losses(self, network: nn.Module, batch: Batch | ImageBatch, progress: float) -> dict[str, Tensor]:
+    def losses(
+        self, network: nn.Module, batch: Batch | ImageBatch, progress: float, average: nn.Module
+    ) -> dict[str, Tensor]:
         """Weighted terms; those of rays alone for an ImageBatch."""
         model = cast(EasyOcc, network)
         tensors = {name: tensor.to(self.device) for name, tensor in tensors_of(batch).items()}

@@ -61,13 +61,25 @@ class RigLessons:
         """This process's share; read by `workers` processes, ahead of the steps."""
         c = self.config
         rank, world = self.ranks.rank, self.ranks.world
-        order = Steps(len(self.data.training), c.seed, c.batch_size, c.accumulate, rank, world, first_step)
-        return self._loader(self.data.training, order)
+        moments = self.data.training
+        order = Steps(
+            len(moments),
+            c.seed,
+            c.batch_size,
+            c.accumulate,
+            rank,
+            world,
+            first_step,
+            moments.labelled,
+            c.labelled_share,
+        )
+        return self._loader(moments, order)
 
-    def losses(self, network: nn.Module, batch: Moment, progress: float) -> dict[str, Tensor]:
-        """The network's own."""
+    def losses(self, network: nn.Module, batch: Moment, progress: float, average: nn.Module) -> dict[str, Tensor]:
+        """The network's own; one that learns from its average is given it."""
         rig_images, targets = batch.to(self.ranks.device)
-        return network(rig_images, replace(targets, **self.weights), progress)
+        teacher = (average,) if self.model.mean_teacher else ()
+        return network(rig_images, replace(targets, **self.weights), progress, *teacher)
 
     def fit(self, average: nn.Module) -> None:
         """Nothing to fit."""

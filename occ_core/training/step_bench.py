@@ -85,12 +85,13 @@ def bench_step(
     before_mb = _peak_memory_mb(device)
     state = new_state(config, device)
     network = cast(Any, state.model).train()
+    teacher = (state.average,) if cast(CameraModelConfig, config.model).mean_teacher else ()
     seconds, cpu_seconds, values = [], [], {}
     for step in range(steps):
         began, cpu_began = time.perf_counter(), time.process_time()
         state.optimizer.zero_grad(set_to_none=True)
         with autocast():
-            losses = network(moment.rig_images, moment.targets, 0.0)
+            losses = network(moment.rig_images, moment.targets, 0.0, *teacher)
         state.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
         state.scaler.step(state.optimizer)
         state.scaler.update()

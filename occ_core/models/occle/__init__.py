@@ -1,0 +1,1 @@
+"""OccLE: images and LiDAR to voxels, from few voxel labels."""

@@ -1,0 +1,296 @@
+"""OccLE: images and LiDAR -> a semantic and a geometric volume, learned apart -> Dual Mamba -> voxels.
+
+After OccLE (arXiv 2505.20617), whose code was not public: what is ours is said where it is, and in docs/occle.md.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from occ_core.errors import InvalidInput
+from occ_core.losses.labels import UNOBSERVED, label_losses
+from occ_core.losses.projection import projection_losses
+from occ_core.losses.ray import pixel_class_loss
+from occ_core.losses.voxel import semantic_loss
+from occ_core.models import checkpointing
+from occ_core.models.easyocc.heads import SLABS, blocks_to_cells, position_channels
+from occ_core.models.image_network import ImageNetwork
+from occ_core.models.occle.branches import GeometryBranch, SemanticBranch
+from occ_core.models.occle.config import OccleConfig
+from occ_core.models.occle.fusion import DualFusion
+from occ_core.models.occle.lidar import (
+    DEPTH_CHANNELS,
+    ImageDepths,
+    depth_evidence,
+    image_depths,
+    points_in_grid,
+    voxel_channels,
+    voxelise,
+)
+from occ_core.models.occle.supervision import (
+    balanced_occupancy,
+    consistency_loss,
+    disturbed,
+    evidence_loss,
+    lidar_evidence,
+    points_taught,
+    trust,
+)
+from occ_core.models.projection import cell_centers_m, in_view, lift
+from occ_core.models.rig_images import RigImages, Targets, VoxelAnswer
+
+UNSEEN = 0.01  # added to the probabilities of lifted pixels: where no camera looks, all classes are alike
+
+
+class Hidden(NamedTuple):
+    """What comes before the cells; the losses of the branches read it."""
+
+    pixel_logits: Tensor  # [B, N, C, h, w]
+    shown: Tensor  # [B, x, y, z, C - 1] logarithms of what the pixels show that see each lattice cell
+    depths: ImageDepths | None
+    semantic: Tensor  # [B, V, x, y, z] of the branch alone
+    geometry: Tensor
+    what: Tensor  # [B, V, x, y, z], fused
+    where: Tensor
+
+
+class Occle(nn.Module):
+    """Images and LiDAR of a rig to occupancy, and to the classes of what is occupied.
+
+    The same two heads read the branches alone, whose losses keep them apart, and the fused volumes, which answer: a
+    cell is occupied where the geometric logit is > 0, and then of the class that the semantic one likes best. In losses
+    on labels, P(class c) = P(occupied) P(c | occupied). To join them so is ours.
+    """
+
+    points_ego_m: Tensor
+    position: Tensor
+    centers_m: Tensor
+    row_of_cell: Tensor
+
+    def __init__(self, config: OccleConfig):
+        super().__init__()
+        self.config = config
+        c, v, classes = config.feature_channels, config.volume_channels, len(config.classes)
+        side = 4 if config.lidar is None else 4 + voxel_channels(config.block)
+        depth = 0 if config.lidar is None else DEPTH_CHANNELS
+        shape = v, config.lattice, config.checkpoint
+        self.image_network = ImageNetwork(config.backbone, c, config.feature_stride, config.checkpoint)
+        self.to_pixel_classes = nn.Conv2d(c, classes, 1)
+        self.semantic = SemanticBranch(c, classes, side, *shape)
+        self.geometry = GeometryBranch(c, side + depth, *shape)
+        self.fusion = None
+        if config.fusion != "none":
+            heads, state, wide = config.fusion_heads, config.fusion_state, config.fusion_channels
+            self.fusion = DualFusion(config.fusion, v, wide, config.fusion_stages, heads, state, config.checkpoint)
+        cells = config.block[0] * config.block[1] * config.block[2]
+        self.to_classes = _head(v, cells * (classes - 1))
+        self.to_occupied = _head(v, cells)
+        self.trust_in_pixels = nn.Parameter(torch.ones(()))
+        points_ego_m, centers_m = cell_centers_m(config.grid, config.block), cell_centers_m(config.grid)
+        extent_m = torch.tensor([config.grid.origin_m, config.grid.upper_m]).abs().amax(0)
+        self.register_buffer("points_ego_m", points_ego_m, persistent=False)  # [K, 3] of the lattice
+        self.register_buffer("position", position_channels(points_ego_m, extent_m), persistent=False)
+        self.register_buffer("centers_m", centers_m, persistent=False)  # [X * Y * Z, 3]
+        rows = torch.arange(len(centers_m)).reshape(1, *config.lattice, cells)
+        self.register_buffer("row_of_cell", blocks_to_cells(rows, config.block, 1).flatten(), persistent=False)
+
+    def hidden(self, rig_images: RigImages) -> Hidden:
+        """All but the heads.
+
+        Raises:
+            InvalidInput: the network takes LiDAR and there is none, and it never learned to do without.
+        """
+        features = self.image_network(rig_images.images)
+        pixel_logits = self.to_pixel_classes(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+        seen = torch.cat([features, pixel_logits.softmax(dim=2)], dim=2)
+        lifted = lift(seen, self.points_ego_m, rig_images)[0].transpose(1, 2)  # [B, K, c + classes]
+        image, classes = lifted.split([self.config.feature_channels, len(self.config.classes)], dim=2)
+        free = self.config.classes.free_id
+        shown = (torch.cat([classes[..., :free], classes[..., free + 1 :]], dim=2) + UNSEEN).log()
+        position = self.position.T.expand(len(lifted), -1, -1)
+        side, depths = (position, None) if self.config.lidar is None else self._lidar_side(rig_images, position)
+        semantic_side = side if depths is None else side[..., :-DEPTH_CHANNELS]
+        semantic = self.semantic(lifted, semantic_side)
+        geometry = self.geometry(image, side)
+        what, where = (semantic, geometry) if self.fusion is None else self.fusion(semantic, geometry)
+        return Hidden(pixel_logits, shown.unflatten(1, self.config.lattice), depths, semantic, geometry, what, where)
+
+    def _lidar_side(self, rig_images: RigImages, position: Tensor) -> tuple[Tensor, ImageDepths | None]:
+        """[B, K, side + depth] of each lattice cell: where it is, its points, and its place on the viewing rays."""
+        config = self.config
+        assert config.lidar is not None
+        if rig_images.lidar is None:
+            if config.lidar.dropout == 0:
+                raise InvalidInput(
+                    f"'{config.name}' takes LiDAR and was trained without lidar.dropout: give it a cloud"
+                )
+            rig_images = _without_points(rig_images)
+        assert rig_images.lidar is not None
+        points = points_in_grid(rig_images.lidar, config.grid)
+        voxels = voxelise(points, len(position), config.grid, config.block)
+        depths = image_depths(rig_images, config.feature_size(config.feature_stride))
+        evidence = depth_evidence(self.points_ego_m, rig_images, depths)
+        return torch.cat([position, voxels, evidence], dim=2), depths
+
+    def occupied(self, volume: Tensor) -> Tensor:
+        """Logits [B, X, Y, Z] of a volume [B, V, x, y, z]: is anything in the cell?"""
+        return blocks_to_cells(self._rows(self.to_occupied, volume), self.config.block, 1)[..., 0]
+
+    def classes(self, volume: Tensor, shown: Tensor) -> Tensor:
+        """Logits [B, x, y, z, block, C - 1] of a volume [B, V, x, y, z]: if anything is in a cell, what? Without the
+        free class. Cells stay in blocks: to put so many numbers in the grid's order takes longer than to find them."""
+        rows = self._rows(self.to_classes, volume).unflatten(-1, (-1, shown.shape[-1]))
+        return rows + (self.trust_in_pixels * shown)[..., None, :]
+
+    def _rows(self, head: nn.Module, volume: Tensor) -> Tensor:
+        checkpoint = self.config.checkpoint
+        slabs = volume.movedim(1, -1).chunk(SLABS if checkpoint else 1, dim=1)
+        return torch.cat([checkpointing.run(head, slab, checkpoint) for slab in slabs], dim=1)
+
+    def _rows_of(self, classes: Tensor, index: Tensor) -> Tensor:
+        """Rows [Q, C - 1] of `classes` of the cells with flat indices [Q] over moments and the grid."""
+        cells = len(self.row_of_cell)
+        moment = torch.div(index, cells, rounding_mode="floor")
+        return classes.flatten(0, 4)[moment * cells + self.row_of_cell[index - moment * cells]]
+
+    def forward(
+        self, rig_images: RigImages, targets: Targets, progress: float, teacher: Occle | None = None
+    ) -> dict[str, Tensor]:
+        """Weighted loss terms by name; their sum is what training minimises.
+
+        Args:
+            progress: 0..1 of the run.
+            teacher: the averaged network, asked where nothing is labelled; None: no consistency.
+
+        Raises:
+            InvalidInput: targets lack what a loss needs, or their labels have another grid.
+        """
+        loss, shape = self.config.loss, (len(rig_images.images), *self.config.grid_shape)
+        labels = rig_images.images.new_full((), UNOBSERVED).expand(shape)
+        if "labels" in self.config.needs:
+            labels = targets.labels_of(self.config.grid_shape, "labels" if loss.labels > 0 else "geometry_labels")
+        asks = teacher is not None and self.config.mean_teacher
+        hidden = self.hidden(disturbed(rig_images) if asks else rig_images)
+        occupied, alone = self.occupied(hidden.where), self.occupied(hidden.geometry)
+        classes = self.classes(hidden.what, hidden.shown)
+        losses: dict[str, Tensor] = {}
+        if loss.labels > 0:
+            losses |= self._label_losses(occupied, classes, labels, targets)
+        if loss.geometry_labels > 0:
+            known = labels != UNOBSERVED
+            truth = labels[known] != self.config.classes.free_id
+            losses["geometry_labels"] = loss.geometry_labels * balanced_occupancy(
+                alone[known], truth, loss.label_terms.free_share
+            )
+        if "lidar_origin_m" in self.config.needs and rig_images.lidar is not None:
+            origin_m = targets.need("lidar_origin_m", "geometry_lidar")
+            evidence = lidar_evidence(rig_images.lidar, origin_m, self.config.grid, loss.lidar_rays)
+            halves = [
+                evidence_loss(logit, evidence, labels == UNOBSERVED, loss.label_terms.free_share)
+                for logit in (occupied, alone)
+            ]
+            losses["geometry_lidar"] = loss.geometry_lidar * (halves[0] + halves[1]) / 2
+        if teacher is not None and asks:
+            losses["geometry_consistency"] = self._consistency(teacher, rig_images, occupied, labels, progress)
+        return losses | self._map_losses(rig_images, targets, hidden, occupied, classes)
+
+    def _label_losses(self, occupied: Tensor, classes: Tensor, labels: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """On labelled cells alone, so that what the two heads say is joined for these alone."""
+        loss, free = self.config.loss, self.config.classes.free_id
+        index = (labels != UNOBSERVED).flatten().nonzero()[:, 0]
+        rows = joint_logits(occupied.flatten()[index], self._rows_of(classes, index), free)
+        logits, known = rows.T[None, :, :, None, None], labels.flatten()[index][None, :, None, None]
+        terms = label_losses(logits, known, targets.need("class_weights", "labels"), loss.label_terms, free)
+        return {name: loss.labels * term for name, term in terms.items()}
+
+    def _consistency(
+        self, teacher: Occle, rig_images: RigImages, occupied: Tensor, labels: Tensor, progress: float
+    ) -> Tensor:
+        """0 where any cell of each moment is labelled: then the averaged network is not asked at all."""
+        loss = self.config.loss
+        nothing_known = (labels == UNOBSERVED).flatten(1).all(dim=1)  # [B]
+        if not nothing_known.any():
+            return occupied.sum() * 0
+        with torch.no_grad():
+            taught = teacher.occupied(teacher.hidden(rig_images).where)
+        asked = nothing_known[:, None, None, None].expand_as(occupied)
+        term = consistency_loss(occupied, taught, asked, self.centers_m, rig_images, loss.consistency_cells)
+        return loss.geometry_consistency * trust(progress) * term
+
+    def _map_losses(
+        self, rig_images: RigImages, targets: Targets, hidden: Hidden, occupied: Tensor, classes: Tensor
+    ) -> dict[str, Tensor]:
+        """What the class teacher's maps teach."""
+        loss, free, grid = self.config.loss, self.config.classes.free_id, self.config.grid
+        losses: dict[str, Tensor] = {}
+        if "class_map" not in self.config.needs:
+            return losses
+        class_map, weights = targets.need("class_map", "class_map"), targets.need("pixel_weights", "class_map")
+        if loss.distil_2d > 0:
+            height, width = hidden.pixel_logits.shape[3:]
+            sampled = F.interpolate(class_map.float(), (height, width), mode="nearest-exact").to(torch.uint8)
+            term = pixel_class_loss(hidden.pixel_logits.flatten(0, 1), sampled.flatten(0, 1), weights)
+            losses["distil_2d"] = loss.distil_2d * term
+        if loss.distil_3d > 0 and hidden.depths is not None and rig_images.lidar is not None:
+            moment, cell, target = points_taught(rig_images, hidden.depths, class_map, grid, free)
+            term = semantic_loss(self._classes_at(hidden, moment, cell), *_named(target, weights, free))
+            losses["distil_3d"] = loss.distil_3d * term
+        if loss.projection > 0:
+            rays = loss.pixel_rays
+            terms = projection_losses(
+                occupied, partial(self._rows_of, classes), class_map, rig_images, grid, free, rays, weights
+            )
+            losses |= {name: loss.projection * term for name, term in terms.items()}
+        return losses
+
+    def _classes_at(self, hidden: Hidden, moment: Tensor, cell: Tensor) -> Tensor:
+        """`classes` of the semantic branch alone at some cells only: [Q, C - 1] of cells int64 [Q, 3]."""
+        block = torch.tensor(self.config.block, device=cell.device)
+        i, j, k = torch.div(cell, block, rounding_mode="floor").unbind(1)
+        a, b, c = (cell % block).unbind(1)
+        rows = self.to_classes(hidden.semantic[moment, :, i, j, k]).unflatten(1, (int(block.prod()), -1))
+        rows = rows[torch.arange(len(cell), device=cell.device), (a * block[1] + b) * block[2] + c]
+        return rows + self.trust_in_pixels * hidden.shown[moment, i, j, k]
+
+    @torch.no_grad()
+    def answer(self, rig_images: RigImages) -> VoxelAnswer:
+        """What is more likely than not; all in view of a camera counts as observed. Set eval mode first."""
+        free = self.config.classes.free_id
+        hidden = self.hidden(rig_images)
+        logit, named = self.occupied(hidden.where), self.classes(hidden.what, hidden.shown).argmax(dim=-1)
+        named = blocks_to_cells(named, self.config.block, 1)[..., 0]
+        observed = in_view(self.centers_m, rig_images).reshape(-1, *self.config.grid_shape)
+        occupied = observed & (logit > 0)
+        labels = torch.where(occupied, named + (named >= free).long(), free)  # the free class has no logit of its own
+        confidence = torch.sigmoid(logit.abs()) * observed * 255
+        return VoxelAnswer(labels.to(torch.uint8), confidence.to(torch.uint8), observed.to(torch.uint8))
+
+
+def joint_logits(
+    occupied: Tensor,  # [...] logits
+    classes: Tensor,  # [..., C - 1] logits of all classes but the free one
+    free_id: int,
+) -> Tensor:  # [..., C]
+    """log P(class) of all classes: P(free) = 1 - P(occupied), P(c) = P(occupied) P(c | occupied)."""
+    named = F.log_softmax(classes, dim=-1) + F.logsigmoid(occupied)[..., None]
+    return torch.cat([named[..., :free_id], F.logsigmoid(-occupied)[..., None], named[..., free_id:]], dim=-1)
+
+
+def _named(target: Tensor, weights: Tensor, free_id: int) -> tuple[Tensor, Tensor]:
+    """Class ids and weights by class id as they are among classes without the free one."""
+    return target - (target > free_id).long(), torch.cat([weights[:free_id], weights[free_id + 1 :]])
+
+
+def _without_points(rig_images: RigImages) -> RigImages:
+    nothing = torch.full((len(rig_images.images), 1, 5), torch.nan, device=rig_images.images.device)
+    return RigImages(rig_images.images, rig_images.intrinsics, rig_images.ego_from_cam, rig_images.present, nothing)
+
+
+def _head(channels: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(channels, 2 * channels), nn.ReLU(inplace=True), nn.Linear(2 * channels, outputs))

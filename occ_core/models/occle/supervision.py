@@ -1,0 +1,159 @@
+"""What teaches OccLE beside voxel labels: class maps at LiDAR points, LiDAR rays, and its own averaged weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from occ_core.grid import VoxelGrid
+from occ_core.losses.labels import UNOBSERVED
+from occ_core.losses.voxel import geometry_loss
+from occ_core.models.occle.lidar import ImageDepths, cells_at
+from occ_core.models.projection import in_view
+from occ_core.models.rig_images import RigImages
+
+FREE_SAMPLES = 8  # on the way to each LiDAR point
+MARGIN_CELLS = 2.0  # before a LiDAR point, where its ray is not said to be free
+KEPT_POINTS = 0.75  # of a disturbed cloud
+BRIGHTNESS = (0.8, 1.25)  # of a disturbed camera
+RAMP = 0.5  # of the run, over which the averaged network comes to be trusted
+
+
+class Evidence(NamedTuple):
+    """Cells that are known to be free or occupied."""
+
+    cell: Tensor  # [E] int64, flat over moments and cells
+    occupied: Tensor  # [E] bool
+
+
+@torch.no_grad()
+def lidar_evidence(
+    lidar: Tensor,  # [B, P, 5]
+    origin_m: Tensor,  # [B, 3], where the newest sweep was taken
+    grid: VoxelGrid,
+    rays: int,
+) -> Evidence:
+    """Of at most `rays` random points of each moment's newest sweep: their cells, and cells on the way to them.
+
+    A cell that holds any point is never called free.
+    """
+    moments, cells = len(lidar), grid.cells
+    points, age_s = lidar[..., :3], lidar[..., 4].nan_to_num(torch.inf)
+    newest = (age_s == age_s.amin(1, keepdim=True)) & points.isfinite().all(-1)
+    moment, row = newest.nonzero()[_some(newest, rays)].unbind(1)
+    end, start = points[moment, row], origin_m[moment]
+    length_m = (end - start).norm(dim=1)
+    free_m = (length_m - MARGIN_CELLS * grid.voxel_size_m).clamp(min=0)
+    share = torch.rand(len(end), FREE_SAMPLES, device=lidar.device) * (free_m / length_m.clamp(min=1e-6))[:, None]
+    way = start[:, None] + share[..., None] * (end - start)[:, None]
+    (hit, hit_in), (way, way_in), (any_hit, any_in) = (cells_at(p, grid) for p in (end, way, points))
+    every = torch.arange(moments, device=lidar.device)[:, None]
+    hit, way, any_hit = (_flat(c, m, grid) for c, m in ((hit, moment), (way, moment[:, None]), (any_hit, every)))
+    held = torch.zeros(moments * cells, dtype=torch.bool, device=lidar.device)
+    held[any_hit[any_in]] = True
+    hit, way = hit[hit_in], way[way_in & (free_m > 0)[:, None]]
+    way = way[~held[way]]
+    cell = torch.cat([hit, way])
+    return Evidence(cell, torch.arange(len(cell), device=cell.device) < len(hit))
+
+
+def _some(chosen: Tensor, count: int) -> Tensor:
+    """At most `count` random ones of the True of each row of a bool [B, P], as places in `chosen.nonzero()`."""
+    rows = chosen.nonzero()[:, 0]
+    order = (rows + torch.rand(len(rows), device=rows.device)).argsort()  # rows stay together, each one shuffled
+    counts = rows.bincount(minlength=len(chosen))
+    rank = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    return order[rank < count]
+
+
+def _flat(cell: Tensor, moment: Tensor, grid: VoxelGrid) -> Tensor:
+    i, j, k = cell.unbind(-1)
+    return ((moment * grid.shape[0] + i) * grid.shape[1] + j) * grid.shape[2] + k
+
+
+def evidence_loss(
+    occupied: Tensor,  # [B, X, Y, Z] logits
+    evidence: Evidence,
+    unlabelled: Tensor,  # [B, X, Y, Z] bool
+    free_share: float,
+) -> Tensor:
+    """`balanced_occupancy` in cells without label."""
+    used = unlabelled.flatten()[evidence.cell]
+    return balanced_occupancy(occupied.flatten()[evidence.cell[used]], evidence.occupied[used], free_share)
+
+
+def balanced_occupancy(
+    logit: Tensor,  # [K]
+    occupied: Tensor,  # [K] bool
+    free_share: float,
+) -> Tensor:
+    """Binary cross-entropy: `free_share` of it is the mean over free cells, the rest that over occupied ones."""
+    of_free, of_occupied = (geometry_loss(logit[part], occupied[part]) for part in (~occupied, occupied))
+    return free_share * of_free + (1 - free_share) * of_occupied
+
+
+class TaughtPoints(NamedTuple):
+    """LiDAR points whose class a map tells."""
+
+    moment: Tensor  # [Q] int64
+    cell: Tensor  # [Q, 3] int64
+    classes: Tensor  # [Q] int64
+
+
+@torch.no_grad()
+def points_taught(
+    rig_images: RigImages,
+    depths: ImageDepths,
+    class_map: Tensor,  # uint8 [B, N, H, W]
+    grid: VoxelGrid,
+    free_id: int,
+) -> TaughtPoints:
+    """The class map's answer at the pixel of every point that a camera sees; sky and unknown tell nothing."""
+    assert rig_images.lidar is not None
+    column, row = depths.pixel.round().long().unbind(1)
+    height, width = class_map.shape[2:]
+    classes = class_map[depths.moment, depths.camera, row.clamp(0, height - 1), column.clamp(0, width - 1)].long()
+    cell, inside = cells_at(rig_images.lidar[depths.moment, depths.point, :3], grid)
+    told = inside & (classes != UNOBSERVED) & (classes != free_id)
+    return TaughtPoints(depths.moment[told], cell[told], classes[told])
+
+
+@torch.no_grad()
+def disturbed(rig_images: RigImages) -> RigImages:
+    """Each camera brighter or darker, and a part of the LiDAR points gone: what the averaged network does not see."""
+    images = rig_images.images
+    low, high = (math.log(limit) for limit in BRIGHTNESS)
+    factor = torch.exp(low + (high - low) * torch.rand(*images.shape[:2], 1, 1, 1, device=images.device))
+    lidar = rig_images.lidar
+    if lidar is not None:
+        gone = torch.rand(*lidar.shape[:2], 1, device=lidar.device) > KEPT_POINTS
+        lidar = lidar.masked_fill(gone, torch.nan)
+    return replace(rig_images, images=(images * factor).clamp(max=255).to(torch.uint8), lidar=lidar)
+
+
+def consistency_loss(
+    occupied: Tensor,  # [B, X, Y, Z] logits
+    taught: Tensor,  # [B, X, Y, Z] logits of the averaged network
+    unlabelled: Tensor,  # [B, X, Y, Z] bool
+    centers_m: Tensor,  # [X * Y * Z, 3]
+    rig_images: RigImages,
+    cells: int,
+) -> Tensor:
+    """Mean squared difference of the probabilities to be occupied, of random cells in view and without label; of those
+    that the average calls occupied and of the others, half each, for most are free."""
+    some = torch.randint(len(centers_m), (cells,), device=occupied.device)
+    used = in_view(centers_m[some], rig_images) & unlabelled.flatten(1)[:, some]
+    mine = torch.sigmoid(occupied.flatten(1)[:, some][used].float())
+    theirs = torch.sigmoid(taught.flatten(1)[:, some][used].float())
+    square, side = (mine - theirs) ** 2, theirs > 0.5
+    halves = [(square * part).sum() / part.sum().clamp(min=1) for part in (side, ~side)]
+    return (halves[0] + halves[1]) / 2
+
+
+def trust(progress: float) -> float:
+    """Of the averaged network, 0..1: it knows little at first (the ramp of Laine and Aila, arXiv 1610.02242)."""
+    return math.exp(-5 * (1 - min(1.0, progress / RAMP)) ** 2)

@@ -1,0 +1,365 @@
+"""OccLE: its parts against exact geometry, and all of it learning a room that is known exactly."""
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from occ_core.errors import InvalidInput
+from occ_core.models.config import parse
+from occ_core.models.occle.config import OccleConfig
+
+torch = pytest.importorskip("torch")
+
+from room_fixtures import FLOOR, HIGH, LOW, ROOM_GRID, WALL, room  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from occ_core.losses.projection import projection_losses  # noqa: E402
+from occ_core.models.occle.fusion import DualFusion  # noqa: E402
+from occ_core.models.occle.lidar import depth_evidence, image_depths, points_in_grid, voxelise  # noqa: E402
+from occ_core.models.occle.model import Occle, joint_logits  # noqa: E402
+from occ_core.models.occle.supervision import lidar_evidence, points_taught  # noqa: E402
+from occ_core.models.projection import cell_centers_m  # noqa: E402
+
+torch.set_num_threads(1)  # small tensors: more threads only wait for each other
+
+SMALL = {
+    "grid_origin_m": ROOM_GRID.origin_m,
+    "voxel_size_m": ROOM_GRID.voxel_size_m,
+    "grid_shape": ROOM_GRID.shape,
+    "input_width": 96,
+    "input_height": 64,
+    "backbone": "mobilenetv4-small",
+    "feature_channels": 8,
+    "volume_channels": 8,
+    "fusion_channels": 16,
+    "fusion_heads": 2,
+    "fusion_state": 4,
+    "loss": {"lidar_rays": 2000, "pixel_rays": 300, "consistency_cells": 4000},
+}
+FREE = 17
+ORIGIN_M = np.array([0.9, 0.1, 1.8])  # of the LiDAR
+
+
+def network(seed=0, **changes) -> Occle:
+    torch.manual_seed(seed)
+    loss = {**SMALL["loss"], **changes.pop("loss", {})}
+    return Occle(parse(OccleConfig, {**SMALL, "loss": loss, **changes}))
+
+
+def sweep() -> torch.Tensor:
+    """Where beams to all sides meet the room, 0.4 m within its faces, as labels have them: [1, P, 5], the last NaN."""
+    azimuth, elevation = np.meshgrid(np.radians(np.arange(0, 360, 3)), np.radians(np.arange(-25, 9, 2)))
+    rays = np.stack([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)], -1)
+    rays = rays.reshape(-1, 3)
+    rays[np.abs(rays) < 1e-9] = 1e-9
+    lengths = (np.where(rays > 0, HIGH, LOW) - ORIGIN_M) / rays
+    axis = lengths.argmin(axis=1)
+    ends = ORIGIN_M + lengths.min(axis=1, keepdims=True) * rays
+    ends[np.arange(len(ends)), axis] += 0.4 * np.sign(rays[np.arange(len(ends)), axis])
+    ends = ends[ends[:, 2] < HIGH[2]]  # it has no ceiling
+    points = np.concatenate([ends, np.full((len(ends), 1), 0.4), np.zeros((len(ends), 1))], axis=1)
+    return torch.from_numpy(np.concatenate([points, np.full((1, 5), np.nan)])).float()[None]
+
+
+def moment():
+    rig_images, targets = room()
+    origin_m = torch.from_numpy(ORIGIN_M).float()[None]
+    return replace(rig_images, lidar=sweep()), replace(targets, lidar_origin_m=origin_m)
+
+
+def test_points_are_voxelised_as_by_hand():
+    lidar = torch.cat([sweep(), sweep().roll(1, 1) + 0.3])
+    lidar[0, 5, :3] = torch.tensor([1e6, 0, 0])
+    lidar[..., 4] = torch.rand(lidar.shape[:2])
+    block = (2, 2, 4)
+    rows = voxelise(points_in_grid(lidar, ROOM_GRID), 2, ROOM_GRID, block).reshape(2, 20, 20, 2, 6 + 16).numpy()
+    expected = np.zeros_like(rows)
+    held: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for m in range(2):
+        for row in lidar[m].numpy():
+            at = (row[:3] - np.array(ROOM_GRID.origin_m, np.float32)) / np.float32(ROOM_GRID.voxel_size_m)
+            if np.isfinite(at).all() and (at >= 0).all() and (at < ROOM_GRID.shape).all():
+                held.setdefault((m, *(int(i) // f for i, f in zip(at, block, strict=True))), []).append((row, at))
+    for (m, *low), inside in held.items():
+        cell = expected[(m, *low)]
+        for row, at in inside:
+            local = (at - np.array(low) * block) / block  # 0..1
+            cell[:3] += (2 * local - 1) / len(inside)
+            cell[3:5] += row[3:] / len(inside)
+            i, j, k = (int(a) % f for a, f in zip(at, block, strict=True))
+            cell[6 + (i * 2 + j) * 4 + k] += 1
+        cell[5] = math.log1p(len(inside))
+        cell[6:] = np.log1p(cell[6:])
+    assert len(held) > 200
+    np.testing.assert_allclose(rows, expected, atol=2e-4)
+
+
+def test_depth_evidence_tells_before_and_behind_surfaces():
+    """Against the room's exact depth at the pixel of each cell's centre."""
+    rig_images, targets = moment()
+    depths = image_depths(rig_images, (12, 8))
+    centers_m = cell_centers_m(ROOM_GRID)
+    evidence = depth_evidence(centers_m, rig_images, depths)[0]
+    labels = targets.labels[0].flatten()
+    known = evidence[:, 0] == 1
+    inside = (
+        known & (labels == FREE) & (centers_m[:, 2] > 1) & ((centers_m[:, :2] - torch.tensor([1.0, 0])).norm(dim=1) < 5)
+    )
+    outside = known & ((centers_m[:, 0] > 14) | (centers_m[:, 1].abs() > 10.5))
+    surface = known & (labels == WALL) & (centers_m[:, 2] > 0.5)
+    assert min(inside.sum(), outside.sum(), surface.sum()) > 50
+    assert (evidence[inside][:, 1] < -0.9).float().mean() > 0.9  # well before the nearest point
+    assert (evidence[outside][:, 3] > 0.7).float().mean() > 0.9  # behind the farthest
+    before, behind = evidence[surface][:, 1], evidence[surface][:, 3]
+    assert ((before > -0.95) & (behind < 0.95)).float().mean() > 0.8
+    assert not evidence[~known].any()
+
+
+def test_points_that_a_camera_cannot_see_are_left_out():
+    rig_images, _ = moment()
+    far = torch.tensor([[[30.0, 0.3, 1.6, 0, 0], [8.0, 0.2, 1.55, 0, 0], [8.3, 0.2, 1.55, 0, 0]]])  # in one direction
+    depths = image_depths(replace(rig_images, lidar=far), (12, 8))
+    assert sorted(depths.point.tolist()) == [1, 2]
+    assert depths.nearest_m.isfinite().sum() == 1
+    assert 7.4 < float(depths.nearest_m.min()) < float(depths.farthest_m.max()) < 8
+
+
+def test_lidar_evidence_agrees_with_the_room():
+    rig_images, targets = moment()
+    torch.manual_seed(0)
+    evidence = lidar_evidence(rig_images.lidar, targets.lidar_origin_m, ROOM_GRID, 2000)
+    labels = targets.labels[0].flatten()[evidence.cell]
+    assert evidence.occupied.sum() > 500 and (~evidence.occupied).sum() > 2000
+    assert (labels[~evidence.occupied] == FREE).float().mean() > 0.99
+    assert (labels[evidence.occupied] != FREE).float().mean() > 0.95  # a point may lie on a face between two cells
+
+
+def test_evidence_is_of_the_newest_sweep():
+    rig_images, targets = moment()
+    old = rig_images.lidar + torch.tensor([0, 0, 0, 0, 0.5])
+    old[..., :2] *= 0.3
+    both = torch.cat([rig_images.lidar, old], dim=1)
+    torch.manual_seed(0)
+    evidence = lidar_evidence(both, targets.lidar_origin_m, ROOM_GRID, 10_000)
+    centers_m = cell_centers_m(ROOM_GRID)[evidence.cell[evidence.occupied]]
+    assert (targets.labels[0].flatten()[evidence.cell[evidence.occupied]] != FREE).float().mean() > 0.95
+    assert centers_m[:, :2].norm(dim=1).max() > 12
+
+
+def test_points_are_taught_the_class_of_their_pixel():
+    rig_images, targets = moment()
+    depths = image_depths(rig_images, (12, 8))
+    taught = points_taught(rig_images, depths, targets.class_map, ROOM_GRID, FREE)
+    height_m = cell_centers_m(ROOM_GRID).reshape(*ROOM_GRID.shape, 3)[taught.cell.unbind(1)][:, 2]
+    assert len(taught.classes) > 300
+    assert (taught.classes[height_m > 0.6] == WALL).float().mean() > 0.97
+    assert (taught.classes[height_m < 0] == FLOOR).float().mean() > 0.8  # pixels at the foot of a wall show the wall
+    unknown = torch.full_like(targets.class_map, 255)
+    assert not len(points_taught(rig_images, depths, unknown, ROOM_GRID, FREE).classes)
+
+
+def test_projection_is_the_formula(monkeypatch):
+    """A row of cells, walked by one ray, by plain arithmetic."""
+    from occ_core.losses import projection
+
+    p, q = [0.1, 0.6, 0.0, 0.9], [0.7, 0.2, 0.5, 0.05]
+    occupied = torch.logit(torch.tensor(p).clamp(1e-6)).reshape(1, 4, 1, 1).requires_grad_()
+    rows = torch.zeros(1, 4, 1, 1, 2)
+    rows[0, :, 0, 0, 1] = torch.logit(torch.tensor(q))
+    rows.requires_grad_()
+    cell, met = torch.tensor([[0, 1, 1, 2, 3], [0, 1, 1, 2, 3]]), torch.tensor([[True, True, False, True, True]] * 2)
+    walks = projection.Walks(cell, met, torch.tensor([2, 0]))  # the free class is 0
+    monkeypatch.setattr(projection, "pixel_walks", lambda *_: walks)
+    weights = torch.tensor([9.0, 1.0, 2.0])
+    losses = projection_losses(occupied, lambda cell: rows.flatten(0, 3)[cell], None, None, ROOM_GRID, 0, 1, weights)
+    left, met_share, hit = 1.0, 0.0, 0.0
+    for p_i, q_i in zip(p, q, strict=True):
+        met_share, hit, left = met_share + left * p_i, hit + left * p_i * q_i, left * (1 - p_i)
+    assert losses["projection"].item() == pytest.approx(-math.log(hit / met_share), rel=1e-3)
+    assert losses["projection_sky"].item() == pytest.approx(-sum(math.log(1 - p_i) for p_i in p) / 4, rel=1e-3)
+    assert torch.autograd.grad(losses["projection"], occupied, retain_graph=True, allow_unused=True)[0] is None
+    assert (torch.autograd.grad(losses["projection_sky"], occupied)[0] >= 0).all()
+
+
+def test_projection_is_least_where_the_answer_is_right():
+    """The room's own voxels please its class maps best; a wall called floor, or a world shifted by 2 m, less."""
+    rig_images, targets = room()
+    labels = targets.labels[0]
+
+    def loss(cells):
+        occupied = torch.where((cells != FREE) & (cells != 255), 6.0, -6.0)
+        named = torch.nn.functional.one_hot(cells.long().clamp(max=16), 17).float() * 8
+        torch.manual_seed(0)
+        rows, ones = (lambda cell: named.flatten(0, 2)[cell]), torch.ones(18)
+        terms = projection_losses(occupied[None], rows, targets.class_map, rig_images, ROOM_GRID, FREE, 2000, ones)
+        return {name: float(term) for name, term in terms.items()}
+
+    right, swapped = loss(labels), loss(torch.where(labels == WALL, FLOOR, labels))
+    assert swapped["projection"] > 3 * right["projection"]
+    roof = labels.clone()
+    roof[:, :, 7] = WALL
+    assert loss(roof)["projection_sky"] > 3 * right["projection_sky"]
+
+
+def test_joint_logits_are_probabilities():
+    torch.manual_seed(0)
+    occupied, classes = torch.randn(5), torch.randn(5, 3)
+    rows = joint_logits(occupied, classes, 1)
+    torch.testing.assert_close(rows.logsumexp(1), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(rows[:, 1].exp(), 1 - torch.sigmoid(occupied))
+    torch.testing.assert_close(rows[:, [0, 2, 3]].argmax(1), classes.argmax(1))
+
+
+def trained(steps=24, keep_labels=True, **changes):
+    """Losses of the first and the last step, the network and the moment; the average is its copy."""
+    rig_images, targets = moment()
+    if not keep_labels:
+        targets = replace(targets, labels=torch.full_like(targets.labels, 255))
+    model = network(**changes).train()
+    average = copy.deepcopy(model).eval()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    history = []
+    for step in range(steps):
+        torch.manual_seed(step)
+        losses = model(rig_images, targets, step / steps, average)
+        optimiser.zero_grad()
+        sum(losses.values()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
+        optimiser.step()
+        with torch.no_grad():
+            for mine, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+                mine.copy_(torch.lerp(mine.float(), new.float(), 0.3))
+        history.append({name: value.item() for name, value in losses.items()})
+    return history, model.eval(), rig_images
+
+
+def test_every_part_learns_the_room():
+    history, model, rig_images = trained()
+    first, last = history[0], history[-1]
+    terms = {"cross_entropy", "lovasz", "geometry_labels", "geometry_lidar", "geometry_consistency", "distil_2d",
+             "distil_3d", "projection", "projection_sky"}  # fmt: skip
+    assert set(last) == terms
+    elsewhere = {"geometry_lidar", "geometry_consistency"}  # all cells that they could speak of are labelled
+    assert all(last[name] == 0 for name in elsewhere)
+    for name in terms - elsewhere - {"projection_sky"}:
+        assert last[name] < 0.7 * first[name], f"{name}: {first[name]} to {last[name]}"
+    answer = model.answer(rig_images)
+    labels = room()[1].labels
+    seen = (answer.observed == 1) & (labels != 255)
+    assert (answer.labels[seen] == labels[seen]).float().mean() > 0.8
+    assert ((answer.labels != FREE) & (labels != FREE) & seen).sum() > 0.5 * ((labels != FREE) & seen).sum()
+
+
+def test_without_labels_lidar_and_class_maps_teach_it():
+    history, model, rig_images = trained(steps=60, keep_labels=False)
+    for values in history:
+        assert all(math.isfinite(value) for value in values.values())
+    first, last = history[0], history[-1]
+    assert first["cross_entropy"] == first["geometry_labels"] == 0
+    assert max(values["geometry_consistency"] for values in history) > 0
+    for name in ("geometry_lidar", "distil_2d", "distil_3d", "projection"):
+        assert last[name] < 0.7 * first[name], f"{name}: {first[name]} to {last[name]}"
+    answer, labels = model.answer(rig_images), room()[1].labels
+    seen = (answer.observed == 1) & (labels != 255)
+    assert (answer.labels[seen & (labels == FREE)] == FREE).float().mean() > 0.8
+    hit = (
+        voxelise(points_in_grid(rig_images.lidar, ROOM_GRID), 1, ROOM_GRID, (1, 1, 1))[..., 5].reshape(labels.shape) > 0
+    )
+    assert (hit & seen & (labels == WALL)).sum() > 200
+    assert (answer.labels[hit & seen & (labels == WALL)] == WALL).float().mean() > 0.7
+
+
+@pytest.mark.parametrize("changes", [{"lidar": None}, {"fusion": "conv"}, {"fusion": "none"}])
+def test_variants_learn_and_answer(changes):
+    history, model, rig_images = trained(steps=3, **changes)
+    assert {"distil_3d", "geometry_lidar"} <= set(history[0]) or "lidar" in changes
+    answer = model.answer(replace(rig_images, lidar=None) if "lidar" in changes else rig_images)
+    assert answer.labels.shape == answer.confidence.shape == answer.observed.shape == (1, *ROOM_GRID.shape)
+    assert all(part.dtype == torch.uint8 for part in answer)
+    assert (answer.labels[answer.observed == 0] == FREE).all() and not answer.confidence[answer.observed == 0].any()
+
+
+def test_terms_of_weight_zero_need_nothing():
+    off = dict.fromkeys(("geometry_lidar", "geometry_consistency", "distil_2d", "distil_3d", "projection"), 0.0)
+    model = network(loss=off)
+    assert model.config.needs == {"labels"} and not model.config.mean_teacher
+    rig_images, targets = moment()
+    only = replace(targets, class_map=None, lidar_origin_m=None, pixel_weights=None)
+    assert set(model(rig_images, only, 0.0)) == {"cross_entropy", "lovasz", "geometry_labels"}
+
+
+def test_a_cloud_is_asked_for_unless_it_learned_to_do_without():
+    rig_images, _ = room()
+    with pytest.raises(InvalidInput, match="takes LiDAR"):
+        network().eval().answer(rig_images)
+    model = network(lidar={"dropout": 0.2}).eval()
+    nothing = replace(rig_images, lidar=torch.full((1, 3, 5), torch.nan))
+    assert torch.equal(model.answer(rig_images).confidence, model.answer(nothing).confidence)
+
+
+def test_config_refuses_what_cannot_be():
+    with pytest.raises(InvalidInput, match="nothing teaches classes"):
+        network(loss={"labels": 0.0, "projection": 0.0, "distil_3d": 0.0})
+    with pytest.raises(InvalidInput, match="fusion_heads"):
+        network(fusion_heads=3)
+    with pytest.raises(InvalidInput, match="multiples of 4"):
+        network(grid_shape=(41, 40, 8))
+
+
+@pytest.mark.parametrize("mixer", ["mamba", "conv"])
+def test_price_of_the_fusion_is_linear_and_branches_read_each_other(mixer):
+    torch.manual_seed(0)
+    fusion = DualFusion(mixer, 8, 16, stages=4, heads=2, state=4)
+
+    def flops(x):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            fusion(torch.zeros(1, 8, x, 16, 8), torch.zeros(1, 8, x, 16, 8))
+        return counter.get_total_flops()
+
+    prices = [flops(32 * times) for times in (1, 2, 4, 8)]
+    assert all(later < 2.05 * earlier for earlier, later in zip(prices, prices[1:], strict=False))
+    semantic, geometry = torch.randn(2, 1, 8, 10, 6, 4).requires_grad_().unbind()
+    what, where = fusion(semantic, geometry)
+    assert what.shape == where.shape == semantic.shape
+    assert torch.autograd.grad(what.sum(), geometry, retain_graph=True)[0].any()
+    assert torch.autograd.grad(where.sum(), semantic)[0].any()
+
+
+def test_mamba_reads_the_whole_volume_conv_only_what_is_near():
+    torch.manual_seed(0)
+    volume = torch.randn(1, 8, 32, 16, 8)
+    changed = volume.clone()
+    changed[..., :4, :4, :4] += 1.0
+    for mixer, far_reaching in (("mamba", True), ("conv", False)):
+        fusion = DualFusion(mixer, 8, 16, stages=1, heads=2, state=4).eval()
+        with torch.no_grad():
+            difference = (fusion(volume, volume)[1] - fusion(changed, changed)[1]).abs()[..., 24:, :, :]
+        assert bool(difference.any()) == far_reaching
+
+
+def test_a_checkpoint_answers_alike(tmp_path):
+    from occ_core.inference.backends.torch_backend import load_model
+    from occ_core.training.checkpoint import describe, save_checkpoint
+
+    rig_images, _ = moment()
+    model = network(seed=3).eval()
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, model.state_dict(), describe(model.config, {"data": {"cameras": 4}}))
+    again = load_model(path)
+    for mine, theirs in zip(model.answer(rig_images), again.answer(rig_images), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_activations_computed_twice_give_the_same_gradients():
+    rig_images, targets = moment()
+    gradients = []
+    for checkpoint in (False, True):
+        model = network(checkpoint=checkpoint).train()
+        torch.manual_seed(1)
+        sum(model(rig_images, targets, 0.0).values()).backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
