@@ -22,6 +22,12 @@ MAX_COEFFICIENTS = 14
 MAX_CALIBRATION = 1e6
 """Absolute value of an entry of K and of a distortion coefficient; beyond it rays are no longer finite numbers."""
 MIN_FOCAL_PX = 1e-3
+MAX_SWEEP_POINTS = 1 << 20
+"""Of a LiDAR sweep: four times what the densest spinning ones have."""
+MAX_SWEEP_BYTES = 1 << 25
+"""Of a LiDAR sweep's message: 32 a point."""
+MAX_RETURN_M = 10_000.0
+"""Of a LiDAR return along an axis, from the sensor; farther ones are none."""
 MAX_NAME = 256
 """Characters of a frame's name in a message."""
 MAX_CELLS = 1 << 28

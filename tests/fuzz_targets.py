@@ -175,6 +175,40 @@ def _camera_info(_: Path) -> Target:
     return Target(originals, read, _either(damage, lie))
 
 
+def _lidar_sweep(_: Path) -> Target:
+    from occ_core.bags import messages as msg
+    from occ_core.clouds import LIDAR_POINT
+    from occ_core.frame import LidarSweep
+    from occ_core.lidar_points import lidar_points
+    from occ_core.sources.clouds import lidar_of, require_sweep
+
+    points = np.zeros(50, dtype=LIDAR_POINT)
+    for i, name in enumerate("xyz"):
+        points[name] = np.linspace(-20, 20, 50) + i
+
+    def read(data: bytes) -> None:
+        message = _message(data, "PointCloud2")
+        require_sweep(message)
+        cloud = lidar_points([LidarSweep(*lidar_of(message), np.eye(4), 1, np.eye(4))], 1, np.eye(4), 40)
+        if not np.isfinite(cloud).all() or len(cloud) > 40:
+            raise AssertionError(f"a sweep that was accepted gives {len(cloud)} points, not all finite")
+
+    def lie(data: bytes, rng: random.Random) -> bytes:
+        message = msg.cloud(1, "lidar", points)
+        for name in rng.sample(("width", "height", "point_step", "row_step"), rng.randrange(4)):
+            setattr(message, name, rng.choice((0, 1, 2, 17, 18, 19, 49, 51, 900, 1 << 20, *SIZES)))
+        field = rng.choice(message.fields)
+        for name, values in (("offset", (0, 4, 15, 17, *SIZES)), ("datatype", range(12)), ("count", (0, 1, 7, *SIZES))):
+            if rng.random() < 0.3:
+                setattr(field, name, rng.choice(values))
+        if rng.random() < 0.3:
+            field.name = rng.choice(("x", "y", "intensity", "", "q" * 10_000))
+        message.is_bigendian = rng.random() < 0.2
+        return bytes(msg.serialize(message))
+
+    return Target([bytes(msg.serialize(msg.cloud(1, "lidar", points)))], read, _either(damage, lie))
+
+
 def _message(data: bytes, kind: str) -> Any:
     """A sensor_msgs message of CDR bytes; what the middleware refuses never comes to us."""
     try:
@@ -332,6 +366,7 @@ MAKERS: dict[str, Callable[[Path], Target]] = {
     "png": _png,
     "image message": _image,
     "camera info": _camera_info,
+    "lidar sweep": _lidar_sweep,
     "mcap bag": lambda folder: _bag(folder, "MCAP"),
     "mcap bag, packed": lambda folder: _bag(folder, "MCAP", packed=True),
     "sqlite3 bag": lambda folder: _bag(folder, "SQLITE3"),

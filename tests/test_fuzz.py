@@ -13,7 +13,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import fuzz
 import fuzz_targets
 
-LIGHT = ("jpeg", "png", "image message", "camera info", "mcap bag, packed", "label npz", "label store", "map file")
+LIGHT = (
+    "jpeg", "png", "image message", "camera info", "lidar sweep", "mcap bag, packed", "label npz", "label store",
+    "map file",
+)  # fmt: skip
 HEAVY = tuple(sorted(set(fuzz_targets.MAKERS) - set(LIGHT)))
 
 

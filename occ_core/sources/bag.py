@@ -74,7 +74,7 @@ class BagSource:
         self.path = self.reader.path
         self.cameras = find_cameras(self.reader, cameras)
         self.key = self.cameras[0] if cameras else _front(self.cameras)
-        self.lidar_topic = _find_lidar(self.reader, lidar)
+        self.lidar_topic = find_lidar(self.reader, lidar)
         self.base_frame = base_frame.lstrip("/")
         self.tree = _read_tree(self.reader, self.base_frame)
         self.world_frame = _world(self.tree, self.base_frame, world_frame, self.path)
@@ -299,7 +299,12 @@ def _front(cameras: list[BagCamera]) -> BagCamera:
     return next((camera for camera in cameras if camera.name.endswith("front")), cameras[0])
 
 
-def _find_lidar(reader: BagReader, wanted: str | None) -> str | None:
+def find_lidar(reader: BagReader, wanted: str | None = None) -> str | None:
+    """The PointCloud2 topic `wanted`, or else the one that has `lidar` or `points` in its name, if it is only one.
+
+    Raises:
+        MissingInput: the bag does not have the wanted one.
+    """
     clouds = reader.of_type(CLOUD)
     if wanted is not None:
         if wanted not in clouds:

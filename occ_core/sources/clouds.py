@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from occ_core.errors import InvalidInput
+from occ_core.limits import MAX_RETURN_M, MAX_SWEEP_BYTES, MAX_SWEEP_POINTS, shown
 
 # sensor_msgs/PointField datatype -> numpy type
 FIELD_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}
@@ -17,7 +18,7 @@ def points_of(message: Any) -> np.ndarray:
     """Structured array (N,) over the data of a PointCloud2 message (any object with its fields), without a copy.
 
     Raises:
-        InvalidInput: a field lies outside the point, or the data is too short.
+        InvalidInput: a field lies outside the point or comes twice, or the data is too short.
     """
     step, count = int(message.point_step), int(message.width) * int(message.height)
     names, formats, offsets = [], [], []
@@ -25,9 +26,13 @@ def points_of(message: Any) -> np.ndarray:
     for field in _single(message.fields):
         kind = FIELD_TYPES.get(int(field.datatype))
         if kind is None:
-            raise InvalidInput(f"point field '{field.name}' has datatype {field.datatype}, known: 1..8")
+            raise InvalidInput(f"point field '{shown(field.name)}' has datatype {field.datatype}, known: 1..8")
         if int(field.offset) + int(kind[1]) > step:
-            raise InvalidInput(f"point field '{field.name}' at byte {field.offset} ends beyond point_step {step}")
+            raise InvalidInput(
+                f"point field '{shown(field.name)}' at byte {field.offset} ends beyond point_step {step}"
+            )
+        if field.name in names:
+            raise InvalidInput(f"point field '{shown(field.name)}' comes twice")
         names.append(field.name)
         formats.append(order + kind)
         offsets.append(int(field.offset))
@@ -44,8 +49,28 @@ def points_of(message: Any) -> np.ndarray:
     return np.frombuffer(np.ascontiguousarray(data[: count * step]), dtype=layout)
 
 
+def require_sweep(message: Any) -> None:
+    """Look at what a LiDAR's PointCloud2 says of itself, before its points are touched.
+
+    Raises:
+        InvalidInput: no point at all, more points or bytes than `occ_core.limits` has, or no x, y, z.
+    """
+    count, size = int(message.width) * int(message.height), len(message.data)
+    if not count:
+        raise InvalidInput(f"point cloud is empty: {message.width} x {message.height} points")
+    if count > MAX_SWEEP_POINTS:
+        raise InvalidInput(f"point cloud of {count} points, a sweep has at most {MAX_SWEEP_POINTS}")
+    if size > MAX_SWEEP_BYTES:
+        raise InvalidInput(f"point cloud of {size} bytes, a sweep has at most {MAX_SWEEP_BYTES}")
+    names = [str(field.name) for field in message.fields]
+    if not {"x", "y", "z"} <= set(names):
+        raise InvalidInput(f"point cloud has no x, y, z, only: {shown(', '.join(names)) or 'nothing'}")
+
+
 def lidar_of(message: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Finite points float32 (N, 3), intensity float32 (N,) and ring int32 (N,); zeros where the cloud has none.
+    """Returns float32 (N, 3), intensity float32 (N,) and ring int32 (N,); zeros where the cloud has none.
+
+    Points that are not finite, or farther than any LiDAR sees, are left out.
 
     Raises:
         InvalidInput: no x, y, z, or as `points_of`.
@@ -53,13 +78,14 @@ def lidar_of(message: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     points = points_of(message)
     names = points.dtype.names or ()
     if not {"x", "y", "z"} <= set(names):
-        raise InvalidInput(f"point cloud has no x, y, z, only: {', '.join(names) or 'nothing'}")
-    xyz = np.stack([points[axis].astype(np.float32) for axis in "xyz"], axis=1)
-    finite = np.isfinite(xyz).all(axis=1)
+        raise InvalidInput(f"point cloud has no x, y, z, only: {shown(', '.join(names)) or 'nothing'}")
     zeros = np.zeros(len(points))
-    intensity = (points["intensity"] if "intensity" in names else zeros).astype(np.float32)
-    ring = (points["ring"] if "ring" in names else zeros).astype(np.int32)
-    return xyz[finite], intensity[finite], ring[finite]
+    with np.errstate(invalid="ignore", over="ignore"):  # casts of what is left out or mended below
+        xyz = np.stack([points[axis].astype(np.float32) for axis in "xyz"], axis=1)
+        intensity = np.nan_to_num((points["intensity"] if "intensity" in names else zeros).astype(np.float32))
+        ring = (points["ring"] if "ring" in names else zeros).astype(np.int32)
+    real = (np.abs(xyz) <= MAX_RETURN_M).all(axis=1)
+    return xyz[real], intensity[real], ring[real]
 
 
 def _single(fields: Iterable[Any]) -> list[Any]:
