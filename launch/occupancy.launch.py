@@ -21,6 +21,7 @@ PARAMETERS = {  # of the node: type, what it is; one that is not given is as par
     "cameras": (list[str], "names of the cameras, as a YAML list"),
     "image_topic": (str, "image topic of a camera, such as /{camera}/image_raw/compressed"),
     "info_topic": (str, "CameraInfo topic of a camera, such as /{camera}/camera_info"),
+    "lidar_topic": (str, "PointCloud2 topic of the LiDAR, for a network that takes one"),
     "base_frame": (str, "frame of the grid"),
     "rig_file": (str, "YAML with all cameras and their calibration, in place of cameras, CameraInfo and TF"),
     "autostart": (bool, "configure and activate at the start; false: a lifecycle manager does"),

@@ -39,7 +39,9 @@ def generate_launch_description():
     wait = PythonExpression(["['", LaunchConfiguration("info_topic"), "'.replace('{camera}', ", *first, ")]"])
     node = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(os.path.join(HERE, "occupancy.launch.py")),
-        launch_arguments=[(name, LaunchConfiguration(name)) for name in ("model", "backend", "cameras", "info_topic")],
+        launch_arguments=[
+            (name, LaunchConfiguration(name)) for name in ("model", "backend", "cameras", "info_topic", "lidar_topic")
+        ],
     )
     evaluator = Node(
         package="occ_ros",
@@ -73,6 +75,7 @@ def generate_launch_description():
             DeclareLaunchArgument("bag", description="folder of the bag"),
             DeclareLaunchArgument("model", description="checkpoint (.safetensors) or exported model (.onnx)"),
             DeclareLaunchArgument("backend", default_value="auto", description="what runs the network"),
+            DeclareLaunchArgument("lidar_topic", default_value="", description="PointCloud2 topic of the bag's LiDAR"),
             DeclareLaunchArgument("rate", default_value="1.0", description="how fast the bag plays"),
             DeclareLaunchArgument("report", default_value="report.json", description="where the report goes"),
             DeclareLaunchArgument("cameras", default_value=SURROUND, description="names of the cameras, a YAML list"),

@@ -13,11 +13,13 @@ from rclpy.qos import ReliabilityPolicy
 
 from occ_ros.cameras import ERROR, OK, WARN, CameraInput, Surroundings, lags_s, problems
 from occ_ros.inference_worker import InferenceWorker
-from occ_ros.inputs import Inputs
+from occ_ros.inputs import LIDAR, Inputs
+from occ_ros.lidar import lidar_problems
 from occ_ros.messages import header_of, status_of
 from occ_ros.outputs import Outputs
 from occ_ros.pipeline import Pipeline
 from occ_ros.runtime import Guard
+from occ_ros.sweeps import Sweeps
 
 CHECK_S = 0.25
 CALM_CHECKS = 4  # while all is well, only each of so many checks is published
@@ -62,7 +64,9 @@ class Diagnostics:
         now_s = time.monotonic()
         lags = lags_s(pipeline.inputs.cameras, now_s, self._values["stale_s"])
         cameras = [self._camera(pipeline, c, now_s, lags.get(c.name, 0.0)) for c in pipeline.inputs.cameras]
-        statuses = [*cameras, self._model(pipeline, cameras, now_s), self._outputs(pipeline.outputs, now_s)]
+        sweeps = pipeline.inputs.sweeps
+        sensors = cameras + ([self._lidar(pipeline.inputs, sweeps, now_s)] if sweeps else [])
+        statuses = [*sensors, self._model(pipeline, sensors, now_s), self._outputs(pipeline.outputs, now_s)]
         if pipeline.outputs.fused is not None:
             level, text, values = pipeline.outputs.fused.status()
             statuses.append(self._status(level, "map", "", text, values))
@@ -94,12 +98,8 @@ class Diagnostics:
     def _surroundings(self, inputs: Inputs, camera: CameraInput, now_s: float, lag_s: float) -> Surroundings:
         stale_s = self._values["stale_s"]
         types, reliable_only = frozenset[str](), False
-        if camera.silent_s(now_s) > stale_s:  # only then it matters, and the look-up takes time
-            infos = self._node.get_publishers_info_by_topic(self._node.resolve_topic_name(camera.image_topic))
-            types = frozenset(info.topic_type.rpartition("/")[2] for info in infos)
-            offered = [info.qos_profile.reliability for info in infos]
-            asked = self._values["image_reliability"] == "reliable"
-            reliable_only = asked and bool(offered) and ReliabilityPolicy.RELIABLE not in offered
+        if camera.silent_s(now_s) > stale_s:
+            types, reliable_only = self._publishers(camera.image_topic)
             inputs.follow_type(camera, types)
         used = inputs.sync.statistics.used[camera.name]
         if used != self._used.get(camera.name, (-1, 0.0))[0]:
@@ -116,22 +116,52 @@ class Diagnostics:
             lost=inputs.transport.recently_lost(camera.name, inputs.now_ns()),
         )
 
+    def _publishers(self, topic: str) -> tuple[frozenset[str], bool]:
+        """Types of a topic's publishers, and whether none offers the reliability that is asked for. Takes time."""
+        infos = self._node.get_publishers_info_by_topic(self._node.resolve_topic_name(topic))
+        offered = [info.qos_profile.reliability for info in infos]
+        asked = self._values["image_reliability"] == "reliable"
+        reliable_only = asked and bool(offered) and ReliabilityPolicy.RELIABLE not in offered
+        return frozenset(info.topic_type.rpartition("/")[2] for info in infos), reliable_only
+
+    # --- LiDAR --------------------------------------------------------------------------------------------------
+
+    def _lidar(self, inputs: Inputs, sweeps: Sweeps, now_s: float) -> DiagnosticStatus:
+        lidar, stale_s = sweeps.topic, self._values["stale_s"]
+        silent = lidar.silent_s(now_s) > stale_s
+        types, reliable_only = self._publishers(lidar.topic) if silent else (frozenset[str](), False)
+        lost = inputs.lidar_transport.recently_lost(LIDAR, inputs.now_ns())
+        around = Surroundings(now_s, stale_s, self._values["max_age_s"], types, reliable_only, lost=lost)
+        found = lidar_problems(lidar, around)
+        level, text = found[0] if found else (OK, "ok")
+        values = {
+            "topic": lidar.topic,
+            "publishers": self._node.count_publishers(lidar.topic),
+            "received": lidar.received,
+            "used": lidar.joined,
+            "lost_on_the_way": inputs.lidar_transport.lost_images[LIDAR],
+            "rejected": lidar.rejected,
+            "also": "; ".join(other for _, other in found[1:]),
+        }
+        return self._status(level, LIDAR, lidar.topic, text, values)
+
     # --- model and outputs --------------------------------------------------------------------------------------
 
-    def _model(self, pipeline: Pipeline, cameras: list[DiagnosticStatus], now_s: float) -> DiagnosticStatus:
-        level, text = self._model_problem(pipeline, cameras, now_s)
+    def _model(self, pipeline: Pipeline, sensors: list[DiagnosticStatus], now_s: float) -> DiagnosticStatus:
+        level, text = self._model_problem(pipeline, sensors, now_s)
         stages = pipeline.times.table(last=256)
         quantiles = {f"{stage} ms {q}": t.get(q, "n/a") for stage, t in stages.items() for q in ("p50", "p95", "p99")}
         values = {
             "backend": pipeline.backend,
             "without_cameras": ", ".join(sorted(pipeline.worker.without)),
+            **({"without_lidar": pipeline.worker.without_lidar} if pipeline.inputs.sweeps else {}),
             **pipeline.frame_counts(),
             **pipeline.fault_counts(self._guard.errors),
             **quantiles,
         }
         return self._status(level, "model", self._values["model"], text, values)
 
-    def _model_problem(self, pipeline: Pipeline, cameras: list[DiagnosticStatus], now_s: float) -> tuple[int, str]:
+    def _model_problem(self, pipeline: Pipeline, sensors: list[DiagnosticStatus], now_s: float) -> tuple[int, str]:
         worker = pipeline.worker
         if pipeline.inputs.clock_stands_still:
             return ERROR, "use_sim_time is set but nobody publishes /clock"
@@ -141,7 +171,7 @@ class Diagnostics:
             return OK, "idle: nobody subscribes to an output"
         if worker.failure:
             return ERROR, f"frame not answered: {worker.failure}"
-        worst = max(status.level[0] for status in cameras)
+        worst = max(status.level[0] for status in sensors)
         if not worker.answered_s:
             return (
                 (ERROR, "no frame answered yet: see the cameras") if worst == ERROR else (OK, "ok: waiting for images")
@@ -149,7 +179,7 @@ class Diagnostics:
         since_s = now_s - worker.answered_s[-1]
         if worst != OK and since_s > self._values["stale_s"] + worker.last_ms / 1e3:
             return ERROR, f"no frame answered for {since_s:.1f} s: see the cameras"
-        if worker.without:
+        if worker.without or worker.without_lidar:
             return self._without(worker)
         if worker.over_since_s is not None and now_s - worker.over_since_s > self._values["budget_s"]:
             return WARN, (
@@ -159,10 +189,12 @@ class Diagnostics:
         return OK, "ok"
 
     def _without(self, worker: InferenceWorker) -> tuple[int, str]:
-        names = ", ".join(sorted(worker.without))
+        names, why = ", ".join(sorted(worker.without)), worker.without_lidar
         if self._values["missing_camera"] == "mask":
-            return WARN, f"answers without camera {names}, which is masked"
-        return WARN, f"not current: answers without camera {names} are withheld from ~/grid"
+            parts = [f"without camera {names}, which is masked"] if names else []
+            return WARN, "answers " + " and ".join([*parts, *([f"without LiDAR: {why}"] if why else [])])
+        what = " and ".join([*([f"camera {names}"] if names else []), *(["LiDAR"] if why else [])])
+        return WARN, f"not current: answers without {what} are withheld from ~/grid" + (f": {why}" if why else "")
 
     def _outputs(self, outputs: Outputs, now_s: float) -> DiagnosticStatus:
         broken = [f"{output.topic}: {output.error}" for output in outputs.all if output.error]

@@ -18,6 +18,7 @@ from occ_ros.calibration import Calibration, KnownRig
 from occ_ros.cameras import ImageSlot
 from occ_ros.outputs import Outputs
 from occ_ros.runtime import one_line
+from occ_ros.sweeps import Sweeps
 from occ_ros.timings import StageTimes
 
 CALIBRATION_WAIT_S = 2.0  # the first set waits this long for CameraInfo and TF, which come on other topics
@@ -31,6 +32,7 @@ class InferenceWorker:
     Attributes:
         failure: why the last set was not answered; empty if it was.
         without: cameras that the last answer had to do without.
+        without_lidar: why it had to do without the LiDAR; empty if it did not.
         over_since_s: since when each answer took longer than the budget (monotonic clock); None if the last did not.
         last_ms: from last image to output, of the last answer.
     """
@@ -45,11 +47,12 @@ class InferenceWorker:
         values: Mapping[str, Any],
         times: StageTimes,
         logger: Any,
+        sweeps: Sweeps | None = None,
     ) -> None:
         self._predictor, self._calibration, self._outputs = predictor, calibration, outputs
         self._cameras, self._min_cameras, self._values = tuple(cameras), min_cameras, values
-        self._times, self._logger = times, logger
-        self.failure, self.without = "", frozenset[str]()
+        self._times, self._logger, self._sweeps = times, logger, sweeps
+        self.failure, self.without, self.without_lidar = "", frozenset[str](), ""
         self.last_ms, self.over_since_s = 0.0, None
         self.answered_s: list[float] = []  # first and last
         self._rig: KnownRig | None = None
@@ -112,7 +115,7 @@ class InferenceWorker:
 
     def counts(self) -> tuple[int, Counter[str]]:
         """Sets whose end is known, counted as they arrived; and how they ended: answered, skipped, failed, superseded,
-        stopped; of failed ones also `failed: <reason>`."""
+        stopped; of failed ones also `failed: <reason>`, of answered ones `without LiDAR`."""
         with self._wake:
             return self._arrived - (self._waiting is not None) - self._busy, self._ended.copy()
 
@@ -153,6 +156,8 @@ class InferenceWorker:
         """How the set ended; nothing that goes wrong with it ends the thread."""
         if not self._outputs.wanted():
             self.failure = ""
+            if self._sweeps:
+                self._sweeps.topic.forget()
             return ["skipped"]
         try:
             self._answer(group)
@@ -162,7 +167,7 @@ class InferenceWorker:
             self._logger.error(f"frame not answered: {self.failure}", throttle_duration_sec=5.0)
             return ["failed", f"failed: {type(error).__name__}"]
         self.failure = ""
-        return ["answered"]
+        return ["answered", "without LiDAR"] if self.without_lidar else ["answered"]
 
     def _answer(self, group: SyncedSet) -> None:
         start_s = time.monotonic()
@@ -178,17 +183,35 @@ class InferenceWorker:
                 f"{len(usable)} of {len(self._cameras)} cameras are usable, at least {self._min_cameras} needed: "
                 "see the cameras' diagnostics"
             )
+        lidar, without_lidar = self._lidar_at(group.stamp_ns)
         self._prepare_table(known)
         with self._times.measure("network"):
-            occupancy = self._predictor.predict_preprocessed(usable, known.rig)
+            occupancy = self._predictor.predict_preprocessed(usable, known.rig, lidar)
             require_sound(occupancy)
+        self.without_lidar = without_lidar
         self.without = frozenset(self._cameras) - frozenset(usable)
         with self._times.measure("messages"):
             self._outputs.publish(occupancy, group.stamp_ns, current=self._is_current())
         self._note_time(1e3 * (time.monotonic() - max(arrived_s)))
 
     def _is_current(self) -> bool:
-        return not self.without or self._values["missing_camera"] == "mask"
+        return not (self.without or self.without_lidar) or self._values["missing_camera"] == "mask"
+
+    def _lidar_at(self, stamp_ns: int) -> tuple[np.ndarray | None, str]:
+        """The LiDAR's cloud, float32 (P, 5), or None; and why it is missing where the network takes one.
+
+        Raises:
+            InvalidInput: it is missing, and the network cannot do without.
+        """
+        if self._sweeps is None:
+            return None, ""
+        try:
+            with self._times.measure("lidar"):
+                return self._sweeps.cloud(stamp_ns), ""
+        except OccError as error:
+            if not self._sweeps.asked.dropout:
+                raise InvalidInput(f"no LiDAR: {error}") from error
+            return None, str(error)
 
     def _note_time(self, total_ms: float) -> None:
         now_s = time.monotonic()

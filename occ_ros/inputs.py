@@ -9,23 +9,27 @@ from typing import Any
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 
-from occ_core.sync import FrameSynchroniser
+from occ_core.sync import FrameSynchroniser, SyncedSet
 from occ_ros.calibration import Calibration
 from occ_ros.cameras import CameraInput, ImageSlot
 from occ_ros.inference_worker import InferenceWorker
 from occ_ros.messages import stamp_ns_of
 from occ_ros.runtime import Guard
+from occ_ros.sweeps import Sweeps, SweepWait
 from occ_ros.transport_watch import TransportWatch
+
+LIDAR = "lidar"
 
 
 class Inputs:
-    """Images, CameraInfos and transforms, received between `open` and `close`.
+    """Images, CameraInfos, transforms and LiDAR sweeps, received between `open` and `close`.
 
     Args:
-        announced: CameraInfo and TF are listened to; False: the calibration is fixed.
+        announced: CameraInfo and TF are listened to; False: the cameras' calibration is fixed.
+        sweeps: where those of the LiDAR go; None: there is none.
     """
 
     def __init__(
@@ -38,10 +42,13 @@ class Inputs:
         calibration: Calibration,
         worker: InferenceWorker,
         announced: bool,
+        sweeps: Sweeps | None = None,
     ) -> None:
         self._node, self._guard, self._values = node, guard, values
         self.cameras, self.sync, self._calibration, self._worker = cameras, sync, calibration, worker
-        self._announced = announced
+        self._announced, self.sweeps = announced, sweeps
+        self._sweep_wait = SweepWait(sweeps, values["deadline_s"], lambda: values["stale_s"]) if sweeps else None
+        self.lidar_transport = TransportWatch([LIDAR], 0.0, announced=False)  # nothing announces sweeps: by their gaps
         self.transport = TransportWatch(sync.cameras, values["max_spread_s"], announced)
         self._seen_changes = 0
         self._simulated_time = False
@@ -56,7 +63,11 @@ class Inputs:
         self._simulated_time = bool(node.get_parameter("use_sim_time").value)
         self._images = {camera.name: self._subscribe_image(camera) for camera in self.cameras}
         if self._announced:
-            self._others = [*self._subscribe_infos(), *self._subscribe_transforms()]
+            self._others += self._subscribe_infos()
+        if self._announced or self.sweeps:
+            self._others += self._subscribe_transforms()
+        if self.sweeps:
+            self._others.append(self._subscribe_sweeps(self.sweeps))
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # a simulated clock may stand still
         period_s = max(0.01, min(0.1, self._values["deadline_s"] / 5))
         self._timer = node.create_timer(period_s, guard("deadline", self._poll), clock=steady)
@@ -68,17 +79,24 @@ class Inputs:
         if self._timer is not None:
             self._node.destroy_timer(self._timer)
         self._images, self._others, self._timer = {}, [], None
-        for group in self.sync.flush():
+        self._offer(self.sync.flush())
+        for group in self._sweep_wait.flush() if self._sweep_wait else ():
             self._worker.offer(group)
         self.transport.finish()
 
     def _subscribe_image(self, camera: CameraInput) -> Any:
-        reliable = self._values["image_reliability"] == "reliable"
-        reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
         kind = CompressedImage if camera.compressed else Image
         callback = self._guard("image", lambda message: self._on_image(camera, message))
-        qos = QoSProfile(depth=self._values["image_depth"], reliability=reliability)
-        return self._node.create_subscription(kind, camera.image_topic, callback, qos)
+        return self._node.create_subscription(kind, camera.image_topic, callback, self._sensor_qos())
+
+    def _subscribe_sweeps(self, sweeps: Sweeps) -> Any:
+        callback = self._guard("sweep", lambda message: self._on_sweep(sweeps, message))
+        return self._node.create_subscription(PointCloud2, sweeps.topic.topic, callback, self._sensor_qos())
+
+    def _sensor_qos(self) -> QoSProfile:
+        reliable = self._values["image_reliability"] == "reliable"
+        reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
+        return QoSProfile(depth=self._values["image_depth"], reliability=reliability)
 
     def _subscribe_infos(self) -> list[Any]:
         many = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -127,7 +145,23 @@ class Inputs:
         slot = ImageSlot(camera, message, now_s)
         ready = self.sync.add(camera.name, stamp_ns, slot, now_ns)
         self._worker.image(slot)
-        for group in ready:
+        self._offer(ready)
+
+    def _on_sweep(self, sweeps: Sweeps, message: PointCloud2) -> None:
+        now_s, stamp_ns, topic = time.monotonic(), stamp_ns_of(message.header.stamp), sweeps.topic
+        topic.came(stamp_ns, self._node.get_clock().now().nanoseconds, now_s)
+        self.lidar_transport.image(LIDAR, stamp_ns, self.now_ns())
+        rejected = topic.rejected
+        sweeps.add(message)
+        if topic.rejected > rejected:
+            self._node.get_logger().error(f"sweep rejected: {topic.sweep_error}", throttle_duration_sec=5.0)
+        self._offer([])
+
+    def _offer(self, groups: list[SyncedSet]) -> None:
+        """Sets go to the worker, where there is a LiDAR with their sweep or after the wait for it."""
+        if self._sweep_wait:
+            groups = self._sweep_wait.ready(groups, self.now_ns(), time.monotonic())
+        for group in groups:
             self._worker.offer(group)
 
     def _on_info(self, camera: str, message: CameraInfo) -> None:
@@ -153,6 +187,5 @@ class Inputs:
 
     def _poll(self) -> None:
         now_ns = self.now_ns()
-        for group in self.sync.poll(now_ns):
-            self._worker.offer(group)
+        self._offer(self.sync.poll(now_ns))
         self.transport.poll(now_ns)

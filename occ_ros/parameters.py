@@ -29,13 +29,20 @@ OCCUPANCY_PARAMETERS = (
         choices=("auto", "compressed", "raw"),
     ),
     Parameter(
-        "image_reliability", "best_effort", "QoS of the image topics; best_effort takes every publisher.",
+        "image_reliability", "best_effort", "QoS of the image and LiDAR topics; best_effort takes every publisher.",
         choices=("best_effort", "reliable"),
     ),
     Parameter(
         "image_depth", 5, "Images a camera's subscription holds while the node is not scheduled (not for the network).",
         1, 100,
     ),
+    Parameter("lidar_topic", "", "PointCloud2 topic of the LiDAR, for a network that takes one; empty: none."),
+    Parameter(
+        "lidar_max_age_s", 0.15, "How much older than the newest image of a set its sweep may be; newer it may be by "
+        "max_spread_s. Both together have to be longer than the sweeps' period. A set waits up to deadline_s for one.",
+        0.0, 10.0,
+    ),
+    Parameter("lidar_intensity_max", 255.0, "Intensity of a return that counts as full.", 1e-6, 1e9),
     Parameter("base_frame", "base_link", "Frame of the grid: x forward, y left, z up, on the ground."),
     Parameter("deadline_s", 0.15, "Longest wait for the cameras of a set, from its first image.", 0.001, 10.0),
     Parameter(
@@ -45,13 +52,14 @@ OCCUPANCY_PARAMETERS = (
               "for all."),
     Parameter("min_cameras", 0, "Sets with fewer cameras are not answered; 0: more than half of them.", 0, 64),
     Parameter(
-        "missing_camera", "mask", "An answer without one of the cameras: mask = goes out on all outputs, blind where "
-        "only that camera looks; not_current = goes out marked WARN in the diagnostics and not on ~/grid.",
+        "missing_camera", "mask", "An answer without one of the cameras, or without the LiDAR: mask = goes out on all "
+        "outputs, blind where only that camera looks; not_current = goes out marked WARN in the diagnostics and not "
+        "on ~/grid.",
         choices=("mask", "not_current"), dynamic=True,
     ),
-    Parameter("stale_s", 0.7, "A camera that is silent for longer is reported.", 0.05, 3600.0, dynamic=True),
+    Parameter("stale_s", 0.7, "A camera or LiDAR that is silent for longer is reported.", 0.05, 3600.0, dynamic=True),
     Parameter(
-        "max_age_s", 0.0, "Images whose stamps are older on arrival are reported; 0: any age (a bag without /clock).",
+        "max_age_s", 0.0, "Images and sweeps older than this on arrival are reported; 0: any (a bag without /clock).",
         0.0, 3600.0, dynamic=True,
     ),
     Parameter(

@@ -18,13 +18,16 @@ from occ_core.geometry import pose
 from occ_core.inference.predictor import Predictor
 from occ_core.rig_file import RigFileCamera, load_rig_file
 from occ_core.sync import FrameSynchroniser
+from occ_core.transforms import TransformTree
 from occ_ros.calibration import Calibration
 from occ_ros.cameras import CameraInput, camera_input, image_topics, offsets_ns
 from occ_ros.inference_worker import InferenceWorker
 from occ_ros.inputs import Inputs
+from occ_ros.lidar import LidarTopic
 from occ_ros.map_server import MapServer
 from occ_ros.outputs import Outputs
 from occ_ros.runtime import Guard
+from occ_ros.sweeps import Sweeps
 from occ_ros.timings import StageTimes, write_json
 
 
@@ -60,19 +63,29 @@ class Pipeline:
             trained,
         )
         self.backend = type(predictor.session).__name__.removesuffix("Session").lower()
+        tree = self.calibration.tree
+        sweeps = _sweeps(p, predictor, tree)
         self.times = StageTimes()
         with self.times.measure("warm up"):
             known = self.calibration.rig({})
             predictor.prepare(known.rig if known else ring((*names, *map(str, range(len(names), trained)))))
-        tree, fused = self.calibration.tree, None
+        fused = None
         if p["fusion"]:
             fused = MapServer(node, predictor.grid, predictor.taxonomy, tree, p["base_frame"], p)
         self.outputs = Outputs(node, p, tree, fused)
         self.worker = InferenceWorker(
-            predictor, self.calibration, self.outputs, names, sync.min_cameras, p, self.times, node.get_logger()
+            predictor,
+            self.calibration,
+            self.outputs,
+            names,
+            sync.min_cameras,
+            p,
+            self.times,
+            node.get_logger(),
+            sweeps,
         )
         announced = not rig_file
-        self.inputs = Inputs(node, guard, p, cameras, sync, self.calibration, self.worker, announced)
+        self.inputs = Inputs(node, guard, p, cameras, sync, self.calibration, self.worker, announced, sweeps)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -119,6 +132,7 @@ class Pipeline:
             **{reason: count for reason, count in sorted(ended.items()) if reason.startswith("failed: ")},
             "camera_infos_rejected": self.calibration.rejected_infos,
             "transforms_rejected": self.calibration.rejected_transforms,
+            **({"answered_without_lidar": ended["without LiDAR"]} if self.inputs.sweeps else {}),
             **{f"exceptions in {name}": count for name, count in sorted(exceptions.items())},
         }
 
@@ -161,6 +175,31 @@ def _cameras(values: Mapping[str, Any], rig_file: tuple[RigFileCamera, ...]) -> 
         topic = entry.image_topic or values["image_topic"].replace("{camera}", name)
         named[name] = camera_input(name, topic, "", values["transport"])
     return tuple(named.values())
+
+
+def _sweeps(values: Mapping[str, Any], predictor: Predictor, tree: TransformTree) -> Sweeps | None:
+    """What keeps the LiDAR's sweeps, where the network takes them.
+
+    Raises:
+        InvalidInput: the network takes LiDAR and there is no topic for it, or the other way round.
+    """
+    asked, topic, model = predictor.lidar, values["lidar_topic"], values["model"]
+    if asked is None and not topic:
+        return None
+    if asked is None:
+        raise InvalidInput(f"{model}: takes no LiDAR: leave parameter 'lidar_topic' empty, it is '{topic}'")
+    if not topic:
+        raise InvalidInput(f"{model}: takes LiDAR: name its PointCloud2 topic (-p lidar_topic:=TOPIC)")
+    return Sweeps(
+        LidarTopic(topic),
+        asked,
+        tree,
+        values["base_frame"],
+        values["map_frame"],
+        values["lidar_max_age_s"],
+        values["max_spread_s"],
+        values["lidar_intensity_max"],
+    )
 
 
 def ring(names: tuple[str, ...]) -> Rig:

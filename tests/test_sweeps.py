@@ -1,0 +1,196 @@
+"""Which sweeps belong to a set of images, and how long a set waits for one; no DDS."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2 (pip install -e '.[ros]')")
+pytest.importorskip("tf2_msgs.msg", reason="needs tf2_msgs (python tools/build_tf2_msgs.py)")
+
+from occ_core.clouds import LIDAR_POINT
+from occ_core.errors import InvalidInput, MissingTransform
+from occ_core.geometry import pose
+from occ_core.models.config import LidarInput
+from occ_core.sources.clouds import lidar_of
+from occ_core.sync import MAX_OPEN_SETS, SyncedSet
+from occ_core.transforms import TransformTree
+from occ_ros.lidar import LidarTopic
+from occ_ros.messages import cloud_of
+from occ_ros.sweeps import SPARE, Sweeps, SweepWait
+
+S, MS = 10**9, 10**6
+START = 1_700_000_000 * S
+FORWARD = (1.0, 0.0, 0.0, 0.0)
+
+
+def sweep(stamp_ns: int, *points_m, frame: str = "lidar", intensity: float = 100.0):
+    points = np.zeros(len(points_m), dtype=LIDAR_POINT)
+    for point, xyz in zip(points, points_m, strict=True):
+        point["x"], point["y"], point["z"], point["intensity"] = *xyz, intensity
+    return cloud_of(points, stamp_ns, frame)
+
+
+def sweeps(odometry: bool = True, asked: LidarInput | None = None, intensity_max: float = 255.0) -> Sweeps:
+    """A LiDAR 2 m above base_link; odometry drives 10 m/s along x, from START - 1 s."""
+    tree = TransformTree()
+    tree.set("base_link", "lidar", 0, pose((0.0, 0.0, 2.0), FORWARD), static=True)
+    for tenth in range(-10, 20) if odometry else ():
+        tree.set("odom", "base_link", START + tenth * 100 * MS, pose((float(tenth), 0.0, 0.0), FORWARD))
+    asked = asked or LidarInput(sweeps=3)
+    return Sweeps(LidarTopic("/points"), asked, tree, "base_link", "odom", 0.15, 0.05, intensity_max)
+
+
+def group(stamp_ns: int, arrival_ns: int) -> SyncedSet:
+    return SyncedSet(stamp_ns, {}, {}, True, arrival_ns, arrival_ns)
+
+
+def test_sweeps_are_brought_to_the_moment_by_their_own_poses():
+    kept = sweeps()
+    for age_ms in (250, 150, 50):
+        kept.add(sweep(START - age_ms * MS, (5.0, 0.0, 1.0)))
+    cloud = kept.cloud(START)
+    by_age = {round(float(age), 3): (x, y, z) for x, y, z, _, age in cloud}
+    # 10 m/s: what was 5 m ahead so long ago is nearer now
+    assert by_age == {age: pytest.approx((5.0 - 10 * age, 0.0, 3.0), abs=1e-5) for age in (0.05, 0.15, 0.25)}
+    np.testing.assert_allclose(cloud[:, 3], 100 / 255, rtol=1e-6)
+
+
+def test_past_sweeps_end_where_odometry_begins():
+    kept = sweeps()
+    for age_ms in (1200, 1100, 50):
+        kept.add(sweep(START - age_ms * MS, (5.0, 0.0, 1.0)))
+    assert len(kept.cloud(START)) == 1
+
+
+def test_without_odometry_the_newest_alone_as_it_is():
+    kept = sweeps(odometry=False)
+    for age_ms in (150, 50):
+        kept.add(sweep(START - age_ms * MS, (5.0, 0.0, 1.0)))
+    np.testing.assert_allclose(kept.cloud(START), [[5.0, 0.0, 3.0, 100 / 255, 0.05]], rtol=1e-6)
+    assert "no transform 'odom' <- 'base_link'" in kept.topic.odometry_error
+    alone = sweeps(odometry=False, asked=LidarInput(sweeps=1))
+    alone.add(sweep(START, (5.0, 0.0, 1.0)))
+    assert len(alone.cloud(START)) == 1 and not alone.topic.odometry_error
+
+
+@pytest.mark.parametrize("offset_ms, belongs", [(-151, False), (-150, True), (0, True), (50, True), (51, False)])
+def test_the_window_of_a_set(offset_ms, belongs):
+    kept = sweeps()
+    kept.add(sweep(START + offset_ms * MS, (5.0, 0.0, 1.0)))
+    assert kept.settled(START) is (offset_ms >= -150)
+    if belongs:
+        assert kept.cloud(START)[0, 4] == pytest.approx(max(0, -offset_ms) / 1e3)
+        return
+    side = "older than the images (lidar_max_age_s 0.15)" if offset_ms < 0 else "newer than the images (max_spread_s"
+    with pytest.raises(InvalidInput, match=r"the newest sweep is 0\.") as caught:
+        kept.cloud(START)
+    assert side in str(caught.value) and side in kept.topic.apart
+
+
+def test_an_unusable_sweep_does_not_displace_the_one_before():
+    kept = sweeps()
+    kept.add(sweep(START - 100 * MS, (5.0, 0.0, 1.0)))
+    kept.add(sweep(START, (math.nan, 0.0, 0.0), (0.1, 0.0, 0.0), (1e30, 0.0, 0.0)))
+    assert kept.cloud(START)[:, 4] == pytest.approx([0.1])
+    assert kept.topic.rejected == 1
+    kept.cloud(START)
+    assert kept.topic.rejected == 1  # looked at once
+
+
+def test_a_frame_without_transform_is_named_and_never_the_identity():
+    kept = sweeps()
+    kept.add(sweep(START, (5.0, 0.0, 1.0), frame="attic"))
+    with pytest.raises(MissingTransform, match="attic"):
+        kept.cloud(START)
+    assert "attic" in kept.topic.transform_error
+    kept.add(sweep(START + MS, (5.0, 0.0, 1.0)))
+    kept.cloud(START)
+    assert not kept.topic.transform_error
+
+
+def test_time_set_back_and_memory():
+    kept = sweeps()
+    for i in range(100):
+        kept.add(sweep(START + i * 10 * MS, (5.0, 0.0, 1.0)))
+    assert len(kept._held) == 3 + SPARE
+    kept.add(sweep(START - 100 * MS, (6.0, 0.0, 1.0)))
+    assert len(kept._held) == 1
+    assert kept.cloud(START)[0, 0] == pytest.approx(5.0)
+
+
+def test_intensity_is_scaled_and_clipped():
+    kept = sweeps(intensity_max=2.0)
+    kept.add(sweep(START - 20 * MS, (5.0, 0.0, 1.0), intensity=1.0))
+    kept.add(sweep(START - 10 * MS, (5.0, 0.0, 1.0), intensity=7.0))
+    kept.add(sweep(START, (5.0, 0.0, 1.0), intensity=math.nan))
+    assert sorted(kept.cloud(START)[:, 3].tolist()) == pytest.approx([0.0, 0.5, 1.0])
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda cloud: setattr(cloud.header, "frame_id", ""), "frame_id is empty"),
+        (lambda cloud: setattr(cloud, "width", 0), "empty: 0 x 1 points"),
+        (lambda cloud: setattr(cloud, "width", 2**31), "2147483648 points, a sweep has at most 1048576"),
+        (lambda cloud: setattr(cloud.fields[0], "name", "q" * 10_000), "(10023 characters)"),
+    ],
+)
+def test_a_header_that_cannot_be_is_refused_before_its_points(spoil, words):
+    kept, cloud = sweeps(), sweep(START, (5.0, 0.0, 1.0))
+    spoil(cloud)
+    kept.add(cloud)
+    assert words in kept.topic.sweep_error and kept.topic.rejected == 1
+    assert len(kept.topic.sweep_error) < 250
+    with pytest.raises(InvalidInput, match="sweep rejected"):
+        kept.cloud(START)
+
+
+def test_fields_that_come_twice_are_refused():
+    cloud = sweep(START, (5.0, 0.0, 1.0))
+    cloud.fields[4].name = "x"
+    with pytest.raises(InvalidInput, match="point field 'x' comes twice"):
+        lidar_of(cloud)
+
+
+def waiting(stale_s: float = 0.7) -> tuple[Sweeps, SweepWait]:
+    kept = sweeps()
+    return kept, SweepWait(kept, 0.15, lambda: stale_s)
+
+
+def test_a_set_goes_on_with_its_sweep_or_at_its_deadline():
+    kept, wait = waiting()
+    first, second, third = (group(START + i * 200 * MS, i * 200 * MS) for i in range(3))
+    assert wait.ready([first], 0, 0.0) == []
+    kept.add(sweep(START, (5.0, 0.0, 1.0)))
+    assert wait.ready([], 10 * MS, 0.01) == [first]
+    assert wait.ready([second], 200 * MS, 0.2) == []
+    assert wait.ready([], 349 * MS, 0.349) == []
+    assert wait.ready([], 350 * MS, 0.35) == [second]
+    assert wait.ready([third], 400 * MS, 0.4) == []
+    assert wait.flush() == [third]
+
+
+def test_a_sweep_frees_older_sets_too_in_their_order():
+    kept, wait = waiting()
+    groups = [group(START + i * 200 * MS, i * MS) for i in range(2)]
+    assert wait.ready(groups, 2 * MS, 0.0) == []
+    kept.add(sweep(START + 200 * MS, (5.0, 0.0, 1.0)))
+    assert wait.ready([], 3 * MS, 0.0) == groups
+
+
+def test_nothing_waits_for_a_lidar_that_is_gone_nor_for_a_clock_set_back():
+    kept, wait = waiting()
+    kept.topic.came(START, START, 10.0)
+    late = group(START + 10 * S, 0)
+    assert wait.ready([late], 0, 10.8) == [late]
+    assert wait.ready([late], 0, 10.5) == []
+    assert wait.ready([], -1, 10.5) == [late]
+
+
+def test_sets_that_wait_are_bounded():
+    _, wait = waiting()
+    groups = [group(START + i * S, 0) for i in range(MAX_OPEN_SETS + 2)]
+    assert wait.ready(groups, 0, 0.0) == groups[:2]
