@@ -21,8 +21,8 @@ from rich.table import Table
 
 from occ_core.errors import OccError
 from occ_core.host import host
-from occ_core.sources.bag_reader import BagReader
 from occ_ros.processes import Process, environment, node
+from occ_ros.recorded import image_topic_of, lidar_topic_of
 
 START_S = 90.0
 SETTLED_S = 20.0
@@ -58,7 +58,10 @@ def measure(bag: Path, model: Path, seconds: float, threads: int) -> dict:
         source = {
             "bag": bag, "loop": True, "wait_for_topics": "[/cam_front/camera_info]", "wait_timeout_s": START_S,
         }  # fmt: skip
-        worker = {"model": model, "threads": threads, "timings_file": times, "image_topic": image_topic_of(bag)}
+        worker = {
+            "model": model, "threads": threads, "timings_file": times, "image_topic": image_topic_of(bag),
+            **lidar_topic_of(bag, model),
+        }  # fmt: skip
         with (
             node("occupancy_node", logs / "occupancy_node.log", worker) as occupancy,
             node("player_node", logs / "player_node.log", source) as player,
@@ -104,12 +107,6 @@ def memory_record(samples: list[tuple[float, float]]) -> dict[str, float]:
         "least_percent": round(100 * (min(settled) / first - 1), 2),
         "most_percent": round(100 * (max(settled) / first - 1), 2),
     }
-
-
-def image_topic_of(bag: Path) -> str:
-    """Template of the bag's image topics: compressed ones where it has them, else raw ones."""
-    compressed = any(topic.endswith("/image_raw/compressed") for topic in BagReader(bag).topics)
-    return "/{camera}/image_raw" + ("/compressed" if compressed else "")
 
 
 def listen(seconds: float, others: dict[str, Process], logs: Path) -> dict:

@@ -19,14 +19,16 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from occ_core.errors import MissingInput, OccError
+from occ_core.errors import InvalidInput, MissingInput, OccError
 from occ_ros.processes import ROOT, node, wait_for
+from occ_ros.recorded import lidar_topic_of
 
 MODEL = ROOT / "occ_core" / "assets" / "easyocc_nano.safetensors"
 DEMO_SEED = 2028  # no training or evaluation scene has it
 SCENE = "scene-0001"
 SIZE = "270x480"  # rendering is most of the demo's time
 START_S, END_S = 90.0, 120.0  # limits for processes to start, and to end after the bag has been played
+WAITS = {"deadline_s": 0.15, "stale_s": 0.7}  # the node's own, for a bag at its own speed
 MATCH_NS = 100_000_000  # an answer's stamp is its newest image's, at most this far from its keyframe's
 
 console = Console(highlight=False)
@@ -37,10 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder for everything that is made; an earlier demo in it is replaced")
     parser.add_argument("--keyframes", type=int, default=16, help="length of the drive, two a second (default 16)")
     parser.add_argument("--model", type=Path, default=MODEL, help="checkpoint or exported model")
+    parser.add_argument(
+        "--rate", type=float, default=1.0, help="speed of the replay; lower for slow networks (default 1)"
+    )
     options = parser.parse_args(arguments)
     began = time.monotonic()
     try:
-        run(options.out.resolve(), options.keyframes, options.model.resolve())
+        run(options.out.resolve(), options.keyframes, options.model.resolve(), options.rate)
     except OccError as error:
         console.print(f"[red]error:[/] {error}", soft_wrap=True)
         return 2
@@ -51,12 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(out: Path, keyframes: int, model: Path) -> None:
+def run(out: Path, keyframes: int, model: Path, rate: float = 1.0) -> None:
     """All steps in order.
 
     Raises:
         OccError: a step failed; the message names its log.
     """
+    if not 0.05 <= rate <= 1.0:
+        raise InvalidInput(f"rate must be in 0.05..1, got {rate}")
     if not model.is_file():
         raise MissingInput(f"{model}: no such model")
     for name in ("drive", "predictions", "pictures", "logs", "by_stamp"):
@@ -69,7 +76,7 @@ def run(out: Path, keyframes: int, model: Path) -> None:
     occ("1/5 a drive through the simulated city", "world", "make", str(city), *world)
     occ("2/5 the drive as a ROS 2 bag", "bag", "make", str(city), str(drive), "--scene", SCENE)
     console.print("[bold]3/5 player, occupancy node and evaluator, three processes over DDS[/]")
-    replay(out, drive, model)
+    replay(out, drive, model, rate)
     console.print("[bold]4/5 the score[/]")
     console.print((out / "logs" / "evaluator_node.log").read_text(encoding="utf-8").strip(), markup=False)
     name_by_token(out / "by_stamp", out / "predictions", city)
@@ -87,11 +94,15 @@ def occ(title: str, *arguments: str) -> None:
         raise OccError(f"`occ {' '.join(arguments[:2])}` ended with code {result.returncode}; its message is above")
 
 
-def replay(out: Path, drive: Path, model: Path) -> None:
-    """Play the bag to the node under the evaluator's eyes; returns when the evaluator has written its report."""
+def replay(out: Path, drive: Path, model: Path, rate: float = 1.0) -> None:
+    """Play the bag to the node under the evaluator's eyes; returns when the evaluator has written its report.
+
+    Played slower than recorded, the images of a set are as much farther apart, and the node waits as much longer.
+    """
     logs = out / "logs"
-    judge = {"report_file": out / "report.json", "predictions_dir": out / "by_stamp", "idle_s": 4.0}
-    worker = {"model": model, "timings_file": out / "node.json"}
+    judge = {"report_file": out / "report.json", "predictions_dir": out / "by_stamp", "idle_s": 4.0 / rate}
+    worker = {"model": model, "timings_file": out / "node.json", **lidar_topic_of(drive, model)}
+    worker |= {name: seconds / rate for name, seconds in WAITS.items()}
     source = {
         "bag": drive,
         "report_file": out / "player.json",
@@ -99,6 +110,7 @@ def replay(out: Path, drive: Path, model: Path) -> None:
         "wait_for_subscribers": 2,  # node and evaluator
         "wait_timeout_s": START_S,
         "start_delay_s": 3.0,  # the node builds its table
+        "rate": rate,
     }
     with (
         node("evaluator_node", logs / "evaluator_node.log", judge) as evaluator,
@@ -106,7 +118,7 @@ def replay(out: Path, drive: Path, model: Path) -> None:
         node("player_node", logs / "player_node.log", source) as player,
     ):
         others = {"occupancy_node": occupancy}
-        wait_for("player_node", player, logs / "player_node.log", START_S + 60 + END_S, others)
+        wait_for("player_node", player, logs / "player_node.log", START_S + 60 / rate + END_S, others)
         wait_for("evaluator_node", evaluator, logs / "evaluator_node.log", END_S, others)
 
 

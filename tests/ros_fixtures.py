@@ -100,8 +100,10 @@ def write_bag(
     truth: dict[int, Occupancy] | None = None,
     storage: StoragePlugin = StoragePlugin.MCAP,
     tf: bool = True,
+    clouds: dict[str, np.ndarray] | None = None,
 ) -> Path:
-    """A bag of `frames` sets of images, with the truth of some of them, stamped as the newest image."""
+    """A bag of `frames` sets of images, with the truth of some of them and `clouds` by topic, stamped as the newest
+    image."""
     connections = {}
     with Writer(path, version=8, storage_plugin=storage) as writer:
 
@@ -119,6 +121,8 @@ def write_bag(
                 write(f"/{camera.name}/camera_info", stamp_ns, msg.camera_info(stamp_ns, frame, camera))
                 data = msg.compressed_image(stamp_ns, frame, "jpeg", jpeg(pixels[camera.name]))
                 write(f"/{camera.name}/image_raw/compressed", stamp_ns, data)
+            for topic, points in (clouds or {}).items():
+                write(topic, stamp_ns, msg.cloud(stamp_ns, "base_link", points))
             if truth and index in truth:
                 write("/ground_truth/occupancy", stamp_ns, msg.cloud(stamp_ns, "base_link", truth_points(truth[index])))
     return path

@@ -11,6 +11,11 @@ import cv2
 import pytest
 
 from occ_core.errors import MissingInput, OccError
+from occ_core.grid import OCC3D_GRID
+from occ_core.models.build import build_model
+from occ_core.models.config import LidarInput
+from occ_core.models.occle.config import OccleConfig
+from occ_core.training.checkpoint import describe, save_checkpoint
 from occ_ros import demo
 
 pytest.importorskip("rclpy", reason="rclpy is not installed (pip install 'occ_ros[ros]')")
@@ -33,6 +38,23 @@ def test_demo_answers_every_frame_and_leaves_its_results(tmp_path):
     assert cv2.imread(str(next((out / "pictures").glob("*.png")))).shape[1] == 1440
     assert (out / "recording.rrd").stat().st_size > 10_000
     assert not [p for p in os.listdir("/proc") if p.isdigit() and str(out) in command_line(p)], "processes were left"
+
+
+@pytest.mark.slow
+@pytest.mark.ros
+def test_demo_with_cameras_and_lidar_finds_the_topic_by_itself(tmp_path):
+    """With weights as they are made: what is tested is the way, not the score."""
+    config = OccleConfig(
+        name="tiny occle", grid_origin_m=OCC3D_GRID.origin_m, voxel_size_m=1.6, grid_shape=(50, 50, 4),
+        input_width=64, input_height=32, backbone="mobilenetv4-small", feature_channels=8, volume_channels=8,
+        fusion="none", fusion_channels=8, fusion_heads=2, lidar=LidarInput(sweeps=3),
+    )  # fmt: skip
+    model, out = tmp_path / "occle.safetensors", tmp_path / "demo"
+    save_checkpoint(model, build_model(config).state_dict(), describe(config, {}))
+    assert demo.main([str(out), "--keyframes", "3", "--model", str(model), "--rate", "0.5"]) == 0
+    report, times = (json.loads((out / name).read_text()) for name in ("report.json", "node.json"))
+    assert (report["frames_sent"], report["frames_answered"], report["frames_dropped"]) == (3, 3, 0)
+    assert times["answered_without_lidar"] == 0 and times["stages_ms"]["lidar"]["count"] == 3
 
 
 def command_line(pid: str) -> str:
