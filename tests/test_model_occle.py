@@ -291,6 +291,13 @@ def test_terms_of_weight_zero_need_nothing():
     assert set(model(rig_images, only, 0.0)) == {"cross_entropy", "lovasz", "geometry_labels"}
 
 
+def test_classes_that_never_occur_are_no_reason_to_diverge():
+    rig_images, targets = moment()
+    nothing = replace(targets, pixel_weights=torch.zeros(18), labels=torch.full_like(targets.labels, 255))
+    losses = network()(rig_images, nothing, 0.5)
+    assert all(bool(term.isfinite()) for term in losses.values()) and losses["distil_3d"] == 0
+
+
 def test_a_cloud_is_asked_for_unless_it_learned_to_do_without():
     rig_images, _ = room()
     with pytest.raises(InvalidInput, match="takes LiDAR"):

@@ -236,7 +236,9 @@ class Occle(nn.Module):
             losses["distil_2d"] = loss.distil_2d * term
         if loss.distil_3d > 0 and hidden.depths is not None and rig_images.lidar is not None:
             moment, cell, target = points_taught(rig_images, hidden.depths, class_map, grid, free)
-            term = semantic_loss(self._classes_at(hidden, moment, cell), *_named(target, weights, free))
+            counts = weights[target] > 0  # the mean over classes that never occur is no number
+            logits = self._classes_at(hidden, moment[counts], cell[counts])
+            term = semantic_loss(logits, *_named(target[counts], weights, free))
             losses["distil_3d"] = loss.distil_3d * term
         if loss.projection > 0:
             class_map = torch.where(bare[:, None, None, None], class_map, UNKNOWN)
