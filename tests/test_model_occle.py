@@ -17,6 +17,7 @@ from room_fixtures import FLOOR, HIGH, LOW, ROOM_GRID, WALL, room  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from occ_core.losses.projection import projection_losses  # noqa: E402
+from occ_core.models.occle.bench import _measure  # noqa: E402
 from occ_core.models.occle.fusion import DualFusion  # noqa: E402
 from occ_core.models.occle.lidar import depth_evidence, image_depths, points_in_grid, voxelise  # noqa: E402
 from occ_core.models.occle.model import Occle, joint_logits  # noqa: E402
@@ -345,6 +346,13 @@ def test_mamba_reads_the_whole_volume_conv_only_what_is_near():
         with torch.no_grad():
             difference = (fusion(volume, volume)[1] - fusion(changed, changed)[1]).abs()[..., 24:, :, :]
         assert bool(difference.any()) == far_reaching
+
+
+def test_bench_measures_a_pass():
+    row = _measure("conv", (8, 16, 1, 2, 4), (8, 8, 4), 1, 1)
+    fusion = DualFusion("conv", 8, 16, 1, 2, 4)
+    assert row["cells"] == 256 and row["parameters"] == sum(p.numel() for p in fusion.parameters())
+    assert row["step_cpu_s"] > 0 and row["memory_mb"] >= 0
 
 
 def test_a_checkpoint_answers_alike(tmp_path):
