@@ -20,8 +20,8 @@ class OccleLoss(BaseModel):
     geometry_labels: Weight = 0.5  # of the geometry branch alone, where cells are labelled
     geometry_lidar: Weight = 0.5  # elsewhere: what LiDAR rays meet is occupied, what they pass is free
     geometry_consistency: Weight = 0.5  # in moments without label: what the averaged network says
-    distil_2d: Weight = 0.5  # the class teacher's maps, on the images
-    distil_3d: Weight = 0.5  # the same at LiDAR points, of the semantic branch alone
+    distil_2d: Weight = 0.2  # the class teacher's maps, on the images
+    distil_3d: Weight = 0.1  # the same at LiDAR points, of the semantic branch alone
     projection: Weight = 0.2  # in moments without label: the answer accumulated along pixels' rays against the maps
     lidar_rays: Annotated[int, Field(gt=0)] = 4096  # LiDAR points of a step, in each moment
     pixel_rays: Annotated[int, Field(gt=0)] = 2048  # pixels of the projection, of all cameras of a moment
