@@ -13,6 +13,7 @@ from occ_core.models.occle.config import OccleConfig
 
 torch = pytest.importorskip("torch")
 
+from conftest import REPOSITORY  # noqa: E402
 from room_fixtures import FLOOR, HIGH, LOW, ROOM_GRID, WALL, room  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
@@ -23,6 +24,7 @@ from occ_core.models.occle.lidar import depth_evidence, image_depths, points_in_
 from occ_core.models.occle.model import Occle, joint_logits  # noqa: E402
 from occ_core.models.occle.supervision import lidar_evidence, points_taught  # noqa: E402
 from occ_core.models.projection import cell_centers_m  # noqa: E402
+from occ_core.training.config import load_config  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
@@ -306,6 +308,14 @@ def test_a_cloud_is_asked_for_unless_it_learned_to_do_without():
     model = network(lidar={"dropout": 0.2}).eval()
     nothing = replace(rig_images, lidar=torch.full((1, 3, 5), torch.nan))
     assert torch.equal(model.answer(rig_images).confidence, model.answer(nothing).confidence)
+
+
+def test_shipped_configs_are_what_they_say():
+    small, kitti = (load_config(REPOSITORY / "config" / f"occle_{size}.yaml") for size in ("small", "kitti"))
+    assert small.model.grid_shape == (200, 200, 16) and kitti.model.grid_shape == (256, 256, 32)
+    for config in (small, kitti):
+        assert isinstance(config.model, OccleConfig) and config.unlabelled and config.teacher and config.model.lidar
+        assert config.model.needs == {"labels", "class_map", "lidar_origin_m"} and config.model.mean_teacher
 
 
 def test_config_refuses_what_cannot_be():
