@@ -13,15 +13,18 @@ from occ_core.models.occle.config import OccleConfig
 
 torch = pytest.importorskip("torch")
 
+from conftest import REPOSITORY  # noqa: E402
 from room_fixtures import FLOOR, HIGH, LOW, ROOM_GRID, WALL, room  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from occ_core.losses.projection import projection_losses  # noqa: E402
+from occ_core.models.occle.bench import _measure  # noqa: E402
 from occ_core.models.occle.fusion import DualFusion  # noqa: E402
 from occ_core.models.occle.lidar import depth_evidence, image_depths, points_in_grid, voxelise  # noqa: E402
 from occ_core.models.occle.model import Occle, joint_logits  # noqa: E402
 from occ_core.models.occle.supervision import lidar_evidence, points_taught  # noqa: E402
 from occ_core.models.projection import cell_centers_m  # noqa: E402
+from occ_core.training.config import load_config  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
@@ -242,9 +245,9 @@ def test_every_part_learns_the_room():
     terms = {"cross_entropy", "lovasz", "geometry_labels", "geometry_lidar", "geometry_consistency", "distil_2d",
              "distil_3d", "projection", "projection_sky"}  # fmt: skip
     assert set(last) == terms
-    elsewhere = {"geometry_lidar", "geometry_consistency"}  # all cells that they could speak of are labelled
+    elsewhere = {"geometry_lidar", "geometry_consistency", "projection", "projection_sky"}  # of what is not labelled
     assert all(last[name] == 0 for name in elsewhere)
-    for name in terms - elsewhere - {"projection_sky"}:
+    for name in terms - elsewhere:
         assert last[name] < 0.7 * first[name], f"{name}: {first[name]} to {last[name]}"
     answer = model.answer(rig_images)
     labels = room()[1].labels
@@ -291,6 +294,13 @@ def test_terms_of_weight_zero_need_nothing():
     assert set(model(rig_images, only, 0.0)) == {"cross_entropy", "lovasz", "geometry_labels"}
 
 
+def test_classes_that_never_occur_are_no_reason_to_diverge():
+    rig_images, targets = moment()
+    nothing = replace(targets, pixel_weights=torch.zeros(18), labels=torch.full_like(targets.labels, 255))
+    losses = network()(rig_images, nothing, 0.5)
+    assert all(bool(term.isfinite()) for term in losses.values()) and losses["distil_3d"] == 0
+
+
 def test_a_cloud_is_asked_for_unless_it_learned_to_do_without():
     rig_images, _ = room()
     with pytest.raises(InvalidInput, match="takes LiDAR"):
@@ -298,6 +308,14 @@ def test_a_cloud_is_asked_for_unless_it_learned_to_do_without():
     model = network(lidar={"dropout": 0.2}).eval()
     nothing = replace(rig_images, lidar=torch.full((1, 3, 5), torch.nan))
     assert torch.equal(model.answer(rig_images).confidence, model.answer(nothing).confidence)
+
+
+def test_shipped_configs_are_what_they_say():
+    small, kitti = (load_config(REPOSITORY / "config" / f"occle_{size}.yaml") for size in ("small", "kitti"))
+    assert small.model.grid_shape == (200, 200, 16) and kitti.model.grid_shape == (256, 256, 32)
+    for config in (small, kitti):
+        assert isinstance(config.model, OccleConfig) and config.unlabelled and config.teacher and config.model.lidar
+        assert config.model.needs == {"labels", "class_map", "lidar_origin_m"} and config.model.mean_teacher
 
 
 def test_config_refuses_what_cannot_be():
@@ -338,6 +356,13 @@ def test_mamba_reads_the_whole_volume_conv_only_what_is_near():
         with torch.no_grad():
             difference = (fusion(volume, volume)[1] - fusion(changed, changed)[1]).abs()[..., 24:, :, :]
         assert bool(difference.any()) == far_reaching
+
+
+def test_bench_measures_a_pass():
+    row = _measure("conv", (8, 16, 1, 2, 4), (8, 8, 4), 1, 1)
+    fusion = DualFusion("conv", 8, 16, 1, 2, 4)
+    assert row["cells"] == 256 and row["parameters"] == sum(p.numel() for p in fusion.parameters())
+    assert row["step_cpu_s"] > 0 and row["memory_mb"] >= 0
 
 
 def test_a_checkpoint_answers_alike(tmp_path):

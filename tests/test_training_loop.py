@@ -207,6 +207,23 @@ def test_targets_get_weights_counted_over_the_training_labels(data):
     assert torch.equal(targets.labels, replace(batch.targets).labels)
 
 
+def test_a_network_that_learns_from_its_average_is_given_it(data, tmp_path, monkeypatch):
+    """The averaged one, in eval mode, as it is at that step; other networks are not."""
+    given, forward = [], tiny.Tiny.forward
+
+    def remembering(self, rig_images, targets, progress, *teacher):
+        given.append([(average.training, average.place.clone()) for average in teacher])
+        return forward(self, rig_images, targets, progress)
+
+    monkeypatch.setattr(tiny.Tiny, "forward", remembering)
+    loop.train(tiny.run_config(data, steps=2), tmp_path / "alone")
+    monkeypatch.setattr(tiny.TinyConfig, "mean_teacher", property(lambda self: True))
+    loop.train(tiny.run_config(data, steps=2), tmp_path / "taught")
+    assert given[:2] == [[], []]
+    ((_, before),), ((training, after),) = given[2:]
+    assert not training and not before.any() and after.any()
+
+
 def test_the_loss_scale_of_half_precision_is_kept(data, tmp_path):
     config = tiny.run_config(data, precision="fp16")
     first, second = (state.new_state(config, torch.device("cpu")) for _ in range(2))

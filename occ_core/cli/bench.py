@@ -297,6 +297,4 @@ def fusion(
     for mixer in MIXERS:
         for row in figures[mixer]:
             shape = " x ".join(str(n) for n in row["shape"])
-            typer.echo(
-                f"{mixer:6} {shape:15} {row['step_s']:8.3f} s, {row['step_cpu_s']:8.3f} CPU s {row['memory_mb']:8.0f} MB"
-            )
+            typer.echo(f"{mixer:6} {shape:15} {row['step_cpu_s']:8.3f} CPU s {row['memory_mb']:8.0f} MB")

@@ -16,6 +16,7 @@ from torch import Tensor
 from occ_core.errors import InvalidInput
 from occ_core.losses.labels import UNOBSERVED, label_losses
 from occ_core.losses.projection import projection_losses
+from occ_core.losses.query import UNKNOWN
 from occ_core.losses.ray import pixel_class_loss
 from occ_core.losses.voxel import semantic_loss
 from occ_core.models import checkpointing
@@ -166,7 +167,7 @@ class Occle(nn.Module):
 
         Args:
             progress: 0..1 of the run.
-            teacher: the averaged network, asked where nothing is labelled; None: no consistency.
+            teacher: the averaged network, asked of moments without label; None: no consistency.
 
         Raises:
             InvalidInput: targets lack what a loss needs, or their labels have another grid.
@@ -175,7 +176,8 @@ class Occle(nn.Module):
         labels = rig_images.images.new_full((), UNOBSERVED).expand(shape)
         if "labels" in self.config.needs:
             labels = targets.labels_of(self.config.grid_shape, "labels" if loss.labels > 0 else "geometry_labels")
-        asks = teacher is not None and self.config.mean_teacher
+        bare = (labels == UNOBSERVED).flatten(1).all(dim=1)  # [B]: moments without any label
+        asks = teacher is not None and self.config.mean_teacher and bool(bare.any())
         hidden = self.hidden(disturbed(rig_images) if asks else rig_images)
         occupied, alone = self.occupied(hidden.where), self.occupied(hidden.geometry)
         classes = self.classes(hidden.what, hidden.shown)
@@ -196,9 +198,10 @@ class Occle(nn.Module):
                 for logit in (occupied, alone)
             ]
             losses["geometry_lidar"] = loss.geometry_lidar * (halves[0] + halves[1]) / 2
-        if teacher is not None and asks:
-            losses["geometry_consistency"] = self._consistency(teacher, rig_images, occupied, labels, progress)
-        return losses | self._map_losses(rig_images, targets, hidden, occupied, classes)
+        if self.config.mean_teacher:
+            term = self._consistency(teacher, rig_images, occupied, bare) if teacher and asks else occupied.sum() * 0
+            losses["geometry_consistency"] = loss.geometry_consistency * trust(progress) * term
+        return losses | self._map_losses(rig_images, targets, hidden, occupied, classes, bare)
 
     def _label_losses(self, occupied: Tensor, classes: Tensor, labels: Tensor, targets: Targets) -> dict[str, Tensor]:
         """On labelled cells alone, so that what the two heads say is joined for these alone."""
@@ -209,22 +212,16 @@ class Occle(nn.Module):
         terms = label_losses(logits, known, targets.need("class_weights", "labels"), loss.label_terms, free)
         return {name: loss.labels * term for name, term in terms.items()}
 
-    def _consistency(
-        self, teacher: Occle, rig_images: RigImages, occupied: Tensor, labels: Tensor, progress: float
-    ) -> Tensor:
-        """0 where any cell of each moment is labelled: then the averaged network is not asked at all."""
-        loss = self.config.loss
-        nothing_known = (labels == UNOBSERVED).flatten(1).all(dim=1)  # [B]
-        if not nothing_known.any():
-            return occupied.sum() * 0
+    def _consistency(self, teacher: Occle, rig_images: RigImages, occupied: Tensor, bare: Tensor) -> Tensor:
+        """Against the averaged network, which sees what nobody disturbed."""
         with torch.no_grad():
             taught = teacher.occupied(teacher.hidden(rig_images).where)
-        asked = nothing_known[:, None, None, None].expand_as(occupied)
-        term = consistency_loss(occupied, taught, asked, self.centers_m, rig_images, loss.consistency_cells)
-        return loss.geometry_consistency * trust(progress) * term
+        asked = bare[:, None, None, None].expand_as(occupied)
+        cells = self.config.loss.consistency_cells
+        return consistency_loss(occupied, taught, asked, self.centers_m, rig_images, cells)
 
     def _map_losses(
-        self, rig_images: RigImages, targets: Targets, hidden: Hidden, occupied: Tensor, classes: Tensor
+        self, rig_images: RigImages, targets: Targets, hidden: Hidden, occupied: Tensor, classes: Tensor, bare: Tensor
     ) -> dict[str, Tensor]:
         """What the class teacher's maps teach."""
         loss, free, grid = self.config.loss, self.config.classes.free_id, self.config.grid
@@ -239,9 +236,12 @@ class Occle(nn.Module):
             losses["distil_2d"] = loss.distil_2d * term
         if loss.distil_3d > 0 and hidden.depths is not None and rig_images.lidar is not None:
             moment, cell, target = points_taught(rig_images, hidden.depths, class_map, grid, free)
-            term = semantic_loss(self._classes_at(hidden, moment, cell), *_named(target, weights, free))
+            counts = weights[target] > 0  # the mean over classes that never occur is no number
+            logits = self._classes_at(hidden, moment[counts], cell[counts])
+            term = semantic_loss(logits, *_named(target[counts], weights, free))
             losses["distil_3d"] = loss.distil_3d * term
         if loss.projection > 0:
+            class_map = torch.where(bare[:, None, None, None], class_map, UNKNOWN)
             rays = loss.pixel_rays
             terms = projection_losses(
                 occupied, partial(self._rows_of, classes), class_map, rig_images, grid, free, rays, weights
