@@ -180,6 +180,9 @@ class FrameSynchroniser:
         """Close the sets whose deadline has passed; returns those with enough cameras, oldest first."""
         if self._now_ns is not None and now_ns < self._now_ns:
             self.reset()
+        if self._now_ns == 0 < now_ns:  # a simulated clock that begins: nobody waited all the time since 1970
+            for group in self._open:
+                group.opened_ns = group.last_arrival_ns = now_ns
         self._now_ns = now_ns
         ready: list[SyncedSet] = []
         for group in sorted(self._open, key=lambda other: other.newest_ns):

@@ -213,6 +213,17 @@ def test_clock_of_the_caller_running_backward_is_a_reset():
     assert sync.pending == 0
 
 
+def test_a_simulated_clock_that_begins_closes_no_set():
+    """Images that come before the first /clock have come at 0."""
+    sync = FrameSynchroniser(CAMERAS, 0.06, 0.05)
+    events = cycle(0)
+    sets = feed(sync, [(camera, stamp, 0) for camera, stamp in events[:3]])
+    sets += feed(sync, events[3:])
+    assert [s.stamps_ns for s in sets] == [dict(events)]
+    assert sets[0].complete
+    accounted(sync)
+
+
 def test_one_camera_with_a_wrong_clock_does_not_stop_the_others():
     for error in (-5000 * MS, 5000 * MS):
         sync = FrameSynchroniser(CAMERAS, 0.06, 0.05)
