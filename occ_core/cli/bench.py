@@ -181,7 +181,7 @@ def depth(
 @app.command()
 def step(
     config: Annotated[Path, typer.Argument(help="YAML file of a camera network, such as config/occnerf.yaml.")],
-    dataroot: Annotated[Path, typer.Argument(help="Data set in nuScenes layout; with LiDAR where losses need labels.")],
+    dataroot: Annotated[Path, typer.Argument(help="Data set or bag; with LiDAR where losses need labels.")],
     steps: Annotated[int, typer.Option(help="Training steps; of several, the first does not count.", min=1)] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,

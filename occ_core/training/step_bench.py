@@ -22,7 +22,7 @@ from occ_core.frame import Frame
 from occ_core.labels.real import LIDAR_BEST
 from occ_core.labels.scene import label_scene
 from occ_core.models.config import CameraModelConfig
-from occ_core.sources.nuscenes import NuScenesSource
+from occ_core.sources.open import open_source
 from occ_core.taxonomy import Taxonomy
 from occ_core.teachers.base import ClassMap, Teachers
 from occ_core.teachers.lidar import LidarDepth
@@ -61,7 +61,7 @@ def bench_step(
 
     Args:
         config: of a camera network; its data, labels and teacher are not read.
-        dataroot: in nuScenes layout; with LiDAR if the losses need labels.
+        dataroot: nuScenes layout, SemanticKITTI or a bag; with LiDAR if the losses need labels.
         told: is given a line a step.
 
     Returns:
@@ -129,9 +129,9 @@ def bench_step(
 def one_moment(config: TrainingConfig, dataroot: Path) -> Moment:
     """The keyframe in the middle, `batch_size` times, with all that the losses need."""
     model = cast(CameraModelConfig, config.model)
-    taxonomy, frames = model.classes, NuScenesSource(dataroot)
+    taxonomy, frames = model.classes, open_source(dataroot)
     place = len(frames) // 2
-    keyframe = Keyframe(frames.scenes[0], frames.tokens[place], place)
+    keyframe = Keyframe(*frames.samples[place], place)
     teachers = Teachers(OneClass(taxonomy), LidarDepth())
     needs = needs_of(config.model_copy(update={"teacher": "lidar"}))
     if needs & {"labels", "depth_m"} and frames[place].lidar is None:
