@@ -10,12 +10,16 @@ KEPT_GAPS = 16
 ENOUGH_GAPS = 3
 SAME_PERIOD = 0.1
 """Cameras whose periods differ by a larger share have no common one."""
+HEARD_PERIODS = 8  # ago: a camera that has been silent for longer takes no part
+FRESH_PERIODS = 2  # ago: an older stamp says little about when in its period a camera fires
+CLEARLY = 0.1
+"""Of a period, by which another pause has to be longer to end the turn: at even distances jitter would move the end."""
 
 
 class Rhythm:
     """Cameras of one period that fire one after the other: a turn begins after the longest pause.
 
-    Nothing is known before each camera has been heard `ENOUGH_GAPS` + 1 times, nor of cameras of different periods.
+    Nothing is known before each living camera has been heard `ENOUGH_GAPS` + 1 times, nor of different periods.
 
     Args:
         cameras: names.
@@ -25,6 +29,7 @@ class Rhythm:
         self._gaps_ns = {camera: deque[int](maxlen=KEPT_GAPS) for camera in cameras}
         self._last_ns: dict[str, int] = {}
         self._after_start_ns: dict[str, int] = {}
+        self._first = ""  # the camera that begins a turn
         self.period_ns: int | None = None
 
     def hear(self, camera: str, stamp_ns: int) -> None:
@@ -48,14 +53,29 @@ class Rhythm:
 
     def _learn(self) -> None:
         # The lower quartile: lost images make gaps longer, and must not make the period so.
-        periods_ns = [sorted(gaps)[(len(gaps) - 1) // 4] for gaps in self._gaps_ns.values() if len(gaps) >= ENOUGH_GAPS]
-        if len(periods_ns) < len(self._last_ns) or max(periods_ns) > min(periods_ns) * (1 + SAME_PERIOD):
-            self.period_ns = None
+        periods_ns = {
+            name: sorted(gaps)[(len(gaps) - 1) // 4] for name, gaps in self._gaps_ns.items() if len(gaps) >= ENOUGH_GAPS
+        }
+        self.period_ns = None
+        if not periods_ns:
             return
-        self.period_ns = period_ns = sorted(periods_ns)[len(periods_ns) // 2]
+        period_ns = sorted(periods_ns.values())[len(periods_ns) // 2]
         newest_ns = max(self._last_ns.values())
-        heard = {name: last for name, last in self._last_ns.items() if newest_ns - last < 2 * period_ns}
-        phases = sorted(((last - newest_ns) % period_ns, name) for name, last in heard.items())
-        pauses_ns = [later - sooner for (sooner, _), (later, _) in pairwise([*phases, (phases[0][0] + period_ns, "")])]
-        first_ns = phases[(pauses_ns.index(max(pauses_ns)) + 1) % len(phases)][0]
+        heard = {n: last for n, last in self._last_ns.items() if newest_ns - last < HEARD_PERIODS * period_ns}
+        theirs = [periods_ns.get(name, 0) for name in heard]
+        if max(theirs) > min(theirs) * (1 + SAME_PERIOD):  # also where one of them is not known yet
+            return
+        self.period_ns = period_ns
+        fresh = {name: last for name, last in heard.items() if newest_ns - last < FRESH_PERIODS * period_ns}
+        if self._first in heard and self._first not in fresh:  # it may come back
+            return
+        phases = sorted(((last - newest_ns) % period_ns, name) for name, last in fresh.items())
+        before_ns = {  # the pause before each camera
+            name: (phase - earlier) % period_ns if len(phases) > 1 else period_ns
+            for (earlier, _), (phase, name) in pairwise([phases[-1], *phases])
+        }
+        longest = max(before_ns, key=lambda name: before_ns[name])
+        if before_ns[longest] > before_ns.get(self._first, -period_ns) + CLEARLY * period_ns:
+            self._first = longest
+        first_ns = next(phase for phase, name in phases if name == self._first)
         self._after_start_ns |= {name: (phase - first_ns) % period_ns for phase, name in phases}

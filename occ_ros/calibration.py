@@ -81,7 +81,7 @@ class Calibration:
         self.awaited = False  # the last `rig` lacks a camera whose transform should come in a moment
         self._sources = {camera: _Source(*about) for camera, about in inputs.items()}
         self._fixed = dict(fixed or {})
-        self._stand_ins = tuple(_stand_in(f"absent {i + 1}") for i in range(at_least - len(inputs)))
+        self._stand_ins = tuple(map(_stand_in, stand_in_names(at_least - len(inputs))))
         for name, camera in self._fixed.items():
             self._sources[name].lens = self._sources[name].camera = camera
         self._refused: deque[tuple[float, str, str]] = deque(maxlen=100)  # when, child frame, why
@@ -198,6 +198,11 @@ class Calibration:
                 lens.name, lens.intrinsics, lens.size, base_from_cam, lens.distortion_model, lens.distortion
             )
         return source.camera
+
+
+def stand_in_names(count: int) -> list[str]:
+    """Of cameras that a vehicle lacks; topics hold no spaces, so no camera is called so."""
+    return [f"absent {i + 1}" for i in range(count)]
 
 
 def _stand_in(name: str) -> Camera:

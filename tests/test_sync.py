@@ -133,12 +133,8 @@ def test_turns_do_not_mix_though_the_spread_allows_it(stagger_ms, first_camera):
     rng = np.random.default_rng(first_camera)
     turns = [[(c, s + int(rng.integers(-2, 3)) * MS) for c, s in cycle(i, stagger_ms * MS)] for i in range(120)]
     turns[0] = turns[0][first_camera:]
-    lost = {(int(rng.integers(10, 110)), int(rng.integers(6))) for _ in range(20)} | {
-        (50, 0),
-        (51, 0),
-        (52, 0),
-        (53, 5),
-    }
+    lost = {(int(rng.integers(10, 110)), int(rng.integers(6))) for _ in range(20)}
+    lost |= {(50, 0), (51, 0), (52, 0), (53, 5)}
     events = [e for i, turn in enumerate(turns) for e in turn if (i, CAMERAS.index(e[0])) not in lost]
     sync = FrameSynchroniser(CAMERAS, 0.2, 0.1)
     sets = feed(sync, sorted(events, key=lambda event: event[1])) + sync.flush()
@@ -148,6 +144,32 @@ def test_turns_do_not_mix_though_the_spread_allows_it(stagger_ms, first_camera):
     whole = {min(turns) for s, turns in zip(sets, turns_in(sets), strict=True) if s.complete}
     assert set(range(8, 120)) - {i for i, _ in lost} <= whole
     accounted(sync)
+
+
+@pytest.mark.parametrize("cameras", [2, 4, 6])
+@pytest.mark.parametrize("seed", range(4))
+def test_cameras_at_even_distances_lose_nothing_by_jitter(cameras, seed):
+    """Then any camera may begin a turn, but always the same one."""
+    rng, names, period = np.random.default_rng(seed), CAMERAS[:cameras], 100 * MS
+    events = [
+        (name, START + turn * period + i * period // cameras + int(rng.integers(-1500, 1501)) * 1000)
+        for turn in range(100)
+        for i, name in enumerate(names)
+    ]
+    sync = FrameSynchroniser(names, 0.15, 0.1)
+    sets = feed(sync, events)
+    assert sum(s.complete for s in sets) >= 97
+    assert sync.statistics.incomplete <= 1
+    accounted(sync)
+
+
+def test_a_camera_that_dies_at_once_does_not_let_turns_mix():
+    turns = [[e for e in cycle(i) if e[0] != "cam4" or i < 2] for i in range(60)]
+    events = [e for i, turn in enumerate(turns) for e in turn if not (i in (30, 31) and e[0] == "cam0")]
+    sync = FrameSynchroniser(CAMERAS, 0.2, 0.1)
+    sets = feed(sync, events) + sync.flush()
+    assert all(len(turns) == 1 for turns in turns_in(sets) if min(turns) >= 8)
+    assert len({min(turns) for turns in turns_in(sets)} & set(range(8, 60))) == 52
 
 
 def test_cameras_of_different_rates_still_make_sets():
