@@ -26,6 +26,7 @@ from occ_core.models import build  # noqa: E402
 from occ_core.models.config import LidarInput, parse  # noqa: E402
 from occ_core.training import loop  # noqa: E402
 from occ_core.training.moments import Augmentation, collate  # noqa: E402
+from occ_core.training.rig_lessons import open_data  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -131,6 +132,42 @@ def test_a_network_of_cameras_refuses_lidar_in_its_config():
     assert build.parse_config(easyocc | {"lidar": None}).lidar is None
     with pytest.raises(InvalidInput, match="lidar.sweeps: .*greater than 0"):
         parse(LidarConfig, {"lidar": {"sweeps": 0}})
+
+
+def test_intensity_of_a_bag_is_scaled_alike_to_train_and_to_predict(tmp_path, monkeypatch):
+    pytest.importorskip("rosbags")
+    seen = []
+
+    class Spying(LidarNetwork):
+        def logits(self, rig_images):
+            seen.append(rig_images.lidar[0, :, 3].tolist())
+            return super().logits(rig_images)
+
+    monkeypatch.setattr(tiny, "Tiny", Spying)
+    bag = robot_with_clouds(tmp_path / "drive", [0, 1])
+    for intensity_max, expected in ((255.0, 0.5 / 255), (1.0, 0.5), (0.25, 1.0)):
+        lidar = {"intensity_max": intensity_max}
+        config = tiny.run_config(bag, model=LidarConfig(lidar=lidar), validation_scenes=0)
+        moments = open_data(config, frozenset(), lambda _: None).training
+        assert moments[0, 0].rig_images.lidar[:, 3].tolist() == pytest.approx([expected])
+        seen.clear()
+        predicted(checkpoint(tmp_path / f"at-{intensity_max}", lidar=lidar), bag, tmp_path / f"of-{intensity_max}")
+        assert seen == [pytest.approx([expected])] * 2
+
+
+def robot_with_clouds(path: Path, steps) -> Path:
+    """A bag of a robot at 10 Hz; with the images of `steps` comes one point 9 m ahead, of intensity 0.5."""
+    from test_source_bag import T0, S, robot
+
+    from occ_core.bags import messages as msg
+
+    made = robot(images=max(steps) + 1)
+    point = np.zeros(1, [("x", "f4"), ("y", "f4"), ("z", "f4"), ("intensity", "f4")])
+    point["z"], point["intensity"] = 9, 0.5
+    for step in steps:
+        stamp_ns = T0 + step * S // 10
+        made.add("/points", stamp_ns, msg.cloud(stamp_ns, "left_optical", point))
+    return made.write(path)
 
 
 # --- moments without labels -------------------------------------------------------------------------------------------
