@@ -125,6 +125,24 @@ def test_training_reads_the_cloud_and_names_the_frame_that_has_none(city, tmp_pa
             loop.train(config, tmp_path / f"{name}-out")
 
 
+def test_a_moment_without_a_sweep_ends_training_unless_the_network_learns_to_do_without(tmp_path):
+    pytest.importorskip("rosbags")
+    bag = open_source(robot_with_clouds(tmp_path / "drive", [0, 4]))
+    needs = {"lidar_origin_m"}
+    strict = moments_of(bag, LidarConfig(), needs=needs)
+    with pytest.raises(InvalidInput, match=rf"drive, frame '{bag.names[2]}': it has no LiDAR sweep, but 'with-lidar'"):
+        strict[0, 2]
+    learning = moments_of(bag, LidarConfig(lidar=LidarInput(sweeps=3, dropout=0.1)), needs=needs)
+    for draw, present in ((0, True), (2, False), (4, True)):
+        moment = learning[0, draw]
+        assert bool(moment.rig_images.lidar.isfinite().all()) == present
+        assert bool(moment.rig_images.lidar.isnan().all()) != present
+        expected = (0.5, 0.2, 1.0) if present else (np.nan,) * 3  # where its left camera is
+        np.testing.assert_allclose(moment.targets.lidar_origin_m, expected, atol=1e-5)
+    batch = collate([learning[0, 0], learning[0, 2]])
+    assert batch.rig_images.lidar.shape == (2, 1, 5) and batch.targets.lidar_origin_m.isnan().any(1).tolist() == [0, 1]
+
+
 def test_a_network_of_cameras_refuses_lidar_in_its_config():
     easyocc = {"kind": "easyocc", "name": "x", "backbone": "resnet18", "lidar": {"sweeps": 2}}
     with pytest.raises(InvalidInput, match="a network of kind 'easyocc' takes no LiDAR"):

@@ -24,8 +24,8 @@ class FrameSource(Protocol):
     def __getitem__(self, index: int) -> Frame: ...
 
     def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:
-        """At most `count` LiDAR sweeps of a frame's scene, newest first, the frame's own first; none without LiDAR.
-        Decodes no image."""
+        """At most `count` LiDAR sweeps of a frame's scene, newest first, the frame's own first; none where the frame
+        has none. Decodes no image."""
 
     @property
     def samples(self) -> list[tuple[str, str]]:
