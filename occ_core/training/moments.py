@@ -350,7 +350,9 @@ class Steps:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         batch = self.first_step * self.accumulate
         while True:
-            first = (batch * self.world + self.rank) * self.batch_size
+            # Processes take turns at random: in a fixed order, the labelled moments could all be one process's.
+            turn = (self.rank + int(np.random.default_rng([self.seed, 3, batch]).integers(self.world))) % self.world
+            first = (batch * self.world + turn) * self.batch_size
             yield [(draw, self._moment(draw)) for draw in range(first, first + self.batch_size)]
             batch += 1
 
