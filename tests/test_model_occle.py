@@ -15,12 +15,9 @@ torch = pytest.importorskip("torch")
 
 from conftest import REPOSITORY  # noqa: E402
 from room_fixtures import FLOOR, HIGH, LOW, ROOM_GRID, WALL, room  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from occ_core.lidar_points import absent_points  # noqa: E402
 from occ_core.losses.projection import projection_losses  # noqa: E402
-from occ_core.models.occle.bench import _measure  # noqa: E402
-from occ_core.models.occle.fusion import DualFusion  # noqa: E402
 from occ_core.models.occle.lidar import depth_evidence, image_depths, points_in_grid, voxelise  # noqa: E402
 from occ_core.models.occle.model import Occle, joint_logits  # noqa: E402
 from occ_core.models.occle.supervision import disturbed, lidar_evidence, points_taught  # noqa: E402
@@ -354,6 +351,7 @@ def test_shipped_configs_are_what_they_say():
     for config in (small, kitti):
         assert isinstance(config.model, OccleConfig) and config.unlabelled and config.teacher and config.model.lidar
         assert config.model.needs == {"labels", "class_map", "lidar_origin_m"} and config.model.mean_teacher
+    assert kitti.validation_scenes == ("08",)
 
 
 def test_config_refuses_what_cannot_be():
@@ -367,44 +365,6 @@ def test_config_refuses_what_cannot_be():
         network(fusion_heads=3)
     with pytest.raises(InvalidInput, match="multiples of 4"):
         network(grid_shape=(41, 40, 8))
-
-
-@pytest.mark.parametrize("mixer", ["mamba", "conv"])
-def test_price_of_the_fusion_is_linear_and_branches_read_each_other(mixer):
-    torch.manual_seed(0)
-    fusion = DualFusion(mixer, 8, 16, stages=4, heads=2, state=4)
-
-    def flops(x):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            fusion(torch.zeros(1, 8, x, 16, 8), torch.zeros(1, 8, x, 16, 8))
-        return counter.get_total_flops()
-
-    prices = [flops(32 * times) for times in (1, 2, 4, 8)]
-    assert all(later < 2.05 * earlier for earlier, later in zip(prices, prices[1:], strict=False))
-    semantic, geometry = torch.randn(2, 1, 8, 10, 6, 4).requires_grad_().unbind()
-    what, where = fusion(semantic, geometry)
-    assert what.shape == where.shape == semantic.shape
-    assert torch.autograd.grad(what.sum(), geometry, retain_graph=True)[0].any()
-    assert torch.autograd.grad(where.sum(), semantic)[0].any()
-
-
-def test_mamba_reads_the_whole_volume_conv_only_what_is_near():
-    torch.manual_seed(0)
-    volume = torch.randn(1, 8, 32, 16, 8)
-    changed = volume.clone()
-    changed[..., :4, :4, :4] += 1.0
-    for mixer, far_reaching in (("mamba", True), ("conv", False)):
-        fusion = DualFusion(mixer, 8, 16, stages=1, heads=2, state=4).eval()
-        with torch.no_grad():
-            difference = (fusion(volume, volume)[1] - fusion(changed, changed)[1]).abs()[..., 24:, :, :]
-        assert bool(difference.any()) == far_reaching
-
-
-def test_bench_measures_a_pass():
-    row = _measure("conv", (8, 16, 1, 2, 4), (8, 8, 4), 1, 1)
-    fusion = DualFusion("conv", 8, 16, 1, 2, 4)
-    assert row["cells"] == 256 and row["parameters"] == sum(p.numel() for p in fusion.parameters())
-    assert row["step_cpu_s"] > 0 and row["memory_mb"] >= 0
 
 
 def test_a_checkpoint_answers_alike(tmp_path):
