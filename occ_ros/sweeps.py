@@ -23,7 +23,6 @@ from occ_ros.messages import stamp_ns_of
 
 SPARE = 8  # sweeps that may come while a set waits for its answer, or that turn out to be unusable
 TRANSFORM_WAIT_S = 0.1  # for the next sample of odometry, or of a LiDAR that moves on the robot
-FULL_INTENSITY = 255.0  # as LidarSweep has it
 
 
 class Sweep:
@@ -44,12 +43,11 @@ class Sweep:
         message, self._message = self._message, None
         if message is None:
             return
-        points, intensity, _ = lidar_of(message)
+        points, intensity, _ = lidar_of(message, intensity_max)
         if not (np.linalg.norm(points, axis=1) >= MIN_RANGE_M).any():
             count = message.width * message.height
             raise InvalidInput(f"none of its {count} points is finite and {MIN_RANGE_M:.0f} m or more away")
-        self._points = points
-        self._intensity = np.clip(intensity * (FULL_INTENSITY / intensity_max), 0.0, FULL_INTENSITY)
+        self._points, self._intensity = points, intensity
 
     def placed(self, ego_from_lidar: np.ndarray, world_from_ego: np.ndarray) -> LidarSweep:
         """The sweep with its poses at its stamp, both (4, 4)."""
