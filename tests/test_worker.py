@@ -14,18 +14,21 @@ pytest.importorskip("torch")
 pytest.importorskip("rosbags")
 
 import ros_fixtures as fx
+import tiny_lidar_node as tiny
 from rclpy.logging import get_logger
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage
 from tf2_msgs.msg import TFMessage
 
 from occ_core.bags import messages as msg
+from occ_core.geometry import pose
 from occ_core.inference.predictor import Predictor
 from occ_core.sources.images import decode_compressed
 from occ_core.sync import SyncedSet
 from occ_ros.calibration import Calibration
 from occ_ros.cameras import CameraInput, ImageSlot
 from occ_ros.inference_worker import InferenceWorker
+from occ_ros.odometry import Odometry
 from occ_ros.pipeline import ring
 from occ_ros.timings import StageTimes
 
@@ -88,8 +91,17 @@ class Setup:
         for name in known:
             self.know(name)
         self.values = {"missing_camera": "mask", "budget_ms": 1e6, **values}
+        odometry = Odometry(self.calibration.tree, "base_link", "odom") if predictor.moving_rig else None
         self.worker = InferenceWorker(
-            predictor, self.calibration, self.outputs, CAMERAS, 3, self.values, StageTimes(), get_logger("test")
+            predictor,
+            self.calibration,
+            self.outputs,
+            CAMERAS,
+            3,
+            self.values,
+            StageTimes(),
+            get_logger("test"),
+            odometry=odometry,
         )
         self.worker.start()
         self.index = 0
@@ -243,6 +255,46 @@ def test_nobody_listens_nothing_is_computed(make):
     setup.send()
     assert setup.predictor.session.calls == calls
     assert setup.worker.counts()[1]["skipped"] == 1
+
+
+class Watched:
+    """A session that remembers the rigs it was asked with."""
+
+    def __init__(self, session):
+        self.session, self.config, self.cameras = session, session.config, len(CAMERAS)
+        self.rigs = []
+
+    def run(self, images, rig, missing, lidar=None):
+        self.rigs.append(rig)
+        return self.session.run(images, rig, missing, lidar)
+
+
+def test_cameras_are_where_they_were_at_their_own_stamps(tmp_path, monkeypatch):
+    """10 m/s ahead; for a network that takes the rig as data, while odometry is there."""
+    tiny.use_tiny_lidar(monkeypatch.setattr)
+    predictor = Predictor.load(tiny.checkpoint(tmp_path / "tiny.safetensors", 0.3), "torch", 1)
+    predictor.session = Watched(predictor.session)
+    setup = Setup(predictor)
+    try:
+        setup.send()
+        still = predictor.session.rigs[-1]
+        assert not setup.worker.odometry_late
+        for tenth in range(-20, 20):
+            place = pose((float(tenth), 0.0, 0.0), (1.0, 0.0, 0.0, 0.0))
+            setup.calibration.tree.set("odom", "base_link", fx.START + tenth * 10**8, place)
+        stamps_ns = fx.stamps(setup.index)
+        setup.send()
+        moved, newest_ns = predictor.session.rigs[-1], max(stamps_ns.values())
+        assert min(stamps_ns.values()) < newest_ns
+        for name, stamp_ns in stamps_ns.items():
+            way_m = moved[name].ego_from_cam[:3, 3] - still[name].ego_from_cam[:3, 3]
+            np.testing.assert_allclose(way_m, (10.0 * (stamp_ns - newest_ns) / 1e9, 0.0, 0.0), atol=1e-6)
+        setup.index += 100  # long after the last sample
+        setup.send()
+        assert predictor.session.rigs[-1].fingerprint == still.fingerprint
+        assert "no transform 'odom' <- 'base_link'" in setup.worker.odometry_late
+    finally:
+        assert setup.worker.stop()
 
 
 def test_warm_up_rig_looks_all_around():
