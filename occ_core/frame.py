@@ -10,6 +10,8 @@ from occ_core.camera import Rig
 from occ_core.errors import InvalidInput
 from occ_core.geometry import apply, inverse, require_rigid
 
+FULL_INTENSITY = 255.0  # of a return, as sweeps have it
+
 
 @dataclass(frozen=True, eq=False)
 class LidarSweep:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from occ_core.errors import InvalidInput
-from occ_core.frame import LidarSweep
+from occ_core.frame import FULL_INTENSITY, LidarSweep
 from occ_core.geometry import apply, inverse
 
 COLUMNS = ("x_m", "y_m", "z_m", "intensity", "age_s")
@@ -65,6 +65,6 @@ def _in_ego(sweep: LidarSweep, stamp_ns: int, ego_from_world: np.ndarray) -> np.
     points = np.empty((int(far.sum()), len(COLUMNS)), dtype=np.float32)
     ego_from_lidar = ego_from_world @ sweep.world_from_ego @ sweep.ego_from_lidar
     points[:, :3] = apply(ego_from_lidar, sweep.points_lidar_m[far].astype(np.float64))
-    points[:, 3] = np.clip(sweep.intensity[far] / 255, 0, 1)
+    points[:, 3] = np.clip(sweep.intensity[far] / FULL_INTENSITY, 0, 1)
     points[:, 4] = max(0, stamp_ns - sweep.stamp_ns) / 1e9
     return points

@@ -65,7 +65,7 @@ class Pipeline:
         self.backend = type(predictor.session).__name__.removesuffix("Session").lower()
         tree = self.calibration.tree
         odometry = Odometry(tree, p["base_frame"], p["map_frame"])
-        sweeps = _sweeps(p, predictor, odometry)
+        sweeps = sweeps_for(p, predictor, odometry)
         self.times = StageTimes()
         with self.times.measure("warm up"):
             known = self.calibration.rig({})
@@ -179,7 +179,7 @@ def _cameras(values: Mapping[str, Any], rig_file: tuple[RigFileCamera, ...]) -> 
     return tuple(named.values())
 
 
-def _sweeps(values: Mapping[str, Any], predictor: Predictor, odometry: Odometry) -> Sweeps | None:
+def sweeps_for(values: Mapping[str, Any], predictor: Predictor, odometry: Odometry) -> Sweeps | None:
     """What keeps the LiDAR's sweeps, where the network takes them.
 
     Raises:
@@ -198,7 +198,7 @@ def _sweeps(values: Mapping[str, Any], predictor: Predictor, odometry: Odometry)
         odometry,
         values["lidar_max_age_s"],
         values["max_spread_s"],
-        values["lidar_intensity_max"],
+        values["lidar_intensity_max"] or asked.intensity_max,
     )
 
 

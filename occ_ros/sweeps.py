@@ -23,7 +23,6 @@ from occ_ros.odometry import Odometry
 
 SPARE = 8  # sweeps that may come before the set they belong to, or that turn out to be unusable
 MAX_GAP_NS = 1_000_000_000  # between sweeps in a row: what was before it is no past of this moment
-FULL_INTENSITY = 255.0  # as LidarSweep has it
 
 
 class Sweep:
@@ -50,15 +49,14 @@ class Sweep:
         if message is None:
             return
         try:
-            points, intensity, _ = lidar_of(message)
+            points, intensity, _ = lidar_of(message, intensity_max)
             if not (np.linalg.norm(points, axis=1) >= MIN_RANGE_M).any():
                 count = message.width * message.height
                 raise InvalidInput(f"none of its {count} points is finite and {MIN_RANGE_M:.0f} m or more away")
-        except OccError:
+        except Exception:
             self.unusable = True
             raise
-        self._points = points
-        self._intensity = np.clip(intensity * (FULL_INTENSITY / intensity_max), 0.0, FULL_INTENSITY)
+        self._points, self._intensity = points, intensity
 
     def placed(self, ego_from_lidar: np.ndarray, world_from_ego: np.ndarray) -> LidarSweep:
         """The sweep with its poses at its stamp, both (4, 4)."""

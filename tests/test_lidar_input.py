@@ -26,6 +26,7 @@ from occ_core.models import build  # noqa: E402
 from occ_core.models.config import LidarInput, parse  # noqa: E402
 from occ_core.training import loop  # noqa: E402
 from occ_core.training.moments import Augmentation, collate  # noqa: E402
+from occ_core.training.rig_lessons import open_data  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -124,6 +125,24 @@ def test_training_reads_the_cloud_and_names_the_frame_that_has_none(city, tmp_pa
             loop.train(config, tmp_path / f"{name}-out")
 
 
+def test_a_moment_without_a_sweep_ends_training_unless_the_network_learns_to_do_without(tmp_path):
+    pytest.importorskip("rosbags")
+    bag = open_source(robot_with_clouds(tmp_path / "drive", [0, 4]))
+    needs = {"lidar_origin_m"}
+    strict = moments_of(bag, LidarConfig(), needs=needs)
+    with pytest.raises(InvalidInput, match=rf"drive, frame '{bag.names[2]}': it has no LiDAR sweep, but 'with-lidar'"):
+        strict[0, 2]
+    learning = moments_of(bag, LidarConfig(lidar=LidarInput(sweeps=3, dropout=0.1)), needs=needs)
+    for draw, present in ((0, True), (2, False), (4, True)):
+        moment = learning[0, draw]
+        assert bool(moment.rig_images.lidar.isfinite().all()) == present
+        assert bool(moment.rig_images.lidar.isnan().all()) != present
+        expected = (0.5, 0.2, 1.0) if present else (np.nan,) * 3  # where its left camera is
+        np.testing.assert_allclose(moment.targets.lidar_origin_m, expected, atol=1e-5)
+    batch = collate([learning[0, 0], learning[0, 2]])
+    assert batch.rig_images.lidar.shape == (2, 1, 5) and batch.targets.lidar_origin_m.isnan().any(1).tolist() == [0, 1]
+
+
 def test_a_network_of_cameras_refuses_lidar_in_its_config():
     easyocc = {"kind": "easyocc", "name": "x", "backbone": "resnet18", "lidar": {"sweeps": 2}}
     with pytest.raises(InvalidInput, match="a network of kind 'easyocc' takes no LiDAR"):
@@ -131,6 +150,42 @@ def test_a_network_of_cameras_refuses_lidar_in_its_config():
     assert build.parse_config(easyocc | {"lidar": None}).lidar is None
     with pytest.raises(InvalidInput, match="lidar.sweeps: .*greater than 0"):
         parse(LidarConfig, {"lidar": {"sweeps": 0}})
+
+
+def test_intensity_of_a_bag_is_scaled_alike_to_train_and_to_predict(tmp_path, monkeypatch):
+    pytest.importorskip("rosbags")
+    seen = []
+
+    class Spying(LidarNetwork):
+        def logits(self, rig_images):
+            seen.append(rig_images.lidar[0, :, 3].tolist())
+            return super().logits(rig_images)
+
+    monkeypatch.setattr(tiny, "Tiny", Spying)
+    bag = robot_with_clouds(tmp_path / "drive", [0, 1])
+    for intensity_max, expected in ((255.0, 0.5 / 255), (1.0, 0.5), (0.25, 1.0)):
+        lidar = {"intensity_max": intensity_max}
+        config = tiny.run_config(bag, model=LidarConfig(lidar=lidar), validation_scenes=0)
+        moments = open_data(config, frozenset(), lambda _: None).training
+        assert moments[0, 0].rig_images.lidar[:, 3].tolist() == pytest.approx([expected])
+        seen.clear()
+        predicted(checkpoint(tmp_path / f"at-{intensity_max}", lidar=lidar), bag, tmp_path / f"of-{intensity_max}")
+        assert seen == [pytest.approx([expected])] * 2
+
+
+def robot_with_clouds(path: Path, steps) -> Path:
+    """A bag of a robot at 10 Hz; with the images of `steps` comes one point 9 m ahead, of intensity 0.5."""
+    from test_source_bag import T0, S, robot
+
+    from occ_core.bags import messages as msg
+
+    made = robot(images=max(steps) + 1)
+    point = np.zeros(1, [("x", "f4"), ("y", "f4"), ("z", "f4"), ("intensity", "f4")])
+    point["z"], point["intensity"] = 9, 0.5
+    for step in steps:
+        stamp_ns = T0 + step * S // 10
+        made.add("/points", stamp_ns, msg.cloud(stamp_ns, "left_optical", point))
+    return made.write(path)
 
 
 # --- moments without labels -------------------------------------------------------------------------------------------

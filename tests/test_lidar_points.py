@@ -175,6 +175,23 @@ def test_sweeps_of_a_bag_are_those_of_the_data_set_that_it_was_made_from(city, t
         assert [sweep.stamp_ns for sweep in bag.sweeps_before(index, 2)] == [sweep.stamp_ns for sweep in theirs[:2]]
 
 
+def test_a_frame_of_a_bag_without_a_sweep_of_its_own_has_none(tmp_path):
+    pytest.importorskip("rosbags")
+    from test_source_bag import T0, robot
+
+    from occ_core.bags import messages as msg
+
+    made = robot(images=9)
+    for step in (1, 6):
+        stamp_ns = T0 + step * S // 10
+        points = np.zeros(1, [("x", "f4"), ("y", "f4"), ("z", "f4")])
+        made.add("/points", stamp_ns, msg.cloud(stamp_ns, "left_optical", points))
+    bag = open_source(made.write(tmp_path / "bag"))
+    ages = [[(bag[i].stamp_ns - sweep.stamp_ns) * 10 // S for sweep in bag.sweeps_before(i, 9)] for i in range(9)]
+    assert ages == [[-1], [0], [1], [], [], [-1, 4], [0, 5], [1, 6], []]  # within 0.1 s of its images
+    assert all((bag[i].lidar is None) == (not found) for i, found in enumerate(ages))
+
+
 def test_a_lidar_without_a_pose_is_named(tmp_path):
     pytest.importorskip("rosbags")
     from test_source_bag import T0, robot

@@ -310,6 +310,28 @@ def test_a_cloud_is_asked_for_unless_it_learned_to_do_without():
     assert torch.equal(model.answer(rig_images).confidence, model.answer(nothing).confidence)
 
 
+def test_a_moment_without_points_is_no_evidence_and_spoils_no_loss():
+    rig_images, targets = moment()
+    nothing = torch.full_like(rig_images.lidar, torch.nan)
+    two = _stacked([rig_images, replace(rig_images, lidar=nothing)])
+    taught = _stacked([targets, replace(targets, lidar_origin_m=torch.full((1, 3), torch.nan))])
+    evidence = lidar_evidence(two.lidar, taught.lidar_origin_m, ROOM_GRID, 2000)
+    assert len(evidence.cell) > 2500 and evidence.cell.max() < ROOM_GRID.cells  # of the first moment alone
+    taught = replace(taught, labels=torch.full_like(taught.labels, 255))
+    model = network(lidar={"dropout": 0.2})
+    losses = model(two, taught, 0.5, copy.deepcopy(model))
+    assert all(bool(term.isfinite()) for term in losses.values()) and losses["geometry_lidar"] > 0
+    sum(losses.values()).backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+
+def _stacked(parts):
+    """One batch of batches; weights of classes are those of the run."""
+    tensors = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
+    whole = {name for name, values in tensors.items() if values[0] is None or name.endswith("_weights")}
+    return type(parts[0])(**{name: v[0] if name in whole else torch.cat(v) for name, v in tensors.items()})
+
+
 def test_shipped_configs_are_what_they_say():
     small, kitti = (load_config(REPOSITORY / "config" / f"occle_{size}.yaml") for size in ("small", "kitti"))
     assert small.model.grid_shape == (200, 200, 16) and kitti.model.grid_shape == (256, 256, 32)

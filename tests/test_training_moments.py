@@ -271,10 +271,23 @@ def test_labelled_moments_get_their_share_of_the_draws():
     assert batches_of(4, 9, labelled=range(4), share=0.5) == batches_of(4, 9) == batches_of(4, 9, share=0.5)
 
 
-def test_processes_and_accumulation_share_out_the_same_samples():
-    alone = batches_of(11, 8, accumulate=6)
+@pytest.mark.parametrize("share", [None, 0.5, 0.25])
+def test_processes_and_accumulation_share_out_the_same_samples(share):
+    def samples(step, accumulate, world):
+        parts = [batches_of(11, 1, accumulate, rank, world, 1, step, [2, 7], share) for rank in range(world)]
+        return [key for part in parts for batch in part for key in batch]
+
     for step in range(8):
-        expected = {key for batch in alone[step * 6 : step * 6 + 6] for key in batch}
-        parts = [batches_of(11, 8, accumulate=2, rank=rank, world=3)[step * 2 : step * 2 + 2] for rank in range(3)]
-        shared = [key for part in parts for batch in part for key in batch]
-        assert set(shared) == expected and len(shared) == 6
+        alone = samples(step, 6, 1)
+        for world in (2, 3, 6):
+            shared = samples(step, 6 // world, world)
+            assert sorted(shared) == alone and len(shared) == 6
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25, 0.1])
+@pytest.mark.parametrize("world", range(1, 9))
+def test_every_process_sees_its_share_of_labelled_moments(world, share):
+    labelled = [3, 8]
+    for rank in range(world):
+        batches = batches_of(40, 800, rank=rank, world=world, labelled=labelled, share=share)
+        assert np.mean([index in labelled for batch in batches for _, index in batch]) == pytest.approx(share, abs=0.05)

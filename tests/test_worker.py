@@ -21,6 +21,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage
 from tf2_msgs.msg import TFMessage
 
 from occ_core.bags import messages as msg
+from occ_core.clouds import LIDAR_POINT
 from occ_core.geometry import pose
 from occ_core.inference.predictor import Predictor
 from occ_core.sources.images import decode_compressed
@@ -28,8 +29,9 @@ from occ_core.sync import SyncedSet
 from occ_ros.calibration import Calibration
 from occ_ros.cameras import CameraInput, ImageSlot
 from occ_ros.inference_worker import InferenceWorker
+from occ_ros.messages import cloud_of
 from occ_ros.odometry import Odometry
-from occ_ros.pipeline import ring
+from occ_ros.pipeline import ring, sweeps_for
 from occ_ros.timings import StageTimes
 
 CAMERAS = fx.RIG.names
@@ -295,6 +297,21 @@ def test_cameras_are_where_they_were_at_their_own_stamps(tmp_path, monkeypatch):
         assert "no transform 'odom' <- 'base_link'" in setup.worker.odometry_late
     finally:
         assert setup.worker.stop()
+
+
+@pytest.mark.parametrize("parameter, share", [(0.0, 0.5), (1.0, 0.25)])
+def test_full_intensity_is_the_models_unless_the_node_is_told(tmp_path, monkeypatch, parameter, share):
+    tiny.use_tiny_lidar(monkeypatch.setattr)
+    predictor = Predictor.load(tiny.checkpoint(tmp_path / "tiny.safetensors", 0.3, intensity_max=0.5), "torch", 1)
+    calibration = Calibration({}, "base_link")
+    calibration.tree.set("base_link", "lidar", 0, np.eye(4), static=True)
+    values = {"lidar_topic": "/points", "model": "tiny", "lidar_max_age_s": 0.1, "max_spread_s": 0.1}
+    values["lidar_intensity_max"] = parameter
+    kept = sweeps_for(values, predictor, Odometry(calibration.tree, "base_link", "odom"))
+    point = np.zeros(1, dtype=LIDAR_POINT)
+    point["x"], point["intensity"] = 5.0, 0.25
+    kept.add(cloud_of(point, fx.START, "lidar"))
+    assert kept.cloud(fx.START)[0, 3] == pytest.approx(share)
 
 
 def test_warm_up_rig_looks_all_around():

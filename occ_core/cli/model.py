@@ -98,11 +98,13 @@ def predict(
     from rich.progress import track
 
     from occ_core.errors import InvalidInput
+    from occ_core.frame import FULL_INTENSITY
     from occ_core.inference.predictor import Predictor, save_prediction
     from occ_core.sources.open import open_source
 
-    source = open_source(dataroot, scenes=scene or None)
     predictor = Predictor.load(checkpoint, backend, threads)
+    intensity_max = predictor.lidar.intensity_max if predictor.lidar else FULL_INTENSITY
+    source = open_source(dataroot, scene or None, intensity_max)
     out.mkdir(parents=True, exist_ok=True)
     for i, name in enumerate(track(source.names, description="predicting")):
         path = out / f"{name}.npz"

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from occ_core.errors import InvalidInput
+from occ_core.frame import FULL_INTENSITY
 from occ_core.grid import OCC3D_GRID, VoxelGrid
 from occ_core.limits import MAX_MODEL_CELLS
 from occ_core.taxonomy import TAXONOMIES, Taxonomy
@@ -46,6 +47,8 @@ class LidarInput(BaseModel):
     sweeps: Annotated[int, Field(gt=0, le=100)] = 1  # the newest at or before the moment, and those before it
     points: Annotated[int, Field(gt=0, le=2_000_000)] = 120_000  # at most; of more, always the same random ones
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the training moments that are given no cloud
+    # of a return, as the driver of bags and of the robot counts; nuScenes and SemanticKITTI say it themselves
+    intensity_max: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] = FULL_INTENSITY
 
 
 class NetworkConfig(BaseModel):

@@ -65,7 +65,7 @@ class Targets:
         neighbour_from_cam: float32 [B, N, 2, 4, 4], from the camera to where it was at these; same intrinsics.
         neighbour_present: bool [B, N, 2].
         lidar_origin_m: float32 [B, 3], where the newest sweep of `RigImages.lidar` was taken, in the ego frame at the
-            moment's stamp.
+            moment's stamp; NaN in a moment without a point.
     """
 
     labels: Tensor | None = None

@@ -17,7 +17,7 @@ import numpy as np
 
 from occ_core.camera import Camera, Rig
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, MissingTransform, OccError
-from occ_core.frame import Frame, LidarSweep
+from occ_core.frame import FULL_INTENSITY, Frame, LidarSweep
 from occ_core.geometry import pose
 from occ_core.limits import MAX_COEFFICIENTS
 from occ_core.sources.bag_reader import BagReader
@@ -56,6 +56,7 @@ class BagSource:
             counts as standing still (attribute `world_frame` is None).
         lidar: PointCloud2 topic; None: the one that has `lidar` or `points` in its name, if it is only one.
         max_spread_s: an image farther from the key image is left out of its set.
+        intensity_max: of a LiDAR return, as the driver counts: 255 for most, 1 where it gives shares.
 
     Raises:
         MissingInput, CorruptInput, InvalidInput: naming the topic and what is missing.
@@ -69,6 +70,7 @@ class BagSource:
         world_frame: str | None = None,
         lidar: str | None = None,
         max_spread_s: float = 0.1,
+        intensity_max: float = FULL_INTENSITY,
     ) -> None:
         self.reader = BagReader(path)
         self.path = self.reader.path
@@ -81,6 +83,7 @@ class BagSource:
         self.infos = _read_infos(self.reader, self.cameras)
         self.skipped: Counter[str] = Counter()
         self._spread_ns = int(max_spread_s * 1e9)
+        self._intensity_max = intensity_max
         self._rig: Rig | None = None
 
     def __iter__(self) -> Iterator[Frame]:
@@ -198,7 +201,7 @@ class BagSource:
         try:
             ego_from_lidar = self.tree.lookup(self.base_frame, cloud.header.frame_id, stamp_ns)
             world_from_ego = self._world_from_ego(stamp_ns)
-            points, intensity, ring = lidar_of(cloud)
+            points, intensity, ring = lidar_of(cloud, self._intensity_max)
         except MissingTransform as error:
             raise MissingTransform(f"{where}: no pose for the LiDAR sweep: {error}") from error
         except InvalidInput as error:

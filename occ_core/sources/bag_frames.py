@@ -67,12 +67,14 @@ class BagFrames:
         return replace(frame, token=self._tokens[index])
 
     def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:
-        """At most `count` sweeps, newest first: that of the frame, then those of earlier frames, each once; none
-        without LiDAR. Older ones that cannot be placed in the world, as at a bag's begin, end the list.
+        """At most `count` sweeps, newest first: that of the frame, then those of earlier frames, each once; none where
+        the frame has none. Older ones that cannot be placed in the world, as at a bag's begin, end the list.
 
         Raises:
-            MissingTransform: the newest cannot be placed. CorruptInput: naming the topic.
+            MissingTransform: the frame's own cannot be placed. CorruptInput: naming the topic.
         """
+        if self._sets[index][1] is None:
+            return []
         clouds = dict.fromkeys(cloud for _, cloud in reversed(self._sets[: index + 1]) if cloud is not None)
         sweeps: list[LidarSweep] = []
         for place in islice(clouds, count):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from occ_core.errors import InvalidInput
+from occ_core.frame import FULL_INTENSITY
 from occ_core.limits import MAX_RETURN_M, MAX_SWEEP_BYTES, MAX_SWEEP_POINTS, shown
 
 # sensor_msgs/PointField datatype -> numpy type
@@ -67,10 +68,11 @@ def require_sweep(message: Any) -> None:
         raise InvalidInput(f"point cloud has no x, y, z, only: {shown(', '.join(names)) or 'nothing'}")
 
 
-def lidar_of(message: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns float32 (N, 3), intensity float32 (N,) and ring int32 (N,); zeros where the cloud has none.
+def lidar_of(message: Any, intensity_max: float = FULL_INTENSITY) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns float32 (N, 3), intensity float32 (N,), 0..255, and ring int32 (N,); zeros where the cloud has none.
 
-    Points that are not finite, or farther than any LiDAR sees, are left out.
+    Points that are not finite, or farther than any LiDAR sees, are left out. `intensity_max` is what the driver gives
+    a full return.
 
     Raises:
         InvalidInput: no x, y, z, or as `points_of`.
@@ -85,7 +87,8 @@ def lidar_of(message: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         intensity = np.nan_to_num((points["intensity"] if "intensity" in names else zeros).astype(np.float32))
         ring = (points["ring"] if "ring" in names else zeros).astype(np.int32)
     real = (np.abs(xyz) <= MAX_RETURN_M).all(axis=1)
-    return xyz[real], intensity[real], ring[real]
+    scaled = np.clip(intensity[real] * np.float32(FULL_INTENSITY / intensity_max), 0, FULL_INTENSITY)
+    return xyz[real], scaled, ring[real]
 
 
 def _single(fields: Iterable[Any]) -> list[Any]:

@@ -107,7 +107,8 @@ class NuScenesSource:
         )
 
     def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:
-        """At most `count` sweeps of the frame's LiDAR, newest first, the frame's own first; none without LiDAR.
+        """At most `count` sweeps of the frame's LiDAR, newest first, the frame's own first; none where the frame
+        has none.
 
         Sweeps between keyframes count, too; earlier ones that were not downloaded are passed over.
 

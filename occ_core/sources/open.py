@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from occ_core.errors import MissingInput
-from occ_core.frame import Frame, LidarSweep
+from occ_core.frame import FULL_INTENSITY, Frame, LidarSweep
 
 
 class FrameSource(Protocol):
@@ -24,8 +24,8 @@ class FrameSource(Protocol):
     def __getitem__(self, index: int) -> Frame: ...
 
     def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:
-        """At most `count` LiDAR sweeps of a frame's scene, newest first, the frame's own first; none without LiDAR.
-        Decodes no image."""
+        """At most `count` LiDAR sweeps of a frame's scene, newest first, the frame's own first; none where the frame
+        has none. Decodes no image."""
 
     @property
     def samples(self) -> list[tuple[str, str]]:
@@ -36,12 +36,15 @@ class FrameSource(Protocol):
         """What a prediction for each frame is called: a file's name, unique in the data set."""
 
 
-def open_source(path: Path | str, scenes: Sequence[str] | None = None) -> FrameSource:
+def open_source(
+    path: Path | str, scenes: Sequence[str] | None = None, intensity_max: float = FULL_INTENSITY
+) -> FrameSource:
     """Open a ROS 2 bag, a SemanticKITTI folder or a data set in nuScenes layout.
 
     Args:
         path: what it is, its content says.
         scenes: names; None: all.
+        intensity_max: of a LiDAR return in a bag, as its driver counts; the other kinds say it themselves.
 
     Raises:
         MissingInput: no such path, none of the three, or no such scene; and what the source itself raises.
@@ -50,7 +53,7 @@ def open_source(path: Path | str, scenes: Sequence[str] | None = None) -> FrameS
     if not path.exists():
         raise MissingInput(f"{path}: no such folder")
     if path.suffix in (".mcap", ".db3") or (path / "metadata.yaml").is_file():
-        return _open_bag(path, scenes)
+        return _open_bag(path, scenes, intensity_max)
     if (path / "sequences").is_dir():
         from occ_core.sources.kitti import SemanticKittiSource
 
@@ -65,10 +68,10 @@ def open_source(path: Path | str, scenes: Sequence[str] | None = None) -> FrameS
     )
 
 
-def _open_bag(path: Path, scenes: Sequence[str] | None) -> FrameSource:
+def _open_bag(path: Path, scenes: Sequence[str] | None, intensity_max: float) -> FrameSource:
     from occ_core.sources.bag import BagSource
     from occ_core.sources.bag_frames import BagFrames
 
     if other := [scene for scene in scenes or () if scene != path.stem]:
         raise MissingInput(f"{path}: no scene '{other[0]}', a bag is the one scene '{path.stem}'")
-    return BagFrames(BagSource(path))
+    return BagFrames(BagSource(path, intensity_max=intensity_max))

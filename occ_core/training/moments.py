@@ -17,12 +17,12 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from occ_core.errors import InvalidInput
-from occ_core.frame import Frame
+from occ_core.frame import Frame, LidarSweep
 from occ_core.geometry import inverse
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.rig_inputs import rig_inputs
 from occ_core.lidar_points import absent_points, lidar_points
-from occ_core.models.config import CameraModelConfig
+from occ_core.models.config import CameraModelConfig, LidarInput
 from occ_core.models.rig_images import RigImages, Targets
 from occ_core.sources.open import FrameSource
 from occ_core.teachers.base import UNKNOWN, Teachers
@@ -143,9 +143,11 @@ class Moments(Dataset):
             arrays["depth_m"] = self._depth(frame, source.teachers)
         if "neighbours" in self.needs:
             arrays |= self._neighbour_arrays(source, frame, keyframe.place)
-        lidar = self._lidar(source, frame, keyframe.place)
-        if lidar is not None and "lidar_origin_m" in self.needs:
-            arrays["lidar_origin_m"] = _lidar_origin_m(frame)
+        lidar = None
+        if self.config.lidar is not None:
+            lidar, origin_m = self._lidar(self.config.lidar, source, frame, keyframe.place)
+            if "lidar_origin_m" in self.needs:
+                arrays["lidar_origin_m"] = origin_m
         if self.augmentation is not None:
             rng = np.random.default_rng([self.augmentation.seed, 1, draw])
             _recolour(images, arrays.get("neighbours"), self.augmentation.color_jitter, rng)
@@ -196,22 +198,28 @@ class Moments(Dataset):
                 out[i] = self._preprocess.nearest(maps[camera.name].depth_m, camera.size)
         return out
 
-    def _lidar(self, source: MomentSource, frame: Frame, place: int) -> np.ndarray | None:
-        """Cloud float32 (P, 5) in the ego frame; None if the network takes none.
+    def _lidar(
+        self, asked: LidarInput, source: MomentSource, frame: Frame, place: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Cloud float32 (P, 5), and where its newest sweep was taken, float32 (3,), both in the ego frame; without a
+        point what stands for no cloud, and NaN.
 
         Raises:
-            InvalidInput: no sweep or an empty one, naming the frame; and what the source raises.
+            InvalidInput: no sweep or an empty one where the network cannot do without, naming the frame; and what the
+                source raises.
         """
-        asked = self.config.lidar
-        if asked is None:
-            return None
         sweeps = source.frames.sweeps_before(place, asked.sweeps)
         points = lidar_points(sweeps, frame.stamp_ns, frame.world_from_ego, asked.points)
-        if not len(points):
-            what = "LiDAR sweep is empty" if sweeps else "it has no LiDAR sweep"
-            name = f"{frame.scene}, frame '{source.frames.names[place]}'"
-            raise InvalidInput(f"{name}: {what}, but '{self.config.name}' takes LiDAR (lidar: null takes none)")
-        return points
+        if len(points):
+            return points, _lidar_origin_m(frame, sweeps[0])
+        if asked.dropout > 0:
+            return absent_points(), np.full(3, np.nan, dtype=np.float32)
+        what = "LiDAR sweep is empty" if sweeps else "it has no LiDAR sweep"
+        name = f"{frame.scene}, frame '{source.frames.names[place]}'"
+        raise InvalidInput(
+            f"{name}: {what}, but '{self.config.name}' takes LiDAR (lidar: null takes none, lidar.dropout > 0 does "
+            "without where there is none)"
+        )
 
     def _neighbour_arrays(self, source: MomentSource, frame: Frame, place: int) -> dict[str, np.ndarray]:
         """The same cameras' images before and after, and how the camera moved in between."""
@@ -227,10 +235,9 @@ class Moments(Dataset):
         return {"neighbours": images, "neighbour_from_cam": moved, "neighbour_present": present}
 
 
-def _lidar_origin_m(frame: Frame) -> np.ndarray:
-    """Where the frame's own sweep, the newest that a network is given, was taken: float32 (3,) in the ego frame."""
-    assert frame.lidar is not None  # or there is no cloud
-    ego_from_lidar = inverse(frame.world_from_ego) @ frame.lidar.world_from_ego @ frame.lidar.ego_from_lidar
+def _lidar_origin_m(frame: Frame, sweep: LidarSweep) -> np.ndarray:
+    """Where a sweep was taken: float32 (3,) in the frame's ego frame."""
+    ego_from_lidar = inverse(frame.world_from_ego) @ sweep.world_from_ego @ sweep.ego_from_lidar
     return ego_from_lidar[:3, 3].astype(np.float32)
 
 
@@ -343,7 +350,9 @@ class Steps:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         batch = self.first_step * self.accumulate
         while True:
-            first = (batch * self.world + self.rank) * self.batch_size
+            # Processes take turns at random: in a fixed order, the labelled moments could all be one process's.
+            turn = (self.rank + int(np.random.default_rng([self.seed, 3, batch]).integers(self.world))) % self.world
+            first = (batch * self.world + turn) * self.batch_size
             yield [(draw, self._moment(draw)) for draw in range(first, first + self.batch_size)]
             batch += 1
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from occ_core.errors import InvalidInput, OccError
 from occ_core.evaluation.voxel_iou import confusion_matrix
+from occ_core.frame import FULL_INTENSITY
 from occ_core.losses.voxel import class_weights
 from occ_core.models.config import CameraModelConfig
 from occ_core.sources.open import FrameSource, open_source
@@ -226,7 +227,7 @@ def open_data(config: TrainingConfig, needs: frozenset[str], told: Callable[[str
     if not config.data:
         raise InvalidInput("no training data: name folders under 'data' in the config, or with --data")
     model = cast(CameraModelConfig, config.model)
-    sets, others = ([_Set.open(root, told) for root in roots] for roots in (config.data, config.validation))
+    sets, others = ([_Set.open(root, model, told) for root in roots] for roots in (config.data, config.validation))
     scenes = [(i, scene) for i, opened in enumerate(sets) for scene in opened.frames.scenes]
     cut = len(scenes) - (0 if config.validation else config.validation_scenes)
     if cut < 1:
@@ -267,9 +268,10 @@ class _Set:
     frames: FrameSource
 
     @staticmethod
-    def open(root: Path, told: Callable[[str], None]) -> _Set:
+    def open(root: Path, model: CameraModelConfig, told: Callable[[str], None]) -> _Set:
         told(str(root.name))
-        return _Set(root, open_source(root))
+        intensity_max = model.lidar.intensity_max if model.lidar else FULL_INTENSITY
+        return _Set(root, open_source(root, intensity_max=intensity_max))
 
     def part(
         self, scenes: set[str], labels: str | None, config: TrainingConfig, teachers: bool, unlabelled: bool
