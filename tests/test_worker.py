@@ -26,6 +26,7 @@ from occ_core.geometry import pose
 from occ_core.inference.predictor import Predictor
 from occ_core.sources.images import decode_compressed
 from occ_core.sync import SyncedSet
+from occ_core.transforms import TransformTree
 from occ_ros.calibration import Calibration
 from occ_ros.cameras import CameraInput, ImageSlot
 from occ_ros.inference_worker import InferenceWorker
@@ -84,7 +85,7 @@ def predictor(tmp_path_factory):
 
 
 class Setup:
-    def __init__(self, predictor, known=CAMERAS, at_least=0, **values):
+    def __init__(self, predictor, known=CAMERAS, at_least=0, sweeps=None, **values):
         self.predictor, self.outputs = predictor, Recorder()
         topics = {name: (f"/{name}/camera_info", False) for name in CAMERAS}
         self.calibration = Calibration(topics, "base_link", at_least=at_least)
@@ -103,7 +104,8 @@ class Setup:
             self.values,
             StageTimes(),
             get_logger("test"),
-            odometry=odometry,
+            sweeps,
+            odometry,
         )
         self.worker.start()
         self.index = 0
@@ -299,18 +301,46 @@ def test_cameras_are_where_they_were_at_their_own_stamps(tmp_path, monkeypatch):
         assert setup.worker.stop()
 
 
+def sweeps_of(predictor, intensity_max=0.0):
+    """A LiDAR in the middle of base_link."""
+    tree = TransformTree()
+    tree.set("base_link", "lidar", 0, np.eye(4), static=True)
+    values = {"lidar_topic": "/points", "model": "tiny", "lidar_max_age_s": 0.1, "max_spread_s": 0.1}
+    values["lidar_intensity_max"] = intensity_max
+    return sweeps_for(values, predictor, Odometry(tree, "base_link", "odom"))
+
+
+def sweep(stamp_ns):
+    point = np.zeros(1, dtype=LIDAR_POINT)
+    point["x"], point["intensity"] = 5.0, 0.25
+    return cloud_of(point, stamp_ns, "lidar")
+
+
+def test_a_set_is_answered_with_the_sweeps_it_was_handed_on_with(tmp_path, monkeypatch):
+    """Though so many have come since that they are no longer kept for others."""
+    tiny.use_tiny_lidar(monkeypatch.setattr)
+    predictor = Predictor.load(tiny.checkpoint(tmp_path / "tiny.safetensors", 0.3), "torch", 1)
+    kept = sweeps_of(predictor)
+    setup = Setup(predictor, sweeps=kept)
+    try:
+        group = setup.set_of()
+        kept.add(sweep(group.stamp_ns))
+        taken = kept.taken(group.stamp_ns)
+        for i in range(1, 40):
+            kept.add(sweep(group.stamp_ns + i * 50_000_000))
+        setup.worker.offer(group, taken)
+        fx.wait_for(lambda: setup.worker.counts()[0] == 1, 30.0, "end of the set")
+        assert not setup.worker.without_lidar and kept.topic.joined == 1
+    finally:
+        assert setup.worker.stop()
+
+
 @pytest.mark.parametrize("parameter, share", [(0.0, 0.5), (1.0, 0.25)])
 def test_full_intensity_is_the_models_unless_the_node_is_told(tmp_path, monkeypatch, parameter, share):
     tiny.use_tiny_lidar(monkeypatch.setattr)
     predictor = Predictor.load(tiny.checkpoint(tmp_path / "tiny.safetensors", 0.3, intensity_max=0.5), "torch", 1)
-    calibration = Calibration({}, "base_link")
-    calibration.tree.set("base_link", "lidar", 0, np.eye(4), static=True)
-    values = {"lidar_topic": "/points", "model": "tiny", "lidar_max_age_s": 0.1, "max_spread_s": 0.1}
-    values["lidar_intensity_max"] = parameter
-    kept = sweeps_for(values, predictor, Odometry(calibration.tree, "base_link", "odom"))
-    point = np.zeros(1, dtype=LIDAR_POINT)
-    point["x"], point["intensity"] = 5.0, 0.25
-    kept.add(cloud_of(point, fx.START, "lidar"))
+    kept = sweeps_of(predictor, parameter)
+    kept.add(sweep(fx.START))
     assert kept.cloud(fx.START)[0, 3] == pytest.approx(share)
 
 
