@@ -13,8 +13,9 @@ def view(
         Path, typer.Argument(metavar="BAG|PRED", help="A ROS 2 bag, or a folder of predictions (one npz a frame).")
     ],
     data: Annotated[
-        Path | None, typer.Option(help="What PRED are predictions of: data set in nuScenes layout, or ROS 2 bag.")
+        Path | None, typer.Option(help="What PRED are predictions of: nuScenes layout, SemanticKITTI, or ROS 2 bag.")
     ] = None,
+    truth: Annotated[Path | None, typer.Option(help="Folder of labels to show instead of the data set's own.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures and the recording.")] = Path("view"),
     pictures: Annotated[int, typer.Option(help="At most this many pictures, spread over the scenes.", min=0)] = 4,
     recording: Annotated[bool, typer.Option(help="Write a rerun recording of every frame.")] = True,
@@ -40,7 +41,7 @@ def view(
     """
     from occ_core.show.moments import Moments, write_pictures
 
-    moments = Moments(path, data)
+    moments = Moments(path, data, truth)
     if not foxglove:
         for written in write_pictures(moments, out, pictures, recording):
             typer.echo(written)

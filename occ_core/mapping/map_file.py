@@ -12,6 +12,7 @@ import numpy as np
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.files import write_atomically
+from occ_core.limits import shown
 from occ_core.mapping.rolling_map import FARTHEST_M, MapState, RollingMap
 
 FORMAT = 1
@@ -58,7 +59,7 @@ def load_map(path: Path, rolling_map: RollingMap, frame: str) -> None:
             about = _read_about(archive)
             for key, expected in _about(rolling_map, frame).items():
                 if about.get(key) != expected:
-                    raise InvalidInput(f"{path}: map has {key} {about.get(key)}, needed {expected}")
+                    raise InvalidInput(f"{path}: map has {key} {shown(str(about.get(key)), 300)}, needed {expected}")
             size, classes = rolling_map.shape, len(rolling_map.taxonomy)
             log_odds = _read(archive, "log_odds", np.float32, size)
             label = _read(archive, "label", np.uint8, size)
@@ -67,7 +68,7 @@ def load_map(path: Path, rolling_map: RollingMap, frame: str) -> None:
         raise
     except Exception as error:  # zipfile, zlib, json and numpy raise a dozen types on damaged files
         reason = " ".join(str(error).split())  # numpy gives advice over several lines
-        raise CorruptInput(f"{path}: not a readable map file ({type(error).__name__}: {reason})") from error
+        raise CorruptInput(f"{path}: not a readable map file ({type(error).__name__}: {shown(reason, 300)})") from error
     if not np.isfinite(log_odds).all() or label.max() >= classes:
         raise CorruptInput(f"{path}: log-odds are not finite, or a label is not below {classes}")
     rolling_map.restore(MapState(_first_cell(path, about, rolling_map.voxel_size_m), log_odds, label, votes))
@@ -89,7 +90,7 @@ def _first_cell(path: Path, about: dict[str, Any], voxel_size_m: float) -> tuple
     first = about.get("first_cell")
     numbers = isinstance(first, list) and len(first) == 3 and all(type(number) is int for number in first)
     if not numbers or max(abs(number) for number in first) * voxel_size_m > FARTHEST_M:  # type: ignore[union-attr]
-        raise CorruptInput(f"{path}: first_cell {first} is not three whole numbers within {FARTHEST_M:g} m")
+        raise CorruptInput(f"{path}: first_cell {shown(str(first))} is not three whole numbers within {FARTHEST_M:g} m")
     return tuple(first)  # type: ignore[arg-type, return-value]
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from occ_core.clouds import TRUTH_POINT, VOXEL_POINT, occupancy_of
 from occ_core.errors import InvalidInput, MissingInput
 from occ_core.evaluation.report import prediction_files, read_observed, read_prediction
+from occ_core.evaluation.ssc import read_ssc_truth
 from occ_core.frame import Frame
-from occ_core.grid import OCC3D_GRID
+from occ_core.grid import OCC3D_GRID, SEMANTIC_KITTI_VOXELS
 from occ_core.occupancy import Occupancy, load_occ3d
 from occ_core.show.album import write_album
 from occ_core.show.pictures import compare
@@ -19,15 +20,16 @@ from occ_core.show.recording import Recording
 from occ_core.sources.bag import CLOUD, stamp_of
 from occ_core.sources.bag_frames import BagFrames
 from occ_core.sources.clouds import points_of
+from occ_core.sources.kitti import SemanticKittiSource
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.sources.open import FrameSource, open_source
-from occ_core.taxonomy import OCC3D
+from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI
 
 SAME_NS = 100_000_000  # a cloud belongs to the frame whose stamp it has within this
 
 
 class Moment(NamedTuple):
-    """What is known of one moment; voxels are in the ego frame, on Occ3D's grid."""
+    """What is known of one moment; voxels are in the ego frame, on Occ3D's grid or SemanticKITTI's."""
 
     frame: Frame
     predicted: Occupancy | None
@@ -40,13 +42,15 @@ class Moments:
     Args:
         path: folder of predictions (one npz a frame, as `occ predict` writes them), or a ROS 2 bag: what was published
             in it on topics `.../occupancy` is then shown.
-        data: what the predictions are of: nuScenes layout or a ROS 2 bag. None with a bag.
+        data: what the predictions are of: nuScenes layout, SemanticKITTI or a ROS 2 bag. None with a bag.
+        truth: folder of labels to show instead of those that the data set has: <scene>/<token>/labels.npz, or of
+            SemanticKITTI sequences/<scene>/voxels/<token>.label.
 
     Raises:
         MissingInput: no such folder, no `data`, or no frame of it has a prediction.
     """
 
-    def __init__(self, path: Path, data: Path | None) -> None:
+    def __init__(self, path: Path, data: Path | None, truth: Path | None = None) -> None:
         bag = is_bag(path)
         if bag == (data is not None):
             raise MissingInput(
@@ -58,6 +62,10 @@ class Moments:
         self._files = {} if bag else prediction_files(path)
         self._source: FrameSource = open_source(path if data is None else data)
         self._clouds = _Clouds(self._source) if isinstance(self._source, BagFrames) else None
+        self._truth, self._grid, self._taxonomy = truth, OCC3D_GRID, OCC3D
+        if isinstance(self._source, SemanticKittiSource):
+            self._truth = truth or self._source.dataroot
+            self._grid, self._taxonomy = SEMANTIC_KITTI_VOXELS, SEMANTIC_KITTI
         names = self._source.names
         self._indices = [i for i, name in enumerate(names) if bag or name in self._files]
         if not self._indices:
@@ -70,17 +78,32 @@ class Moments:
         number = self._indices[index]
         frame = self._source[number]
         path = self._files.get(self._source.names[number])
-        predicted = truth = None
+        predicted, truth = None, self._true(frame)
         if path is not None:
-            labels = read_prediction(path, OCC3D_GRID)
-            predicted = Occupancy(OCC3D_GRID, OCC3D, labels, read_observed(path, OCC3D_GRID))
-        if isinstance(self._source, NuScenesSource):
-            file = self._source.tables.truth_path(frame.scene, frame.token)
-            truth = load_occ3d(file) if file.is_file() else None
-        elif self._clouds is not None:
+            labels = read_prediction(path, self._grid)
+            predicted = Occupancy(self._grid, self._taxonomy, labels, read_observed(path, self._grid))
+        if self._clouds is not None:
             predicted = predicted or self._clouds.near(VOXEL_POINT, frame.stamp_ns)
-            truth = self._clouds.near(TRUTH_POINT, frame.stamp_ns)
+            truth = truth or self._clouds.near(TRUTH_POINT, frame.stamp_ns)
         return Moment(frame, predicted, truth)
+
+    def _true(self, frame: Frame) -> Occupancy | None:
+        """What files say of a frame, where there are any."""
+        if self._taxonomy == SEMANTIC_KITTI:
+            assert self._truth is not None
+            file = self._truth / "sequences" / frame.scene / "voxels" / f"{frame.token}.label"
+            if not file.is_file():
+                return None
+            labels = read_ssc_truth(file)
+            known = labels != SEMANTIC_KITTI.unlabeled_id
+            return Occupancy(self._grid, self._taxonomy, np.where(known, labels, SEMANTIC_KITTI.free_id), known)
+        if self._truth is not None:
+            file = self._truth / frame.scene / frame.token / "labels.npz"
+        elif isinstance(self._source, NuScenesSource):
+            file = self._source.tables.truth_path(frame.scene, frame.token)
+        else:
+            return None
+        return load_occ3d(file) if file.is_file() else None
 
 
 def is_bag(path: Path) -> bool:

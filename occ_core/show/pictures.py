@@ -44,7 +44,7 @@ def from_above(occupancy: Occupancy, cell_px: int = 2) -> np.ndarray:
 
 
 def in_perspective(occupancy: Occupancy, size: tuple[int, int] = (800, 600)) -> np.ndarray:
-    """The occupied cells as cubes, seen from above and behind the ego.
+    """The occupied cells as cubes, seen from above and behind the grid's middle.
 
     Args:
         size: (width, height) of the picture, px.
@@ -55,8 +55,10 @@ def in_perspective(occupancy: Occupancy, size: tuple[int, int] = (800, 600)) -> 
     w, h = size
     canvas = _blank(w, h)
     occupied = occupancy.labels != occupancy.taxonomy.free_id
-    quads, distance_m, colors = _visible_faces(occupancy, occupied, eye_m=(eye := np.array([-52.0, 0.0, 34.0])))
-    target = np.array([4.0, 0.0, 0.0])
+    low, high = np.array(occupancy.grid.origin_m), np.array(occupancy.grid.upper_m)
+    middle, wide = (low + high) / 2 * (1, 1, 0), (high - low)[0]
+    eye, target = middle + wide * np.array([-0.65, 0.0, 0.425]), middle + wide * np.array([0.05, 0.0, 0.0])
+    quads, distance_m, colors = _visible_faces(occupancy, occupied, eye_m=eye)
     forward = (target - eye) / np.linalg.norm(target - eye)
     right = np.cross(forward, (0, 0, 1))
     right /= np.linalg.norm(right)

@@ -260,12 +260,15 @@ class Occle(nn.Module):
 
     @torch.no_grad()
     def answer(self, rig_images: RigImages) -> VoxelAnswer:
-        """What is more likely than not; all in view of a camera counts as observed. Set eval mode first."""
+        """What is more likely than not; in view of a camera counts as observed, with a cloud every cell. Set eval mode
+        first."""
         free = self.config.classes.free_id
         hidden = self.hidden(rig_images)
         logit, named = self.occupied(hidden.where), self.classes(hidden.what, hidden.shown).argmax(dim=-1)
         named = blocks_to_cells(named, self.config.block, 1)[..., 0]
         observed = in_view(self.centers_m, rig_images).reshape(-1, *self.config.grid_shape)
+        if rig_images.lidar is not None:  # which looks all around
+            observed = observed | rig_images.lidar[..., 0].isfinite().any(dim=1)[:, None, None, None]
         occupied = observed & (logit > 0)
         labels = torch.where(occupied, named + (named >= free).long(), free)  # the free class has no logit of its own
         confidence = torch.sigmoid(logit.abs()) * observed * 255
