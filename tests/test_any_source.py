@@ -33,9 +33,11 @@ from occ_core.models.build import build_model, parse_config  # noqa: E402
 from occ_core.sources.bag import BagSource  # noqa: E402
 from occ_core.sources.bag_frames import BagFrames  # noqa: E402
 from occ_core.teachers.base import ClassMap, DepthMap, Teachers  # noqa: E402
-from occ_core.training import loop  # noqa: E402
+from occ_core.training import loop, nano  # noqa: E402
+from occ_core.training.config import load_config  # noqa: E402
 from occ_core.training.label_files import LabelFiles, open_labels  # noqa: E402
 from occ_core.training.moments import NEEDS, Keyframe, Moments, MomentSource, collate  # noqa: E402
+from occ_core.training.rig_lessons import open_data  # noqa: E402
 
 torch.set_num_threads(1)
 BY_NAME = [1, 0]  # cameras of a bag are in the order of their names: back, front
@@ -332,6 +334,26 @@ def test_a_bag_and_its_data_set_teach_the_same_and_are_answered_alike(city, bag,
     assert all(name.startswith("scene-0001_1700000000") for name in set(ours) - set(theirs))
     for token, cells in theirs.items():
         assert (ours[token] == cells).mean() > 0.95  # cameras up to 0.3 m beside their places in the other
+
+
+def test_sequences_that_are_held_out_can_be_named(tmp_path):
+    root = make_kitti(tmp_path / "kitti", ("03", "04", "05"))
+    run = tmp_path / "run.yaml"
+    for asked, held_out in (("['04']", {"04"}), ("['05', '03']", {"03", "05"}), ("1", {"05"}), ("0", set())):
+        run.write_text(f"validation_scenes: {asked}\n")
+        config = load_config(run, data=(root,), labels="voxels", model=kitti_config())
+        held = open_data(config, frozenset({"labels"}), lambda _: None)
+        parts = [{name[:2] for name in moments.names} for moments in (held.training, held.validation)]
+        assert parts == [{"03", "04", "05"} - held_out, held_out] and set(held.held_out_scenes) == held_out
+    run.write_text("validation_scenes: ['08']\n")
+    with pytest.raises(InvalidInput, match=r"validation_scenes names '08', which is none of the 3: 03 \.\. 05"):
+        open_data(load_config(run, data=(root,), labels="voxels", model=kitti_config()), frozenset(), lambda _: None)
+    with pytest.raises(InvalidInput, match="EasyOcc nano holds out the last scenes: validation_scenes is how many"):
+        nano.open_data(load_config(run, data=(root,)))
+    for wrong in ("-1", "[8]", "many"):
+        run.write_text(f"validation_scenes: {wrong}\n")
+        with pytest.raises(InvalidInput, match="run.yaml: validation_scenes"):
+            load_config(run)
 
 
 def test_kitti_teaches_and_is_answered_on_its_own_grid(tmp_path, monkeypatch):

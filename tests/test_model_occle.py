@@ -15,14 +15,12 @@ torch = pytest.importorskip("torch")
 
 from conftest import REPOSITORY  # noqa: E402
 from room_fixtures import FLOOR, HIGH, LOW, ROOM_GRID, WALL, room  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+from occ_core.lidar_points import absent_points  # noqa: E402
 from occ_core.losses.projection import projection_losses  # noqa: E402
-from occ_core.models.occle.bench import _measure  # noqa: E402
-from occ_core.models.occle.fusion import DualFusion  # noqa: E402
 from occ_core.models.occle.lidar import depth_evidence, image_depths, points_in_grid, voxelise  # noqa: E402
 from occ_core.models.occle.model import Occle, joint_logits  # noqa: E402
-from occ_core.models.occle.supervision import lidar_evidence, points_taught  # noqa: E402
+from occ_core.models.occle.supervision import disturbed, lidar_evidence, points_taught  # noqa: E402
 from occ_core.models.projection import cell_centers_m  # noqa: E402
 from occ_core.training.config import load_config  # noqa: E402
 
@@ -301,13 +299,28 @@ def test_classes_that_never_occur_are_no_reason_to_diverge():
     assert all(bool(term.isfinite()) for term in losses.values()) and losses["distil_3d"] == 0
 
 
-def test_a_cloud_is_asked_for_unless_it_learned_to_do_without():
+def test_a_cloud_is_asked_for_if_only_that_of_no_points():
     rig_images, _ = room()
-    with pytest.raises(InvalidInput, match="takes LiDAR"):
-        network().eval().answer(rig_images)
     model = network(lidar={"dropout": 0.2}).eval()
-    nothing = replace(rig_images, lidar=torch.full((1, 3, 5), torch.nan))
-    assert torch.equal(model.answer(rig_images).confidence, model.answer(nothing).confidence)
+    with pytest.raises(InvalidInput, match="'occle' takes LiDAR, got no cloud"):
+        model.answer(rig_images)
+    nothing, padded = torch.from_numpy(absent_points())[None], torch.full((1, 3, 5), torch.nan)
+    answers = [model.answer(replace(rig_images, lidar=cloud)).confidence for cloud in (nothing, padded, sweep())]
+    assert torch.equal(answers[0], answers[1]) and not torch.equal(answers[0], answers[2])
+
+
+def test_only_moments_that_the_averaged_network_teaches_are_disturbed():
+    rig_images, _ = moment()
+    three = _stacked([rig_images] * 3)
+    torch.manual_seed(0)
+    changed = disturbed(three, torch.tensor([False, True, False]))
+    for kept in (0, 2):
+        assert torch.equal(changed.images[kept], three.images[kept])
+        torch.testing.assert_close(changed.lidar[kept], three.lidar[kept], rtol=0, atol=0, equal_nan=True)
+    gain = changed.images[1].float().mean(dim=(1, 2, 3)) / three.images[1].float().mean(dim=(1, 2, 3))
+    assert (gain != 1).sum() >= 3 and gain.min() > 0.75 and gain.max() < 1.3
+    points = [cloud[1].isfinite().all(1) for cloud in (changed.lidar, three.lidar)]
+    assert 0.65 < points[0].sum() / points[1].sum() < 0.85
 
 
 def test_a_moment_without_points_is_no_evidence_and_spoils_no_loss():
@@ -338,53 +351,20 @@ def test_shipped_configs_are_what_they_say():
     for config in (small, kitti):
         assert isinstance(config.model, OccleConfig) and config.unlabelled and config.teacher and config.model.lidar
         assert config.model.needs == {"labels", "class_map", "lidar_origin_m"} and config.model.mean_teacher
+    assert kitti.validation_scenes == ("08",)
 
 
 def test_config_refuses_what_cannot_be():
     with pytest.raises(InvalidInput, match="nothing teaches classes"):
         network(loss={"labels": 0.0, "projection": 0.0, "distil_3d": 0.0})
+    by_points = {"labels": 0.0, "projection": 0.0, "distil_3d": 0.1}
+    assert network(loss=by_points).config.needs >= {"class_map"}
+    with pytest.raises(InvalidInput, match="nothing teaches classes"):
+        network(loss=by_points, lidar=None)
     with pytest.raises(InvalidInput, match="fusion_heads"):
         network(fusion_heads=3)
     with pytest.raises(InvalidInput, match="multiples of 4"):
         network(grid_shape=(41, 40, 8))
-
-
-@pytest.mark.parametrize("mixer", ["mamba", "conv"])
-def test_price_of_the_fusion_is_linear_and_branches_read_each_other(mixer):
-    torch.manual_seed(0)
-    fusion = DualFusion(mixer, 8, 16, stages=4, heads=2, state=4)
-
-    def flops(x):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            fusion(torch.zeros(1, 8, x, 16, 8), torch.zeros(1, 8, x, 16, 8))
-        return counter.get_total_flops()
-
-    prices = [flops(32 * times) for times in (1, 2, 4, 8)]
-    assert all(later < 2.05 * earlier for earlier, later in zip(prices, prices[1:], strict=False))
-    semantic, geometry = torch.randn(2, 1, 8, 10, 6, 4).requires_grad_().unbind()
-    what, where = fusion(semantic, geometry)
-    assert what.shape == where.shape == semantic.shape
-    assert torch.autograd.grad(what.sum(), geometry, retain_graph=True)[0].any()
-    assert torch.autograd.grad(where.sum(), semantic)[0].any()
-
-
-def test_mamba_reads_the_whole_volume_conv_only_what_is_near():
-    torch.manual_seed(0)
-    volume = torch.randn(1, 8, 32, 16, 8)
-    changed = volume.clone()
-    changed[..., :4, :4, :4] += 1.0
-    for mixer, far_reaching in (("mamba", True), ("conv", False)):
-        fusion = DualFusion(mixer, 8, 16, stages=1, heads=2, state=4).eval()
-        with torch.no_grad():
-            difference = (fusion(volume, volume)[1] - fusion(changed, changed)[1]).abs()[..., 24:, :, :]
-        assert bool(difference.any()) == far_reaching
-
-
-def test_bench_measures_a_pass():
-    row = _measure("conv", (8, 16, 1, 2, 4), (8, 8, 4), 1, 1)
-    fusion = DualFusion("conv", 8, 16, 1, 2, 4)
-    assert row["cells"] == 256 and row["parameters"] == sum(p.numel() for p in fusion.parameters())
-    assert row["step_cpu_s"] > 0 and row["memory_mb"] >= 0
 
 
 def test_a_checkpoint_answers_alike(tmp_path):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from occ_core.grid import VoxelGrid
 from occ_core.losses.query import UNKNOWN, within_grid
-from occ_core.models.projection import pixel_rays
+from occ_core.models.projection import flat_cell, pixel_rays
 from occ_core.models.rig_images import RigImages
 
 LEAST_WEIGHT = 0.01  # of a cell on a ray; the class of one that counts less is not looked up
@@ -30,7 +30,7 @@ SMALLEST = 1e-6
 class Walks(NamedTuple):
     """The cells that rays meet, in order."""
 
-    cell: Tensor  # [R, S] int64, flat over moments and cells
+    cell: Tensor  # [R, S] int64, of `flat_cell`
     met: Tensor  # [R, S] bool; the rest are repetitions or outside the grid
     classes: Tensor  # [R] int64 of the rays' pixels
 
@@ -90,7 +90,6 @@ def pixel_walks(class_map: Tensor, rig_images: RigImages, grid: VoxelGrid, rays:
     points = origin[:, None] + at_m[..., None] * direction[:, None]
     shape = torch.tensor(grid.shape, device=device)
     at = ((points - points.new_tensor(grid.origin_m)) / grid.voxel_size_m).floor().long()
-    i, j, k = torch.minimum(at.clamp(min=0), shape - 1).unbind(-1)
-    cell = ((moment[:, None] * grid.shape[0] + i) * grid.shape[1] + j) * grid.shape[2] + k
+    cell = flat_cell(torch.minimum(at.clamp(min=0), shape - 1), moment[:, None], grid)
     again = F.pad(cell[:, 1:] == cell[:, :-1], (1, 0))
     return Walks(cell, (at_m < leave_m[:, None]) & ~again, target)

@@ -36,6 +36,16 @@ def cell_centers_m(grid: VoxelGrid, cells_per_feature: int | tuple[int, int, int
     return torch.cartesian_prod(*axes).float()
 
 
+def flat_cell(
+    cell: Tensor,  # [..., 3] int64
+    moment: Tensor,  # [...] int64, or of a shape that fits
+    grid: VoxelGrid,
+) -> Tensor:  # [...] int64
+    """Index of cells into a flat [B, X, Y, Z]."""
+    i, j, k = cell.unbind(-1)
+    return ((moment * grid.shape[0] + i) * grid.shape[1] + j) * grid.shape[2] + k
+
+
 def project(
     points_ego_m: Tensor,  # [K, 3] or [B, K, 3]
     rig_images: RigImages,

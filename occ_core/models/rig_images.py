@@ -25,7 +25,8 @@ class RigImages:
         ego_from_cam: float32 [B, N, 4, 4], optical camera frame to ego frame.
         present: bool [B, N]; a camera that is absent must not be looked at.
         lidar: float32 [B, P, 5]: x, y, z in metres in the ego frame at the moment's stamp, intensity 0..1, age_s (>= 0,
-            how much older than the moment); rows of NaN pad. None: the network takes none.
+            how much older than the moment); rows of NaN pad, and a moment without a point has no others. None: the
+            network takes none.
     """
 
     images: Tensor

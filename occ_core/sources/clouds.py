@@ -1,14 +1,16 @@
-"""sensor_msgs/PointCloud2 to arrays; no ROS. Sizes are checked before memory is taken."""
+"""sensor_msgs/PointCloud2 and files of LiDAR points to arrays; no ROS. Sizes are checked before memory is taken."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from occ_core.errors import InvalidInput
+from occ_core.errors import CorruptInput, InvalidInput
 from occ_core.frame import FULL_INTENSITY
+from occ_core.lidar_points import require_finite
 from occ_core.limits import MAX_RETURN_M, MAX_SWEEP_BYTES, MAX_SWEEP_POINTS, shown
 
 # sensor_msgs/PointField datatype -> numpy type
@@ -89,6 +91,23 @@ def lidar_of(message: Any, intensity_max: float = FULL_INTENSITY) -> tuple[np.nd
     real = (np.abs(xyz) <= MAX_RETURN_M).all(axis=1)
     scaled = np.clip(intensity[real] * np.float32(FULL_INTENSITY / intensity_max), 0, FULL_INTENSITY)
     return xyz[real], scaled, ring[real]
+
+
+def rows_of_file(data: bytes, columns: int, path: Path) -> np.ndarray:
+    """float32 (N, columns) of a file of LiDAR points, x, y, z first.
+
+    Raises:
+        CorruptInput: no whole number of points, or one that is not finite; names the file.
+    """
+    size = 4 * columns
+    if len(data) % size:
+        raise CorruptInput(f"{path}: {len(data)} bytes are no whole number of points of {size} bytes")
+    rows = np.frombuffer(data, dtype="<f4").reshape(-1, columns)
+    try:
+        require_finite(rows[:, :3], str(path))
+    except InvalidInput as error:
+        raise CorruptInput(str(error)) from None
+    return rows
 
 
 def _single(fields: Iterable[Any]) -> list[Any]:

@@ -12,7 +12,7 @@ from occ_core.camera import Camera, Rig
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, OccError
 from occ_core.frame import Frame, LidarSweep
 from occ_core.geometry import inverse, require_rigid
-from occ_core.lidar_points import require_finite
+from occ_core.sources.clouds import rows_of_file
 from occ_core.sources.images import decode_compressed
 
 CAMERA = "image_2"  # the left colour camera
@@ -228,14 +228,7 @@ def _read_image(path: Path) -> np.ndarray:
 
 
 def _read_lidar(path: Path, stamp_ns: int, world_from_ego: np.ndarray) -> LidarSweep:
-    data = _read_bytes(path)
-    if len(data) % (4 * LIDAR_ROW):
-        raise CorruptInput(f"{path}: {len(data)} bytes are no whole number of points of {4 * LIDAR_ROW} bytes")
-    rows = np.frombuffer(data, dtype="<f4").reshape(-1, LIDAR_ROW)
-    try:
-        require_finite(rows[:, :3], str(path))
-    except InvalidInput as error:
-        raise CorruptInput(str(error)) from None
+    rows = rows_of_file(_read_bytes(path), LIDAR_ROW, path)
     return LidarSweep(
         points_lidar_m=np.ascontiguousarray(rows[:, :3]),
         intensity=255 * rows[:, 3],

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from occ_core.camera import Camera, Rig
-from occ_core.errors import CorruptInput, InvalidInput, MissingInput, OccError
+from occ_core.errors import CorruptInput, MissingInput, OccError
 from occ_core.frame import Frame, LidarSweep
-from occ_core.lidar_points import require_finite
+from occ_core.sources.clouds import rows_of_file
 from occ_core.sources.images import decode_compressed
 from occ_core.sources.nuscenes_tables import NuScenesTables, SensorRecord, is_there, pose_between
 
@@ -222,14 +222,7 @@ def read_lidar(record: SensorRecord) -> LidarSweep:
     Raises:
         MissingInput, CorruptInput: naming the file.
     """
-    data = read_bytes(record)
-    if len(data) % (4 * LIDAR_ROW):
-        raise CorruptInput(f"{record.path}: {len(data)} bytes are no whole number of points of {4 * LIDAR_ROW} bytes")
-    rows = np.frombuffer(data, dtype="<f4").reshape(-1, LIDAR_ROW)
-    try:
-        require_finite(rows[:, :3], str(record.path))
-    except InvalidInput as error:
-        raise CorruptInput(str(error)) from None
+    rows = rows_of_file(read_bytes(record), LIDAR_ROW, record.path)
     return LidarSweep(
         points_lidar_m=np.ascontiguousarray(rows[:, :3]),
         intensity=rows[:, 3].copy(),

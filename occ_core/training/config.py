@@ -56,7 +56,7 @@ class TrainingConfig(BaseModel):
     labelled_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     validation: tuple[Path, ...] = ()  # default: the last `validation_scenes` scenes of `data`
     validation_labels: str | None = None  # default: as `labels`, which may be pseudo-labels
-    validation_scenes: NotNegative = 10
+    validation_scenes: NotNegative | tuple[str, ...] = 10  # how many, or the names of those that are held out
     teacher: str | None = None  # of class maps and depth, such as `realistic` or `grounded-sam+metric3d`
     teacher_seed: int = 0  # of the errors of `realistic`: labels made with the same seed have the same ones
     teacher_weights: Path | None = None  # folder of its networks' weights

@@ -22,7 +22,7 @@ from occ_core.evaluation.voxel_iou import scores
 from occ_core.training.config import TrainingConfig
 from occ_core.training.lessons import Lessons, open_lessons
 from occ_core.training.log import Clock, Log, measured, training_record
-from occ_core.training.ranks import Ranks, joined
+from occ_core.training.ranks import Ranks, batch_of_all, joined
 from occ_core.training.state import State, learning_rate, new_state, restore, save, update_average
 
 LEAST_SCALE = 1.0  # of fp16's loss: below it the gradient overflows however small it is made
@@ -161,7 +161,7 @@ def train_step(
     for i in range(config.accumulate):
         batch = next(batches)
         # what networks and losses draw depends on seed and sample alone, however samples are shared among processes
-        draw = (state.step * config.accumulate + i) * ranks.world + ranks.rank
+        draw = batch_of_all(state.step * config.accumulate + i, ranks.rank, ranks.world, config.seed)
         torch.manual_seed(config.seed * 1_000_003 + draw)
         unready = i + 1 < config.accumulate and isinstance(network, DistributedDataParallel)
         with network.no_sync() if unready else nullcontext():  # type: ignore[operator]

@@ -29,6 +29,7 @@ from occ_core.teachers.base import UNKNOWN, Teachers
 from occ_core.training.data import recolour
 from occ_core.training.label_files import IGNORE, LabelFiles
 from occ_core.training.neighbours import neighbours_of
+from occ_core.training.ranks import batch_of_all
 
 NEEDS = frozenset({"labels", "class_map", "depth_m", "neighbours", "lidar_origin_m"})
 """What a network's losses can be taught with, by fields of `Targets`."""
@@ -350,9 +351,7 @@ class Steps:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         batch = self.first_step * self.accumulate
         while True:
-            # Processes take turns at random: in a fixed order, the labelled moments could all be one process's.
-            turn = (self.rank + int(np.random.default_rng([self.seed, 3, batch]).integers(self.world))) % self.world
-            first = (batch * self.world + turn) * self.batch_size
+            first = batch_of_all(batch, self.rank, self.world, self.seed) * self.batch_size
             yield [(draw, self._moment(draw)) for draw in range(first, first + self.batch_size)]
             batch += 1
 

@@ -109,6 +109,9 @@ def open_data(config: TrainingConfig, told: Callable[[str], None] = lambda scene
     """The scenes of a run; those for validation and thresholds are the last ones of the data."""
     if not config.data:
         raise InvalidInput("no training data: name folders under 'data' in the config, or with --data")
+    last = config.validation_scenes
+    if not isinstance(last, int):
+        raise InvalidInput(f"EasyOcc nano holds out the last scenes: validation_scenes is how many, got {list(last)}")
     cache = config.cache or default_cache()
 
     def opened(roots: tuple[Path, ...]) -> list[SceneCache]:
@@ -117,7 +120,7 @@ def open_data(config: TrainingConfig, told: Callable[[str], None] = lambda scene
 
     scenes = opened(config.data)
     held_out = opened(config.validation)
-    cut = len(scenes) - (0 if config.validation else config.validation_scenes)
+    cut = len(scenes) - (0 if config.validation else last)
     first = cut - config.nano.threshold_scenes
     if first < 1:
         raise InvalidInput(

@@ -16,6 +16,13 @@ from torch import nn
 from occ_core.errors import InvalidInput
 
 
+def batch_of_all(batch: int, rank: int, world: int, seed: int) -> int:
+    """Number of a process's `batch`-th batch among those of all processes, which take turns at random: in a fixed
+    order, the labelled moments could all be one process's."""
+    turn = rank + int(np.random.default_rng([seed, 3, batch]).integers(world))
+    return batch * world + turn % world
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process's place among `world` processes, and the device that it trains on."""

@@ -218,27 +218,28 @@ def needs_of(config: TrainingConfig) -> frozenset[str]:
 
 
 def open_data(config: TrainingConfig, needs: frozenset[str], told: Callable[[str], None]) -> Held:
-    """The moments of a run; those of the last scenes are held out, unless other data is.
+    """The moments of a run; those of the last scenes, or of named ones, are held out, unless other data is.
 
     Raises:
-        InvalidInput: no data, no scene or no labelled moment to train on, labels of another grid or taxonomy, the
-            same sample in training and validation.
+        InvalidInput: no data, no scene or no labelled moment to train on, no scene of a name that is to be held out,
+            labels of another grid or taxonomy, the same sample in training and validation.
     """
     if not config.data:
         raise InvalidInput("no training data: name folders under 'data' in the config, or with --data")
     model = cast(CameraModelConfig, config.model)
     sets, others = ([_Set.open(root, model, told) for root in roots] for roots in (config.data, config.validation))
     scenes = [(i, scene) for i, opened in enumerate(sets) for scene in opened.frames.scenes]
-    cut = len(scenes) - (0 if config.validation else config.validation_scenes)
-    if cut < 1:
+    apart = _held_out(scenes, config)
+    kept = [place for place in scenes if place not in apart]
+    if not kept:
         raise InvalidInput(
             f"no scene is left to train on: {len(scenes)} in the data, validation_scenes {config.validation_scenes}"
         )
     if config.validation:
         held_out = [(opened, set(opened.frames.scenes)) for opened in others]
     else:
-        held_out = [(opened, {scene for j, scene in scenes[cut:] if j == i}) for i, opened in enumerate(sets)]
-    training = [(opened, {scene for j, scene in scenes[:cut] if j == i}) for i, opened in enumerate(sets)]
+        held_out = [(opened, {scene for j, scene in apart if j == i}) for i, opened in enumerate(sets)]
+    training = [(opened, {scene for j, scene in kept if j == i}) for i, opened in enumerate(sets)]
     labels = config.labels if "labels" in needs else None
     taught = bool(needs & {"class_map", "depth_m"})
     learnt = [opened.part(part, labels, config, taught, config.unlabelled) for opened, part in training]
@@ -249,7 +250,7 @@ def open_data(config: TrainingConfig, needs: frozenset[str], told: Callable[[str
     augmentation = Augmentation(config.color_jitter, config.camera_dropout, lidar_dropout, config.seed)
     moments = Moments(learnt, model, needs, augmentation), Moments(asked, model, frozenset({"labels"}))
     if not len(moments[0]) or (labels is not None and not moments[0].labelled):
-        raise InvalidInput(f"no moment to train on has labels: none of {cut} scenes in folder '{config.labels}'")
+        raise InvalidInput(f"no moment to train on has labels: none of {len(kept)} scenes in folder '{config.labels}'")
     if held_out_scenes and not len(moments[1]):
         raise InvalidInput(
             f"none of the {len(held_out_scenes)} held-out scenes has labels in '{truth}' to be scored with: name other "
@@ -258,6 +259,24 @@ def open_data(config: TrainingConfig, needs: frozenset[str], told: Callable[[str
     if twice := set(moments[0].names) & set(moments[1].names):
         raise InvalidInput(f"{len(twice)} samples are in training and validation data, first: {min(twice)}")
     return Held(*moments, held_out_scenes)
+
+
+def _held_out(
+    scenes: list[tuple[int, str]],  # number of the data set, and the scene's name
+    config: TrainingConfig,
+) -> set[tuple[int, str]]:
+    """Those of `scenes` that are not trained on."""
+    asked = config.validation_scenes
+    if config.validation:
+        return set()
+    if isinstance(asked, int):
+        return set(scenes[max(0, len(scenes) - asked) :])
+    names = [scene for _, scene in scenes]
+    if absent := [name for name in asked if name not in names]:
+        raise InvalidInput(
+            f"validation_scenes names '{absent[0]}', which is none of the {len(names)}: {names[0]} .. {names[-1]}"
+        )
+    return {place for place in scenes if place[1] in asked}
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,13 +27,6 @@ class OccleLoss(BaseModel):
     pixel_rays: Annotated[int, Field(gt=0)] = 2048  # pixels of the projection, of all cameras of a moment
     consistency_cells: Annotated[int, Field(gt=0)] = 65_536  # in each moment
 
-    @model_validator(mode="after")
-    def _check(self) -> OccleLoss:
-        labels = self.labels > 0 and self.label_terms.any
-        if not (labels or self.projection > 0 or self.distil_3d > 0):
-            raise ValueError("nothing teaches classes: one of labels, projection and distil_3d must be > 0")
-        return self
-
 
 class OccleConfig(CameraModelConfig):
     """The defaults are a size for SemanticKITTI; `lidar: null` is a variant of cameras alone, which is ours."""
@@ -66,6 +59,11 @@ class OccleConfig(CameraModelConfig):
                 f"fusion_heads must be even and divide the {self.fusion_channels} fusion_channels, got "
                 f"{self.fusion_heads}"
             )
+        loss, with_points = self.loss, self.lidar is not None
+        labels = loss.labels > 0 and loss.label_terms.any
+        if not (labels or loss.projection > 0 or (with_points and loss.distil_3d > 0)):
+            ways = "labels, projection and, with LiDAR, distil_3d"
+            raise ValueError(f"nothing teaches classes: one of the losses {ways} must be > 0")
         return self
 
     @property

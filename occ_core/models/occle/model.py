@@ -105,7 +105,7 @@ class Occle(nn.Module):
         """All but the heads.
 
         Raises:
-            InvalidInput: the network takes LiDAR and there is none, and it never learned to do without.
+            InvalidInput: the network takes LiDAR and is given no cloud, not even that of `absent_points`.
         """
         features = self.image_network(rig_images.images)
         pixel_logits = self.to_pixel_classes(features.flatten(0, 1)).unflatten(0, features.shape[:2])
@@ -127,12 +127,7 @@ class Occle(nn.Module):
         config = self.config
         assert config.lidar is not None
         if rig_images.lidar is None:
-            if config.lidar.dropout == 0:
-                raise InvalidInput(
-                    f"'{config.name}' takes LiDAR and was trained without lidar.dropout: give it a cloud"
-                )
-            rig_images = _without_points(rig_images)
-        assert rig_images.lidar is not None
+            raise InvalidInput(f"'{config.name}' takes LiDAR, got no cloud (of no points: absent_points)")
         points = points_in_grid(rig_images.lidar, config.grid)
         voxels = voxelise(points, len(position), config.grid, config.block)
         depths = image_depths(rig_images, config.feature_size(config.feature_stride))
@@ -178,7 +173,7 @@ class Occle(nn.Module):
             labels = targets.labels_of(self.config.grid_shape, "labels" if loss.labels > 0 else "geometry_labels")
         bare = (labels == UNOBSERVED).flatten(1).all(dim=1)  # [B]: moments without any label
         asks = teacher is not None and self.config.mean_teacher and bool(bare.any())
-        hidden = self.hidden(disturbed(rig_images) if asks else rig_images)
+        hidden = self.hidden(disturbed(rig_images, bare) if asks else rig_images)
         occupied, alone = self.occupied(hidden.where), self.occupied(hidden.geometry)
         classes = self.classes(hidden.what, hidden.shown)
         losses: dict[str, Tensor] = {}
@@ -288,11 +283,6 @@ def joint_logits(
 def _named(target: Tensor, weights: Tensor, free_id: int) -> tuple[Tensor, Tensor]:
     """Class ids and weights by class id as they are among classes without the free one."""
     return target - (target > free_id).long(), torch.cat([weights[:free_id], weights[free_id + 1 :]])
-
-
-def _without_points(rig_images: RigImages) -> RigImages:
-    nothing = torch.full((len(rig_images.images), 1, 5), torch.nan, device=rig_images.images.device)
-    return RigImages(rig_images.images, rig_images.intrinsics, rig_images.ego_from_cam, rig_images.present, nothing)
 
 
 def _head(channels: int, outputs: int) -> nn.Sequential:

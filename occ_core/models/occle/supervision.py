@@ -13,7 +13,7 @@ from occ_core.grid import VoxelGrid
 from occ_core.losses.labels import UNOBSERVED
 from occ_core.losses.voxel import geometry_loss
 from occ_core.models.occle.lidar import ImageDepths, cells_at
-from occ_core.models.projection import in_view
+from occ_core.models.projection import flat_cell, in_view
 from occ_core.models.rig_images import RigImages
 
 FREE_SAMPLES = 8  # on the way to each LiDAR point
@@ -52,7 +52,7 @@ def lidar_evidence(
     way = start[:, None] + share[..., None] * (end - start)[:, None]
     (hit, hit_in), (way, way_in), (any_hit, any_in) = (cells_at(p, grid) for p in (end, way, points))
     every = torch.arange(moments, device=lidar.device)[:, None]
-    hit, way, any_hit = (_flat(c, m, grid) for c, m in ((hit, moment), (way, moment[:, None]), (any_hit, every)))
+    hit, way, any_hit = (flat_cell(c, m, grid) for c, m in ((hit, moment), (way, moment[:, None]), (any_hit, every)))
     held = torch.zeros(moments * cells, dtype=torch.bool, device=lidar.device)
     held[any_hit[any_in]] = True
     hit, way = hit[hit_in], way[way_in & (free_m > 0)[:, None]]
@@ -68,11 +68,6 @@ def _some(chosen: Tensor, count: int) -> Tensor:
     counts = rows.bincount(minlength=len(chosen))
     rank = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
     return order[rank < count]
-
-
-def _flat(cell: Tensor, moment: Tensor, grid: VoxelGrid) -> Tensor:
-    i, j, k = cell.unbind(-1)
-    return ((moment * grid.shape[0] + i) * grid.shape[1] + j) * grid.shape[2] + k
 
 
 def evidence_loss(
@@ -123,15 +118,20 @@ def points_taught(
 
 
 @torch.no_grad()
-def disturbed(rig_images: RigImages) -> RigImages:
-    """Each camera brighter or darker, and a part of the LiDAR points gone: what the averaged network does not see."""
+def disturbed(
+    rig_images: RigImages,
+    chosen: Tensor,  # [B] bool
+) -> RigImages:
+    """In chosen moments each camera brighter or darker, and a part of the LiDAR points gone: what the averaged network
+    does not see."""
     images = rig_images.images
     low, high = (math.log(limit) for limit in BRIGHTNESS)
     factor = torch.exp(low + (high - low) * torch.rand(*images.shape[:2], 1, 1, 1, device=images.device))
+    factor = torch.where(chosen[:, None, None, None, None], factor, 1)
     lidar = rig_images.lidar
     if lidar is not None:
-        gone = torch.rand(*lidar.shape[:2], 1, device=lidar.device) > KEPT_POINTS
-        lidar = lidar.masked_fill(gone, torch.nan)
+        gone = torch.rand(*lidar.shape[:2], device=lidar.device) > KEPT_POINTS
+        lidar = lidar.masked_fill((gone & chosen[:, None])[..., None], torch.nan)
     return replace(rig_images, images=(images * factor).clamp(max=255).to(torch.uint8), lidar=lidar)
 
 
