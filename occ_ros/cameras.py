@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
@@ -12,97 +12,38 @@ from sensor_msgs.msg import CompressedImage, Image
 from occ_core.errors import InvalidInput, OccError
 from occ_ros.calibration import MANY_MOVES, RECENT_S, Calibration
 from occ_ros.messages import image_of, image_size_of
+from occ_ros.sensors import ERROR, WARN, SensorInput, Surroundings, connection_problems
 
-OK, WARN, ERROR = 0, 1, 2
 FUTURE_NS = 1_000_000_000  # clocks of several machines may differ by less
 PROFILE = "config/fastdds.xml"
 
 
 @dataclass
-class CameraInput:
+class CameraInput(SensorInput):
     """One camera as the node sees it.
 
     Attributes:
-        received, rejected: images that came, and those that could not be used.
         image_error: why the last image could not be used; empty if it could.
-        arrival_s: when the last image came (monotonic clock).
-        stamp_ns: of the last image.
-        age_ns: of the last image when it came, by the node's clock.
     """
 
     name: str
     image_topic: str
     info_topic: str
     compressed: bool
-    received: int = 0
-    rejected: int = 0
     image_error: str = ""
-    arrival_s: float | None = None
-    stamp_ns: int = 0
-    age_ns: int = 0
 
     @property
     def rectified(self) -> bool:
         """By the habit of image_proc's names: image_rect, image_rect_color."""
         return "rect" in self.image_topic.removesuffix("/compressed").rpartition("/")[2]
 
-    def came(self, stamp_ns: int, clock_ns: int, now_s: float) -> None:
-        """An image came, at `clock_ns` of the node's clock (0: it stands still) and `now_s` of a monotonic one."""
-        self.received += 1
-        self.arrival_s, self.stamp_ns = now_s, stamp_ns
-        self.age_ns = clock_ns - stamp_ns
-
-    def silent_s(self, now_s: float) -> float:
-        """Time since the last image; infinite before the first."""
-        return np.inf if self.arrival_s is None else now_s - self.arrival_s
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What else has to be known to say what is wrong with a camera.
-
-    Attributes:
-        types: of the publishers on its image topic, without the package; empty: there is no publisher.
-        reliable_only: the node asks for reliable images, and no publisher offers them.
-        info_publishers: on its CameraInfo topic, where it needs one.
-        lag_s: by how much later than the other cameras' its images come after their stamps; negative: earlier.
-        unused: its images came lately, and none of them got into a set.
-        lost: images that got lost on their way lately.
-    """
-
-    now_s: float
-    stale_s: float
-    max_age_s: float
-    types: frozenset[str] = field(default=frozenset())
-    reliable_only: bool = False
-    info_publishers: int = 0
-    lag_s: float = 0.0
-    unused: bool = False
-    lost: int = 0
-
 
 def problems(camera: CameraInput, calibration: Calibration, around: Surroundings) -> list[tuple[int, str]]:
     """(diagnostic level, one sentence) of all that is wrong; errors first, among them the most specific first."""
-    found = [*_connection(camera, around), *_calibration(camera, calibration, around), *_images(camera, around)]
-    found += _place(camera, calibration)
+    kind, hint = _type_of(camera), ": see 'transport'"
+    found = [*connection_problems(camera, camera.image_topic, kind, ("image", "camera"), around, hint)]
+    found += [*_calibration(camera, calibration, around), *_images(camera, around), *_place(camera, calibration)]
     return sorted(found, key=lambda problem: -problem[0])  # stable
-
-
-def _connection(camera: CameraInput, around: Surroundings) -> Iterator[tuple[int, str]]:
-    topic, silent_s = camera.image_topic, camera.silent_s(around.now_s)
-    if silent_s <= around.stale_s:
-        return
-    if not around.types and camera.arrival_s is None:
-        yield ERROR, f"no publisher on {topic}"
-    elif around.types and _type_of(camera) not in around.types:
-        yield ERROR, f"{topic} has type {', '.join(sorted(around.types))}, not {_type_of(camera)}: see 'transport'"
-    elif around.reliable_only:
-        yield ERROR, f"{topic} is published best effort, the node asks for reliable: set image_reliability:=best_effort"
-    elif camera.arrival_s is None:
-        yield ERROR, f"no image on {topic}, though it has a publisher: is the camera running?"
-    else:
-        why = "its publisher is silent, or its images get lost" if around.types else "its publisher is gone"
-        yield WARN, f"no image for {silent_s:.1f} s (limit {around.stale_s} s): {why}"
 
 
 def _calibration(camera: CameraInput, calibration: Calibration, around: Surroundings) -> Iterator[tuple[int, str]]:

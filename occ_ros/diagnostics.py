@@ -11,7 +11,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import ReliabilityPolicy
 
-from occ_ros.cameras import ERROR, OK, WARN, CameraInput, Surroundings, lags_s, problems
+from occ_ros.cameras import CameraInput, lags_s, problems
 from occ_ros.inference_worker import InferenceWorker
 from occ_ros.inputs import LIDAR, Inputs
 from occ_ros.lidar import lidar_problems
@@ -19,6 +19,7 @@ from occ_ros.messages import header_of, status_of
 from occ_ros.outputs import Outputs
 from occ_ros.pipeline import Pipeline
 from occ_ros.runtime import Guard
+from occ_ros.sensors import ERROR, OK, WARN, Surroundings
 from occ_ros.sweeps import Sweeps
 
 CHECK_S = 0.25
@@ -141,6 +142,7 @@ class Diagnostics:
             "used": lidar.joined,
             "lost_on_the_way": inputs.lidar_transport.lost_images[LIDAR],
             "rejected": lidar.rejected,
+            "repeated": lidar.repeated,
             "also": "; ".join(other for _, other in found[1:]),
         }
         return self._status(level, LIDAR, lidar.topic, text, values)
@@ -186,6 +188,8 @@ class Diagnostics:
                 f"over budget for {now_s - worker.over_since_s:.1f} s: {worker.last_ms:.0f} ms from last image to "
                 f"output, budget_ms {self._values['budget_ms']:.0f}"
             )
+        if worker.odometry_late:
+            return WARN, f"cameras are placed as if the robot stood still: {worker.odometry_late}"
         return OK, "ok"
 
     def _without(self, worker: InferenceWorker) -> tuple[int, str]:

@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from occ_core.camera import Rig
 from occ_core.errors import InvalidInput, OccError
 from occ_core.inference.predictor import Predictor
 from occ_core.occupancy import Occupancy
 from occ_core.sync import SyncedSet
 from occ_ros.calibration import Calibration, KnownRig
 from occ_ros.cameras import ImageSlot
+from occ_ros.odometry import WAIT_S, Odometry
 from occ_ros.outputs import Outputs
 from occ_ros.runtime import one_line
-from occ_ros.sweeps import Sweeps
+from occ_ros.sweeps import Sweep, Sweeps
 from occ_ros.timings import StageTimes
 
 CALIBRATION_WAIT_S = 2.0  # the first set waits this long for CameraInfo and TF, which come on other topics
@@ -33,6 +35,7 @@ class InferenceWorker:
         failure: why the last set was not answered; empty if it was.
         without: cameras that the last answer had to do without.
         without_lidar: why it had to do without the LiDAR; empty if it did not.
+        odometry_late: why its cameras could not be moved, where there is odometry that is late; else empty.
         over_since_s: since when each answer took longer than the budget (monotonic clock); None if the last did not.
         last_ms: from last image to output, of the last answer.
     """
@@ -48,11 +51,12 @@ class InferenceWorker:
         times: StageTimes,
         logger: Any,
         sweeps: Sweeps | None = None,
+        odometry: Odometry | None = None,
     ) -> None:
         self._predictor, self._calibration, self._outputs = predictor, calibration, outputs
         self._cameras, self._min_cameras, self._values = tuple(cameras), min_cameras, values
-        self._times, self._logger, self._sweeps = times, logger, sweeps
-        self.failure, self.without, self.without_lidar = "", frozenset[str](), ""
+        self._times, self._logger, self._sweeps, self._odometry = times, logger, sweeps, odometry
+        self.failure, self.without, self.without_lidar, self.odometry_late = "", frozenset[str](), "", ""
         self.last_ms, self.over_since_s = 0.0, None
         self.answered_s: list[float] = []  # first and last
         self._rig: KnownRig | None = None
@@ -60,7 +64,7 @@ class InferenceWorker:
         self._first_set_s: float | None = None
         self._wake = threading.Condition()  # guards all below
         self._thread: threading.Thread | None = None
-        self._waiting: SyncedSet | None = None
+        self._waiting: tuple[SyncedSet, Sequence[Sweep]] | None = None
         self._early: dict[str, ImageSlot] = {}
         self._busy = self._closing = self._new_calibration = False
         self._arrived = 0
@@ -90,15 +94,15 @@ class InferenceWorker:
     def alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def offer(self, group: SyncedSet) -> None:
-        """Newest wins: a set that is still waiting is replaced."""
+    def offer(self, group: SyncedSet, taken: Sequence[Sweep] = ()) -> None:
+        """Newest wins: a set that is still waiting is replaced, and the sweeps that were kept for it are let go."""
         with self._wake:
             self._arrived += 1
             if self._closing:
                 self._ended["stopped"] += 1
                 return
             self._ended["superseded"] += self._waiting is not None
-            self._waiting = group
+            self._waiting = group, taken
             self._wake.notify()
 
     def image(self, slot: ImageSlot) -> None:
@@ -128,14 +132,15 @@ class InferenceWorker:
                     self._wake.wait()
                 if self._closing:
                     return
-                group, self._waiting = self._waiting, None
-                self._busy = group is not None
-                slot = self._early.pop(next(iter(self._early))) if self._early and not group else None
+                waiting, self._waiting = self._waiting, None
+                self._busy = waiting is not None
+                slot = self._early.pop(next(iter(self._early))) if self._early and not waiting else None
                 new_calibration, self._new_calibration = self._new_calibration, False
             if new_calibration or slot is not None:
                 self._prepare_early(slot)
-            if group is not None:
-                ended = self._answer_or_fail(group)
+            if waiting is not None:
+                ended = self._answer_or_fail(*waiting)
+                waiting = None  # what it holds may be large
                 with self._wake:
                     self._busy = False
                     self._ended.update(ended)
@@ -152,7 +157,7 @@ class InferenceWorker:
         except Exception as error:  # the set to come will meet it again and be counted
             self._logger.error(f"{type(error).__name__}: {one_line(error)}", throttle_duration_sec=5.0)
 
-    def _answer_or_fail(self, group: SyncedSet) -> list[str]:
+    def _answer_or_fail(self, group: SyncedSet, taken: Sequence[Sweep]) -> list[str]:
         """How the set ended; nothing that goes wrong with it ends the thread."""
         if not self._outputs.wanted():
             self.failure = ""
@@ -160,7 +165,7 @@ class InferenceWorker:
                 self._sweeps.topic.forget()
             return ["skipped"]
         try:
-            self._answer(group)
+            self._answer(group, taken)
         except Exception as error:
             expected = isinstance(error, OccError)
             self.failure = one_line(error) if expected else f"{type(error).__name__}: {one_line(error)}"
@@ -169,7 +174,7 @@ class InferenceWorker:
         self.failure = ""
         return ["answered", "without LiDAR"] if self.without_lidar else ["answered"]
 
-    def _answer(self, group: SyncedSet) -> None:
+    def _answer(self, group: SyncedSet, taken: Sequence[Sweep]) -> None:
         start_s = time.monotonic()
         slots: list[ImageSlot] = list(group.items.values())
         arrived_s = [slot.arrival_s for slot in slots]
@@ -183,10 +188,12 @@ class InferenceWorker:
                 f"{len(usable)} of {len(self._cameras)} cameras are usable, at least {self._min_cameras} needed: "
                 "see the cameras' diagnostics"
             )
-        lidar, without_lidar = self._lidar_at(group.stamp_ns)
+        until_s = max(arrived_s) + WAIT_S
+        lidar, without_lidar = self._lidar_at(group.stamp_ns, taken, until_s)
+        rig = self._rig_at(known.rig, group, until_s)
         self._prepare_table(known)
         with self._times.measure("network"):
-            occupancy = self._predictor.predict_preprocessed(usable, known.rig, lidar)
+            occupancy = self._predictor.predict_preprocessed(usable, rig, lidar)
             require_sound(occupancy)
         self.without_lidar = without_lidar
         self.without = frozenset(self._cameras) - frozenset(usable)
@@ -197,7 +204,16 @@ class InferenceWorker:
     def _is_current(self) -> bool:
         return not (self.without or self.without_lidar) or self._values["missing_camera"] == "mask"
 
-    def _lidar_at(self, stamp_ns: int) -> tuple[np.ndarray | None, str]:
+    def _rig_at(self, rig: Rig, group: SyncedSet, until_s: float) -> Rig:
+        """For a network that takes the rig as data: each camera where it was at its own stamp."""
+        if self._odometry is None:
+            return rig
+        with self._times.measure("odometry"):
+            moved = self._odometry.rig_at_stamps(rig, group.stamps_ns, group.stamp_ns, until_s)
+        self.odometry_late = self._odometry.late
+        return moved
+
+    def _lidar_at(self, stamp_ns: int, taken: Sequence[Sweep], until_s: float) -> tuple[np.ndarray | None, str]:
         """The LiDAR's cloud, float32 (P, 5), or None; and why it is missing where the network takes one.
 
         Raises:
@@ -207,7 +223,7 @@ class InferenceWorker:
             return None, ""
         try:
             with self._times.measure("lidar"):
-                return self._sweeps.cloud(stamp_ns), ""
+                return self._sweeps.cloud(stamp_ns, taken, until_s), ""
         except OccError as error:
             if not self._sweeps.asked.dropout:
                 raise InvalidInput(f"no LiDAR: {error}") from error

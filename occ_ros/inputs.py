@@ -28,7 +28,7 @@ class Inputs:
     """Images, CameraInfos, transforms and LiDAR sweeps, received between `open` and `close`.
 
     Args:
-        announced: CameraInfo and TF are listened to; False: the cameras' calibration is fixed.
+        announced: CameraInfos are listened to; False: the cameras' calibration is fixed.
         sweeps: where those of the LiDAR go; None: there is none.
     """
 
@@ -64,8 +64,7 @@ class Inputs:
         self._images = {camera.name: self._subscribe_image(camera) for camera in self.cameras}
         if self._announced:
             self._others += self._subscribe_infos()
-        if self._announced or self.sweeps:
-            self._others += self._subscribe_transforms()
+        self._others += self._subscribe_transforms()
         if self.sweeps:
             self._others.append(self._subscribe_sweeps(self.sweeps))
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # a simulated clock may stand still
@@ -80,8 +79,7 @@ class Inputs:
             self._node.destroy_timer(self._timer)
         self._images, self._others, self._timer = {}, [], None
         self._offer(self.sync.flush())
-        for group in self._sweep_wait.flush() if self._sweep_wait else ():
-            self._worker.offer(group)
+        self._offer_now(self._sweep_wait.flush() if self._sweep_wait else [])
         self.transport.finish()
 
     def _subscribe_image(self, camera: CameraInput) -> Any:
@@ -161,8 +159,11 @@ class Inputs:
         """Sets go to the worker, where there is a LiDAR with their sweep or after the wait for it."""
         if self._sweep_wait:
             groups = self._sweep_wait.ready(groups, self.now_ns(), time.monotonic())
+        self._offer_now(groups)
+
+    def _offer_now(self, groups: list[SyncedSet]) -> None:
         for group in groups:
-            self._worker.offer(group)
+            self._worker.offer(group, self.sweeps.taken(group.stamp_ns) if self.sweeps else ())
 
     def _on_info(self, camera: str, message: CameraInfo) -> None:
         self.transport.info(camera, stamp_ns_of(message.header.stamp), self.now_ns())

@@ -42,7 +42,10 @@ OCCUPANCY_PARAMETERS = (
         "max_spread_s. Both together have to be longer than the sweeps' period. A set waits up to deadline_s for one.",
         0.0, 10.0,
     ),
-    Parameter("lidar_intensity_max", 255.0, "Intensity of a return that counts as full.", 1e-6, 1e9),
+    Parameter(
+        "lidar_intensity_max", 0.0, "Intensity of a return that counts as full; 0: the model's `lidar.intensity_max`.",
+        0.0, 1e9,
+    ),
     Parameter("base_frame", "base_link", "Frame of the grid: x forward, y left, z up, on the ground."),
     Parameter("deadline_s", 0.15, "Longest wait for the cameras of a set, from its first image.", 0.001, 10.0),
     Parameter(

@@ -18,13 +18,13 @@ from occ_core.geometry import pose
 from occ_core.inference.predictor import Predictor
 from occ_core.rig_file import RigFileCamera, load_rig_file
 from occ_core.sync import FrameSynchroniser
-from occ_core.transforms import TransformTree
 from occ_ros.calibration import Calibration, stand_in_names
 from occ_ros.cameras import CameraInput, camera_input, image_topics, offsets_ns
 from occ_ros.inference_worker import InferenceWorker
 from occ_ros.inputs import Inputs
 from occ_ros.lidar import LidarTopic
 from occ_ros.map_server import MapServer
+from occ_ros.odometry import Odometry
 from occ_ros.outputs import Outputs
 from occ_ros.runtime import Guard
 from occ_ros.sweeps import Sweeps
@@ -64,7 +64,8 @@ class Pipeline:
         )
         self.backend = type(predictor.session).__name__.removesuffix("Session").lower()
         tree = self.calibration.tree
-        sweeps = _sweeps(p, predictor, tree)
+        odometry = Odometry(tree, p["base_frame"], p["map_frame"])
+        sweeps = sweeps_for(p, predictor, odometry)
         self.times = StageTimes()
         with self.times.measure("warm up"):
             known = self.calibration.rig({})
@@ -83,6 +84,7 @@ class Pipeline:
             self.times,
             node.get_logger(),
             sweeps,
+            odometry if predictor.moving_rig else None,
         )
         announced = not rig_file
         self.inputs = Inputs(node, guard, p, cameras, sync, self.calibration, self.worker, announced, sweeps)
@@ -177,7 +179,7 @@ def _cameras(values: Mapping[str, Any], rig_file: tuple[RigFileCamera, ...]) -> 
     return tuple(named.values())
 
 
-def _sweeps(values: Mapping[str, Any], predictor: Predictor, tree: TransformTree) -> Sweeps | None:
+def sweeps_for(values: Mapping[str, Any], predictor: Predictor, odometry: Odometry) -> Sweeps | None:
     """What keeps the LiDAR's sweeps, where the network takes them.
 
     Raises:
@@ -193,12 +195,10 @@ def _sweeps(values: Mapping[str, Any], predictor: Predictor, tree: TransformTree
     return Sweeps(
         LidarTopic(topic),
         asked,
-        tree,
-        values["base_frame"],
-        values["map_frame"],
+        odometry,
         values["lidar_max_age_s"],
         values["max_spread_s"],
-        values["lidar_intensity_max"],
+        values["lidar_intensity_max"] or asked.intensity_max,
     )
 
 

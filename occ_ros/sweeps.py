@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -16,20 +16,25 @@ from occ_core.frame import LidarSweep
 from occ_core.lidar_points import MIN_RANGE_M, lidar_points
 from occ_core.models.config import LidarInput
 from occ_core.sources.clouds import lidar_of, require_sweep
-from occ_core.sync import MAX_OPEN_SETS, SyncedSet
-from occ_core.transforms import TransformTree
+from occ_core.sync import BACKWARD_NS, MAX_OPEN_SETS, SyncedSet
 from occ_ros.lidar import LidarTopic
 from occ_ros.messages import stamp_ns_of
+from occ_ros.odometry import Odometry
 
-SPARE = 8  # sweeps that may come while a set waits for its answer, or that turn out to be unusable
-TRANSFORM_WAIT_S = 0.1  # for the next sample of odometry, or of a LiDAR that moves on the robot
+SPARE = 8  # sweeps that may come before the set they belong to, or that turn out to be unusable
+MAX_GAP_NS = 1_000_000_000  # between sweeps in a row: what was before it is no past of this moment
 
 
 class Sweep:
-    """One message on its way: kept as it came, decoded once when an answer needs it, in one thread."""
+    """One message on its way: kept as it came, decoded once when an answer needs it, in one thread.
+
+    Attributes:
+        unusable: it was looked at, in vain.
+    """
 
     def __init__(self, message: PointCloud2, stamp_ns: int) -> None:
         self.stamp_ns, self.frame_id = stamp_ns, message.header.frame_id
+        self.unusable = False
         self._message: PointCloud2 | None = message
         self._points = np.zeros((0, 3), dtype=np.float32)
         self._intensity = np.zeros(0, dtype=np.float32)
@@ -43,10 +48,14 @@ class Sweep:
         message, self._message = self._message, None
         if message is None:
             return
-        points, intensity, _ = lidar_of(message, intensity_max)
-        if not (np.linalg.norm(points, axis=1) >= MIN_RANGE_M).any():
-            count = message.width * message.height
-            raise InvalidInput(f"none of its {count} points is finite and {MIN_RANGE_M:.0f} m or more away")
+        try:
+            points, intensity, _ = lidar_of(message, intensity_max)
+            if not (np.linalg.norm(points, axis=1) >= MIN_RANGE_M).any():
+                count = message.width * message.height
+                raise InvalidInput(f"none of its {count} points is finite and {MIN_RANGE_M:.0f} m or more away")
+        except Exception:
+            self.unusable = True
+            raise
         self._points, self._intensity = points, intensity
 
     def placed(self, ego_from_lidar: np.ndarray, world_from_ego: np.ndarray) -> LidarSweep:
@@ -61,7 +70,7 @@ class Sweeps:
     Args:
         topic: whose state is kept.
         asked: what the network is given.
-        tree: with `base_frame` above the LiDAR's frame, and `odom_frame` above `base_frame` where there is odometry.
+        odometry: which knows the LiDAR's frame, too.
         max_age_s: how much older than the images a sweep may be.
         lead_s: how much newer than the newest image it may be; a LiDAR's stamp may be the end of its turn.
         intensity_max: of a return, as the driver counts.
@@ -71,18 +80,17 @@ class Sweeps:
         self,
         topic: LidarTopic,
         asked: LidarInput,
-        tree: TransformTree,
-        base_frame: str,
-        odom_frame: str,
+        odometry: Odometry,
         max_age_s: float,
         lead_s: float,
         intensity_max: float,
     ) -> None:
         self.topic, self.asked = topic, asked
-        self._tree, self._base_frame, self._odom_frame = tree, base_frame, odom_frame
+        self._odometry = odometry
         self._max_age_ns, self._lead_ns = round(max_age_s * 1e9), round(lead_s * 1e9)
         self._intensity_max = intensity_max
-        self._held: deque[Sweep] = deque(maxlen=asked.sweeps + SPARE)  # by stamp
+        self._most = asked.sweeps + SPARE
+        self._held: list[Sweep] = []  # by stamp
         self._lock = threading.Lock()  # of what is held
 
     # --- from the receiving thread ------------------------------------------------------------------------------
@@ -100,73 +108,83 @@ class Sweeps:
             self.topic.reject(str(error))
             return
         with self._lock:
-            while self._held and self._held[-1].stamp_ns >= stamp_ns:  # time was set back, or the same sweep again
-                self._held.pop()
-            self._held.append(Sweep(message, stamp_ns))
+            if self._held and stamp_ns < self._held[-1].stamp_ns - BACKWARD_NS:  # time was set back
+                self._held.clear()
+            at = bisect_left(self._held, stamp_ns, key=_stamp_ns)
+            if at < len(self._held) and self._held[at].stamp_ns == stamp_ns:
+                self.topic.repeated += 1
+                return
+            self._held.insert(at, Sweep(message, stamp_ns))
+            del self._held[: -self._most]
 
     def settled(self, stamp_ns: int) -> bool:
-        """A sweep of this moment is there, or one that is newer, so that none of this moment will come."""
+        """A sweep of this moment is there, or one that is newer, so that none of this moment will come.
+
+        One of more than BACKWARD_NS later does not count: time was set back, and the sweeps have yet to follow.
+        """
+        first_ns, last_ns = stamp_ns - self._max_age_ns, stamp_ns + BACKWARD_NS
         with self._lock:
-            return bool(self._held) and self._held[-1].stamp_ns >= stamp_ns - self._max_age_ns
+            return any(first_ns <= sweep.stamp_ns <= last_ns and not sweep.unusable for sweep in self._held)
+
+    def taken(self, stamp_ns: int) -> tuple[Sweep, ...]:
+        """What is there for the cloud of a moment, to be kept with its set: the set may wait longer than sweeps do."""
+        with self._lock:
+            return tuple(sweep for sweep in self._held if sweep.stamp_ns <= stamp_ns + self._lead_ns)
 
     # --- from the answering thread ------------------------------------------------------------------------------
 
-    def cloud(self, stamp_ns: int) -> np.ndarray:
+    def cloud(self, stamp_ns: int, taken: Sequence[Sweep] = (), until_s: float = 0.0) -> np.ndarray:
         """What the LiDAR saw at a moment, float32 (P, 5), as `lidar_points` gives it.
 
         Without odometry the newest sweep is taken as it is, and no past one.
+
+        Args:
+            taken: sweeps that were kept for it, beside those that are there now.
+            until_s: how long transforms are waited for (monotonic clock); 0: not at all.
 
         Raises:
             InvalidInput: no sweep of this moment.
             MissingTransform: its place on the robot is unknown.
         """
-        usable = list(islice(self._usable(stamp_ns), self.asked.sweeps))
+        usable = list(islice(self._usable(stamp_ns, taken), self.asked.sweeps))
         if not usable:
             raise InvalidInput(self._why_none(stamp_ns))
         self.topic.apart = ""
-        placed, world_from_ego = self._placed(stamp_ns, usable)
+        placed, world_from_ego = self._placed(stamp_ns, usable, until_s)
         points = lidar_points(placed, stamp_ns, world_from_ego, self.asked.points)
         self.topic.joined += 1
         return points
 
-    def _usable(self, stamp_ns: int) -> Iterator[Sweep]:
-        """The newest sweep of the moment and those before it, decoded, newest first."""
-        with self._lock:
-            held = [sweep for sweep in self._held if sweep.stamp_ns <= stamp_ns + self._lead_ns]
-        found = False
-        for sweep in reversed(held):
-            if not found and sweep.stamp_ns < stamp_ns - self._max_age_ns:
+    def _usable(self, stamp_ns: int, taken: Sequence[Sweep]) -> Iterator[Sweep]:
+        """The newest sweep of the moment and those before it without a gap, decoded, newest first."""
+        known = {sweep.stamp_ns: sweep for sweep in (*taken, *self.taken(stamp_ns)) if not sweep.unusable}
+        newest, oldest_ns = True, stamp_ns - self._max_age_ns
+        for sweep in sorted(known.values(), key=_stamp_ns, reverse=True):
+            if sweep.stamp_ns < oldest_ns:
                 return
             try:
                 sweep.decode(self._intensity_max)
             except OccError as error:
                 self.topic.reject(str(error))
-                self._forget(sweep)
                 continue
-            if not found:
-                self.topic.sweep_error, found = "", True
+            if newest:
+                self.topic.sweep_error, newest = "", False
+            oldest_ns = sweep.stamp_ns - MAX_GAP_NS
             yield sweep
 
-    def _forget(self, sweep: Sweep) -> None:
-        with self._lock:
-            if sweep in self._held:
-                self._held.remove(sweep)
-
-    def _placed(self, stamp_ns: int, usable: list[Sweep]) -> tuple[list[LidarSweep], np.ndarray]:
+    def _placed(self, stamp_ns: int, usable: list[Sweep], until_s: float) -> tuple[list[LidarSweep], np.ndarray]:
         """Sweeps with their poses, and `world_from_ego` (4, 4) at the moment."""
-        until_s = time.monotonic() + TRANSFORM_WAIT_S
         newest, topic = usable[0], self.topic
         try:
-            ego_from_lidar = self._lookup(self._base_frame, newest.frame_id, newest.stamp_ns, until_s)
+            ego_from_lidar = self._odometry.ego_from(newest.frame_id, newest.stamp_ns, until_s)
         except MissingTransform as error:
             topic.transform_error = str(error)
             raise
         topic.transform_error = ""
         try:
-            world_from_ego = self._lookup(self._odom_frame, self._base_frame, stamp_ns, until_s)
-            then = self._lookup(self._odom_frame, self._base_frame, newest.stamp_ns, until_s)
+            world_from_ego, then = self._odometry.world_from_ego([stamp_ns, newest.stamp_ns], until_s)
         except MissingTransform as error:
-            topic.odometry_error = str(error) if self.asked.sweeps > 1 else ""
+            topic.odometry_error = self._why_not_moved(error)
             return [newest.placed(ego_from_lidar, np.eye(4))], np.eye(4)
         topic.odometry_error = ""
         return [newest.placed(ego_from_lidar, then), *self._past(usable[1:])], world_from_ego
@@ -175,20 +193,17 @@ class Sweeps:
         """As far back as poses are known."""
         for sweep in sweeps:
             try:
-                ego_from_lidar = self._tree.lookup(self._base_frame, sweep.frame_id, sweep.stamp_ns)
-                world_from_ego = self._tree.lookup(self._odom_frame, self._base_frame, sweep.stamp_ns)
+                ego_from_lidar = self._odometry.ego_from(sweep.frame_id, sweep.stamp_ns)
+                world_from_ego = self._odometry.world_from_ego_past(sweep.stamp_ns)
             except MissingTransform:
                 return
             yield sweep.placed(ego_from_lidar, world_from_ego)
 
-    def _lookup(self, target: str, source: str, stamp_ns: int, until_s: float) -> np.ndarray:
-        while True:
-            try:
-                return self._tree.lookup(target, source, stamp_ns)
-            except TransformNotYet:
-                if time.monotonic() > until_s:
-                    raise
-            time.sleep(0.005)
+    def _why_not_moved(self, error: MissingTransform) -> str:
+        """Empty where a network of one sweep has no odometry at all, which it need not have."""
+        if self.asked.sweeps > 1:
+            return f"only the newest sweep is used: {error}"
+        return f"the sweep is used as it came: {error}" if isinstance(error, TransformNotYet) else ""
 
     def _why_none(self, stamp_ns: int) -> str:
         if self.topic.sweep_error:
@@ -202,6 +217,10 @@ class Sweeps:
         limit = f"max_spread_s {self._lead_ns / 1e9}" if lead_s > 0 else f"lidar_max_age_s {self._max_age_ns / 1e9}"
         self.topic.apart = f"the newest sweep is {abs(lead_s):.3f} s {side} than the images ({limit})"
         return self.topic.apart
+
+
+def _stamp_ns(sweep: Sweep) -> int:
+    return sweep.stamp_ns
 
 
 class SweepWait:

@@ -20,7 +20,8 @@ from occ_core.geometry import inverse
 from occ_core.rig_file import load_rig_file
 from occ_ros import messages
 from occ_ros.calibration import Calibration
-from occ_ros.cameras import ERROR, WARN, CameraInput, ImageSlot, Surroundings, lags_s, problems
+from occ_ros.cameras import CameraInput, ImageSlot, lags_s, problems
+from occ_ros.sensors import ERROR, WARN, Surroundings
 from occ_ros.transport_watch import RECENT_NS, WAIT_NS, TransportWatch
 
 S = 1_000_000_000

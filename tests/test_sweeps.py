@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -10,15 +12,19 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2 (pip install -e '.[ros]')")
 pytest.importorskip("tf2_msgs.msg", reason="needs tf2_msgs (python tools/build_tf2_msgs.py)")
 
+from occ_core.camera import Camera, Rig
 from occ_core.clouds import LIDAR_POINT
-from occ_core.errors import InvalidInput, MissingTransform
+from occ_core.errors import InvalidInput, MissingTransform, TransformNotYet
+from occ_core.frame import Frame
 from occ_core.geometry import pose
 from occ_core.models.config import LidarInput
 from occ_core.sources.clouds import lidar_of
 from occ_core.sync import MAX_OPEN_SETS, SyncedSet
 from occ_core.transforms import TransformTree
-from occ_ros.lidar import LidarTopic
+from occ_ros.lidar import LidarTopic, lidar_problems
 from occ_ros.messages import cloud_of
+from occ_ros.odometry import PATIENCE, Odometry
+from occ_ros.sensors import ERROR, WARN, Surroundings
 from occ_ros.sweeps import SPARE, Sweeps, SweepWait
 
 S, MS = 10**9, 10**6
@@ -33,14 +39,18 @@ def sweep(stamp_ns: int, *points_m, frame: str = "lidar", intensity: float = 100
     return cloud_of(points, stamp_ns, frame)
 
 
-def sweeps(odometry: bool = True, asked: LidarInput | None = None, intensity_max: float = 255.0) -> Sweeps:
-    """A LiDAR 2 m above base_link; odometry drives 10 m/s along x, from START - 1 s."""
+def driving(odometry: bool = True) -> TransformTree:
+    """A LiDAR 2 m above base_link; odometry drives 10 m/s along x, from START - 1 s to START + 1.9 s."""
     tree = TransformTree()
     tree.set("base_link", "lidar", 0, pose((0.0, 0.0, 2.0), FORWARD), static=True)
     for tenth in range(-10, 20) if odometry else ():
         tree.set("odom", "base_link", START + tenth * 100 * MS, pose((float(tenth), 0.0, 0.0), FORWARD))
-    asked = asked or LidarInput(sweeps=3)
-    return Sweeps(LidarTopic("/points"), asked, tree, "base_link", "odom", 0.15, 0.05, intensity_max)
+    return tree
+
+
+def sweeps(odometry: bool = True, asked: LidarInput | None = None, intensity_max: float = 255.0) -> Sweeps:
+    asked, there = asked or LidarInput(sweeps=3), Odometry(driving(odometry), "base_link", "odom")
+    return Sweeps(LidarTopic("/points"), asked, there, 0.15, 0.05, intensity_max)
 
 
 def group(stamp_ns: int, arrival_ns: int) -> SyncedSet:
@@ -60,9 +70,21 @@ def test_sweeps_are_brought_to_the_moment_by_their_own_poses():
 
 def test_past_sweeps_end_where_odometry_begins():
     kept = sweeps()
-    for age_ms in (1200, 1100, 50):
+    for age_ms in (1050, 950, 50):
         kept.add(sweep(START - age_ms * MS, (5.0, 0.0, 1.0)))
-    assert len(kept.cloud(START)) == 1
+    assert sorted(kept.cloud(START)[:, 4]) == pytest.approx([0.05, 0.95])
+
+
+def test_past_sweeps_end_at_a_gap():
+    """A LiDAR that was away for a second: what it saw before is not what the network was trained on."""
+    kept = sweeps()
+    for age_ms in (-100, -1050, -1150):
+        kept.add(sweep(START - age_ms * MS, (5.0, 0.0, 1.0)))
+    assert len(kept.cloud(START + 1200 * MS)) == 3
+    gap = sweeps()
+    for age_ms in (-100, -1101, -1150):
+        gap.add(sweep(START - age_ms * MS, (5.0, 0.0, 1.0)))
+    assert sorted(gap.cloud(START + 1200 * MS)[:, 4]) == pytest.approx([0.05, 0.099])
 
 
 def test_without_odometry_the_newest_alone_as_it_is():
@@ -74,6 +96,10 @@ def test_without_odometry_the_newest_alone_as_it_is():
     alone = sweeps(odometry=False, asked=LidarInput(sweeps=1))
     alone.add(sweep(START, (5.0, 0.0, 1.0)))
     assert len(alone.cloud(START)) == 1 and not alone.topic.odometry_error
+    late = sweeps(asked=LidarInput(sweeps=1))
+    late.add(sweep(START + 2 * S, (5.0, 0.0, 1.0)))
+    assert len(late.cloud(START + 2 * S)) == 1
+    assert late.topic.odometry_error.startswith("the sweep is used as it came: no transform 'odom' <- 'base_link'")
 
 
 @pytest.mark.parametrize("offset_ms, belongs", [(-151, False), (-150, True), (0, True), (50, True), (51, False)])
@@ -81,6 +107,7 @@ def test_the_window_of_a_set(offset_ms, belongs):
     kept = sweeps()
     kept.add(sweep(START + offset_ms * MS, (5.0, 0.0, 1.0)))
     assert kept.settled(START) is (offset_ms >= -150)
+    assert not kept.settled(START + (offset_ms - 1001) * MS)  # the images of a bag that began anew
     if belongs:
         assert kept.cloud(START)[0, 4] == pytest.approx(max(0, -offset_ms) / 1e3)
         return
@@ -119,6 +146,53 @@ def test_time_set_back_and_memory():
     kept.add(sweep(START - 100 * MS, (6.0, 0.0, 1.0)))
     assert len(kept._held) == 1
     assert kept.cloud(START)[0, 0] == pytest.approx(5.0)
+
+
+def test_sweeps_in_a_wrong_order_are_sorted_and_repeated_ones_left_out():
+    kept = sweeps()
+    for age_ms in (50, 250, 150, 250, 50):
+        kept.add(sweep(START - age_ms * MS, (5.0, 0.0, 1.0)))
+    assert sorted(kept.cloud(START)[:, 4]) == pytest.approx([0.05, 0.15, 0.25])
+    assert (kept.topic.repeated, kept.topic.rejected) == (2, 0)
+
+
+def test_a_sweep_older_than_all_that_is_kept_does_not_grow_it():
+    kept = sweeps()
+    for i in range(3 + SPARE):
+        kept.add(sweep(START + i * 10 * MS, (5.0, 0.0, 1.0)))
+    kept.add(sweep(START - 10 * MS, (5.0, 0.0, 1.0)))
+    assert [held.stamp_ns for held in kept._held] == [START + i * 10 * MS for i in range(3 + SPARE)]
+
+
+def test_a_set_keeps_its_sweeps_however_long_it_waits():
+    """20 Hz of sweeps, and an answer that comes 2 s after its set: calibration was awaited."""
+    kept = sweeps()
+    for i in range(-4, 1):
+        kept.add(sweep(START + i * 50 * MS, (5.0, 0.0, 1.0)))
+    taken = kept.taken(START)
+    for i in range(1, 40):
+        kept.add(sweep(START + i * 50 * MS, (6.0, 0.0, 1.0)))
+    with pytest.raises(InvalidInput, match="newer than the images"):
+        kept.cloud(START)
+    assert sorted(kept.cloud(START, taken)[:, 4]) == pytest.approx([0.0, 0.05, 0.1])
+
+
+def test_a_sweep_that_comes_after_its_set_was_handed_on_is_used():
+    kept = sweeps()
+    kept.add(sweep(START - 100 * MS, (5.0, 0.0, 1.0)))
+    taken = kept.taken(START)
+    kept.add(sweep(START, (5.0, 0.0, 1.0)))
+    assert sorted(kept.cloud(START, taken)[:, 4]) == pytest.approx([0.0, 0.1])
+
+
+def test_an_unusable_sweep_that_two_sets_keep_is_counted_once():
+    kept = sweeps()
+    kept.add(sweep(START - 100 * MS, (5.0, 0.0, 1.0)))
+    kept.add(sweep(START, (math.nan, 0.0, 0.0)))
+    first, second = kept.taken(START), kept.taken(START + 10 * MS)
+    assert kept.cloud(START, first)[:, 4] == pytest.approx([0.1])
+    assert kept.cloud(START + 10 * MS, second)[:, 4] == pytest.approx([0.11])
+    assert kept.topic.rejected == 1
 
 
 def test_intensity_is_scaled_and_clipped():
@@ -194,3 +268,76 @@ def test_sets_that_wait_are_bounded():
     _, wait = waiting()
     groups = [group(START + i * S, 0) for i in range(MAX_OPEN_SETS + 2)]
     assert wait.ready(groups, 0, 0.0) == groups[:2]
+
+
+# --- what is said of it ----------------------------------------------------------------------------------------------
+
+
+def test_a_lidar_that_was_unplugged_is_not_blamed_for_its_last_sweep():
+    kept = sweeps()
+    kept.topic.came(START, START, 100.0)
+    kept.topic.reject("point cloud is empty")
+    alive = Surroundings(now_s=100.1, stale_s=0.7, max_age_s=0.0)
+    assert lidar_problems(kept.topic, alive) == [(ERROR, "sweep rejected: point cloud is empty")]
+    gone = Surroundings(now_s=102.0, stale_s=0.7, max_age_s=0.0)
+    assert lidar_problems(kept.topic, gone) == [(WARN, "no sweep for 2.0 s (limit 0.7 s): its publisher is gone")]
+
+
+# --- odometry --------------------------------------------------------------------------------------------------------
+
+
+def test_the_next_sample_of_odometry_is_waited_for():
+    tree = driving()
+    odometry = Odometry(tree, "base_link", "odom")
+    sample = "odom", "base_link", START + 2100 * MS, pose((21.0, 0.0, 0.0), FORWARD)
+    threading.Timer(0.05, tree.set, sample).start()
+    (world_from_ego,) = odometry.world_from_ego([START + 2000 * MS], time.monotonic() + 30.0)
+    assert world_from_ego[0, 3] == pytest.approx(20.0)
+    assert not odometry.late
+
+
+def test_odometry_that_stopped_is_not_waited_for():
+    odometry, until_s = Odometry(driving(), "base_link", "odom"), time.monotonic() + 30.0
+    with pytest.raises(TransformNotYet):
+        odometry.world_from_ego([START + 2500 * MS], until_s)
+    assert time.monotonic() < until_s
+    assert "0.600 s after its last sample" in odometry.late
+
+
+def test_odometry_that_is_always_late_is_seldom_waited_for():
+    tree = driving()
+    odometry = Odometry(tree, "base_link", "odom")
+    for _ in range(PATIENCE + 1):
+        with pytest.raises(TransformNotYet):
+            odometry.world_from_ego([START + 2 * S])
+    until_s = time.monotonic() + 30.0
+    with pytest.raises(TransformNotYet):
+        odometry.world_from_ego([START + 2 * S], until_s)
+    assert time.monotonic() < until_s
+    odometry.world_from_ego([START + 1900 * MS])  # in time again
+    threading.Timer(0.05, tree.set, ("odom", "base_link", START + 2 * S, pose((20.0, 0.0, 0.0), FORWARD))).start()
+    odometry.world_from_ego([START + 2 * S], until_s)
+
+
+def test_cameras_are_placed_as_in_training():
+    """On a robot that drives and turns: as a source of recorded frames does it."""
+    tree, cameras = TransformTree(), []
+    for tenth in range(6):
+        angle = 0.1 * tenth
+        turned = (math.cos(angle / 2), 0.0, 0.0, math.sin(angle / 2))
+        tree.set("odom", "base_link", START + tenth * 100 * MS, pose((1.0 * tenth, 0.2 * tenth, 0.0), turned))
+    for i, name in enumerate(("early", "newest", "silent")):
+        ego_from_cam = pose((1.0, float(i), 1.5), (0.5, -0.5, 0.5, -0.5))
+        cameras.append(Camera(name, np.array([[50.0, 0, 31.5], [0, 50, 23.5], [0, 0, 1]]), (64, 48), ego_from_cam))
+    rig, stamps_ns = Rig(tuple(cameras)), {"early": START + 130 * MS, "newest": START + 210 * MS}
+    moment_ns = stamps_ns["newest"]
+    moved = Odometry(tree, "base_link", "odom").rig_at_stamps(rig, stamps_ns, moment_ns)
+    then = {name: tree.lookup("odom", "base_link", stamp_ns) for name, stamp_ns in stamps_ns.items()}
+    images = {name: np.zeros((48, 64, 3), dtype=np.uint8) for name in stamps_ns}
+    recorded = Frame(moment_ns, then["newest"], rig, images, stamps_ns, then).rig_at_stamps
+    for name in rig.names:
+        np.testing.assert_allclose(moved[name].ego_from_cam, recorded[name].ego_from_cam, atol=1e-9)
+    way_m = np.linalg.norm(moved["early"].ego_from_cam[:3, 3] - rig["early"].ego_from_cam[:3, 3])
+    assert 0.7 < way_m < 0.9  # 80 ms at 10.2 m/s
+    begins = {"early": START - S, "newest": moment_ns}
+    assert Odometry(tree, "base_link", "odom").rig_at_stamps(rig, begins, moment_ns) is rig

@@ -14,19 +14,25 @@ pytest.importorskip("torch")
 pytest.importorskip("rosbags")
 
 import ros_fixtures as fx
+import tiny_lidar_node as tiny
 from rclpy.logging import get_logger
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage
 from tf2_msgs.msg import TFMessage
 
 from occ_core.bags import messages as msg
+from occ_core.clouds import LIDAR_POINT
+from occ_core.geometry import pose
 from occ_core.inference.predictor import Predictor
 from occ_core.sources.images import decode_compressed
 from occ_core.sync import SyncedSet
+from occ_core.transforms import TransformTree
 from occ_ros.calibration import Calibration
 from occ_ros.cameras import CameraInput, ImageSlot
 from occ_ros.inference_worker import InferenceWorker
-from occ_ros.pipeline import ring
+from occ_ros.messages import cloud_of
+from occ_ros.odometry import Odometry
+from occ_ros.pipeline import ring, sweeps_for
 from occ_ros.timings import StageTimes
 
 CAMERAS = fx.RIG.names
@@ -79,7 +85,7 @@ def predictor(tmp_path_factory):
 
 
 class Setup:
-    def __init__(self, predictor, known=CAMERAS, at_least=0, **values):
+    def __init__(self, predictor, known=CAMERAS, at_least=0, sweeps=None, **values):
         self.predictor, self.outputs = predictor, Recorder()
         topics = {name: (f"/{name}/camera_info", False) for name in CAMERAS}
         self.calibration = Calibration(topics, "base_link", at_least=at_least)
@@ -88,8 +94,18 @@ class Setup:
         for name in known:
             self.know(name)
         self.values = {"missing_camera": "mask", "budget_ms": 1e6, **values}
+        odometry = Odometry(self.calibration.tree, "base_link", "odom") if predictor.moving_rig else None
         self.worker = InferenceWorker(
-            predictor, self.calibration, self.outputs, CAMERAS, 3, self.values, StageTimes(), get_logger("test")
+            predictor,
+            self.calibration,
+            self.outputs,
+            CAMERAS,
+            3,
+            self.values,
+            StageTimes(),
+            get_logger("test"),
+            sweeps,
+            odometry,
         )
         self.worker.start()
         self.index = 0
@@ -243,6 +259,89 @@ def test_nobody_listens_nothing_is_computed(make):
     setup.send()
     assert setup.predictor.session.calls == calls
     assert setup.worker.counts()[1]["skipped"] == 1
+
+
+class Watched:
+    """A session that remembers the rigs it was asked with."""
+
+    def __init__(self, session):
+        self.session, self.config, self.cameras = session, session.config, len(CAMERAS)
+        self.rigs = []
+
+    def run(self, images, rig, missing, lidar=None):
+        self.rigs.append(rig)
+        return self.session.run(images, rig, missing, lidar)
+
+
+def test_cameras_are_where_they_were_at_their_own_stamps(tmp_path, monkeypatch):
+    """10 m/s ahead; for a network that takes the rig as data, while odometry is there."""
+    tiny.use_tiny_lidar(monkeypatch.setattr)
+    predictor = Predictor.load(tiny.checkpoint(tmp_path / "tiny.safetensors", 0.3), "torch", 1)
+    predictor.session = Watched(predictor.session)
+    setup = Setup(predictor)
+    try:
+        setup.send()
+        still = predictor.session.rigs[-1]
+        assert not setup.worker.odometry_late
+        for tenth in range(-20, 20):
+            place = pose((float(tenth), 0.0, 0.0), (1.0, 0.0, 0.0, 0.0))
+            setup.calibration.tree.set("odom", "base_link", fx.START + tenth * 10**8, place)
+        stamps_ns = fx.stamps(setup.index)
+        setup.send()
+        moved, newest_ns = predictor.session.rigs[-1], max(stamps_ns.values())
+        assert min(stamps_ns.values()) < newest_ns
+        for name, stamp_ns in stamps_ns.items():
+            way_m = moved[name].ego_from_cam[:3, 3] - still[name].ego_from_cam[:3, 3]
+            np.testing.assert_allclose(way_m, (10.0 * (stamp_ns - newest_ns) / 1e9, 0.0, 0.0), atol=1e-6)
+        setup.index += 100  # long after the last sample
+        setup.send()
+        assert predictor.session.rigs[-1].fingerprint == still.fingerprint
+        assert "no transform 'odom' <- 'base_link'" in setup.worker.odometry_late
+    finally:
+        assert setup.worker.stop()
+
+
+def sweeps_of(predictor, intensity_max=0.0):
+    """A LiDAR in the middle of base_link."""
+    tree = TransformTree()
+    tree.set("base_link", "lidar", 0, np.eye(4), static=True)
+    values = {"lidar_topic": "/points", "model": "tiny", "lidar_max_age_s": 0.1, "max_spread_s": 0.1}
+    values["lidar_intensity_max"] = intensity_max
+    return sweeps_for(values, predictor, Odometry(tree, "base_link", "odom"))
+
+
+def sweep(stamp_ns):
+    point = np.zeros(1, dtype=LIDAR_POINT)
+    point["x"], point["intensity"] = 5.0, 0.25
+    return cloud_of(point, stamp_ns, "lidar")
+
+
+def test_a_set_is_answered_with_the_sweeps_it_was_handed_on_with(tmp_path, monkeypatch):
+    """Though so many have come since that they are no longer kept for others."""
+    tiny.use_tiny_lidar(monkeypatch.setattr)
+    predictor = Predictor.load(tiny.checkpoint(tmp_path / "tiny.safetensors", 0.3), "torch", 1)
+    kept = sweeps_of(predictor)
+    setup = Setup(predictor, sweeps=kept)
+    try:
+        group = setup.set_of()
+        kept.add(sweep(group.stamp_ns))
+        taken = kept.taken(group.stamp_ns)
+        for i in range(1, 40):
+            kept.add(sweep(group.stamp_ns + i * 50_000_000))
+        setup.worker.offer(group, taken)
+        fx.wait_for(lambda: setup.worker.counts()[0] == 1, 30.0, "end of the set")
+        assert not setup.worker.without_lidar and kept.topic.joined == 1
+    finally:
+        assert setup.worker.stop()
+
+
+@pytest.mark.parametrize("parameter, share", [(0.0, 0.5), (1.0, 0.25)])
+def test_full_intensity_is_the_models_unless_the_node_is_told(tmp_path, monkeypatch, parameter, share):
+    tiny.use_tiny_lidar(monkeypatch.setattr)
+    predictor = Predictor.load(tiny.checkpoint(tmp_path / "tiny.safetensors", 0.3, intensity_max=0.5), "torch", 1)
+    kept = sweeps_of(predictor, parameter)
+    kept.add(sweep(fx.START))
+    assert kept.cloud(fx.START)[0, 3] == pytest.approx(share)
 
 
 def test_warm_up_rig_looks_all_around():

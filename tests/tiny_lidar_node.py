@@ -50,8 +50,8 @@ class TinyLidar(nn.Module):
         return VoxelAnswer(labels, torch.full_like(labels, 255), torch.ones_like(labels))
 
 
-def checkpoint(path: Path, dropout: float) -> Path:
-    config = TinyLidarConfig(lidar=LidarInput(sweeps=3, dropout=dropout))
+def checkpoint(path: Path, dropout: float, intensity_max: float = 255.0) -> Path:
+    config = TinyLidarConfig(lidar=LidarInput(sweeps=3, dropout=dropout, intensity_max=intensity_max))
     save_checkpoint(path, TinyLidar(config).state_dict(), describe(config, {}))
     return path
 

@@ -54,6 +54,7 @@ class Predictor:
 
     Attributes:
         config, grid, taxonomy: what the model is and what its answers mean.
+        moving_rig: calibration is an input like images, so cameras may be given where they were at their own stamps.
         lidar: what it is to be given of a LiDAR; None: nothing.
     """
 
@@ -61,6 +62,7 @@ class Predictor:
         self.session = session
         self.config = session.config
         self.grid, self.taxonomy = self.config.grid, self.config.classes
+        self.moving_rig = isinstance(self.config, CameraModelConfig)
         self.lidar: LidarInput | None = self.config.lidar if isinstance(self.config, CameraModelConfig) else None
         self._preprocess = Preprocess(self.config.input_width, self.config.input_height)
         self._stack = np.zeros((0, self.config.input_height, self.config.input_width, 3), dtype=np.uint8)
@@ -129,13 +131,12 @@ class Predictor:
         Args:
             sweeps: for a model with LiDAR, what the source's `sweeps_before` gives. None: the frame's own.
         """
-        moving = isinstance(self.config, CameraModelConfig)
         if sweeps is None:
             sweeps = [] if frame.lidar is None else [frame.lidar]
         cloud = None
         if self.lidar is not None and sweeps:
             cloud = lidar_points(sweeps, frame.stamp_ns, frame.world_from_ego, self.lidar.points)
-        return self.predict(frame.images, frame.rig_at_stamps if moving else frame.rig, cloud)
+        return self.predict(frame.images, frame.rig_at_stamps if self.moving_rig else frame.rig, cloud)
 
     def predict_preprocessed(
         self, images: dict[str, np.ndarray], rig: Rig, lidar: np.ndarray | None = None

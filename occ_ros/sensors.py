@@ -1,0 +1,88 @@
+"""What the node sees of a topic that a sensor publishes on, and what is wrong with the connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+OK, WARN, ERROR = 0, 1, 2
+
+
+@dataclass(kw_only=True)
+class SensorInput:
+    """One sensor as the node sees it.
+
+    Attributes:
+        received, rejected: messages that came, and those that could not be used.
+        arrival_s: when the last one came (monotonic clock).
+        stamp_ns: of the last one.
+        age_ns: of the last one when it came, by the node's clock.
+    """
+
+    received: int = 0
+    rejected: int = 0
+    arrival_s: float | None = None
+    stamp_ns: int = 0
+    age_ns: int = 0
+
+    def came(self, stamp_ns: int, clock_ns: int, now_s: float) -> None:
+        """A message came, at `clock_ns` of the node's clock (0: it stands still) and `now_s` of a monotonic one."""
+        self.received += 1
+        self.arrival_s, self.stamp_ns = now_s, stamp_ns
+        self.age_ns = clock_ns - stamp_ns
+
+    def silent_s(self, now_s: float) -> float:
+        """Time since the last message; infinite before the first."""
+        return np.inf if self.arrival_s is None else now_s - self.arrival_s
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What else has to be known to say what is wrong with a sensor.
+
+    Attributes:
+        types: of the publishers on its topic, without the package; empty: there is no publisher.
+        reliable_only: the node asks for reliable messages, and no publisher offers them.
+        info_publishers: on a camera's CameraInfo topic, where it needs one.
+        lag_s: by how much later than the other cameras' its images come after their stamps; negative: earlier.
+        unused: its images came lately, and none of them got into a set.
+        lost: messages that got lost on their way lately.
+    """
+
+    now_s: float
+    stale_s: float
+    max_age_s: float
+    types: frozenset[str] = field(default=frozenset())
+    reliable_only: bool = False
+    info_publishers: int = 0
+    lag_s: float = 0.0
+    unused: bool = False
+    lost: int = 0
+
+
+def connection_problems(
+    sensor: SensorInput, topic: str, kind: str, nouns: tuple[str, str], around: Surroundings, hint: str = ""
+) -> Iterator[tuple[int, str]]:
+    """(diagnostic level, one sentence) of why nothing comes; nothing while something does.
+
+    Args:
+        kind: type that the topic should have, without the package.
+        nouns: what comes on it, and from what: image, camera.
+        hint: what to do about another type.
+    """
+    silent_s, (message, device) = sensor.silent_s(around.now_s), nouns
+    if silent_s <= around.stale_s:
+        return
+    if not around.types and sensor.arrival_s is None:
+        yield ERROR, f"no publisher on {topic}"
+    elif around.types and kind not in around.types:
+        yield ERROR, f"{topic} has type {', '.join(sorted(around.types))}, not {kind}{hint}"
+    elif around.reliable_only:
+        yield ERROR, f"{topic} is published best effort, the node asks for reliable: set image_reliability:=best_effort"
+    elif sensor.arrival_s is None:
+        yield ERROR, f"no {message} on {topic}, though it has a publisher: is the {device} running?"
+    else:
+        why = f"its publisher is silent, or its {message}s get lost" if around.types else "its publisher is gone"
+        yield WARN, f"no {message} for {silent_s:.1f} s (limit {around.stale_s} s): {why}"
