@@ -83,9 +83,9 @@ def measure(bag: Path, model: Path, seconds: float, threads: int) -> dict:
 
 
 def shares(stages_ms: dict) -> dict[str, float]:
-    """Percent of the median time from the last image to the cloud; `rest` is waiting, Python and the message."""
+    """Percent of the median time from the last image to the cloud; `queue`: an image before was still being decoded."""
     total = stages_ms["last image to output"]["p50"]
-    parts = {name: 100 * stages_ms[name]["p50"] / total for name in ("network", "decode", "preprocess")}
+    parts = {name: 100 * stages_ms[name]["p50"] / total for name in ("network", "decode", "preprocess", "queue")}
     return {name: round(value, 1) for name, value in {**parts, "rest": 100 - sum(parts.values())}.items()}
 
 

@@ -172,12 +172,17 @@ def test_labels_alone_teach_cells_without_rendering():
         assert (answer.labels[both & (targets.labels == label)] == label).float().mean() > 0.4
 
 
+def twice(record, but=frozenset()):
+    """Its tensors as of two moments that are alike."""
+    return {k: torch.cat([v, v]) for k, v in vars(record).items() if v is not None and k not in but}
+
+
 def test_batch_of_two_and_a_camera_less_train():
     rig_images, targets = room()
-    two = replace(rig_images, **{k: torch.cat([v, v]) for k, v in vars(rig_images).items()})
+    two = replace(rig_images, **twice(rig_images))
     two.present[1, 0] = False
     weights = {"class_weights", "pixel_weights"}
-    pair = replace(targets, **{k: torch.cat([v, v]) for k, v in vars(targets).items() if k not in weights})
+    pair = replace(targets, **twice(targets, but=weights))
     model = network(loss={"labels": 1.0}, checkpoint=True, rays_per_chunk=1000)
     losses = model(two, pair, 0.0)
     sum(losses.values()).backward()
