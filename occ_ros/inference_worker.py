@@ -181,7 +181,9 @@ class InferenceWorker:
         self._times.add("sync wait", 1e3 * (max(arrived_s) - min(arrived_s)))
         self._times.add("queue", 1e3 * (start_s - max(arrived_s)))
         self._rig = known = self._rig_for(group)
+        looked_s = time.monotonic()
         inputs = {slot.camera.name: self._input(slot) for slot in slots}
+        decoding_s = time.monotonic() - looked_s
         usable = {name: array for name, array in inputs.items() if array is not None}
         if known is None or len(usable) < self._min_cameras:
             raise InvalidInput(
@@ -192,13 +194,16 @@ class InferenceWorker:
         lidar, without_lidar = self._lidar_at(group.stamp_ns, taken, until_s)
         rig = self._rig_at(known.rig, group, until_s)
         self._prepare_table(known)
-        with self._times.measure("network"):
-            occupancy = self._predictor.predict_preprocessed(usable, rig, lidar)
-            require_sound(occupancy)
+        asked_s = time.monotonic()
+        occupancy = self._predictor.predict_preprocessed(usable, rig, lidar)
+        require_sound(occupancy)
+        network_s = time.monotonic() - asked_s
+        self._times.add("network", 1e3 * network_s)
         self.without_lidar = without_lidar
         self.without = frozenset(self._cameras) - frozenset(usable)
         with self._times.measure("messages"):
             self._outputs.publish(occupancy, group.stamp_ns, current=self._is_current())
+        self._times.add("all else", 1e3 * (time.monotonic() - start_s - decoding_s - network_s))
         self._note_time(1e3 * (time.monotonic() - max(arrived_s)))
 
     def _is_current(self) -> bool:
