@@ -22,10 +22,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("rosbags")
 
 import tiny_camera_network as tiny  # noqa: E402
+from bag_robot import T0, S, robot  # noqa: E402
 from selfocc_fixtures import TINY as SELFOCC  # noqa: E402
 from test_model_easyocc_volume import TINY as EASYOCC  # noqa: E402
 from test_model_occnerf import SMALL as OCCNERF  # noqa: E402
-from test_source_bag import T0, S, robot  # noqa: E402
 
 from occ_core.bags import messages as msg  # noqa: E402
 from occ_core.bags.writer import write_bag  # noqa: E402

@@ -175,7 +175,7 @@ def test_intensity_of_a_bag_is_scaled_alike_to_train_and_to_predict(tmp_path, mo
 
 def robot_with_clouds(path: Path, steps) -> Path:
     """A bag of a robot at 10 Hz; with the images of `steps` comes one point 9 m ahead, of intensity 0.5."""
-    from test_source_bag import T0, S, robot
+    from bag_robot import T0, S, robot
 
     from occ_core.bags import messages as msg
 

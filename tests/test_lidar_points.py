@@ -177,7 +177,7 @@ def test_sweeps_of_a_bag_are_those_of_the_data_set_that_it_was_made_from(city, t
 
 def test_a_frame_of_a_bag_without_a_sweep_of_its_own_has_none(tmp_path):
     pytest.importorskip("rosbags")
-    from test_source_bag import T0, robot
+    from bag_robot import T0, robot
 
     from occ_core.bags import messages as msg
 
@@ -194,7 +194,7 @@ def test_a_frame_of_a_bag_without_a_sweep_of_its_own_has_none(tmp_path):
 
 def test_a_lidar_without_a_pose_is_named(tmp_path):
     pytest.importorskip("rosbags")
-    from test_source_bag import T0, robot
+    from bag_robot import T0, robot
 
     from occ_core.bags import messages as msg
 
