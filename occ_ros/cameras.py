@@ -12,10 +12,17 @@ from sensor_msgs.msg import CompressedImage, Image
 from occ_core.errors import InvalidInput, OccError
 from occ_ros.calibration import MANY_MOVES, RECENT_S, Calibration
 from occ_ros.messages import image_of, image_size_of
-from occ_ros.sensors import ERROR, WARN, SensorInput, Surroundings, connection_problems
+from occ_ros.sensors import (
+    ERROR,
+    WARN,
+    SensorInput,
+    Surroundings,
+    connection_problems,
+    lost_problems,
+    stamp_problems,
+)
 
-FUTURE_NS = 1_000_000_000  # clocks of several machines may differ by less
-PROFILE = "config/fastdds.xml"
+NOUNS = "image", "camera"
 
 
 @dataclass
@@ -41,7 +48,7 @@ class CameraInput(SensorInput):
 def problems(camera: CameraInput, calibration: Calibration, around: Surroundings) -> list[tuple[int, str]]:
     """(diagnostic level, one sentence) of all that is wrong; errors first, among them the most specific first."""
     kind, hint = _type_of(camera), ": see 'transport'"
-    found = [*connection_problems(camera, camera.image_topic, kind, ("image", "camera"), around, hint)]
+    found = [*connection_problems(camera, camera.image_topic, kind, NOUNS, around, hint)]
     found += [*_calibration(camera, calibration, around), *_images(camera, around), *_place(camera, calibration)]
     return sorted(found, key=lambda problem: -problem[0])  # stable
 
@@ -66,13 +73,9 @@ def _images(camera: CameraInput, around: Surroundings) -> Iterator[tuple[int, st
         side = "behind" if around.lag_s > 0 else "ahead of"
         by = f"{abs(around.lag_s):.3f} s {side} the other cameras'"
         yield ERROR, f"stamps are {by} when the images come: none gets into a set (see deadline_s, max_spread_s)"
-    elif camera.age_ns < -FUTURE_NS and camera.silent_s(around.now_s) <= around.stale_s:
-        yield WARN, f"stamps are {-camera.age_ns / 1e9:.1f} s in the future by the node's clock"
-    elif 0 < around.max_age_s < camera.age_ns / 1e9:
-        yield WARN, f"stamps are {camera.age_ns / 1e9:.1f} s old when the images come (max_age_s {around.max_age_s})"
-    if around.lost:
-        mend = f"start the camera driver with FASTDDS_DEFAULT_PROFILES_FILE={PROFILE} (docs/node.md, Transport)"
-        yield WARN, f"{around.lost} images were lost on their way in the last seconds: {mend}"
+    else:
+        yield from stamp_problems(camera, "images", around)
+    yield from lost_problems(NOUNS, around)
 
 
 def _place(camera: CameraInput, calibration: Calibration) -> Iterator[tuple[int, str]]:
@@ -82,13 +85,8 @@ def _place(camera: CameraInput, calibration: Calibration) -> Iterator[tuple[int,
         yield ERROR, transform_error
     times, farthest_m = calibration.moves(camera.name)
     if times >= MANY_MOVES:
-        yield (
-            WARN,
-            (
-                f"its place on the vehicle changed {times} times in {RECENT_S:.0f} s, by up to {farthest_m:.3f} m: "
-                "do two nodes publish its transform? Each change costs a new table"
-            ),
-        )
+        moved = f"its place on the vehicle changed {times} times in {RECENT_S:.0f} s, by up to {farthest_m:.3f} m"
+        yield WARN, f"{moved}: do two nodes publish its transform? Each change costs a new table"
 
 
 def _type_of(camera: CameraInput) -> str:

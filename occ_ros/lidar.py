@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from occ_ros.cameras import FUTURE_NS, PROFILE
-from occ_ros.sensors import ERROR, WARN, SensorInput, Surroundings, connection_problems
+from occ_ros.sensors import (
+    ERROR,
+    WARN,
+    SensorInput,
+    Surroundings,
+    connection_problems,
+    lost_problems,
+    stamp_problems,
+)
 
 CLOUD_TYPE = "PointCloud2"
+NOUNS = "sweep", "LiDAR"
 
 
 @dataclass
@@ -44,7 +52,7 @@ class LidarTopic(SensorInput):
 
 def lidar_problems(lidar: LidarTopic, around: Surroundings) -> list[tuple[int, str]]:
     """(diagnostic level, one sentence) of all that is wrong; errors first, among them the most specific first."""
-    found = [*connection_problems(lidar, lidar.topic, CLOUD_TYPE, ("sweep", "LiDAR"), around), *_sweeps(lidar, around)]
+    found = [*connection_problems(lidar, lidar.topic, CLOUD_TYPE, NOUNS, around), *_sweeps(lidar, around)]
     if lidar.transform_error:
         found.append((ERROR, lidar.transform_error))
     if lidar.odometry_error:
@@ -60,10 +68,5 @@ def _sweeps(lidar: LidarTopic, around: Surroundings) -> Iterator[tuple[int, str]
         yield ERROR, f"sweep rejected: {lidar.sweep_error}"
     elif lidar.apart and alive:
         yield ERROR, lidar.apart
-    if lidar.age_ns < -FUTURE_NS and alive:
-        yield WARN, f"stamps are {-lidar.age_ns / 1e9:.1f} s in the future by the node's clock"
-    elif 0 < around.max_age_s < lidar.age_ns / 1e9:
-        yield WARN, f"stamps are {lidar.age_ns / 1e9:.1f} s old when the sweeps come (max_age_s {around.max_age_s})"
-    if around.lost:
-        mend = f"start the LiDAR driver with FASTDDS_DEFAULT_PROFILES_FILE={PROFILE} (docs/node.md, Transport)"
-        yield WARN, f"{around.lost} sweeps were lost on their way in the last seconds: {mend}"
+    yield from stamp_problems(lidar, "sweeps", around)
+    yield from lost_problems(NOUNS, around)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 OK, WARN, ERROR = 0, 1, 2
+FUTURE_NS = 1_000_000_000  # clocks of several machines may differ by less
+PROFILE = "config/fastdds.xml"
 
 
 @dataclass(kw_only=True)
@@ -86,3 +88,24 @@ def connection_problems(
     else:
         why = f"its publisher is silent, or its {message}s get lost" if around.types else "its publisher is gone"
         yield WARN, f"no {message} for {silent_s:.1f} s (limit {around.stale_s} s): {why}"
+
+
+def stamp_problems(sensor: SensorInput, messages: str, around: Surroundings) -> Iterator[tuple[int, str]]:
+    """(diagnostic level, one sentence) of stamps that do not go with the node's clock.
+
+    Args:
+        messages: what comes, in the plural.
+    """
+    if sensor.age_ns < -FUTURE_NS and sensor.silent_s(around.now_s) <= around.stale_s:
+        yield WARN, f"stamps are {-sensor.age_ns / 1e9:.1f} s in the future by the node's clock"
+    elif 0 < around.max_age_s < sensor.age_ns / 1e9:
+        old = f"stamps are {sensor.age_ns / 1e9:.1f} s old when the {messages} come"
+        yield WARN, f"{old} (max_age_s {around.max_age_s})"
+
+
+def lost_problems(nouns: tuple[str, str], around: Surroundings) -> Iterator[tuple[int, str]]:
+    """(diagnostic level, one sentence) of messages that do not arrive; nouns as in `connection_problems`."""
+    message, device = nouns
+    if around.lost:
+        mend = f"start the {device} driver with FASTDDS_DEFAULT_PROFILES_FILE={PROFILE} (docs/node.md, Transport)"
+        yield WARN, f"{around.lost} {message}s were lost on their way in the last seconds: {mend}"

@@ -24,9 +24,11 @@ from tf2_msgs.msg import TFMessage
 from occ_core.bags import messages as msg
 from occ_ros.messages import stamp_ns_of
 
-CAMERAS = tuple(
-    fx.RIG.names
-)  # r sends Image, the others JPEG; b's place on the vehicle comes by /tf, others' are fixed
+CAMERAS = tuple(fx.RIG.names)
+"""r sends Image, the others JPEG; the place of b on the vehicle comes by /tf, those of the others are fixed."""
+
+NODE = {"cameras": list(CAMERAS), "image_topic": "/{camera}/image", "backend": "torch", "threads": 1}
+NODE |= {"budget_ms": 60_000.0}  # a busy machine is no fault here
 RAW, MOVING = "r", "b"
 PERIOD_S, LONGEST_PERIOD_S = 0.1, 0.4  # of the cameras; a machine that is busy otherwise cannot answer at 10 Hz
 STAGGER_NS = 4_000_000

@@ -139,11 +139,14 @@ def environment(domain: int) -> dict[str, str]:
 
 def start_node(module: str, domain: int, log: Path, **parameters) -> subprocess.Popen:
     """Start `python -m occ_ros.<module>` with parameters; output goes to `log`."""
-    command = [sys.executable, "-m", f"occ_ros.{module}", "--ros-args"]
-    for name, value in parameters.items():
-        command += ["-p", f"{name}:={yaml_of(value)}"]
+    command = [sys.executable, "-m", f"occ_ros.{module}", *ros_args(parameters)]
     with open(log, "w") as file:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment(domain))
+
+
+def ros_args(parameters: dict) -> list[str]:
+    """What a node's command ends with."""
+    return ["--ros-args", *(arg for name, value in parameters.items() for arg in ("-p", f"{name}:={yaml_of(value)}"))]
 
 
 def yaml_of(value) -> str:

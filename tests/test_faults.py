@@ -25,7 +25,7 @@ pytest.importorskip("torch")
 pytest.importorskip("rosbags")
 
 import ros_fixtures as fx
-from fault_rig import CAMERAS, HEALTHY, LONGEST_PERIOD_S, Fault, FaultRig, until
+from fault_rig import CAMERAS, HEALTHY, LONGEST_PERIOD_S, NODE, Fault, FaultRig, until
 from fault_rows import ROWS, Row
 
 from occ_core.models.easyocc.config import EasyOccConfig
@@ -63,11 +63,7 @@ def model(tmp_path_factory):
 
 def start(folder: Path, model: Path, domain: int, piped: bool = False, **parameters) -> subprocess.Popen:
     """A node whose backend obeys `folder/order`; its words go to a pipe, or to `folder/node.log`."""
-    about = {"cameras": list(CAMERAS), "image_topic": "/{camera}/image", "backend": "torch", "threads": 1}
-    about |= {"budget_ms": 60_000.0}  # a busy machine is no fault here
-    command = [sys.executable, str(TESTS / "faulty_node.py"), "--ros-args"]
-    for name, value in {**about, "model": model, **parameters}.items():
-        command += ["-p", f"{name}:={fx.yaml_of(value)}"]
+    command = [sys.executable, str(TESTS / "faulty_node.py"), *fx.ros_args({**NODE, "model": model, **parameters})]
     environment = fx.environment(domain) | {"OCC_BACKEND_ORDER": str(folder / "order"), "PYTHONUNBUFFERED": "1"}
     with open(folder / "node.log", "a") as log:
         output = subprocess.PIPE if piped else log

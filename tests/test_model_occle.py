@@ -18,8 +18,9 @@ from room_fixtures import FLOOR, HIGH, LOW, ROOM_GRID, WALL, room  # noqa: E402
 
 from occ_core.lidar_points import absent_points  # noqa: E402
 from occ_core.losses.projection import projection_losses  # noqa: E402
+from occ_core.models.easyocc.heads import blocks_to_cells  # noqa: E402
 from occ_core.models.occle.lidar import depth_evidence, image_depths, points_in_grid, voxelise  # noqa: E402
-from occ_core.models.occle.model import Occle, joint_logits  # noqa: E402
+from occ_core.models.occle.model import Occle, joint_log_probabilities  # noqa: E402
 from occ_core.models.occle.supervision import disturbed, lidar_evidence, points_taught  # noqa: E402
 from occ_core.models.projection import cell_centers_m  # noqa: E402
 from occ_core.training.config import load_config  # noqa: E402
@@ -205,10 +206,10 @@ def test_projection_is_least_where_the_answer_is_right():
     assert loss(roof)["projection_sky"] > 3 * right["projection_sky"]
 
 
-def test_joint_logits_are_probabilities():
+def test_joint_log_probabilities_are_probabilities():
     torch.manual_seed(0)
     occupied, classes = torch.randn(5), torch.randn(5, 3)
-    rows = joint_logits(occupied, classes, 1)
+    rows = joint_log_probabilities(occupied, classes, 1)
     torch.testing.assert_close(rows.logsumexp(1), torch.zeros(5), atol=1e-5, rtol=0)
     torch.testing.assert_close(rows[:, 1].exp(), 1 - torch.sigmoid(occupied))
     torch.testing.assert_close(rows[:, [0, 2, 3]].argmax(1), classes.argmax(1))
@@ -237,13 +238,24 @@ def trained(steps=24, keep_labels=True, **changes):
     return history, model.eval(), rig_images
 
 
+def test_classes_of_some_cells_are_those_of_all_cells():
+    model = network()
+    channels, lattice, block = model.config.volume_channels, model.config.lattice, model.config.block
+    torch.manual_seed(0)
+    volume, shown = torch.randn(2, channels, *lattice), torch.randn(2, *lattice, 17)
+    every = blocks_to_cells(model.classes(volume, shown).flatten(4), block, 17)  # [2, X, Y, Z, 17]
+    index = torch.randint(2 * ROOM_GRID.cells, (500,))
+    torch.testing.assert_close(model.classes_of(volume, shown, index), every.flatten(0, 3)[index])
+    assert model.classes_of(volume, shown, index[:0]).shape == (0, 17)
+
+
 def test_every_part_learns_the_room():
     history, model, rig_images = trained()
     first, last = history[0], history[-1]
     terms = {"cross_entropy", "lovasz", "geometry_labels", "geometry_lidar", "geometry_consistency", "distil_2d",
-             "distil_3d", "projection", "projection_sky"}  # fmt: skip
+             "distil_3d", "distil_answer", "projection", "projection_sky"}  # fmt: skip
     assert set(last) == terms
-    elsewhere = {"geometry_lidar", "geometry_consistency", "projection", "projection_sky"}  # of what is not labelled
+    elsewhere = terms & {"geometry_lidar", "geometry_consistency", "distil_answer", "projection", "projection_sky"}
     assert all(last[name] == 0 for name in elsewhere)
     for name in terms - elsewhere:
         assert last[name] < 0.7 * first[name], f"{name}: {first[name]} to {last[name]}"
@@ -261,7 +273,7 @@ def test_without_labels_lidar_and_class_maps_teach_it():
     first, last = history[0], history[-1]
     assert first["cross_entropy"] == first["geometry_labels"] == 0
     assert max(values["geometry_consistency"] for values in history) > 0
-    for name in ("geometry_lidar", "distil_2d", "distil_3d", "projection"):
+    for name in ("geometry_lidar", "distil_2d", "distil_3d", "distil_answer", "projection"):
         assert last[name] < 0.7 * first[name], f"{name}: {first[name]} to {last[name]}"
     answer, labels = model.answer(rig_images), room()[1].labels
     seen = (answer.observed == 1) & (labels != 255)

@@ -22,7 +22,7 @@ pytest.importorskip("rosbags")
 import rclpy
 import ros_fixtures as fx
 import tiny_lidar_node as tiny
-from fault_rig import CAMERAS, until
+from fault_rig import NODE, until
 from lidar_rig import TOPIC, WELL, LidarRig, SweepFault, sweep_cells
 from sensor_msgs.msg import Image, PointCloud2
 
@@ -41,12 +41,8 @@ GRID = tiny.TinyLidarConfig().grid
 
 
 def start(folder: Path, model: Path, domain: int, **parameters: Any) -> subprocess.Popen:
-    about = {"cameras": list(CAMERAS), "image_topic": "/{camera}/image", "backend": "torch", "threads": 1}
-    about |= {"max_spread_s": 0.05, "budget_ms": 60_000.0, "model": model}
-    about |= {"lidar_max_age_s": 0.05, **parameters}  # below the period: each set waits for its own sweep
-    command = [sys.executable, str(TESTS / "tiny_lidar_node.py"), "--ros-args"]
-    for name, value in about.items():
-        command += ["-p", f"{name}:={fx.yaml_of(value)}"]
+    own = {"model": model, "lidar_max_age_s": 0.05, **parameters}  # below the period: each set waits for its own sweep
+    command = [sys.executable, str(TESTS / "tiny_lidar_node.py"), *fx.ros_args({**NODE, **own})]
     with open(folder / "node.log", "a") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=fx.environment(domain))
 

@@ -39,19 +39,20 @@ def label_losses(
     rows, target = logits.movedim(1, -1).flatten(0, -2), torch.where(known, labels, free_id).flatten()
     index = taken.flatten().nonzero()[:, 0]
     rows, target = rows.index_select(0, index), target.index_select(0, index)
-    return _terms(rows.float(), target.long(), class_weights.float(), weights, free_id)
+    log_probabilities = F.log_softmax(rows.float(), dim=1)
+    return cell_losses(log_probabilities, target.long(), class_weights.float(), weights, free_id)
 
 
-def _terms(
-    rows: Tensor,  # [K, C]
+def cell_losses(
+    log_probabilities: Tensor,  # [K, C]
     target: Tensor,  # [K] int64
-    class_weights: Tensor,  # [C]
+    class_weights: Tensor,  # [C], of the occupied classes among each other
     weights: LabelLossWeights,
     free_id: int,
 ) -> dict[str, Tensor]:
+    """The terms of `weights` of some cells, see `label_losses`."""
     losses = {}
     occupied = target != free_id
-    log_probabilities = F.log_softmax(rows, dim=1)
     if weights.cross_entropy > 0:
         loss = balanced_cross_entropy(log_probabilities, target, class_weights, free_id, weights.free_share)
         losses["cross_entropy"] = weights.cross_entropy * loss
@@ -67,7 +68,7 @@ def _terms(
         p_occupied = 1 - log_probabilities[:, free_id].exp()
         losses["geometry_affinity"] = weights.geometry_affinity * geometry_affinity_loss(p_occupied, occupied)
     if weights.geometry > 0:
-        losses["geometry"] = weights.geometry * geometry_loss(occupied_logit(rows, free_id), occupied)
+        losses["geometry"] = weights.geometry * geometry_loss(occupied_logit(log_probabilities, free_id), occupied)
     return losses
 
 
@@ -75,7 +76,7 @@ def occupied_logit(
     rows: Tensor,  # [..., C]
     free_id: int,
 ) -> Tensor:  # [...]
-    """Logit of "some class but free", from the soft-max over all."""
+    """Logit of "some class but free", from the soft-max over all, before or after it is taken."""
     others = torch.cat([rows[..., :free_id], rows[..., free_id + 1 :]], dim=-1)
     return others.logsumexp(dim=-1) - rows[..., free_id]
 

@@ -29,9 +29,7 @@ class LabelLossWeights(BaseModel):
     affinity: Weight = 0.0
     geometry_affinity: Weight = 0.0
     geometry: Weight = 0.0
-    free_share: Annotated[float, Field(gt=0, lt=1)] = (
-        0.5  # of the cross-entropy that free cells have; the rest is occupied cells'
-    )
+    free_share: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the cross-entropy; the rest is that of occupied cells
     lovasz_cells: Annotated[int, Field(gt=0)] = 30_000  # random observed cells that the Lovasz term sorts
 
     @property

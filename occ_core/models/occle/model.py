@@ -5,6 +5,7 @@ After OccLE (arXiv 2505.20617), whose code was not public: what is ours is said 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from occ_core.errors import InvalidInput
-from occ_core.losses.labels import UNOBSERVED, label_losses
+from occ_core.losses.labels import UNOBSERVED, cell_losses
 from occ_core.losses.projection import projection_losses
 from occ_core.losses.query import UNKNOWN
 from occ_core.losses.ray import pixel_class_loss
@@ -43,9 +44,10 @@ from occ_core.models.occle.supervision import (
     points_taught,
     trust,
 )
-from occ_core.models.projection import cell_centers_m, in_view, lift
+from occ_core.models.projection import cell_centers_m, flat_cell, in_view, lift
 from occ_core.models.rig_images import RigImages, Targets, VoxelAnswer
 
+Classes = Callable[[Tensor], Tensor]  # logits [Q, C - 1] of cells with flat indices [Q], without the free class
 UNSEEN = 0.01  # added to the probabilities of lifted pixels: where no camera looks, all classes are alike
 
 
@@ -144,16 +146,23 @@ class Occle(nn.Module):
         rows = self._rows(self.to_classes, volume).unflatten(-1, (-1, shown.shape[-1]))
         return rows + (self.trust_in_pixels * shown)[..., None, :]
 
+    def classes_of(self, volume: Tensor, shown: Tensor, index: Tensor) -> Tensor:
+        """The same of some cells only, [Q, C - 1]; flat indices [Q] over moments and the grid."""
+        block = len(self.row_of_cell) // len(self.points_ego_m)
+        moment = torch.div(index, len(self.row_of_cell), rounding_mode="floor")
+        row = moment * len(self.row_of_cell) + self.row_of_cell[index - moment * len(self.row_of_cell)]
+        feature = torch.div(row, block, rounding_mode="floor")
+        asked = torch.zeros(len(shown) * len(self.points_ego_m), dtype=torch.bool, device=index.device)
+        asked[feature] = True
+        place, used = asked.cumsum(0)[feature] - 1, asked.nonzero()[:, 0]
+        rows = self.to_classes(volume.movedim(1, -1).flatten(0, 3).index_select(0, used)).unflatten(1, (block, -1))
+        rows = rows + (self.trust_in_pixels * shown.flatten(0, 3).index_select(0, used))[:, None]
+        return rows.flatten(0, 1).index_select(0, place * block + row % block)
+
     def _rows(self, head: nn.Module, volume: Tensor) -> Tensor:
         checkpoint = self.config.checkpoint
         slabs = volume.movedim(1, -1).chunk(SLABS if checkpoint else 1, dim=1)
         return torch.cat([checkpointing.run(head, slab, checkpoint) for slab in slabs], dim=1)
-
-    def _rows_of(self, classes: Tensor, index: Tensor) -> Tensor:
-        """Rows [Q, C - 1] of `classes` of the cells with flat indices [Q] over moments and the grid."""
-        cells = len(self.row_of_cell)
-        moment = torch.div(index, cells, rounding_mode="floor")
-        return classes.flatten(0, 4)[moment * cells + self.row_of_cell[index - moment * cells]]
 
     def forward(
         self, rig_images: RigImages, targets: Targets, progress: float, teacher: Occle | None = None
@@ -175,10 +184,10 @@ class Occle(nn.Module):
         asks = teacher is not None and self.config.mean_teacher and bool(bare.any())
         hidden = self.hidden(disturbed(rig_images, bare) if asks else rig_images)
         occupied, alone = self.occupied(hidden.where), self.occupied(hidden.geometry)
-        classes = self.classes(hidden.what, hidden.shown)
+        classes_of = partial(self.classes_of, hidden.what, hidden.shown)
         losses: dict[str, Tensor] = {}
         if loss.labels > 0:
-            losses |= self._label_losses(occupied, classes, labels, targets)
+            losses |= self._label_losses(occupied, classes_of, labels, targets)
         if loss.geometry_labels > 0:
             known = labels != UNOBSERVED
             truth = labels[known] != self.config.classes.free_id
@@ -196,15 +205,17 @@ class Occle(nn.Module):
         if self.config.mean_teacher:
             term = self._consistency(teacher, rig_images, occupied, bare) if teacher and asks else occupied.sum() * 0
             losses["geometry_consistency"] = loss.geometry_consistency * trust(progress) * term
-        return losses | self._map_losses(rig_images, targets, hidden, occupied, classes, bare)
+        return losses | self._map_losses(rig_images, targets, hidden, occupied, classes_of, bare)
 
-    def _label_losses(self, occupied: Tensor, classes: Tensor, labels: Tensor, targets: Targets) -> dict[str, Tensor]:
+    def _label_losses(
+        self, occupied: Tensor, classes_of: Classes, labels: Tensor, targets: Targets
+    ) -> dict[str, Tensor]:
         """On labelled cells alone, so that what the two heads say is joined for these alone."""
         loss, free = self.config.loss, self.config.classes.free_id
         index = (labels != UNOBSERVED).flatten().nonzero()[:, 0]
-        rows = joint_logits(occupied.flatten()[index], self._rows_of(classes, index), free)
-        logits, known = rows.T[None, :, :, None, None], labels.flatten()[index][None, :, None, None]
-        terms = label_losses(logits, known, targets.need("class_weights", "labels"), loss.label_terms, free)
+        rows = joint_log_probabilities(occupied.flatten()[index], classes_of(index), free)
+        weights = targets.need("class_weights", "labels")
+        terms = cell_losses(rows.float(), labels.flatten()[index].long(), weights, loss.label_terms, free)
         return {name: loss.labels * term for name, term in terms.items()}
 
     def _consistency(self, teacher: Occle, rig_images: RigImages, occupied: Tensor, bare: Tensor) -> Tensor:
@@ -216,7 +227,13 @@ class Occle(nn.Module):
         return consistency_loss(occupied, taught, asked, self.centers_m, rig_images, cells)
 
     def _map_losses(
-        self, rig_images: RigImages, targets: Targets, hidden: Hidden, occupied: Tensor, classes: Tensor, bare: Tensor
+        self,
+        rig_images: RigImages,
+        targets: Targets,
+        hidden: Hidden,
+        occupied: Tensor,
+        classes_of: Classes,
+        bare: Tensor,
     ) -> dict[str, Tensor]:
         """What the class teacher's maps teach."""
         loss, free, grid = self.config.loss, self.config.classes.free_id, self.config.grid
@@ -231,27 +248,20 @@ class Occle(nn.Module):
             losses["distil_2d"] = loss.distil_2d * term
         if loss.distil_3d > 0 and hidden.depths is not None and rig_images.lidar is not None:
             moment, cell, target = points_taught(rig_images, hidden.depths, class_map, grid, free)
-            counts = weights[target] > 0  # the mean over classes that never occur is no number
-            logits = self._classes_at(hidden, moment[counts], cell[counts])
-            term = semantic_loss(logits, *_named(target[counts], weights, free))
-            losses["distil_3d"] = loss.distil_3d * term
+            index, counts = flat_cell(cell, moment, grid), weights[target] > 0  # a mean over no weight is no number
+            target, known = _named(target, weights, free)
+            alone = self.classes_of(hidden.semantic, hidden.shown, index[counts])
+            losses["distil_3d"] = loss.distil_3d * semantic_loss(alone, target[counts], known)
+            counts &= bare[moment]
+            losses["distil_answer"] = loss.distil_answer * semantic_loss(
+                classes_of(index[counts]), target[counts], known
+            )
         if loss.projection > 0:
             class_map = torch.where(bare[:, None, None, None], class_map, UNKNOWN)
             rays = loss.pixel_rays
-            terms = projection_losses(
-                occupied, partial(self._rows_of, classes), class_map, rig_images, grid, free, rays, weights
-            )
+            terms = projection_losses(occupied, classes_of, class_map, rig_images, grid, free, rays, weights)
             losses |= {name: loss.projection * term for name, term in terms.items()}
         return losses
-
-    def _classes_at(self, hidden: Hidden, moment: Tensor, cell: Tensor) -> Tensor:
-        """`classes` of the semantic branch alone at some cells only: [Q, C - 1] of cells int64 [Q, 3]."""
-        block = torch.tensor(self.config.block, device=cell.device)
-        i, j, k = torch.div(cell, block, rounding_mode="floor").unbind(1)
-        a, b, c = (cell % block).unbind(1)
-        rows = self.to_classes(hidden.semantic[moment, :, i, j, k]).unflatten(1, (int(block.prod()), -1))
-        rows = rows[torch.arange(len(cell), device=cell.device), (a * block[1] + b) * block[2] + c]
-        return rows + self.trust_in_pixels * hidden.shown[moment, i, j, k]
 
     @torch.no_grad()
     def answer(self, rig_images: RigImages) -> VoxelAnswer:
@@ -270,7 +280,7 @@ class Occle(nn.Module):
         return VoxelAnswer(labels.to(torch.uint8), confidence.to(torch.uint8), observed.to(torch.uint8))
 
 
-def joint_logits(
+def joint_log_probabilities(
     occupied: Tensor,  # [...] logits
     classes: Tensor,  # [..., C - 1] logits of all classes but the free one
     free_id: int,
