@@ -26,7 +26,7 @@ from occ_core.models import build  # noqa: E402
 from occ_core.models.config import LidarInput, parse  # noqa: E402
 from occ_core.training import loop  # noqa: E402
 from occ_core.training.moments import Augmentation, collate  # noqa: E402
-from occ_core.training.rig_lessons import open_data  # noqa: E402
+from occ_core.training.rig_lessons import data_record, needs_of, open_data  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -213,6 +213,26 @@ def test_moments_without_labels_are_taken_where_the_run_says_so(city, tmp_path, 
         assert data["samples"] == samples and data.get("unlabelled") == (2 if unlabelled else None)
         assert data["held_out_samples"] == 3
     assert seen == {"few": {True}, "all": {True, False}}
+
+
+def test_moments_without_labels_have_the_pseudo_labels_of_the_run(city, tmp_path):
+    tokens = NuScenesSource(city).tokens
+    tiny.write_labels(tmp_path, "few", tokens[:1], 3)
+    tiny.write_labels(tmp_path, "made", tokens[:2], 3, ground=13)  # of the third keyframe nothing could be made
+    model = LidarConfig(needs=("labels", "pseudo_labels"))
+    some = {"labels": str(tmp_path / "few"), "unlabelled": True, "pseudo_labels": str(tmp_path / "made")}
+    config = tiny.run_config(city, model=model, validation_labels="gts", **some)
+    data = open_data(config, needs_of(config), lambda what: None)
+    assert data_record(data)["pseudo_labels"][0]["folder"] == "made"
+    labelled, made, nothing = (data.training[0, i].targets for i in range(3))
+    assert (labelled.labels == 11).any() and (made.labels == 255).all()
+    assert (labelled.pseudo_labels == 255).all() and (nothing.pseudo_labels == 255).all()
+    assert (made.pseudo_labels == 13).sum() == (labelled.labels == 11).sum()
+    assert (made.pseudo_labels == 255).sum() == (labelled.labels == 255).sum()
+    with pytest.raises(InvalidInput, match="no loss of 'with-lidar' learns from pseudo_labels"):
+        needs_of(tiny.run_config(city, **some))
+    with pytest.raises(ValueError, match="set unlabelled: true"):
+        tiny.run_config(city, model=model, **{**some, "unlabelled": False})
 
 
 def test_no_label_at_all_is_refused_by_the_folders_name(city, tmp_path):

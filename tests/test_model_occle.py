@@ -19,10 +19,10 @@ from room_fixtures import FLOOR, HIGH, LOW, ROOM_GRID, WALL, room  # noqa: E402
 from occ_core.lidar_points import absent_points  # noqa: E402
 from occ_core.losses.projection import projection_losses  # noqa: E402
 from occ_core.models.easyocc.heads import blocks_to_cells  # noqa: E402
-from occ_core.models.occle.lidar import depth_evidence, image_depths, points_in_grid, voxelise  # noqa: E402
+from occ_core.models.occle.lidar import cells_at, depth_evidence, image_depths, points_in_grid, voxelise  # noqa: E402
 from occ_core.models.occle.model import Occle, joint_log_probabilities  # noqa: E402
-from occ_core.models.occle.supervision import disturbed, lidar_evidence, points_taught  # noqa: E402
-from occ_core.models.projection import cell_centers_m  # noqa: E402
+from occ_core.models.occle.supervision import disturbed, lidar_evidence, points_taught, voxels_taught  # noqa: E402
+from occ_core.models.projection import cell_centers_m, flat_cell  # noqa: E402
 from occ_core.training.config import load_config  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
@@ -151,16 +151,39 @@ def test_evidence_is_of_the_newest_sweep():
     assert centers_m[:, :2].norm(dim=1).max() > 12
 
 
-def test_points_are_taught_the_class_of_their_pixel():
+def test_points_teach_the_class_of_their_pixel_to_their_cell_and_around_it():
     rig_images, targets = moment()
     depths = image_depths(rig_images, (12, 8))
     taught = points_taught(rig_images, depths, targets.class_map, ROOM_GRID, FREE)
-    height_m = cell_centers_m(ROOM_GRID).reshape(*ROOM_GRID.shape, 3)[taught.cell.unbind(1)][:, 2]
-    assert len(taught.classes) > 300
-    assert (taught.classes[height_m > 0.6] == WALL).float().mean() > 0.97
-    assert (taught.classes[height_m < 0] == FLOOR).float().mean() > 0.8  # pixels at the foot of a wall show the wall
+    own = cells_at(rig_images.lidar[0, :, :3], ROOM_GRID)[0]
+    own = set(flat_cell(own, torch.zeros(len(own), dtype=torch.int64), ROOM_GRID).tolist())
+    exact = torch.tensor([cell in own for cell in taught.cell.tolist()])
+    points = len(taught.cell) - int((~exact).sum())
+    assert points > 300 and points / 3 < (~exact).sum() < points
+    height_m = cell_centers_m(ROOM_GRID)[taught.cell][:, 2]
+    assert (taught.classes[exact & (height_m > 0.6)] == WALL).float().mean() > 0.97
+    assert (taught.classes[exact & (height_m < 0)] == FLOOR).float().mean() > 0.8  # pixels at a wall's foot show it
     unknown = torch.full_like(targets.class_map, 255)
     assert not len(points_taught(rig_images, depths, unknown, ROOM_GRID, FREE).classes)
+
+
+def test_pseudo_labels_teach_the_classes_of_what_they_call_occupied():
+    rig_images, targets = moment()
+    nobody = replace(targets, labels=torch.full_like(targets.labels, 255))
+    made = replace(nobody, pseudo_labels=targets.labels)
+    taught = voxels_taught(targets.labels, FREE)
+    assert set(taught.classes.unique().tolist()) == {FLOOR, WALL}
+    assert torch.equal(targets.labels.flatten()[taught.cell].long(), taught.classes)
+    model = network(loss={"distil_answer": 1.0})
+    losses = model(rig_images, made, 0.5)
+    hidden = model.hidden(rig_images)
+    every = blocks_to_cells(model.classes(hidden.what, hidden.shown).flatten(4), model.config.block, 17).flatten(0, 3)
+    weights = torch.cat([targets.pixel_weights[:FREE], targets.pixel_weights[FREE + 1 :]])
+    counts = targets.pixel_weights[taught.classes] > 0
+    plain = torch.nn.functional.cross_entropy(every[taught.cell[counts]], taught.classes[counts], weight=weights)
+    assert losses["distil_answer"].item() == pytest.approx(plain.item(), rel=1e-4)
+    assert "distil_answer" not in model(rig_images, nobody, 0.5)  # the run has none
+    assert model(rig_images, replace(nobody, pseudo_labels=nobody.labels), 0.5)["distil_answer"] == 0
 
 
 def test_projection_is_the_formula(monkeypatch):
@@ -253,9 +276,9 @@ def test_every_part_learns_the_room():
     history, model, rig_images = trained()
     first, last = history[0], history[-1]
     terms = {"cross_entropy", "lovasz", "geometry_labels", "geometry_lidar", "geometry_consistency", "distil_2d",
-             "distil_3d", "distil_answer", "projection", "projection_sky"}  # fmt: skip
+             "distil_3d", "projection", "projection_sky"}  # fmt: skip
     assert set(last) == terms
-    elsewhere = terms & {"geometry_lidar", "geometry_consistency", "distil_answer", "projection", "projection_sky"}
+    elsewhere = terms & {"geometry_lidar", "geometry_consistency", "projection", "projection_sky"}
     assert all(last[name] == 0 for name in elsewhere)
     for name in terms - elsewhere:
         assert last[name] < 0.7 * first[name], f"{name}: {first[name]} to {last[name]}"
@@ -273,7 +296,7 @@ def test_without_labels_lidar_and_class_maps_teach_it():
     first, last = history[0], history[-1]
     assert first["cross_entropy"] == first["geometry_labels"] == 0
     assert max(values["geometry_consistency"] for values in history) > 0
-    for name in ("geometry_lidar", "distil_2d", "distil_3d", "distil_answer", "projection"):
+    for name in ("geometry_lidar", "distil_2d", "distil_3d", "projection"):
         assert last[name] < 0.7 * first[name], f"{name}: {first[name]} to {last[name]}"
     answer, labels = model.answer(rig_images), room()[1].labels
     seen = (answer.observed == 1) & (labels != 255)
@@ -296,7 +319,8 @@ def test_variants_learn_and_answer(changes):
 
 
 def test_terms_of_weight_zero_need_nothing():
-    off = dict.fromkeys(("geometry_lidar", "geometry_consistency", "distil_2d", "distil_3d", "projection"), 0.0)
+    terms = "geometry_lidar", "geometry_consistency", "distil_2d", "distil_3d", "distil_answer", "projection"
+    off = dict.fromkeys(terms, 0.0)
     model = network(loss=off)
     assert model.config.needs == {"labels"} and not model.config.mean_teacher
     rig_images, targets = moment()
@@ -362,7 +386,10 @@ def test_shipped_configs_are_what_they_say():
     assert small.model.grid_shape == (200, 200, 16) and kitti.model.grid_shape == (256, 256, 32)
     for config in (small, kitti):
         assert isinstance(config.model, OccleConfig) and config.unlabelled and config.teacher and config.model.lidar
-        assert config.model.needs == {"labels", "class_map", "lidar_origin_m"} and config.model.mean_teacher
+        assert (
+            config.model.needs == {"labels", "pseudo_labels", "class_map", "lidar_origin_m"}
+            and config.model.mean_teacher
+        )
     assert kitti.validation_scenes == ("08",)
 
 

@@ -93,10 +93,10 @@ def real_labels(
 
     from occ_core.evaluation.report import write_report
     from occ_core.host import host
-    from occ_core.labels.real import LIDAR_BEST, SPLITS, markdown, open_drives, score_drive
+    from occ_core.labels.real import SPLITS, markdown, open_drives, score_drive
     from occ_core.labels.recipes import load_recipe
 
-    settings = LIDAR_BEST if recipe is None else load_recipe(recipe)
+    settings = load_recipe(recipe or "lidar")
     rows = []
     with Progress(transient=True) as progress:
         for drive in (drive for dataroot in dataroots for drive in open_drives(dataroot)):

@@ -37,7 +37,7 @@ def make(
     dataroot: Annotated[Path, typer.Argument(help="Data set in nuScenes layout.")],
     out: Annotated[Path, typer.Argument(help="Folder of the label store; made if absent.")],
     recipe: Annotated[
-        str, typer.Option(help="single, easyocc, easyocc-clamped, shelf or best; or a YAML file of one's own.")
+        str, typer.Option(help="single, easyocc, easyocc-clamped, shelf, best or lidar; or a YAML file of one's own.")
     ] = "best",
     teacher: Annotated[
         str,

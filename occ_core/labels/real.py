@@ -34,15 +34,6 @@ SPLITS = ("stripes", "frames")
 STRIPE_RAD = np.deg2rad(1.0)
 GEOMETRY = Taxonomy("geometry", ("something", "free"), ((90, 90, 90), (255, 255, 255)), free_id=1)
 
-# `best` for a teacher that measures: no scale error to correct, one return is a surface, where it says. What hides
-# behind something nearer (LidarDepth's confidence 0.2) is left out: the camera's rays to it would pass through that.
-LIDAR_BEST = PRESETS["best"].model_copy(
-    update={
-        "ground_z_m": None, "ground_reach": 0.0, "surface_offset_m": 0.0, "min_confidence": 0.5, "min_points": 1,
-        "outlier_points": 0,
-    }
-)  # fmt: skip
-
 
 class OneClass:
     """Class teacher that calls every pixel the first class: where nobody knows classes, geometry is judged alone."""
@@ -114,7 +105,7 @@ def _without_pixels(source: NuScenesSource | SemanticKittiSource) -> list[Frame]
 def score_drive(
     drive: Drive,
     split: str,
-    recipe: Recipe = LIDAR_BEST,
+    recipe: Recipe = PRESETS["lidar"],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Make labels from one part of the LiDAR and score them by the other.

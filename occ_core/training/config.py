@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from occ_core.errors import InvalidInput, MissingInput
 from occ_core.models.build import ModelConfig, parse_config
@@ -52,6 +52,7 @@ class TrainingConfig(BaseModel):
     data: tuple[Path, ...] = ()  # nuScenes layout, ROS 2 bags, SemanticKITTI
     labels: str = "gts"  # folder of Occ3D labels in each, or a path; "voxels": SemanticKITTI's
     unlabelled: bool = False  # also take moments without labels, whose cells nobody knows: for losses that need none
+    pseudo_labels: str | None = None  # folder or path: what `occ labels make` made, for moments without label
     # of the draws, those that take a labelled moment; None: each moment as often as any other
     labelled_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     validation: tuple[Path, ...] = ()  # default: the last `validation_scenes` scenes of `data`
@@ -82,6 +83,12 @@ class TrainingConfig(BaseModel):
     checkpoint_every: Positive = 500
     validate_every: Positive = 2000
     nano: NanoTraining = NanoTraining()
+
+    @model_validator(mode="after")
+    def _pseudo_labels_are_used(self) -> TrainingConfig:
+        if self.pseudo_labels is not None and not self.unlabelled:
+            raise ValueError("pseudo_labels are of moments without label: set unlabelled: true")
+        return self
 
     @field_validator("model", mode="before")
     @classmethod

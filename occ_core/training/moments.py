@@ -31,7 +31,7 @@ from occ_core.training.label_files import IGNORE, LabelFiles
 from occ_core.training.neighbours import neighbours_of
 from occ_core.training.ranks import batch_of_all
 
-NEEDS = frozenset({"labels", "class_map", "depth_m", "neighbours", "lidar_origin_m"})
+NEEDS = frozenset({"labels", "pseudo_labels", "class_map", "depth_m", "neighbours", "lidar_origin_m"})
 """What a network's losses can be taught with, by fields of `Targets`."""
 
 
@@ -73,12 +73,14 @@ class MomentSource:
         keyframes: which of them.
         labels: which these keyframes have; None: no labels are read.
         teachers: who is asked for class maps and depth; None: nobody.
+        pseudo_labels: of keyframes without label; None: none are read.
     """
 
     frames: FrameSource
     keyframes: list[Keyframe]
     labels: LabelFiles | None = None
     teachers: Teachers | None = None
+    pseudo_labels: LabelFiles | None = None
 
 
 class Moments(Dataset):
@@ -138,6 +140,8 @@ class Moments(Dataset):
         arrays: dict[str, np.ndarray] = {}
         if "labels" in self.needs:
             arrays["labels"] = self.labels(index)
+        if source.pseudo_labels is not None:
+            arrays["pseudo_labels"] = self._pseudo_labels(source.pseudo_labels, keyframe)
         if source.teachers is not None and "class_map" in self.needs:
             arrays["class_map"] = self._class_map(frame, source.teachers)
         if source.teachers is not None and "depth_m" in self.needs:
@@ -171,6 +175,12 @@ class Moments(Dataset):
         if not keyframe.labelled:
             return np.full(self.config.grid_shape, IGNORE, dtype=np.uint8)
         return source.labels.read(keyframe.scene, keyframe.token, self.config)
+
+    def _pseudo_labels(self, files: LabelFiles, keyframe: Keyframe) -> np.ndarray:
+        """As `labels`; IGNORE where a keyframe has a label, and of one that the teachers could not label."""
+        if keyframe.labelled or not files.path(keyframe.scene, keyframe.token).is_file():
+            return np.full(self.config.grid_shape, IGNORE, dtype=np.uint8)
+        return files.read(keyframe.scene, keyframe.token, self.config)
 
     def class_map(self, index: int) -> np.ndarray:
         """What the class teacher says of a keyframe's pixels, uint8 (N, H, W)."""
@@ -300,7 +310,7 @@ def _clouds(clouds: list[Tensor | None]) -> Tensor | None:
     return pad_sequence(given, batch_first=True, padding_value=float("nan")) if given else None
 
 
-OF_THE_MOMENT = ("labels", "lidar_origin_m")  # all other targets have a row for each camera
+OF_THE_MOMENT = ("labels", "pseudo_labels", "lidar_origin_m")  # all other targets have a row for each camera
 FILLING = {"intrinsics": None, "ego_from_cam": None, "neighbour_from_cam": None, "class_map": UNKNOWN,
            "depth_m": float("nan")}  # fmt: skip
 

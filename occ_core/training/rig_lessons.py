@@ -209,6 +209,8 @@ def needs_of(config: TrainingConfig) -> frozenset[str]:
     if needs is None:
         return NEEDS if config.teacher else NEEDS - taught
     needs = frozenset(needs)
+    if config.pseudo_labels is not None and "pseudo_labels" not in needs:
+        raise InvalidInput(f"no loss of '{config.model.name}' learns from pseudo_labels: name them under 'labels'")
     if needs & taught and config.teacher is None:
         raise InvalidInput(
             f"losses of '{config.model.name}' need {' and '.join(sorted(needs & taught))}, which a teacher gives: "
@@ -243,6 +245,8 @@ def open_data(config: TrainingConfig, needs: frozenset[str], told: Callable[[str
     labels = config.labels if "labels" in needs else None
     taught = bool(needs & {"class_map", "depth_m"})
     learnt = [opened.part(part, labels, config, taught, config.unlabelled) for opened, part in training]
+    if config.pseudo_labels is not None:
+        learnt = [opened.with_pseudo_labels(of, config) for (opened, _), of in zip(training, learnt, strict=True)]
     truth = config.validation_labels or config.labels
     asked = [opened.part(part, truth, config, False, False) for opened, part in held_out if part]
     held_out_scenes = sorted({scene for _, part in held_out for scene in part})
@@ -306,6 +310,11 @@ class _Set:
         asked = self._teachers(config) if teachers else None
         return MomentSource(self.frames, keyframes, files, asked)
 
+    def with_pseudo_labels(self, source: MomentSource, config: TrainingConfig) -> MomentSource:
+        """The same moments; those without label have what teachers say of their cells."""
+        files = open_labels(self.root, self.frames, cast(str, config.pseudo_labels), cast(Any, config.model))
+        return replace(source, pseudo_labels=files)
+
     def _teachers(self, config: TrainingConfig) -> Teachers:
         maps = (config.cache or default_cache()) / "maps"
         taxonomy, weights = config.model.classes, config.teacher_weights
@@ -318,11 +327,13 @@ def data_record(data: Held) -> dict[str, Any]:
     sources = [source for source in data.training.sources if source.keyframes]
     names = sorted(data.training.names)
     gap_s = data.training.neighbour_gap_s()
+    pseudo = [source.pseudo_labels.provenance for source in sources if source.pseudo_labels]
     unlabelled = sum(not keyframe.labelled for source in sources for keyframe in source.keyframes)
     return {
         "scenes": len({keyframe.scene for source in sources for keyframe in source.keyframes}),
         "samples": len(names),
         "labels": [source.labels.provenance for source in sources if source.labels],
+        **({"pseudo_labels": pseudo} if pseudo else {}),
         **({"unlabelled": unlabelled} if unlabelled else {}),
         "tokens_sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
         "cameras": max(len(source.frames[source.keyframes[0].place].rig) for source in sources),

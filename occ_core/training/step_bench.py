@@ -19,7 +19,7 @@ import torch
 
 from occ_core.errors import InvalidInput
 from occ_core.frame import Frame
-from occ_core.labels.real import LIDAR_BEST
+from occ_core.labels.recipes import PRESETS
 from occ_core.labels.scene import label_scene
 from occ_core.models.config import CameraModelConfig
 from occ_core.sources.open import open_source
@@ -141,7 +141,7 @@ def one_moment(config: TrainingConfig, dataroot: Path) -> Moment:
     ones = torch.ones(len(taxonomy))
     targets = replace(moment.targets, class_weights=ones, pixel_weights=ones)
     if "labels" in needs:
-        (label,) = label_scene([frames[place]], teachers, LIDAR_BEST, grid=model.grid, taxonomy=taxonomy)
+        (label,) = label_scene([frames[place]], teachers, PRESETS["lidar"], grid=model.grid, taxonomy=taxonomy)
         cells = np.where(label.occupancy.observed, label.occupancy.labels, np.uint8(IGNORE))
         counts = torch.from_numpy(np.bincount(cells.ravel(), minlength=256)[: len(taxonomy)])
         labels = torch.from_numpy(cells).repeat(config.batch_size, 1, 1, 1)

@@ -21,8 +21,8 @@ class OccleLoss(BaseModel):
     geometry_lidar: Weight = 0.5  # elsewhere: what LiDAR rays meet is occupied, what they pass is free
     geometry_consistency: Weight = 0.5  # in moments without label: what the averaged network says
     distil_2d: Weight = 0.2  # the class teacher's maps, on the images
-    distil_3d: Weight = 0.1  # the same at LiDAR points, of the semantic branch alone
-    distil_answer: Weight = 0.3  # the same of the answer, in moments without label
+    distil_3d: Weight = 0.1  # the same at LiDAR points and around them, of the semantic branch alone
+    distil_answer: Weight = 0.3  # in moments without label: the answer's classes against pseudo-labels, where given
     projection: Weight = 0.2  # in moments without label: the answer accumulated along pixels' rays against the maps
     lidar_rays: Annotated[int, Field(gt=0)] = 4096  # LiDAR points of a step, in each moment
     pixel_rays: Annotated[int, Field(gt=0)] = 2048  # pixels of the projection, of all cameras of a moment
@@ -89,7 +89,8 @@ class OccleConfig(CameraModelConfig):
         loss = self.loss
         wanted = {
             "labels": loss.labels or loss.geometry_labels,
-            "class_map": loss.distil_2d or loss.projection or (loss.distil_3d and self.lidar),
+            "pseudo_labels": loss.distil_answer,
+            "class_map": loss.distil_2d or loss.distil_answer or loss.projection or (loss.distil_3d and self.lidar),
             "lidar_origin_m": loss.geometry_lidar and self.lidar,
         }
         return frozenset(field for field, weight in wanted.items() if weight)

@@ -36,6 +36,7 @@ from occ_core.models.occle.lidar import (
     voxelise,
 )
 from occ_core.models.occle.supervision import (
+    Taught,
     balanced_occupancy,
     consistency_loss,
     disturbed,
@@ -43,8 +44,9 @@ from occ_core.models.occle.supervision import (
     lidar_evidence,
     points_taught,
     trust,
+    voxels_taught,
 )
-from occ_core.models.projection import cell_centers_m, flat_cell, in_view, lift
+from occ_core.models.projection import cell_centers_m, in_view, lift
 from occ_core.models.rig_images import RigImages, Targets, VoxelAnswer
 
 Classes = Callable[[Tensor], Tensor]  # logits [Q, C - 1] of cells with flat indices [Q], without the free class
@@ -246,22 +248,23 @@ class Occle(nn.Module):
             sampled = F.interpolate(class_map.float(), (height, width), mode="nearest-exact").to(torch.uint8)
             term = pixel_class_loss(hidden.pixel_logits.flatten(0, 1), sampled.flatten(0, 1), weights)
             losses["distil_2d"] = loss.distil_2d * term
-        if loss.distil_3d > 0 and hidden.depths is not None and rig_images.lidar is not None:
-            moment, cell, target = points_taught(rig_images, hidden.depths, class_map, grid, free)
-            index, counts = flat_cell(cell, moment, grid), weights[target] > 0  # a mean over no weight is no number
-            target, known = _named(target, weights, free)
-            alone = self.classes_of(hidden.semantic, hidden.shown, index[counts])
-            losses["distil_3d"] = loss.distil_3d * semantic_loss(alone, target[counts], known)
-            counts &= bare[moment]
-            losses["distil_answer"] = loss.distil_answer * semantic_loss(
-                classes_of(index[counts]), target[counts], known
-            )
+        if loss.distil_3d > 0 and hidden.depths is not None:
+            alone = partial(self.classes_of, hidden.semantic, hidden.shown)
+            taught = points_taught(rig_images, hidden.depths, class_map, grid, free)
+            losses["distil_3d"] = loss.distil_3d * self._classes_taught(alone, taught, weights)
+        if loss.distil_answer > 0 and targets.pseudo_labels is not None:
+            taught = voxels_taught(targets.pseudo_labels, free)
+            losses["distil_answer"] = loss.distil_answer * self._classes_taught(classes_of, taught, weights)
         if loss.projection > 0:
             class_map = torch.where(bare[:, None, None, None], class_map, UNKNOWN)
             rays = loss.pixel_rays
             terms = projection_losses(occupied, classes_of, class_map, rig_images, grid, free, rays, weights)
             losses |= {name: loss.projection * term for name, term in terms.items()}
         return losses
+
+    def _classes_taught(self, classes_of: Classes, taught: Taught, weights: Tensor) -> Tensor:
+        index, classes = (of[weights[taught.classes] > 0] for of in taught)  # a mean over no weight is no number
+        return semantic_loss(classes_of(index), *_named(classes, weights, self.config.classes.free_id))
 
     @torch.no_grad()
     def answer(self, rig_images: RigImages) -> VoxelAnswer:

@@ -20,6 +20,7 @@ FREE_SAMPLES = 8  # on the way to each LiDAR point
 MARGIN_CELLS = 2.0  # before a LiDAR point, where its ray is not said to be free
 KEPT_POINTS = 0.75  # of a disturbed cloud
 BRIGHTNESS = (0.8, 1.25)  # of a disturbed camera
+SPREAD_CELLS = 1.0  # standard deviation, by which the class of a LiDAR point is spread to the cells around it
 RAMP = 0.5  # of the run, over which the averaged network comes to be trusted
 
 
@@ -91,11 +92,10 @@ def balanced_occupancy(
     return free_share * of_free + (1 - free_share) * of_occupied
 
 
-class TaughtPoints(NamedTuple):
-    """LiDAR points whose class a map tells."""
+class Taught(NamedTuple):
+    """Cells of which a teacher says: if they are occupied, then by that."""
 
-    moment: Tensor  # [Q] int64
-    cell: Tensor  # [Q, 3] int64
+    cell: Tensor  # [Q] int64, flat over moments and cells
     classes: Tensor  # [Q] int64
 
 
@@ -106,15 +106,34 @@ def points_taught(
     class_map: Tensor,  # uint8 [B, N, H, W]
     grid: VoxelGrid,
     free_id: int,
-) -> TaughtPoints:
-    """The class map's answer at the pixel of every point that a camera sees; sky and unknown tell nothing."""
+) -> Taught:
+    """The class map's answer at the pixel of every point that a camera sees; sky and unknown tell nothing.
+
+    Each point tells it of its own cell, and of one near it: beams meet one in five of the cells that cameras see
+    occupied, and what is next to a point is most often the same thing. To spread them so is ours.
+    """
     assert rig_images.lidar is not None
     column, row = depths.pixel.round().long().unbind(1)
     height, width = class_map.shape[2:]
     classes = class_map[depths.moment, depths.camera, row.clamp(0, height - 1), column.clamp(0, width - 1)].long()
     cell, inside = cells_at(rig_images.lidar[depths.moment, depths.point, :3], grid)
     told = inside & (classes != UNOBSERVED) & (classes != free_id)
-    return TaughtPoints(depths.moment[told], cell[told], classes[told])
+    moment, cell, classes = (torch.cat([of[told], of[told]]) for of in (depths.moment, cell, classes))
+    spread = (torch.randn(cell.shape, device=cell.device) * SPREAD_CELLS).round().long()
+    spread[: len(cell) // 2] = 0
+    cell = cell + spread
+    kept = ((cell >= 0) & (cell < torch.tensor(grid.shape, device=cell.device))).all(1)
+    return Taught(flat_cell(cell[kept], moment[kept], grid), classes[kept])
+
+
+def voxels_taught(
+    pseudo_labels: Tensor,  # uint8 [B, X, Y, Z], 255 where nothing is said
+    free_id: int,
+) -> Taught:
+    """The cells that pseudo-labels call occupied."""
+    classes = pseudo_labels.flatten()
+    cell = ((classes != UNOBSERVED) & (classes != free_id)).nonzero()[:, 0]
+    return Taught(cell, classes[cell].long())
 
 
 @torch.no_grad()
