@@ -141,7 +141,7 @@ class Moments(Dataset):
         if "labels" in self.needs:
             arrays["labels"] = self.labels(index)
         if source.pseudo_labels is not None:
-            arrays["pseudo_labels"] = self._pseudo_labels(source.pseudo_labels, keyframe)
+            arrays["pseudo_labels"] = self._unknown() if keyframe.labelled else self.pseudo_labels(index)
         if source.teachers is not None and "class_map" in self.needs:
             arrays["class_map"] = self._class_map(frame, source.teachers)
         if source.teachers is not None and "depth_m" in self.needs:
@@ -173,14 +173,25 @@ class Moments(Dataset):
         if source.labels is None:
             raise InvalidInput(f"keyframe {keyframe.token} was opened without labels")
         if not keyframe.labelled:
-            return np.full(self.config.grid_shape, IGNORE, dtype=np.uint8)
+            return self._unknown()
         return source.labels.read(keyframe.scene, keyframe.token, self.config)
 
-    def _pseudo_labels(self, files: LabelFiles, keyframe: Keyframe) -> np.ndarray:
-        """As `labels`; IGNORE where a keyframe has a label, and of one that the teachers could not label."""
-        if keyframe.labelled or not files.path(keyframe.scene, keyframe.token).is_file():
-            return np.full(self.config.grid_shape, IGNORE, dtype=np.uint8)
+    def pseudo_labels(self, index: int) -> np.ndarray:
+        """What teachers say of a keyframe, labelled or not: as `labels`; IGNORE if they could not label it.
+
+        Raises:
+            CorruptInput; InvalidInput: the data was opened without pseudo-labels.
+        """
+        source, keyframe = self._keys[index]
+        files = source.pseudo_labels
+        if files is None:
+            raise InvalidInput(f"keyframe {keyframe.token} was opened without pseudo-labels")
+        if not files.path(keyframe.scene, keyframe.token).is_file():
+            return self._unknown()
         return files.read(keyframe.scene, keyframe.token, self.config)
+
+    def _unknown(self) -> np.ndarray:
+        return np.full(self.config.grid_shape, IGNORE, dtype=np.uint8)
 
     def class_map(self, index: int) -> np.ndarray:
         """What the class teacher says of a keyframe's pixels, uint8 (N, H, W)."""

@@ -21,6 +21,7 @@ from occ_core.frame import FULL_INTENSITY
 from occ_core.losses.voxel import class_weights
 from occ_core.models.config import CameraModelConfig
 from occ_core.sources.open import FrameSource, open_source
+from occ_core.taxonomy import Taxonomy
 from occ_core.teachers.base import Teachers
 from occ_core.teachers.load import load_teachers
 from occ_core.training.cache import default_cache
@@ -38,6 +39,7 @@ from occ_core.training.moments import (
 )
 from occ_core.training.ranks import Ranks
 
+RIGHT_CELLS = 100.0  # of each class, that pseudo-labels are taken to have right before any is counted
 COUNTED_CELLS, COUNTED_PIXELS = 400, 100
 """Moments, evenly chosen, over which classes are counted: reading labels is cheap, maps are not."""
 
@@ -137,6 +139,9 @@ class RigLessons:
             pixels = self.ranks.sum(_counted(map(moments.class_map, shown), classes))
             self.record["pixels_per_class"] = pixels.tolist()
             weights["pixel_weights"] = class_weights(torch.from_numpy(pixels))
+        if self.config.pseudo_labels is not None:
+            counts = self.ranks.sum(confusion(moments, some(moments.labelled, COUNTED_CELLS), self.taxonomy))
+            weights["pseudo_confusion"] = pseudo_confusion(torch.from_numpy(counts))
         return {name: tensor.to(self.ranks.device) for name, tensor in weights.items()}
 
 
@@ -151,6 +156,24 @@ def cell_weights(
     weights = class_weights(counts)
     weights[free_id] = 1.0
     return weights
+
+
+def pseudo_confusion(
+    counts: Tensor,  # int64 [C, C] cells of class i that pseudo-labels call j
+) -> Tensor:  # [C, C] float32
+    """P(j | i): with few cells counted, pseudo-labels are right."""
+    counts = counts.float() + RIGHT_CELLS * torch.eye(len(counts))
+    return counts / counts.sum(dim=1, keepdim=True)
+
+
+def confusion(moments: Moments, labelled: Sequence[int], taxonomy: Taxonomy) -> np.ndarray:
+    """Cells that both call occupied: int64 (C, C), by their label and by what pseudo-labels say."""
+    matrix, free = np.zeros((len(taxonomy), len(taxonomy)), dtype=np.int64), taxonomy.free_id
+    for index in labelled:
+        truth, said = moments.labels(index), moments.pseudo_labels(index)
+        both = (truth != IGNORE) & (truth != free) & (said != IGNORE) & (said != free)
+        matrix += confusion_matrix(truth, said, both, len(taxonomy))
+    return matrix
 
 
 def _counted(arrays: Iterable[np.ndarray], classes: int) -> np.ndarray:

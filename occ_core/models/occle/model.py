@@ -36,9 +36,9 @@ from occ_core.models.occle.lidar import (
     voxelise,
 )
 from occ_core.models.occle.supervision import (
-    Taught,
     balanced_occupancy,
     consistency_loss,
+    corrected_class_loss,
     disturbed,
     evidence_loss,
     lidar_evidence,
@@ -249,22 +249,20 @@ class Occle(nn.Module):
             term = pixel_class_loss(hidden.pixel_logits.flatten(0, 1), sampled.flatten(0, 1), weights)
             losses["distil_2d"] = loss.distil_2d * term
         if loss.distil_3d > 0 and hidden.depths is not None:
-            alone = partial(self.classes_of, hidden.semantic, hidden.shown)
-            taught = points_taught(rig_images, hidden.depths, class_map, grid, free)
-            losses["distil_3d"] = loss.distil_3d * self._classes_taught(alone, taught, weights)
+            index, said = points_taught(rig_images, hidden.depths, class_map, grid, free).known(weights)
+            alone = self.classes_of(hidden.semantic, hidden.shown, index)
+            losses["distil_3d"] = loss.distil_3d * semantic_loss(alone, named(said, free), without(weights, free))
         if loss.distil_answer > 0 and targets.pseudo_labels is not None:
-            taught = voxels_taught(targets.pseudo_labels, free)
-            losses["distil_answer"] = loss.distil_answer * self._classes_taught(classes_of, taught, weights)
+            index, said = voxels_taught(targets.pseudo_labels, free).known(weights)
+            confusion = without(without(targets.need("pseudo_confusion", "distil_answer").T, free).T, free)
+            term = corrected_class_loss(classes_of(index), named(said, free), confusion, without(weights, free))
+            losses["distil_answer"] = loss.distil_answer * term
         if loss.projection > 0:
             class_map = torch.where(bare[:, None, None, None], class_map, UNKNOWN)
             rays = loss.pixel_rays
             terms = projection_losses(occupied, classes_of, class_map, rig_images, grid, free, rays, weights)
             losses |= {name: loss.projection * term for name, term in terms.items()}
         return losses
-
-    def _classes_taught(self, classes_of: Classes, taught: Taught, weights: Tensor) -> Tensor:
-        index, classes = (of[weights[taught.classes] > 0] for of in taught)  # a mean over no weight is no number
-        return semantic_loss(classes_of(index), *_named(classes, weights, self.config.classes.free_id))
 
     @torch.no_grad()
     def answer(self, rig_images: RigImages) -> VoxelAnswer:
@@ -293,9 +291,14 @@ def joint_log_probabilities(
     return torch.cat([named[..., :free_id], F.logsigmoid(-occupied)[..., None], named[..., free_id:]], dim=-1)
 
 
-def _named(target: Tensor, weights: Tensor, free_id: int) -> tuple[Tensor, Tensor]:
-    """Class ids and weights by class id as they are among classes without the free one."""
-    return target - (target > free_id).long(), torch.cat([weights[:free_id], weights[free_id + 1 :]])
+def named(classes: Tensor, free_id: int) -> Tensor:
+    """Class ids as they are among classes without the free one."""
+    return classes - (classes > free_id).long()
+
+
+def without(rows: Tensor, free_id: int) -> Tensor:
+    """The rows of all classes but the free one."""
+    return torch.cat([rows[:free_id], rows[free_id + 1 :]])
 
 
 def _head(channels: int, outputs: int) -> nn.Sequential:
