@@ -26,14 +26,12 @@ from occ_core.models import build  # noqa: E402
 from occ_core.models.config import LidarInput, parse  # noqa: E402
 from occ_core.taxonomy import OCC3D  # noqa: E402
 from occ_core.training import loop  # noqa: E402
+from occ_core.training.counts import RIGHT_CELLS, confusion, pseudo_confusion  # noqa: E402
 from occ_core.training.moments import Augmentation, collate  # noqa: E402
 from occ_core.training.rig_lessons import (  # noqa: E402
-    RIGHT_CELLS,
-    confusion,
     data_record,
     needs_of,
     open_data,
-    pseudo_confusion,
 )
 
 torch.set_num_threads(1)

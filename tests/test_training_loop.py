@@ -26,8 +26,9 @@ from occ_core.inference.predictor import Predictor  # noqa: E402
 from occ_core.models import build  # noqa: E402
 from occ_core.training import loop, state  # noqa: E402
 from occ_core.training.config import load_config  # noqa: E402
+from occ_core.training.counts import cell_weights  # noqa: E402
 from occ_core.training.log import Clock, Log  # noqa: E402
-from occ_core.training.rig_lessons import RigLessons, cell_weights  # noqa: E402
+from occ_core.training.rig_lessons import RigLessons  # noqa: E402
 
 torch.set_num_threads(1)
 

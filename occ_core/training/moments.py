@@ -5,8 +5,7 @@ Nothing is kept decoded: a moment is read when it is asked for, by as many worke
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -29,7 +28,6 @@ from occ_core.teachers.base import UNKNOWN, Teachers
 from occ_core.training.data import recolour
 from occ_core.training.label_files import IGNORE, LabelFiles
 from occ_core.training.neighbours import neighbours_of
-from occ_core.training.ranks import batch_of_all
 
 NEEDS = frozenset({"labels", "pseudo_labels", "class_map", "depth_m", "neighbours", "lidar_origin_m"})
 """What a network's losses can be taught with, by fields of `Targets`."""
@@ -119,6 +117,11 @@ class Moments(Dataset):
     def labelled(self) -> list[int]:
         """Indices of the keyframes that have labels."""
         return [i for i, (source, keyframe) in enumerate(self._keys) if source.labels and keyframe.labelled]
+
+    @property
+    def pseudo_labelled(self) -> bool:
+        """Whether every source has pseudo-labels."""
+        return all(source.pseudo_labels for source in self.sources)
 
     def neighbour_gap_s(self) -> float | None:
         """Median time from an image of each source's first keyframe to its neighbours; None without any.
@@ -334,61 +337,3 @@ def _padded(tensor: Tensor, cameras: int, name: str) -> Tensor:
     value = FILLING.get(name, 0)
     rows = tensor[-1:].expand(lacking, *tensor.shape[1:])
     return torch.cat([tensor, rows if value is None else torch.full_like(rows, value)])
-
-
-class Steps:
-    """Batch sampler of one process: which moments each of its batches takes, an endless list from `first_step` on.
-
-    Depends on seed and place alone, so that a resumed run sees what an unbroken one would have seen, and any division
-    of the same samples among processes and accumulated batches sees the same samples in a step.
-
-    Args:
-        count: moments of the data.
-        batch_size, accumulate: moments in a batch, batches in a step of one process.
-        rank, world: which of how many processes.
-        labelled: indices of the labelled moments. labelled_share: of all draws, evenly spread, that take one of these;
-            the others take the rest. None, or if all or none are labelled: each moment as often as any other.
-    """
-
-    def __init__(
-        self,
-        count: int,
-        seed: int,
-        batch_size: int,
-        accumulate: int,
-        rank: int,
-        world: int,
-        first_step: int = 0,
-        labelled: Sequence[int] = (),
-        labelled_share: float | None = None,
-    ) -> None:
-        self.seed, self.batch_size, self.accumulate = seed, batch_size, accumulate
-        self.rank, self.world, self.first_step = rank, world, first_step
-        rest = sorted(set(range(count)) - set(labelled))
-        self.share = labelled_share if labelled and rest else None
-        self._pools = [np.arange(count)] if self.share is None else [np.array(rest), np.array(labelled)]
-        self._orders: list[tuple[int, np.ndarray]] = [(-1, pool) for pool in self._pools]
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        batch = self.first_step * self.accumulate
-        while True:
-            first = batch_of_all(batch, self.rank, self.world, self.seed) * self.batch_size
-            yield [(draw, self._moment(draw)) for draw in range(first, first + self.batch_size)]
-            batch += 1
-
-    def _moment(self, draw: int) -> int:
-        if self.share is None:
-            return self._nth(0, draw)
-        before, until = math.floor(draw * self.share), math.floor((draw + 1) * self.share)
-        return self._nth(1, before) if until > before else self._nth(0, draw - before)
-
-    def _nth(self, pool: int, place: int) -> int:
-        """Of an endless list in which each moment of the pool comes once in every epoch."""
-        moments = self._pools[pool]
-        epoch, order = self._orders[pool]
-        if place // len(moments) != epoch:
-            epoch = place // len(moments)
-            salt = [pool] if pool else []
-            order = moments[np.random.default_rng([self.seed, 2, epoch, *salt]).permutation(len(moments))]
-            self._orders[pool] = epoch, order
-        return int(order[place % len(moments)])

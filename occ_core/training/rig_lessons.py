@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -18,14 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 from occ_core.errors import InvalidInput, OccError
 from occ_core.evaluation.voxel_iou import confusion_matrix
 from occ_core.frame import FULL_INTENSITY
-from occ_core.losses.voxel import class_weights
 from occ_core.models.config import CameraModelConfig
 from occ_core.sources.open import FrameSource, open_source
-from occ_core.taxonomy import Taxonomy
 from occ_core.teachers.base import Teachers
 from occ_core.teachers.load import load_teachers
 from occ_core.training.cache import default_cache
 from occ_core.training.config import TrainingConfig
+from occ_core.training.counts import count_classes
 from occ_core.training.label_files import IGNORE, open_labels
 from occ_core.training.moments import (
     NEEDS,
@@ -34,14 +33,10 @@ from occ_core.training.moments import (
     Moment,
     Moments,
     MomentSource,
-    Steps,
     collate,
 )
 from occ_core.training.ranks import Ranks
-
-RIGHT_CELLS = 100.0  # of each class, that pseudo-labels are taken to have right before any is counted
-COUNTED_CELLS, COUNTED_PIXELS = 400, 100
-"""Moments, evenly chosen, over which classes are counted: reading labels is cheap, maps are not."""
+from occ_core.training.steps import Steps
 
 
 class RigLessons:
@@ -58,7 +53,9 @@ class RigLessons:
         self.data = open_data(config, self.needs, told)
         self.record = data_record(self.data)
         told("how often each class occurs")
-        self.weights = self._class_weights()
+        counts = count_classes(self.data.training, self.needs, self.taxonomy, ranks)
+        self.record |= counts.record
+        self.weights = {name: tensor.to(ranks.device) for name, tensor in counts.weights.items()}
 
     def batches(self, first_step: int) -> Iterator[Moment]:
         """This process's share; read by `workers` processes, ahead of the steps."""
@@ -120,68 +117,6 @@ class RigLessons:
             if isinstance(batch, OccError):
                 raise batch
             yield batch
-
-    def _class_weights(self) -> dict[str, Tensor]:
-        """Of Targets' fields, on the device; each process counts a part of the moments."""
-        moments, classes = self.data.training, len(self.taxonomy)
-
-        def some(of: Sequence[int], count: int) -> Sequence[int]:
-            return of[:: max(1, len(of) // count)][self.ranks.rank :: self.ranks.world]
-
-        weights = {}
-        if "labels" in self.needs:
-            labelled = some(moments.labelled, COUNTED_CELLS)
-            cells = self.ranks.sum(_counted(map(moments.labels, labelled), classes))
-            self.record["cells_per_class"] = cells.tolist()
-            weights["class_weights"] = cell_weights(torch.from_numpy(cells), self.taxonomy.free_id)
-        if "class_map" in self.needs:
-            shown = some(range(len(moments)), COUNTED_PIXELS)
-            pixels = self.ranks.sum(_counted(map(moments.class_map, shown), classes))
-            self.record["pixels_per_class"] = pixels.tolist()
-            weights["pixel_weights"] = class_weights(torch.from_numpy(pixels))
-        if self.config.pseudo_labels is not None:
-            counts = self.ranks.sum(confusion(moments, some(moments.labelled, COUNTED_CELLS), self.taxonomy))
-            weights["pseudo_confusion"] = pseudo_confusion(torch.from_numpy(counts))
-        return {name: tensor.to(self.ranks.device) for name, tensor in weights.items()}
-
-
-def cell_weights(
-    counts: Tensor,  # [C] observed cells of each class
-    free_id: int,
-) -> Tensor:  # [C] float32
-    """1 / sqrt(frequency) among occupied classes, of mean 1 over their cells, 0 for classes that never occur; 1 for
-    free cells, whose share of a loss is that loss' own affair."""
-    counts = counts.clone()
-    counts[free_id] = 0
-    weights = class_weights(counts)
-    weights[free_id] = 1.0
-    return weights
-
-
-def pseudo_confusion(
-    counts: Tensor,  # int64 [C, C] cells of class i that pseudo-labels call j
-) -> Tensor:  # [C, C] float32
-    """P(j | i): with few cells counted, pseudo-labels are right."""
-    counts = counts.float() + RIGHT_CELLS * torch.eye(len(counts))
-    return counts / counts.sum(dim=1, keepdim=True)
-
-
-def confusion(moments: Moments, labelled: Sequence[int], taxonomy: Taxonomy) -> np.ndarray:
-    """Cells that both call occupied: int64 (C, C), by their label and by what pseudo-labels say."""
-    matrix, free = np.zeros((len(taxonomy), len(taxonomy)), dtype=np.int64), taxonomy.free_id
-    for index in labelled:
-        truth, said = moments.labels(index), moments.pseudo_labels(index)
-        both = (truth != IGNORE) & (truth != free) & (said != IGNORE) & (said != free)
-        matrix += confusion_matrix(truth, said, both, len(taxonomy))
-    return matrix
-
-
-def _counted(arrays: Iterable[np.ndarray], classes: int) -> np.ndarray:
-    """How often each class occurs, int64 (classes,)."""
-    total = np.zeros(256, dtype=np.int64)
-    for array in arrays:
-        total += np.bincount(array.ravel(), minlength=256)
-    return total[:classes]
 
 
 class _Readable(Dataset):

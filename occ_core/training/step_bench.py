@@ -27,10 +27,11 @@ from occ_core.taxonomy import Taxonomy
 from occ_core.teachers.base import ClassMap, Teachers
 from occ_core.teachers.lidar import LidarDepth
 from occ_core.training.config import TrainingConfig
+from occ_core.training.counts import cell_weights
 from occ_core.training.label_files import IGNORE
 from occ_core.training.loop import DTYPES
 from occ_core.training.moments import Keyframe, Moment, Moments, MomentSource, collate
-from occ_core.training.rig_lessons import cell_weights, needs_of
+from occ_core.training.rig_lessons import needs_of
 from occ_core.training.state import new_state
 
 ANSWERS = 3  # timed

@@ -1,0 +1,68 @@
+"""Which moments each step takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from occ_core.training.ranks import batch_of_all
+
+
+class Steps:
+    """Batch sampler of one process: which moments each of its batches takes, an endless list from `first_step` on.
+
+    Depends on seed and place alone, so that a resumed run sees what an unbroken one would have seen, and any division
+    of the same samples among processes and accumulated batches sees the same samples in a step.
+
+    Args:
+        count: moments of the data.
+        batch_size, accumulate: moments in a batch, batches in a step of one process.
+        rank, world: which of how many processes.
+        labelled: indices of the labelled moments. labelled_share: of all draws, evenly spread, that take one of these;
+            the others take the rest. None, or if all or none are labelled: each moment as often as any other.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        seed: int,
+        batch_size: int,
+        accumulate: int,
+        rank: int,
+        world: int,
+        first_step: int = 0,
+        labelled: Sequence[int] = (),
+        labelled_share: float | None = None,
+    ) -> None:
+        self.seed, self.batch_size, self.accumulate = seed, batch_size, accumulate
+        self.rank, self.world, self.first_step = rank, world, first_step
+        rest = sorted(set(range(count)) - set(labelled))
+        self.share = labelled_share if labelled and rest else None
+        self._pools = [np.arange(count)] if self.share is None else [np.array(rest), np.array(labelled)]
+        self._orders: list[tuple[int, np.ndarray]] = [(-1, pool) for pool in self._pools]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        batch = self.first_step * self.accumulate
+        while True:
+            first = batch_of_all(batch, self.rank, self.world, self.seed) * self.batch_size
+            yield [(draw, self._moment(draw)) for draw in range(first, first + self.batch_size)]
+            batch += 1
+
+    def _moment(self, draw: int) -> int:
+        if self.share is None:
+            return self._nth(0, draw)
+        before, until = math.floor(draw * self.share), math.floor((draw + 1) * self.share)
+        return self._nth(1, before) if until > before else self._nth(0, draw - before)
+
+    def _nth(self, pool: int, place: int) -> int:
+        """Of an endless list in which each moment of the pool comes once in every epoch."""
+        moments = self._pools[pool]
+        epoch, order = self._orders[pool]
+        if place // len(moments) != epoch:
+            epoch = place // len(moments)
+            salt = [pool] if pool else []
+            order = moments[np.random.default_rng([self.seed, 2, epoch, *salt]).permutation(len(moments))]
+            self._orders[pool] = epoch, order
+        return int(order[place % len(moments)])
