@@ -59,7 +59,6 @@ class Targets:
         labels: uint8 [B, X, Y, Z], class ids of the grid's cells, 255 where unobserved.
         class_weights: float32 [C], of the classes in losses on cells; 0 for classes that never occur.
         pseudo_labels: uint8 [B, X, Y, Z], what teachers say of the cells of moments without label, 255 where nothing.
-        pseudo_confusion: float32 [C, C], P(pseudo-labels say j | class i) of occupied cells, where moments have both.
         class_map: uint8 [B, N, H, W], the class teacher's answer at the size of the images; the free id is sky, 255
             unknown.
         pixel_weights: float32 [C], of the classes in losses on pixels.
@@ -73,7 +72,6 @@ class Targets:
 
     labels: Tensor | None = None
     pseudo_labels: Tensor | None = None
-    pseudo_confusion: Tensor | None = None
     class_weights: Tensor | None = None
     class_map: Tensor | None = None
     pixel_weights: Tensor | None = None

@@ -118,11 +118,6 @@ class Moments(Dataset):
         """Indices of the keyframes that have labels."""
         return [i for i, (source, keyframe) in enumerate(self._keys) if source.labels and keyframe.labelled]
 
-    @property
-    def pseudo_labelled(self) -> bool:
-        """Whether every source has pseudo-labels."""
-        return all(source.pseudo_labels for source in self.sources)
-
     def neighbour_gap_s(self) -> float | None:
         """Median time from an image of each source's first keyframe to its neighbours; None without any.
 
@@ -144,7 +139,7 @@ class Moments(Dataset):
         if "labels" in self.needs:
             arrays["labels"] = self.labels(index)
         if source.pseudo_labels is not None:
-            arrays["pseudo_labels"] = self._unknown() if keyframe.labelled else self.pseudo_labels(index)
+            arrays["pseudo_labels"] = self._pseudo_labels(source.pseudo_labels, keyframe)
         if source.teachers is not None and "class_map" in self.needs:
             arrays["class_map"] = self._class_map(frame, source.teachers)
         if source.teachers is not None and "depth_m" in self.needs:
@@ -179,17 +174,9 @@ class Moments(Dataset):
             return self._unknown()
         return source.labels.read(keyframe.scene, keyframe.token, self.config)
 
-    def pseudo_labels(self, index: int) -> np.ndarray:
-        """What teachers say of a keyframe, labelled or not: as `labels`; IGNORE if they could not label it.
-
-        Raises:
-            CorruptInput; InvalidInput: the data was opened without pseudo-labels.
-        """
-        source, keyframe = self._keys[index]
-        files = source.pseudo_labels
-        if files is None:
-            raise InvalidInput(f"keyframe {keyframe.token} was opened without pseudo-labels")
-        if not files.path(keyframe.scene, keyframe.token).is_file():
+    def _pseudo_labels(self, files: LabelFiles, keyframe: Keyframe) -> np.ndarray:
+        """As `labels`; IGNORE where a keyframe has a label, and of one that the teachers could not label."""
+        if keyframe.labelled or not files.path(keyframe.scene, keyframe.token).is_file():
             return self._unknown()
         return files.read(keyframe.scene, keyframe.token, self.config)
 

@@ -22,7 +22,7 @@ class OccleLoss(BaseModel):
     geometry_consistency: Weight = 0.5  # in moments without label: what the averaged network says
     distil_2d: Weight = 0.2  # the class teacher's maps, on the images
     distil_3d: Weight = 0.1  # the same at LiDAR points and around them, of the semantic branch alone
-    distil_answer: Weight = 0.3  # in moments without label: the answer's classes against pseudo-labels, where given
+    distil_answer: Weight = 0.6  # in moments without label: the answer's classes against pseudo-labels, where given
     projection: Weight = 0.2  # in moments without label: the answer accumulated along pixels' rays against the maps
     lidar_rays: Annotated[int, Field(gt=0)] = 4096  # LiDAR points of a step, in each moment
     pixel_rays: Annotated[int, Field(gt=0)] = 2048  # pixels of the projection, of all cameras of a moment

@@ -38,7 +38,6 @@ from occ_core.models.occle.lidar import (
 from occ_core.models.occle.supervision import (
     balanced_occupancy,
     consistency_loss,
-    corrected_class_loss,
     disturbed,
     evidence_loss,
     lidar_evidence,
@@ -254,8 +253,7 @@ class Occle(nn.Module):
             losses["distil_3d"] = loss.distil_3d * semantic_loss(alone, named(said, free), without(weights, free))
         if loss.distil_answer > 0 and targets.pseudo_labels is not None:
             index, said = voxels_taught(targets.pseudo_labels, free).known(weights)
-            confusion = without(without(targets.need("pseudo_confusion", "distil_answer").T, free).T, free)
-            term = corrected_class_loss(classes_of(index), named(said, free), confusion, without(weights, free))
+            term = semantic_loss(classes_of(index), named(said, free), without(weights, free))
             losses["distil_answer"] = loss.distil_answer * term
         if loss.projection > 0:
             class_map = torch.where(bare[:, None, None, None], class_map, UNKNOWN)

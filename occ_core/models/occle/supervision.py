@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from occ_core.grid import VoxelGrid
@@ -22,7 +21,6 @@ MARGIN_CELLS = 2.0  # before a LiDAR point, where its ray is not said to be free
 KEPT_POINTS = 0.75  # of a disturbed cloud
 BRIGHTNESS = (0.8, 1.25)  # of a disturbed camera
 SPREAD_CELLS = 1.0  # standard deviation, by which the class of a LiDAR point is spread to the cells around it
-SMALLEST = 1e-6  # probability; its logarithm is still finite
 RAMP = 0.5  # of the run, over which the averaged network comes to be trusted
 
 
@@ -141,23 +139,6 @@ def voxels_taught(
     classes = pseudo_labels.flatten()
     cell = ((classes != UNOBSERVED) & (classes != free_id)).nonzero()[:, 0]
     return Taught(cell, classes[cell].long())
-
-
-def corrected_class_loss(
-    class_logits: Tensor,  # [Q, K] of occupied cells
-    said: Tensor,  # [Q] int64
-    confusion: Tensor,  # [K, K], P(j is said | class i)
-    weights: Tensor,  # [K], by what is said
-) -> Tensor:
-    """Weighted mean of -log P(what a teacher says), which the classes' probabilities imply if it errs as known.
-
-    The forward correction of Patrini et al. (arXiv 1609.03683, equation 6): a class that the teacher always mistakes
-    is not unlearned from it. 0 of no cell.
-    """
-    if not len(said):
-        return class_logits.sum() * 0
-    implied = F.softmax(class_logits.float(), dim=1) @ confusion
-    return F.nll_loss(implied.clamp(min=SMALLEST).log(), said, weight=weights)
 
 
 @torch.no_grad()
