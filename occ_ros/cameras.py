@@ -74,7 +74,7 @@ def _images(camera: CameraInput, around: Surroundings) -> Iterator[tuple[int, st
         by = f"{abs(around.lag_s):.3f} s {side} the other cameras'"
         yield ERROR, f"stamps are {by} when the images come: none gets into a set (see deadline_s, max_spread_s)"
     else:
-        yield from stamp_problems(camera, "images", around)
+        yield from stamp_problems(camera, NOUNS, around)
     yield from lost_problems(NOUNS, around)
 
 

@@ -68,5 +68,5 @@ def _sweeps(lidar: LidarTopic, around: Surroundings) -> Iterator[tuple[int, str]
         yield ERROR, f"sweep rejected: {lidar.sweep_error}"
     elif lidar.apart and alive:
         yield ERROR, lidar.apart
-    yield from stamp_problems(lidar, "sweeps", around)
+    yield from stamp_problems(lidar, NOUNS, around)
     yield from lost_problems(NOUNS, around)

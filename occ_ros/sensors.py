@@ -90,16 +90,12 @@ def connection_problems(
         yield WARN, f"no {message} for {silent_s:.1f} s (limit {around.stale_s} s): {why}"
 
 
-def stamp_problems(sensor: SensorInput, messages: str, around: Surroundings) -> Iterator[tuple[int, str]]:
-    """(diagnostic level, one sentence) of stamps that do not go with the node's clock.
-
-    Args:
-        messages: what comes, in the plural.
-    """
+def stamp_problems(sensor: SensorInput, nouns: tuple[str, str], around: Surroundings) -> Iterator[tuple[int, str]]:
+    """(diagnostic level, one sentence) of stamps that do not go with the node's clock; nouns as above."""
     if sensor.age_ns < -FUTURE_NS and sensor.silent_s(around.now_s) <= around.stale_s:
         yield WARN, f"stamps are {-sensor.age_ns / 1e9:.1f} s in the future by the node's clock"
     elif 0 < around.max_age_s < sensor.age_ns / 1e9:
-        old = f"stamps are {sensor.age_ns / 1e9:.1f} s old when the {messages} come"
+        old = f"stamps are {sensor.age_ns / 1e9:.1f} s old when the {nouns[0]}s come"
         yield WARN, f"{old} (max_age_s {around.max_age_s})"
 
 

@@ -150,8 +150,8 @@ class Occle(nn.Module):
     def classes_of(self, volume: Tensor, shown: Tensor, index: Tensor) -> Tensor:
         """The same of some cells only, [Q, C - 1]; flat indices [Q] over moments and the grid."""
         block = len(self.row_of_cell) // len(self.points_ego_m)
-        moment = torch.div(index, len(self.row_of_cell), rounding_mode="floor")
-        row = moment * len(self.row_of_cell) + self.row_of_cell[index - moment * len(self.row_of_cell)]
+        cell = index % len(self.row_of_cell)
+        row = index - cell + self.row_of_cell[cell]
         feature = torch.div(row, block, rounding_mode="floor")
         asked = torch.zeros(len(shown) * len(self.points_ego_m), dtype=torch.bool, device=index.device)
         asked[feature] = True
