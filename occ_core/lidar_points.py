@@ -22,7 +22,8 @@ def lidar_points(
 ) -> np.ndarray:
     """Sweeps brought into the ego frame at a moment, each by its own pose.
 
-    Points within MIN_RANGE_M of their sensor are left out. Of more than `limit`, as many are kept, drawn alike over
+    Points within MIN_RANGE_M of their sensor are left out. A newest sweep without others is no cloud: older ones never
+    stand in for it. Of more than `limit`, as many are kept, drawn alike over
     the whole cloud and always the same ones: every n-th would be every n-th beam.
 
     Args:
@@ -37,7 +38,10 @@ def lidar_points(
         InvalidInput: a point is not finite; says of which sweep.
     """
     clouds = [_in_ego(sweep, stamp_ns, inverse(world_from_ego)) for sweep in sweeps]
-    points = np.concatenate(clouds) if clouds else np.zeros((0, len(COLUMNS)), dtype=np.float32)
+    stamps = [sweep.stamp_ns for sweep in sweeps]
+    if not clouds or not len(clouds[stamps.index(max(stamps))]):
+        return np.zeros((0, len(COLUMNS)), dtype=np.float32)
+    points = np.concatenate(clouds)
     if len(points) <= limit:
         return points
     return points[np.sort(np.random.default_rng(0).choice(len(points), limit, replace=False))]
@@ -65,6 +69,6 @@ def _in_ego(sweep: LidarSweep, stamp_ns: int, ego_from_world: np.ndarray) -> np.
     points = np.empty((int(far.sum()), len(COLUMNS)), dtype=np.float32)
     ego_from_lidar = ego_from_world @ sweep.world_from_ego @ sweep.ego_from_lidar
     points[:, :3] = apply(ego_from_lidar, sweep.points_lidar_m[far].astype(np.float64))
-    points[:, 3] = np.clip(sweep.intensity[far] / FULL_INTENSITY, 0, 1)
+    points[:, 3] = np.clip(np.nan_to_num(sweep.intensity[far]) / FULL_INTENSITY, 0, 1)
     points[:, 4] = max(0, stamp_ns - sweep.stamp_ns) / 1e9
     return points

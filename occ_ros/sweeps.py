@@ -91,6 +91,7 @@ class Sweeps:
         self._intensity_max = intensity_max
         self._most = asked.sweeps + SPARE
         self._held: list[Sweep] = []  # by stamp
+        self._rejected_ns = 0  # stamp of the last sweep that could not be used: only a newer one clears its reason
         self._lock = threading.Lock()  # of what is held
 
     # --- from the receiving thread ------------------------------------------------------------------------------
@@ -105,11 +106,14 @@ class Sweeps:
             if not message.header.frame_id:
                 raise InvalidInput("its frame_id is empty")
         except InvalidInput as error:
+            with self._lock:
+                self._rejected_ns = stamp_ns or (self._held[-1].stamp_ns if self._held else 0)
             self.topic.reject(str(error))
             return
         with self._lock:
             if self._held and stamp_ns < self._held[-1].stamp_ns - BACKWARD_NS:  # time was set back
                 self._held.clear()
+                self._rejected_ns = 0
             at = bisect_left(self._held, stamp_ns, key=_stamp_ns)
             if at < len(self._held) and self._held[at].stamp_ns == stamp_ns:
                 self.topic.repeated += 1
@@ -158,17 +162,18 @@ class Sweeps:
     def _usable(self, stamp_ns: int, taken: Sequence[Sweep]) -> Iterator[Sweep]:
         """The newest sweep of the moment and those before it without a gap, decoded, newest first."""
         known = {sweep.stamp_ns: sweep for sweep in (*taken, *self.taken(stamp_ns)) if not sweep.unusable}
-        newest, oldest_ns = True, stamp_ns - self._max_age_ns
+        oldest_ns = stamp_ns - self._max_age_ns
         for sweep in sorted(known.values(), key=_stamp_ns, reverse=True):
             if sweep.stamp_ns < oldest_ns:
                 return
             try:
                 sweep.decode(self._intensity_max)
             except OccError as error:
+                self._rejected_ns = max(self._rejected_ns, sweep.stamp_ns)
                 self.topic.reject(str(error))
                 continue
-            if newest:
-                self.topic.sweep_error, newest = "", False
+            if sweep.stamp_ns > self._rejected_ns:
+                self.topic.sweep_error = ""
             oldest_ns = sweep.stamp_ns - MAX_GAP_NS
             yield sweep
 

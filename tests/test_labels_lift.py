@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from label_scenes import CAR, OPTICAL, ROAD, SMALL_GRID, WALL, camera, frame, look_at_street, maps
@@ -185,6 +187,24 @@ def test_what_a_frame_hit_it_did_not_see_empty():
     assert kept.passes[road].mean() < raw.passes[road].mean() / 5
     air = tuple(SMALL_GRID.index_of(np.array([[3.0, 0.05, 1.5]]))[0][0])
     assert kept.passes[air] == raw.passes[air] > 0
+
+
+def test_every_return_of_a_lidar_casts_a_ray_however_much_sky_is_seen():
+    close = replace(camera(), intrinsics=np.diag([10.0, 10, 1]) @ camera().intrinsics, size=(960, 640))
+    of = frame(cameras=(close,))
+    depth, kind = look_at_street(of, "CAM_FRONT")
+    returns = np.zeros(depth.shape, dtype=bool)
+    returns[300::20, ::20] = True  # where a dense map's every 15th ray rarely is
+    depth[~returns] = np.nan
+    kind[:240] = FREE
+    sky = fold(of, depth, kind, Recipe(sky=True)).passes
+    none = fold(of, depth, np.where(kind == FREE, UNKNOWN, kind), Recipe(sky=True)).passes
+    low = np.s_[:, :, :6]  # up to 1.4 m: rays into the sky begin above
+    np.testing.assert_array_equal(sky[low], none[low])
+    at_camera = tuple(((close.ego_from_cam[:3, 3] - SMALL_GRID.origin_m) / 0.4).astype(int))
+    assert none[at_camera] == returns.sum()  # each counts once
+    assert 0 < sky[at_camera] - none[at_camera] < (kind == FREE).sum() / 15**2 + 100
+    assert sky[:, :, 8:].sum() > none[:, :, 8:].sum()
 
 
 def test_images_that_cannot_be_used_are_named_and_the_others_kept():

@@ -195,6 +195,12 @@ def robot_with_clouds(path: Path, steps) -> Path:
 # --- moments without labels -------------------------------------------------------------------------------------------
 
 
+class WhereLabelled(LidarNetwork):
+    def forward(self, rig_images, targets, progress):
+        loss = torch.nn.functional.cross_entropy(self.logits(rig_images), targets.labels.long() % 255)
+        return {"cells": loss * (targets.labels != 255).any()}
+
+
 def test_moments_without_labels_are_taken_where_the_run_says_so(city, tmp_path, monkeypatch):
     labels = tmp_path / "labels"
     tokens = NuScenesSource(city).tokens
@@ -202,13 +208,11 @@ def test_moments_without_labels_are_taken_where_the_run_says_so(city, tmp_path, 
     same = {"labels": str(labels), "steps": 6, "validation_labels": "gts"}
     seen: dict[str, set[bool]] = {}
 
-    class Spying(LidarNetwork):
+    class Spying(WhereLabelled):
         def forward(self, rig_images, targets, progress):
-            known = bool((targets.labels != 255).any())
-            seen.setdefault(run, set()).add(known)
+            seen.setdefault(run, set()).add(bool((targets.labels != 255).any()))
             assert targets.class_weights[11] > 0  # counted where there are labels
-            loss = torch.nn.functional.cross_entropy(self.logits(rig_images), targets.labels.long() % 255)
-            return {"cells": loss * known}
+            return super().forward(rig_images, targets, progress)
 
     monkeypatch.setattr(tiny, "Tiny", Spying)
     for run, unlabelled, samples in (("few", False, 1), ("all", True, 3)):
@@ -233,10 +237,41 @@ def test_moments_without_labels_have_the_pseudo_labels_of_the_run(city, tmp_path
     assert (labelled.pseudo_labels == 255).all() and (nothing.pseudo_labels == 255).all()
     assert (made.pseudo_labels == 13).sum() == (labelled.labels == 11).sum()
     assert (made.pseudo_labels == 255).sum() == (labelled.labels == 255).sum()
+    model = LidarConfig(needs=("pseudo_labels",))  # no loss reads labels: to the run, no moment has any
+    config = tiny.run_config(city, model=model, validation_labels="gts", **some)
+    data = open_data(config, needs_of(config), lambda what: None)
+    assert data_record(data)["unlabelled"] == len(data.training) == 3
+    assert [int((data.training[0, i].targets.pseudo_labels == 13).sum() > 0) for i in range(3)] == [1, 1, 0]
     with pytest.raises(InvalidInput, match="no loss of 'with-lidar' learns from pseudo_labels"):
         needs_of(tiny.run_config(city, **some))
     with pytest.raises(ValueError, match="set unlabelled: true"):
         tiny.run_config(city, model=model, **{**some, "unlabelled": False})
+
+
+def test_a_run_goes_on_with_pseudo_labels_made_alike_wherever_they_lie(city, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny, "Tiny", WhereLabelled)
+    tokens = NuScenesSource(city).tokens
+    tiny.write_labels(tmp_path, "few", tokens[:1], 3)
+    tiny.write_labels(tmp_path, "made", tokens[:3], 3)
+    store = tmp_path / "made/store.json"
+    store.write_text(json.dumps({"format": 1, "made_with": {"recipe": "lidar", "teacher": "oracle"}, "scenes": {}}))
+
+    def run(made, resume=True):
+        some = {"labels": str(tmp_path / "few"), "unlabelled": True, "pseudo_labels": str(made), "steps": 2}
+        model = LidarConfig(needs=("labels", "pseudo_labels"))
+        config = tiny.run_config(city, model=model, validation_labels="gts", **some)
+        return loop.train(config, tmp_path / "out", resume)
+
+    path = run(tmp_path / "made", resume=False)
+    record = json.loads(path.with_suffix(".json").read_text())["training"]
+    assert record["config"]["pseudo_labels"] == "made" and record["data"]["pseudo_labels"][0]["recipe"] == "lidar"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "made").rename(tmp_path / "elsewhere/made")
+    run(tmp_path / "elsewhere/made")
+    store = tmp_path / "elsewhere/made/store.json"
+    store.write_text(store.read_text().replace('"lidar"', '"best"'))
+    with pytest.raises(InvalidInput, match="pseudo-labels made as"):
+        run(tmp_path / "elsewhere/made")
 
 
 def test_no_label_at_all_is_refused_by_the_folders_name(city, tmp_path):

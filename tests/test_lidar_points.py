@@ -1,5 +1,6 @@
 """LiDAR as networks get it: one cloud from sweeps by their own poses; which sweeps each kind of data set has."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,10 @@ def test_the_vehicle_itself_no_sweep_and_broken_points():
     sweep = LidarSweep(points, np.float32([0, 0, 300]), np.zeros(3, np.int32), np.eye(4), 7, np.eye(4))
     np.testing.assert_array_equal(lidar_points([sweep], 7, np.eye(4), 10), np.float32([[2, 0, 0, 1, 0]]))
     assert lidar_points([], 7, np.eye(4), 10).shape == (0, 5)
+    near, far = (replace(sweep, stamp_ns=at, points_lidar_m=points * size) for at, size in ((9, 0.1), (7, 1)))
+    assert len(lidar_points([far, near], 9, np.eye(4), 10)) == 0  # an older sweep never stands in for the newest
+    dim = replace(sweep, intensity=np.float32([0, 0, np.nan]))
+    np.testing.assert_array_equal(lidar_points([dim], 7, np.eye(4), 10), np.float32([[2, 0, 0, 0, 0]]))
     points[1, 2] = np.nan
     with pytest.raises(InvalidInput, match="LiDAR sweep at 7 ns: 1 of 3 points are not finite"):
         lidar_points([sweep], 7, np.eye(4), 10)

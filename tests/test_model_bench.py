@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 from occ_core.evaluation.depth import SELFOCC, DepthScores  # noqa: E402
 from occ_core.evaluation.rendered_depth import _at_pixels, _lidar_truth, rendered_views  # noqa: E402
 from occ_core.show.depth import colored, depth_picture  # noqa: E402
-from occ_core.training.config import load_config  # noqa: E402
+from occ_core.training.config import TrainingConfig, load_config  # noqa: E402
 from occ_core.training.step_bench import bench_step  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -34,12 +34,28 @@ def test_merging_keeps_what_is_not_replaced():
     assert under["model"]["loss"]["y"] == 2
 
 
+def test_a_plans_base_goes_over_config_files_and_a_run_over_both(tmp_path):
+    (tmp_path / "file.yaml").write_text("{steps: 1, seed: 1, threads: 1}")
+    (tmp_path / "plan.yaml").write_text("base: {steps: 2, seed: 2}\nruns: {a: {config: file.yaml, steps: 3}}")
+    assert read_plan(tmp_path / "plan.yaml") == {"a": {"steps": 3, "seed": 2, "threads": 1}}
+
+
 def test_plan_of_the_repository_names_valid_runs():
     configs = read_plan(REPOSITORY / "benchmarks/models/plan.yaml")
     assert {"OccNeRF", "OccNeRF + labels", "EasyOcc", "SelfOcc", "SelfOcc + labels"} <= set(configs)
     assert configs["OccNeRF + labels"]["model"]["loss"]["labels"] == 1.0
     assert configs["OccNeRF"]["model"]["kind"] == "occnerf"
     assert len({config["steps"] for config in configs.values()}) == 1  # same steps
+
+
+@pytest.mark.parametrize("plan", ["plan", "parts"])
+def test_plans_of_occle_name_valid_runs(plan):
+    configs = read_plan(REPOSITORY / f"benchmarks/occle/{plan}.yaml")
+    parsed = {name: TrainingConfig(**config) for name, config in configs.items()}
+    assert {"10 %"} < set(parsed) and len({config.steps for config in parsed.values()}) == 1
+    for name, config in parsed.items():
+        taught = config.model.needs
+        assert (name.endswith("%, labels alone")) is (taught == {"labels"} and not config.model.mean_teacher)
 
 
 def test_bad_plans_name_the_fault(tmp_path):

@@ -125,6 +125,13 @@ def test_an_unusable_sweep_does_not_displace_the_one_before():
     assert kept.topic.rejected == 1
     kept.cloud(START)
     assert kept.topic.rejected == 1  # looked at once
+    assert "none of its 3 points" in kept.topic.sweep_error  # though the one before it served
+    kept.add(sweep(START + 50 * MS, (5.0, 0.0, 1.0), frame=""))
+    kept.cloud(START + 50 * MS)
+    assert kept.topic.sweep_error == "its frame_id is empty"
+    kept.add(sweep(START + 200 * MS, (5.0, 0.0, 1.0)))
+    kept.cloud(START + 200 * MS)
+    assert not kept.topic.sweep_error
 
 
 def test_a_frame_without_transform_is_named_and_never_the_identity():

@@ -1,4 +1,4 @@
-"""What a label is made by: one frozen model, five presets, or a YAML file of one's own."""
+"""What a label is made by: one frozen model, six presets, or a YAML file of one's own."""
 
 from __future__ import annotations
 

@@ -102,8 +102,9 @@ def training_record(config: TrainingConfig, data: dict[str, Any], world: int) ->
     run = config.model_dump(mode="json", exclude=left_out)
     names: dict[str, Any] = {key: [path.name for path in getattr(config, key)] for key in ("data", "validation")}
     names["labels"] = Path(config.labels).name
-    if config.validation_labels is not None:
-        names["validation_labels"] = Path(config.validation_labels).name
+    for key in ("validation_labels", "pseudo_labels"):
+        if getattr(config, key) is not None:
+            names[key] = Path(getattr(config, key)).name
     if config.start_from is not None:
         names["start_from"] = "/".join(config.start_from.parts[-2:])  # many are called model.safetensors
     return {

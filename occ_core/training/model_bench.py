@@ -45,7 +45,7 @@ class Run:
 
 
 def read_plan(path: Path) -> dict[str, dict[str, Any]]:
-    """Config of each run by its name: `base` of the plan, over it the file named by `config`, over it the run's own.
+    """Config of each run by its name: the file named by `config`, over it `base` of the plan, over it the run's own.
 
     Raises:
         MissingInput, InvalidInput.
@@ -90,13 +90,13 @@ def bench_models(
     """Train, predict and score every run of a plan with seeds 0..seeds - 1; `workers` at the same time, one core each.
 
     Args:
-        plan: YAML file, see benchmarks/models.yaml.
+        plan: YAML file, see benchmarks/models/plan.yaml.
         held_out: data set in nuScenes layout with gts/ that no run trains on.
         out: folder of the runs; those that are there already are read, not repeated.
         only: names of runs; None: all of the plan.
 
     Returns:
-        rows: name -> list of one record a seed, see `run_one`.
+        seeds; runs: name -> list of one record a seed, see `run_one`.
 
     Raises:
         MissingInput, InvalidInput; OccError naming the log of a run that failed, or a folder of another config.

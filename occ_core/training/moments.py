@@ -116,7 +116,7 @@ class Moments(Dataset):
     @property
     def labelled(self) -> list[int]:
         """Indices of the keyframes that have labels."""
-        return [i for i, (source, keyframe) in enumerate(self._keys) if source.labels and keyframe.labelled]
+        return [i for i in range(len(self)) if self._has_label(i)]
 
     def neighbour_gap_s(self) -> float | None:
         """Median time from an image of each source's first keyframe to its neighbours; None without any.
@@ -139,7 +139,7 @@ class Moments(Dataset):
         if "labels" in self.needs:
             arrays["labels"] = self.labels(index)
         if source.pseudo_labels is not None:
-            arrays["pseudo_labels"] = self._pseudo_labels(source.pseudo_labels, keyframe)
+            arrays["pseudo_labels"] = self._pseudo_labels(index)
         if source.teachers is not None and "class_map" in self.needs:
             arrays["class_map"] = self._class_map(frame, source.teachers)
         if source.teachers is not None and "depth_m" in self.needs:
@@ -174,11 +174,18 @@ class Moments(Dataset):
             return self._unknown()
         return source.labels.read(keyframe.scene, keyframe.token, self.config)
 
-    def _pseudo_labels(self, files: LabelFiles, keyframe: Keyframe) -> np.ndarray:
-        """As `labels`; IGNORE where a keyframe has a label, and of one that the teachers could not label."""
-        if keyframe.labelled or not files.path(keyframe.scene, keyframe.token).is_file():
+    def _pseudo_labels(self, index: int) -> np.ndarray:
+        """As `labels`; IGNORE where a keyframe has a label that is read, and where the teachers could make none."""
+        source, keyframe = self._keys[index]
+        files = source.pseudo_labels
+        assert files is not None
+        if self._has_label(index) or not files.path(keyframe.scene, keyframe.token).is_file():
             return self._unknown()
         return files.read(keyframe.scene, keyframe.token, self.config)
+
+    def _has_label(self, index: int) -> bool:
+        source, keyframe = self._keys[index]
+        return source.labels is not None and keyframe.labelled
 
     def _unknown(self) -> np.ndarray:
         return np.full(self.config.grid_shape, IGNORE, dtype=np.uint8)

@@ -286,7 +286,7 @@ def data_record(data: Held) -> dict[str, Any]:
     names = sorted(data.training.names)
     gap_s = data.training.neighbour_gap_s()
     pseudo = [source.pseudo_labels.provenance for source in sources if source.pseudo_labels]
-    unlabelled = sum(not keyframe.labelled for source in sources for keyframe in source.keyframes)
+    unlabelled = len(names) - len(data.training.labelled)
     return {
         "scenes": len({keyframe.scene for source in sources for keyframe in source.keyframes}),
         "samples": len(names),

@@ -20,6 +20,7 @@ from occ_core.training.config import TrainingConfig, difference
 MAY_CHANGE = frozenset(
     {"threads", "workers", "device", "log_every", "checkpoint_every", "validate_every"}
 )  # when a run is resumed
+READ = {"samples": "tokens_sha256", "labels made as": "labels", "pseudo-labels made as": "pseudo_labels"}
 
 NOT_THE_NETWORK = frozenset({"name", "backbone_weights", "loss", "checkpoint"})  # of a model's config
 
@@ -177,5 +178,4 @@ def _require_same_run(path: Path, described: dict[str, Any], record: dict[str, A
 
 def _identity(settings: dict[str, Any], model: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     """All that makes a run this run: settings, network, which samples, which labels."""
-    samples = {name: data.get(key) for name, key in (("samples", "tokens_sha256"), ("labels made as", "labels"))}
-    return settings | {"model": model, "data read": samples}
+    return settings | {"model": model, "data read": {name: data.get(key) for name, key in READ.items()}}

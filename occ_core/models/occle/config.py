@@ -16,7 +16,7 @@ class OccleLoss(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     labels: Weight = 1.0  # of the answer, where cells are labelled
-    label_terms: LabelLossWeights = LabelLossWeights(free_share=0.7)  # its free_share holds for all of the geometry
+    label_terms: LabelLossWeights = LabelLossWeights(free_share=0.7)  # free_share: geometry_* by labels and LiDAR, too
     geometry_labels: Weight = 0.5  # of the geometry branch alone, where cells are labelled
     geometry_lidar: Weight = 0.5  # elsewhere: what LiDAR rays meet is occupied, what they pass is free
     geometry_consistency: Weight = 0.5  # in moments without label: what the averaged network says
@@ -30,7 +30,7 @@ class OccleLoss(BaseModel):
 
 
 class OccleConfig(CameraModelConfig):
-    """The defaults are a size for SemanticKITTI; `lidar: null` is a variant of cameras alone, which is ours."""
+    """`lidar: null` is a variant of cameras alone, which is ours."""
 
     takes_lidar: ClassVar[bool] = True
 

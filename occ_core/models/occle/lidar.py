@@ -22,7 +22,6 @@ class Points(NamedTuple):
     moment: Tensor  # [Q] int64
     rows: Tensor  # [Q, 5]: x, y, z in metres in the ego frame, intensity, age in seconds
     cell: Tensor  # [Q, 3] int64
-    place: Tensor  # [Q, 2] int64: moment and row in the cloud
 
 
 def points_in_grid(
@@ -31,9 +30,8 @@ def points_in_grid(
 ) -> Points:
     """Points outside the grid are left out."""
     cell, inside = cells_at(lidar[..., :3], grid)
-    place = inside.nonzero()
-    moment, row = place.unbind(1)
-    return Points(moment, lidar[moment, row], cell[moment, row], place)
+    moment, row = inside.nonzero().unbind(1)
+    return Points(moment, lidar[moment, row], cell[moment, row])
 
 
 def cells_at(
