@@ -23,8 +23,8 @@ def lidar_points(
     """Sweeps brought into the ego frame at a moment, each by its own pose.
 
     Points within MIN_RANGE_M of their sensor are left out. A newest sweep without others is no cloud: older ones never
-    stand in for it. Of more than `limit`, as many are kept, drawn alike over
-    the whole cloud and always the same ones: every n-th would be every n-th beam.
+    stand in for it. Of more than `limit`, as many are kept, drawn alike over the whole cloud and always the same ones:
+    every n-th would be every n-th beam.
 
     Args:
         sweeps: in any order, none at all included.

@@ -213,18 +213,19 @@ def _sort(inverse, edge, confidence, class_id, score, far, min_score, min_confid
 
 
 def _add_rays(passes: np.ndarray, look: _Look, recipe: Recipe, grid: VoxelGrid) -> None:
-    ends = np.where(look.kind == SKY, np.float32(np.inf), look.depth_m * np.float32(1 - recipe.free_margin))
     step = ray_step_px(look.focal_px, grid)
     thin = np.s_[step // 2 :: step, step // 2 :: step]
 
-    def cast(pixels: tuple[slice, slice], casts: np.ndarray, weight: int) -> None:
-        add_passes(passes, look.rays[pixels], ends[pixels], casts[pixels], look.ego_from_cam, grid, weight)
+    def cast(pixels: tuple[slice, slice], kinds: tuple[int, ...], weight: int) -> None:
+        kind = look.kind[pixels]
+        ends = np.where(kind == SKY, np.float32(np.inf), look.depth_m[pixels] * np.float32(1 - recipe.free_margin))
+        add_passes(passes, look.rays[pixels], ends, np.isin(kind, kinds), look.ego_from_cam, grid, weight)
 
     if 4 * np.count_nonzero(~np.isnan(look.depth_m)) >= look.depth_m.size:
-        cast(thin, look.kind != DROP, step * step)
+        cast(thin, (POINT, PASS, SKY), step * step)
     else:  # LiDAR: no pixel speaks for its neighbours, and the sky's many must not outvote its returns
-        cast(np.s_[:, :], (look.kind == POINT) | (look.kind == PASS), 1)
-        cast(thin, look.kind == SKY, 1)
+        cast(np.s_[:, :], (POINT, PASS), 1)
+        cast(thin, (SKY,), 1)
 
 
 class _Store:
