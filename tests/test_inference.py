@@ -16,7 +16,7 @@ from occ_core.camera import Camera, Rig
 from occ_core.cli.main import app
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, OccError
 from occ_core.inference.preprocess import Preprocess
-from occ_core.inference.table import build_table, feature_rays, mirrored
+from occ_core.inference.table import LOWEST_M, NEAREST, RAY_CHANNELS, build_table, feature_rays, mirrored
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
 
 FISHEYE = {"distortion_model": "equidistant", "distortion": (0.05, -0.01, 0.002, -0.001)}
@@ -97,7 +97,7 @@ def test_table_equals_projecting_cell_by_cell(lens):
         seen += expected < 3 * h * w * d
     assert seen > 300
     assert index.dtype == table.pillar_index.dtype == np.int32
-    assert table.pillar_index.shape == (20 * 20 * 4,) and table.rays.shape == (3, 4, h, w)
+    assert table.pillar_index.shape == (20 * 20 * 4,) and table.rays.shape == (3, RAY_CHANNELS, h, w)
 
 
 def test_a_cells_viewing_ray_points_at_it():
@@ -142,6 +142,20 @@ def test_missing_cameras_leave_their_cells_to_others_or_unseen():
     assert np.array_equal(table.voxel_index[others], without.voxel_index[others])
     taken_over = (table.voxel_index < rows) & (without.voxel_index < 4 * rows)
     assert taken_over.any()  # where views overlap, the neighbour steps in
+
+
+def test_rays_say_where_they_meet_the_ground():
+    """Through any lens, at any height: the point at that distance along the ray lies on z = 0."""
+    for height_m in (0.4, 2.3):
+        table = build_table(Rig((camera("a", 30, at=(0.2, 0.1, height_m)),)), SMALL)
+        direction, ground = np.moveaxis(table.rays[0, :3], 0, -1).astype(float), table.rays[0, 4].astype(float)
+        down = direction[..., 2] < -1e-3
+        met = down & (ground < NEAREST)
+        assert met.any() and (ground[~down] < 1e-2).all()
+        np.testing.assert_allclose(height_m + direction[met][:, 2] / ground[met], 0, atol=1e-4)
+        assert np.allclose(table.rays[0, 5], height_m)
+    buried = build_table(Rig((camera("a", 0, at=(0, 0, -0.5)),)), SMALL).rays[0, 4]
+    assert np.isfinite(buried).all() and buried.max() <= min(NEAREST, 1 / LOWEST_M)
 
 
 def test_feature_rays_of_a_level_camera():

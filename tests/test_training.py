@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,12 +23,29 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 from occ_core.losses.ray import depth_loss, pixel_class_loss  # noqa: E402
 from occ_core.losses.voxel import class_weights, geometry_loss, lovasz_softmax, semantic_loss  # noqa: E402
 from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
-from occ_core.training import loop, nano  # noqa: E402
+from occ_core.training import loop, nano, thresholds  # noqa: E402
 from occ_core.training.cache import SceneCache, open_scenes  # noqa: E402
 from occ_core.training.config import TrainingConfig, load_config  # noqa: E402
-from occ_core.training.data import Draw, DrawImages, collate, mirror, pick_columns, read_sample, tensors_of  # noqa: E402
+from occ_core.training.data import (  # noqa: E402
+    Draw,
+    DrawImages,
+    collate,
+    mirror,
+    pick_columns,
+    read_sample,
+    tensors_of,
+    turn,
+)
 from occ_core.training.rays import ray_targets  # noqa: E402
-from occ_core.training.thresholds import BORDERS, MEAN_COUNTS, best_thresholds, fit_classes, fit_thresholds, in_sight  # noqa: E402
+from occ_core.training.thresholds import (  # noqa: E402
+    BORDERS,
+    MEAN_COUNTS,
+    Named,
+    best_thresholds,
+    fit_classes,
+    fit_thresholds,
+    in_sight,
+)
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
@@ -191,6 +209,24 @@ def test_mirroring_twice_is_nothing_and_once_swaps_left_and_right():
     assert mirror(sample, SMALL).labels[22, 40 - 1 - 11, 2] == CAR
 
 
+def test_a_moment_is_turned_with_all_that_belongs_to_it():
+    """As if the robot, and its cameras with it, had stood turned clockwise in the same world."""
+    rig, scene = ring_rig(), hand_made("s")
+    sample = read_sample(scene, 1, SMALL)
+    for quarters, (cos, sin) in ((1, (0, 1)), (2, (-1, 0)), (3, (0, -1))):
+        spin = np.array([[cos, -sin, 0, 0], [sin, cos, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=float)
+        table = build_table(Rig(tuple(replace(c, ego_from_cam=spin @ c.ego_from_cam) for c in rig)), SMALL)
+        got = turn(sample, quarters, SMALL)
+        np.testing.assert_allclose(got.table.rays, table.rays, atol=1e-6)
+        assert (got.table.voxel_index == table.voxel_index).mean() > 0.999  # rounding, at borders of pixels and bins
+        assert (got.table.pillar_index == table.pillar_index).mean() > 0.99
+        for cell in ((5, 7, 3), (22, 11, 2)):
+            there = spin[:2, :2] @ (np.array(cell[:2]) - 19.5) + 19.5
+            assert got.labels[int(there[0]), int(there[1]), cell[2]] == sample.labels[cell]
+    with pytest.raises(InvalidInput, match="only a square grid around the ego"):
+        turn(sample, 1, SMALL.model_copy(update={"grid_origin_m": (0.0, -16.0, -1.0)}))
+
+
 def test_a_batch_of_two_answers_as_two_batches_of_one():
     config = SMALL
     model = EasyOcc(config).eval()
@@ -230,7 +266,7 @@ def test_single_images_are_drawn_once_an_epoch_and_mirrored_with_their_rays():
     assert np.array_equal(next(DrawImages(scenes, config, step=2)).depth, batches[2].depth)
     always = config.model_copy(update={"nano": config.nano.model_copy(update={"flip": 1.0})})
     plain, flipped = batches[0], next(DrawImages(scenes, always))
-    mirror_y = np.array([1, -1, 1, 1], dtype=np.float32)[:, None, None]
+    mirror_y = np.array([1, -1, 1, 1, 1, 1], dtype=np.float32)[:, None, None]
     assert np.array_equal(flipped.images, plain.images[:, :, ::-1])
     assert np.array_equal(flipped.depth, plain.depth[..., ::-1])
     assert np.array_equal(flipped.rays, plain.rays[..., ::-1] * mirror_y)  # the ray through the mirrored pixel
@@ -275,11 +311,46 @@ def test_thresholds_beat_every_common_one_and_every_single_change():
         occupied = ((answer != FREE) & (truth != FREE)).sum() / ((answer != FREE) | (truth != FREE)).sum()
         return MEAN_COUNTS * np.mean(per_class) + occupied
 
-    got = best_thresholds(said, right, filled, np.array([(truth == c).sum() for c in range(2)]))
+    got, claimed, precision = best_thresholds(
+        Named(said, right, filled), np.array([(truth == c).sum() for c in range(2)])
+    )
     best = score(got)
+    assert claimed == pytest.approx(best)
+    called = logit > got[named]
+    assert precision == pytest.approx([(truth == named)[called & (named == c)].mean() for c in range(2)])
     assert best >= max(score([t, t]) for t in BORDERS) - 1e-9
     assert best >= max(max(score([t, got[1]]), score([got[0], t])) for t in BORDERS) - 1e-6
     assert got[0] < 0  # calibrated probabilities: below one half
+
+
+def test_a_class_that_is_nearly_always_wrong_is_not_named(monkeypatch):
+    """Its cells are called what comes next."""
+    model, scene, road = EasyOcc(SMALL).eval(), hand_made("a", 1), torch.eye(17)[ROAD]
+    with torch.no_grad():
+        for parameter in model.to_class.parameters():
+            parameter.zero_()
+        model.to_class.bias += (road + 2 * torch.eye(17)[CAR]).repeat(SMALL.grid_shape[2])  # a car in all cells
+    fit_thresholds(model, [scene], torch.ones(17))
+    assert (model.to_class.bias[:17] + model.class_bias).argmax() == ROAD
+    monkeypatch.setattr(thresholds, "LEAST_PRECISION", 0.0)
+    fit_thresholds(model, [scene], torch.ones(17))
+    assert (model.to_class.bias[:17] + model.class_bias).argmax() == CAR
+
+
+def test_names_given_too_often_to_rare_classes_are_taken_back():
+    """A network that is right but for the logarithm of its loss's weights in its logits."""
+    torch.manual_seed(0)
+    model, scene = EasyOcc(SMALL).eval(), hand_made("a", 1)
+    weights = torch.ones(17)
+    weights[CAR] = 1000.0
+    with torch.no_grad():
+        for parameter in model.to_class.parameters():
+            parameter.zero_()
+        model.to_class.bias += torch.eye(17)[ROAD].repeat(SMALL.grid_shape[2]) + weights.log().repeat(
+            SMALL.grid_shape[2]
+        )
+    fit_thresholds(model, [scene], weights)
+    assert (model.to_class.bias[:17] + model.class_bias).argmax() == ROAD
 
 
 def test_in_sight_is_what_lies_before_the_end_of_its_ray():
@@ -304,7 +375,7 @@ def test_thresholds_are_fitted_on_what_is_deployed():
         model.to_observed.weight.normal_()
         model.to_observed.bias.normal_(0, 2)
         model.sight.fill_(2.0)
-    fit_thresholds(model, [scene])
+    fit_thresholds(model, [scene], torch.ones(17))
     inputs = ("images", "voxel_index", "pillar_index", "rays")
     lost, occupied = 0, 0
     for i in range(2):
@@ -316,7 +387,7 @@ def test_thresholds_are_fitted_on_what_is_deployed():
     assert 0.005 < lost / occupied < 0.015
     classes = model.threshold.clone()
     model.seen.fill_(99.0)  # every cell is called hidden, so no border of a class can matter
-    fit_classes(model, [scene])
+    fit_classes(model, [scene], torch.ones(17))
     assert len(model.threshold.unique()) == 1 and not torch.equal(model.threshold, classes)
 
 

@@ -12,9 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from occ_core.camera import Camera, Rig
+from occ_core.errors import InvalidInput
 from occ_core.geometry import apply, inverse
 from occ_core.inference.preprocess import Preprocess
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
+
+RAY_CHANNELS = 6  # of `Table.rays`
+NEAREST = 1.0  # 1 / m
+LOWEST_M = 0.1  # a camera below is taken to be so high: of its rays' ground nothing can be said
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +29,9 @@ class Table:
     Attributes:
         voxel_index: int32 (X * Y * Z,) into (N, h, w, D); N * h * w * D where no camera looks.
         pillar_index: int32 (X/2 * Y/2 * heights,) into (N, h, w); N * h * w where no camera looks.
-        rays: float32 (N, 4, h, w): unit viewing direction in the ego frame, focal length in px / 1000.
+        rays: float32 (N, RAY_CHANNELS, h, w): unit viewing direction in the ego frame; focal length in px / 1000;
+            1 / distance, in 1 / m, at which the ray meets the ground z = 0, from 0 (never) to NEAREST; height of the
+            camera above that ground in m.
     """
 
     voxel_index: np.ndarray
@@ -152,7 +159,9 @@ def feature_rays(camera: Camera, config: EasyOccConfig) -> np.ndarray:
 def _rays(camera: Camera, config: EasyOccConfig) -> np.ndarray:
     direction = feature_rays(camera, config).transpose(2, 0, 1)
     focal = np.full_like(direction[:1], camera.intrinsics[0, 0] / 1000)
-    return np.concatenate([direction, focal]).astype(np.float32)
+    height = np.full_like(direction[:1], camera.ego_from_cam[2, 3])
+    ground = np.clip(-direction[2:3] / np.maximum(height, LOWEST_M), 0, NEAREST)
+    return np.concatenate([direction, focal, ground, height]).astype(np.float32)
 
 
 def mirrored(table: Table, config: EasyOccConfig) -> Table:
@@ -166,10 +175,38 @@ def mirrored(table: Table, config: EasyOccConfig) -> Table:
         flipped = (pixel - pixel % w + (w - 1 - pixel % w)) * bins + depth_bin
         return np.where(index == n * h * w * bins, index, flipped).astype(np.int32)
 
-    rays = table.rays[..., ::-1].copy()
-    rays[:, 1] *= -1
     return Table(
         flip(table.voxel_index, config.grid_shape, config.depth_bins),
         flip(table.pillar_index, config.pillar_grid_shape, 1),
-        rays,
+        mirrored_rays(table.rays),
     )
+
+
+def mirrored_rays(
+    rays: np.ndarray,  # (..., RAY_CHANNELS, h, w)
+) -> np.ndarray:
+    """`Table.rays` of images flipped left to right, of a rig in a mirror."""
+    rays = rays[..., ::-1].copy()
+    rays[..., 1, :, :] *= -1
+    return rays
+
+
+def turned(table: Table, quarters: int, config: EasyOccConfig) -> Table:
+    """The table of the rig on a robot that stands turned clockwise by `quarters`: its world turns the other way.
+
+    Raises:
+        InvalidInput: the grid is not a square around the ego.
+    """
+    x, y, _ = config.grid_shape
+    if x != y or any(
+        2 * origin != -n * config.voxel_size_m for origin, n in zip(config.grid_origin_m, (x, y), strict=False)
+    ):
+        raise InvalidInput(f"only a square grid around the ego can be turned, got {config.grid}")
+
+    def turn(index: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+        return np.ascontiguousarray(np.rot90(index.reshape(shape), quarters)).reshape(-1)
+
+    rays = table.rays.copy()
+    for _ in range(quarters % 4):
+        rays[:, 0], rays[:, 1] = -rays[:, 1], rays[:, 0].copy()
+    return Table(turn(table.voxel_index, config.grid_shape), turn(table.pillar_index, config.pillar_grid_shape), rays)

@@ -15,7 +15,10 @@ from occ_core.taxonomy import TAXONOMIES, Taxonomy
 
 Count = Annotated[int, Field(gt=0, le=4096)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Backbone = Literal["mobilenetv4-small", "resnet18", "resnet50", "resnet101"]
+Backbone = Literal["mobilenetv4-small", "efficientnet-lite0", "resnet18", "resnet50", "resnet101"]
+IMAGENET = "imagenet"
+BackboneWeights = Annotated[Literal["imagenet"] | Path | None, Field(union_mode="left_to_right")]
+"""A safetensors file, or "imagenet": what a package brings for this backbone. Read when training starts only."""
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -88,7 +91,7 @@ class CameraModelConfig(NetworkConfig):
     takes_lidar: ClassVar[bool] = False
 
     backbone: Backbone = "resnet101"
-    backbone_weights: Path | None = None  # safetensors; read once, when training starts, never to predict
+    backbone_weights: BackboneWeights = None
     lidar: LidarInput | None = None  # None: of cameras alone
 
     @model_validator(mode="after")

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from occ_core.errors import CorruptInput, InvalidInput, MissingInput
-from occ_core.models.mobilenetv4 import CHANNELS as MOBILENET_CHANNELS
-from occ_core.models.mobilenetv4 import MobileNetV4Small
-from occ_core.models.resnet import ResNet
+from occ_core.errors import InvalidInput
+from occ_core.models.backbones import build_backbone, load_backbone, statistics
 
 LEVELS = (4, 8, 16, 32)  # strides, in pixels per feature, that a pyramid can give
 
@@ -30,18 +25,13 @@ class FeaturePyramid(nn.Module):
         if not levels or not set(levels) <= set(LEVELS):
             raise InvalidInput(f"feature strides must be some of {LEVELS}, got {levels}")
         self.levels, self.multiple = levels, max(16, *levels)
-        self.register_buffer("mean", torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1), persistent=False)
-        self.backbone: MobileNetV4Small | ResNet
-        given: tuple[int, ...]
-        self.strides: tuple[int, ...]
-        if backbone == "mobilenetv4-small":
-            self.backbone, self.strides, given = MobileNetV4Small(), LEVELS[1:], MOBILENET_CHANNELS
-        else:
-            self.backbone = ResNet(backbone, checkpoint)
-            self.strides, given = LEVELS, self.backbone.channels
+        self.backbone = build_backbone(backbone, checkpoint)
+        self.strides = self.backbone.strides
+        mean, std = statistics(self.backbone)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
         # A level finer than all the backbone gives is drawn from the one above alone.
-        used = [(s, c) for s, c in zip(self.strides, given, strict=True) if s >= min(levels)]
+        used = [(s, c) for s, c in zip(self.strides, self.backbone.channels, strict=True) if s >= min(levels)]
         self.lateral = nn.ModuleDict({str(s): nn.Conv2d(c, channels, 1) for s, c in used})
         self.smooth = nn.ModuleDict({str(s): smoothing(channels) for s in levels})
 
@@ -62,35 +52,9 @@ class FeaturePyramid(nn.Module):
                 levels[stride] = self.smooth[str(stride)](x).unflatten(0, (b, n))
         return tuple(levels[stride] for stride in self.levels)
 
-    def load_backbone(self, path: Path) -> None:
-        """Weights of the backbone alone, from a file that has its parameter names (a classifier's are passed over) or
-        from a checkpoint of any network of this library with the same backbone.
-
-        Raises:
-            MissingInput, CorruptInput: no such file, or not safetensors.
-            InvalidInput: names or shapes are another network's.
-        """
-        if not path.is_file():
-            raise MissingInput(f"{path}: no such file of backbone weights")
-        try:
-            given = load_file(path)
-        except SafetensorError as error:
-            raise CorruptInput(f"{path}: not a safetensors file: {error}") from error
-        inside = {name.rpartition("backbone.")[2]: value for name, value in given.items() if "backbone." in name}
-        given = inside or given
-        own = self.backbone.state_dict()
-        counters = {name for name in own if name.endswith("num_batches_tracked")}
-        missing = sorted(set(own) - set(given) - counters)
-        if missing:
-            raise InvalidInput(
-                f"{path}: lacks {len(missing)} of {len(own)} parameters of the backbone: '{missing[0]}' .."
-            )
-        for name, tensor in own.items():
-            if name in given and given[name].shape != tensor.shape:
-                raise InvalidInput(
-                    f"{path}: '{name}' is {tuple(given[name].shape)}, the backbone's is {tuple(tensor.shape)}"
-                )
-        self.backbone.load_state_dict({name: given.get(name, tensor) for name, tensor in own.items()})
+    def load_backbone(self, weights: str | Path) -> None:
+        """See `backbones.load_backbone`."""
+        load_backbone(self.backbone, weights)
 
 
 class ImageNetwork(nn.Module):
@@ -102,10 +66,6 @@ class ImageNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.pyramid(images)[0]
-
-    def load_backbone(self, path: Path) -> None:
-        """See `FeaturePyramid.load_backbone`."""
-        self.pyramid.load_backbone(path)
 
 
 def smoothing(channels: int) -> nn.Sequential:

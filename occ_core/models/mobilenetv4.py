@@ -6,6 +6,7 @@ Parameter names are those of timm's `mobilenetv4_conv_small`, so its weights loa
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import ClassVar
 
 import torch.nn as nn
 from torch import Tensor
@@ -20,7 +21,7 @@ STAGE_3 = [
     (0, 3, 1, 128, 512, 128),
     (0, 3, 1, 128, 512, 128),
 ]
-CHANNELS = (64, 96, 128)  # of the features at strides 8, 16, 32
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class ConvBn(nn.Sequential):
@@ -54,7 +55,12 @@ class UniversalInvertedBottleneck(nn.Module):
 
 
 class MobileNetV4Small(nn.Module):
-    """Images [N, 3, H, W] to features at strides 8, 16 and 32."""
+    """Images [N, 3, H, W] to features at `strides`, of `channels`."""
+
+    strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
+    channels: ClassVar[tuple[int, ...]] = (64, 96, 128)
+    mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
+    std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +74,7 @@ class MobileNetV4Small(nn.Module):
             nn.Sequential(*[UniversalInvertedBottleneck(*row) for row in STAGE_3]),
         )
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         x = self.blocks[0](self.act(self.bn1(self.conv_stem(images))))
         x8 = self.blocks[1](x)
         x16 = self.blocks[2](x8)

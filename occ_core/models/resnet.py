@@ -6,11 +6,14 @@ convolution.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
 from occ_core.models import checkpointing
+from occ_core.models.mobilenetv4 import IMAGENET_MEAN, IMAGENET_STD
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}  # per stage
 WIDTHS = (64, 128, 256, 512)
@@ -62,7 +65,11 @@ def shortcut(cin: int, cout: int, stride: int) -> nn.Sequential | None:
 
 
 class ResNet(nn.Module):
-    """Images [N, 3, H, W] to features at strides 4, 8, 16 and 32, of `channels`."""
+    """Images [N, 3, H, W] to features at `strides`, of `channels`."""
+
+    strides: ClassVar[tuple[int, ...]] = (4, 8, 16, 32)
+    mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
+    std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
 
     def __init__(self, name: str, checkpoint: bool = False):
         super().__init__()

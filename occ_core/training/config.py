@@ -40,6 +40,7 @@ class NanoTraining(BaseModel):
     columns: Positive = 8192  # of the grid, per sample, on which the loss is computed
     lovasz_cells: Positive = 20000
     flip: Share = 0.5
+    turn: Share = 0.0  # of the moments, by one to three quarters around the robot; needs a square grid
     loss: NanoLossWeights = NanoLossWeights()
 
 
@@ -68,6 +69,7 @@ class TrainingConfig(BaseModel):
     accumulate: Positive = 1  # batches whose gradients make one step
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     backbone_lr_scale: Weight = 1.0  # times learning_rate, of the image network's backbone
+    freeze_stem: bool = False  # of a pretrained backbone: what comes before stride 8 keeps its weights; half the price
     warmup_steps: NotNegative = 200
     weight_decay: Weight = 0.02
     clip_norm: Annotated[float, Field(gt=0)] = 10.0  # of the gradient

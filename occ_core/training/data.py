@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from occ_core.inference.table import Table, mirrored
+from occ_core.inference.table import Table, mirrored, mirrored_rays, turned
 from occ_core.losses.ray import IGNORE
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.training.cache import SceneCache
 from occ_core.training.config import TrainingConfig
+
+TURNS = (1, 2, 2, 3)  # quarters: a street that still lies along the robot teaches more than one across
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +89,13 @@ def mirror(sample: Sample, config: EasyOccConfig) -> Sample:
         np.ascontiguousarray(sample.pixel_class[..., ::-1]),
         mirrored(sample.table, config),
     )
+
+
+def turn(sample: Sample, quarters: int, config: EasyOccConfig) -> Sample:
+    """The same moment on a robot that stands turned clockwise: the world turned counter-clockwise around it."""
+    labels = np.ascontiguousarray(np.rot90(sample.labels, quarters))
+    table = turned(sample.table, quarters, config)
+    return Sample(sample.images, labels, sample.depth, sample.pixel_class, table)
 
 
 def recolour(images: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
@@ -181,6 +190,8 @@ class Draw:
         sample = read_sample(scene, i, self.model, dropped.tolist())
         if rng.random() < c.nano.flip:
             sample = mirror(sample, self.model)
+        if rng.random() < c.nano.turn:
+            sample = turn(sample, int(rng.choice(TURNS)), self.model)
         images = recolour(sample.images, c.color_jitter, rng)
         return Sample(images, sample.labels, sample.depth, sample.pixel_class, sample.table)
 
@@ -211,5 +222,5 @@ class DrawImages:
         rays = scene["rays"][int(scene["rig"][i]), camera]
         if rng.random() < self.config.nano.flip:
             image, depth, classes = image[:, ::-1], depth[:, ::-1], classes[:, ::-1]
-            rays = rays[..., ::-1] * np.array([1, -1, 1, 1], dtype=np.float32)[:, None, None]
+            rays = mirrored_rays(rays)
         return recolour(np.ascontiguousarray(image)[None], self.config.color_jitter, rng)[0], depth, classes, rays

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from occ_core.models.backbones import origin
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.training.config import TrainingConfig
 
@@ -111,6 +112,7 @@ def training_record(config: TrainingConfig, data: dict[str, Any], world: int) ->
         "code": _git_revision(),
         "config": {**run, **names, "processes": world},
         "data": data,
+        "backbone": origin(getattr(config.model, "backbone_weights", None)),
         "host": {"machine": platform.machine(), "python": platform.python_version(), "torch": torch.__version__},
         "metrics": None,
     }

@@ -29,7 +29,7 @@ from occ_core.training.thresholds import fit_thresholds
 class NanoLessons:
     """See `lessons.Lessons`. One process, for a step is short; batches are read in it, from memory-mapped arrays."""
 
-    fitted = frozenset({"threshold", "seen"})
+    fitted = frozenset({"threshold", "class_bias", "seen"})
 
     def __init__(self, config: TrainingConfig, ranks: Ranks, told: Callable[[str], None]) -> None:
         if ranks.world > 1:
@@ -69,9 +69,10 @@ class NanoLessons:
         return {name: getattr(self.config.nano.loss, name) * loss for name, loss in losses.items()}
 
     def fit(self, average: nn.Module) -> None:
-        """Set the thresholds."""
+        """Set the thresholds and the class bias."""
         on_cpu = copy.deepcopy(average).cpu().eval()
-        fit_thresholds(cast(EasyOcc, on_cpu), self.scenes.thresholds)
+        weights = self._weights.cpu()[list(self.taxonomy.occupied_ids)]
+        fit_thresholds(cast(EasyOcc, on_cpu), self.scenes.thresholds, weights)
         for name in self.fitted:
             average.get_buffer(name).copy_(on_cpu.get_buffer(name))
 

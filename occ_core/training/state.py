@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from occ_core.errors import InvalidInput, MissingInput
 from occ_core.models.build import build_model, kind_of, parse_config
+from occ_core.models.config import IMAGENET
 from occ_core.training.checkpoint import describe, load_checkpoint, load_into, save_checkpoint
 from occ_core.training.config import TrainingConfig, difference
 
@@ -44,10 +45,12 @@ def new_state(config: TrainingConfig, device: torch.device, resume: bool = False
     """
     model = build_model(config.model)
     weights = getattr(config.model, "backbone_weights", None)
-    if weights is not None and not resume:
+    if weights is not None and config.start_from is None and not resume:
         load_backbone(model, weights)
     if config.start_from is not None and not resume:
         load_weights(model, config, config.start_from)
+    if config.freeze_stem:
+        freeze_stem(model)
     model.to(device)
     average = copy.deepcopy(model).requires_grad_(False).eval()
     # fmt: off
@@ -71,15 +74,24 @@ def _in_backbone(name: str) -> bool:
     return "backbone" in name.split(".")
 
 
-def load_backbone(model: nn.Module, path: Path) -> None:
+def load_backbone(model: nn.Module, weights: str | Path) -> None:
     """Give the part of the network that can `load_backbone` its weights."""
-    if not path.is_file():
-        raise MissingInput(f"{path}: no such file, named by the model's backbone_weights")
+    if weights != IMAGENET and not Path(weights).is_file():
+        raise MissingInput(f"{weights}: no such file, named by the model's backbone_weights")
     for part in model.modules():
         if hasattr(part, "load_backbone"):
-            cast(Any, part).load_backbone(path)
+            cast(Any, part).load_backbone(weights)
             return
-    raise InvalidInput(f"backbone_weights is {path}, but {type(model).__name__} has no backbone that can be loaded")
+    raise InvalidInput(f"backbone_weights is {weights}, but {type(model).__name__} has no backbone that can be loaded")
+
+
+def freeze_stem(model: nn.Module) -> None:
+    """Fix what the network's backbone computes before stride 8."""
+    for part in model.modules():
+        if hasattr(part, "freeze_stem"):
+            cast(Any, part).freeze_stem()
+            return
+    raise InvalidInput(f"freeze_stem: {type(model).__name__} has no backbone whose stem can be kept as it is")
 
 
 def load_weights(model: nn.Module, config: TrainingConfig, path: Path) -> None:

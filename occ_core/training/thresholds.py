@@ -4,6 +4,10 @@ A probability of 0.5 is the wrong border for IoU: of calibrated probabilities th
 for a class with IoU 55 and 0.1 for one with 11. A class's IoU depends on its own threshold alone (the free class is in
 no mean), but all thresholds move the IoU of occupied against free; so they are found in turn, from histograms.
 
+Losses weigh rare classes up, so the network names them too often; how much of that is taken back is fitted, too. And a
+class that would be wrong nearly always is not named at all, whatever its IoU gains by it: a planner has no use for
+bicycles painted along every kerb.
+
 Labels made of many moments know cells that are hidden at this one, where a network can but guess. Lines drawn for these
 would fill the space behind every wall; so only cells in sight count, which is also what the network is judged by.
 """
@@ -11,9 +15,11 @@ would fill the space behind every wall; so only cells in sight count, which is a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from occ_core.losses.ray import IGNORE
 from occ_core.models.easyocc.config import EasyOccConfig
@@ -25,15 +31,22 @@ BORDERS = np.linspace(-4.0, 3.0, 141)  # logits that are tried
 SWEEPS = 5
 MEAN_COUNTS = 2.0  # weight of the mean class IoU beside the IoU, which roads alone can win
 LOST = 0.01  # share of occupied cells in sight that may be called hidden
+LEAST_PRECISION = 0.15  # of the cells named a class, this share is of it, or the class is not named
+TAKEN_BACK = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the logarithm of the classes' weights: shares that are tried
 
 
 @torch.no_grad()
-def fit_thresholds(model: EasyOcc, scenes: list[SceneCache]) -> None:
-    """Set the model's thresholds to the best on scenes that did not train its weights; without scenes, to logit 0."""
+def fit_thresholds(
+    model: EasyOcc,
+    scenes: list[SceneCache],
+    weights: Tensor,  # [classes - 1] of the occupied classes, by which the losses weighed them
+) -> None:
+    """Set the model's thresholds and class bias to the best on scenes that did not train its weights; without scenes,
+    logit 0 and no bias."""
     if not scenes:
         return
     fit_observed(model, scenes)
-    fit_classes(model, scenes)
+    fit_classes(model, scenes, weights)
 
 
 @torch.no_grad()
@@ -48,30 +61,55 @@ def fit_observed(model: EasyOcc, scenes: list[SceneCache]) -> None:
 
 
 @torch.no_grad()
-def fit_classes(model: EasyOcc, scenes: list[SceneCache]) -> None:
-    """The thresholds of the classes, given that of observed cells."""
+def fit_classes(model: EasyOcc, scenes: list[SceneCache], weights: Tensor) -> None:
+    """The thresholds of the classes and what is added to their logits, given the threshold of observed cells."""
+    log_weights = weights.clamp(min=1e-3).log()
+    named, there = count_named(model, scenes, [-share * log_weights for share in TAKEN_BACK])
+    fits = [best_thresholds(counts, there) for counts in named]
+    best = max(range(len(fits)), key=lambda i: fits[i].score)
+    bias = -TAKEN_BACK[best] * log_weights
+    if (in_vain := fits[best].precision < LEAST_PRECISION).any():  # their cells are of the class that comes next
+        bias[torch.from_numpy(in_vain)] = NEVER
+        named, there = count_named(model, scenes, [bias])
+        fits, best = [best_thresholds(named[0], there)], 0
+    model.class_bias.copy_(bias)
+    model.threshold.copy_(torch.from_numpy(fits[best].thresholds))
+
+
+class Named(NamedTuple):
+    """Cells in sight, float64 (C, borders + 1) each, by the class the network names and the place of their logit among
+    BORDERS: all; those that are of that class; those that are occupied at all."""
+
+    said: np.ndarray
+    right: np.ndarray
+    filled: np.ndarray
+
+
+def count_named(model: EasyOcc, scenes: list[SceneCache], biases: list[Tensor]) -> tuple[list[Named], np.ndarray]:
+    """With each of some class biases, what the network names; and how many cells are of each class, (C,)."""
     taxonomy = model.config.classes
     ids = np.array(taxonomy.occupied_ids)
-    said = np.zeros((len(ids), len(BORDERS) + 1))  # cells of each named class, by logit
-    right, filled = np.zeros_like(said), np.zeros_like(said)  # of these: of that class in truth, of any class
+    counts = [Named(*np.zeros((3, len(ids), len(BORDERS) + 1))) for _ in biases]
     there = np.zeros(len(ids))
 
-    def histogram(named: np.ndarray, place: np.ndarray) -> np.ndarray:
-        return np.bincount(named * said.shape[1] + place, minlength=said.size).reshape(said.shape)
+    def add(histogram: np.ndarray, name: np.ndarray, place: np.ndarray) -> None:
+        histogram += np.bincount(name * histogram.shape[1] + place, minlength=histogram.size).reshape(histogram.shape)
 
     for sample, cells in _answers(model, scenes):
         seen = in_sight(sample, model.config)
         truth = sample.labels[seen]
-        named = cells.classes[0].argmax(dim=-1).numpy()[seen]
         place = np.searchsorted(BORDERS, cells.occupied[0].numpy()[seen])
         place[cells.observed[0].numpy()[seen] <= float(model.seen)] = 0  # below all borders: never called occupied
-        said += histogram(named, place)
-        hit = ids[named] == truth
-        right += histogram(named[hit], place[hit])
-        any_class = truth != taxonomy.free_id
-        filled += histogram(named[any_class], place[any_class])
+        filled = truth != taxonomy.free_id
         there += np.array([(truth == c).sum() for c in ids])
-    model.threshold.copy_(torch.from_numpy(best_thresholds(said, right, filled, there)))
+        logits = cells.classes[0][torch.from_numpy(seen)]
+        for bias, count in zip(biases, counts, strict=True):
+            name = (logits + bias).argmax(dim=-1).numpy()
+            hit = ids[name] == truth
+            add(count.said, name, place)
+            add(count.right, name[hit], place[hit])
+            add(count.filled, name[filled], place[filled])
+    return counts, there
 
 
 def in_sight(sample: Sample, config: EasyOccConfig) -> np.ndarray:
@@ -93,15 +131,21 @@ def _answers(model: EasyOcc, scenes: list[SceneCache]) -> Iterator[tuple[Sample,
             yield sample, model(batch["images"], batch["voxel_index"], batch["pillar_index"], batch["rays"])
 
 
-def best_thresholds(said: np.ndarray, right: np.ndarray, filled: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """Thresholds, float32 (C,), of the highest MEAN_COUNTS x mean class IoU + IoU, from the best common one.
+class Fit(NamedTuple):
+    """Thresholds, float32 (C,), their score, and of what they name as each class the share that is of it, (C,)."""
+
+    thresholds: np.ndarray
+    score: float
+    precision: np.ndarray
+
+
+def best_thresholds(named: Named, there: np.ndarray) -> Fit:
+    """Thresholds of the highest MEAN_COUNTS x mean class IoU + IoU, from the best common one.
 
     Args:
-        said, right, filled: (C, borders + 1) cells named C, those of them that are C, and that are occupied at all, by
-            place of their logit among BORDERS.
-        there: (C,) cells that are C.
+        there: (C,) cells that are of each class.
     """
-    said, right, filled = (h[:, ::-1].cumsum(1)[:, ::-1][:, 1:] for h in (said, right, filled))  # above each border
+    said, right, filled = (h[:, ::-1].cumsum(1)[:, ::-1][:, 1:] for h in named)  # above each border
     class_iou = right / np.maximum(there[:, None] + said - right, 1)
     occurs = np.maximum((there > 0).sum(), 1)
 
@@ -117,4 +161,6 @@ def best_thresholds(said: np.ndarray, right: np.ndarray, filled: np.ndarray, the
             called = said[others, best[others]].sum() + said[c]
             hits = filled[others, best[others]].sum() + filled[c]
             best[c] = int((MEAN_COUNTS * class_iou[c] / occurs + iou(called, hits)).argmax())
-    return BORDERS[best].astype(np.float32)
+    called, hits, score = said[every, best], filled[every, best], MEAN_COUNTS * class_iou[every, best].sum() / occurs
+    precision = right[every, best] / np.maximum(called, 1)
+    return Fit(BORDERS[best].astype(np.float32), float(score + iou(called.sum(), hits.sum())), precision)

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from occ_core.models.config import Count, NetworkConfig, parse
+from occ_core.models.config import Backbone, BackboneWeights, Count, NetworkConfig, parse
 
 STRIDE = 8  # pixels of the network's input per cell of the feature map
 
@@ -19,6 +19,8 @@ class EasyOccConfig(NetworkConfig):
 
     kind: Literal["easyocc-nano"] = "easyocc-nano"
     name: str = "easyocc_nano"
+    backbone: Backbone = "efficientnet-lite0"
+    backbone_weights: BackboneWeights = None
     input_width: Count = 352
     input_height: Count = 128
     depth_bins: Annotated[int, Field(ge=4, le=254)] = 96  # along each viewing ray

@@ -36,6 +36,7 @@ class Deployed(nn.Module):
         for conv in (birds_eye.geometry[0], birds_eye.fine_geometry[0]):  # pairs of channels -> all first, all second
             weight = conv.weight.data.unflatten(1, (-1, 2))
             conv.weight.data = torch.cat([weight[:, :, 0] * HAZARD_RANGE, weight[:, :, 1]], dim=1)
+        model.to_class.bias.data += model.class_bias.repeat(config.grid_shape[2])
         for parameter in model.to_class.parameters():  # height by height -> class by class
             by_height = parameter.data.unflatten(0, (config.grid_shape[2], -1))
             parameter.data = by_height.transpose(0, 1).flatten(0, 1).contiguous()
@@ -45,14 +46,13 @@ class Deployed(nn.Module):
         images: Tensor,  # [N, H, W, 3] uint8
         voxel_index: Tensor,  # [X * Y * Z] into (N, h, w, depth bins)
         pillar_index: Tensor,  # [X/2 * Y/2 * heights] into (N, h, w)
-        rays: Tensor,  # [N, 4, h, w]
+        rays: Tensor,  # [N, RAY_CHANNELS, h, w]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Labels, confidence and observed, all uint8 [1, X, Y, Z]; see `Answer`."""
         model = self.model
         c = model.config
         px, py, pz = c.pillar_grid_shape
-        pixels = (images.float().permute(0, 3, 1, 2) - model.mean) / model.std
-        features = model.neck(model.backbone(pixels), rays)
+        features = model.features(images.float().permute(0, 3, 1, 2), rays)
         hazard, reached = self._evidence(model.to_hazard(features), voxel_index)
         context = model.to_context(features).permute(0, 2, 3, 1).reshape(-1, c.feature_channels)
         context = _gather(context, pillar_index).reshape(1, px, py, pz, c.feature_channels)

@@ -8,6 +8,7 @@ FlashOcc (arXiv 2311.12058).
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,12 +16,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from occ_core.models.easyocc.config import EasyOccConfig
+from occ_core.inference.table import RAY_CHANNELS
+from occ_core.models.backbones import build_backbone, load_backbone, statistics
+from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
 from occ_core.models.lifting import gather_rows, ray_evidence
-from occ_core.models.mobilenetv4 import CHANNELS, MobileNetV4Small
 
 NEVER = -30.0  # logit of what cannot be; finite, so that arithmetic with it is
-RAY_CHANNELS = 4  # of the table's `rays`: unit direction in the ego frame, and pixels per radian / 1000
 
 
 class Views(NamedTuple):
@@ -65,13 +66,13 @@ class Residual(nn.Module):
 class Neck(nn.Module):
     """Features of strides 8, 16, 32 and the pixels' viewing rays, summed at stride 8."""
 
-    def __init__(self, channels: int):
+    def __init__(self, given: tuple[int, ...], channels: int):
         super().__init__()
-        self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in CHANNELS)
+        self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in given)
         self.rays = nn.Conv2d(RAY_CHANNELS, channels, 1, bias=False)
         self.smooth = nn.Sequential(conv(channels, channels), conv(channels, channels))
 
-    def forward(self, features: tuple[Tensor, Tensor, Tensor], rays: Tensor) -> Tensor:
+    def forward(self, features: tuple[Tensor, ...], rays: Tensor) -> Tensor:
         x8, x16, x32 = (layer(x) for layer, x in zip(self.lateral, features, strict=True))
         x16 = x16 + F.interpolate(x32, scale_factor=2.0, mode="nearest")
         x = x8 + F.interpolate(x16, scale_factor=2.0, mode="nearest") + self.rays(rays)
@@ -123,15 +124,18 @@ class EasyOcc(nn.Module):
     mean: Tensor
     std: Tensor
     threshold: Tensor
+    class_bias: Tensor
     seen: Tensor
 
     def __init__(self, config: EasyOccConfig):
         super().__init__()
         self.config = config
-        self.register_buffer("mean", torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1), persistent=False)
-        self.backbone = MobileNetV4Small()
-        self.neck = Neck(config.neck_channels)
+        self.backbone = build_backbone(config.backbone)
+        mean, std = statistics(self.backbone)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+        self.first = self.backbone.strides.index(STRIDE)  # of the backbone's features, the first that the neck takes
+        self.neck = Neck(self.backbone.channels[self.first :], config.neck_channels)
         self.to_hazard = nn.Conv2d(config.neck_channels, config.depth_bins, 1)
         self.to_context = nn.Conv2d(config.neck_channels, config.feature_channels, 1)
         self.to_pixel_class = nn.Conv2d(config.neck_channels, len(config.classes), 1)  # for its loss only
@@ -146,15 +150,27 @@ class EasyOcc(nn.Module):
         self.sight = nn.Parameter(torch.full((heights,), 8.0))  # trust in its having come so far
         nn.init.constant_(self.to_hazard.get_parameter("bias"), -3.4)  # start from the share of occupied cells, 3 %
         self.register_buffer("threshold", torch.zeros(len(config.classes) - 1))  # see training.thresholds
+        self.register_buffer("class_bias", torch.zeros(len(config.classes) - 1))  # added to class logits; there too
         self.register_buffer("seen", torch.zeros(()))  # logit above which a cell counts as observed; there too
+
+    def load_backbone(self, weights: str | Path) -> None:
+        """See `backbones.load_backbone`."""
+        load_backbone(self.backbone, weights)
+
+    def features(
+        self,
+        images: Tensor,  # [N, 3, H, W] colours 0..255
+        rays: Tensor,  # [N, RAY_CHANNELS, h, w]
+    ) -> Tensor:  # [N, C, h, w]
+        """What the images say at the resolution of the viewing rays."""
+        return self.neck(self.backbone((images - self.mean) / self.std)[self.first :], rays)
 
     def views(
         self,
         images: Tensor,  # [N, H, W, 3] uint8
-        rays: Tensor,  # [N, 4, h, w]
+        rays: Tensor,  # [N, RAY_CHANNELS, h, w]
     ) -> Views:
-        pixels = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        features = self.neck(self.backbone(pixels), rays)
+        features = self.features(images.permute(0, 3, 1, 2).float(), rays)
         return Views(features, self.to_hazard(features), self.to_pixel_class(features))
 
     def hidden(
@@ -162,7 +178,7 @@ class EasyOcc(nn.Module):
         images: Tensor,  # [N, H, W, 3] uint8; N = batch * cameras
         voxel_index: Tensor,  # [B * X * Y * Z] into (N, h, w, depth bins); see occ_core.inference.table
         pillar_index: Tensor,  # [B * X/2 * Y/2 * heights] into (N, h, w)
-        rays: Tensor,  # [N, 4, h, w]
+        rays: Tensor,  # [N, RAY_CHANNELS, h, w]
     ) -> Hidden:
         c = self.config
         x, y, z = c.grid_shape
@@ -226,7 +242,7 @@ class Answer(nn.Module):
         """
         free = self.model.config.classes.free_id
         cells = self.model(images, voxel_index, pillar_index, rays)
-        classes = cells.classes.argmax(dim=-1)
+        classes = (cells.classes + self.model.class_bias).argmax(dim=-1)
         threshold = self.model.threshold.index_select(0, classes.reshape(-1)).reshape(classes.shape)
         observed = cells.observed > self.model.seen
         occupied = (cells.occupied > threshold) & observed
