@@ -14,7 +14,7 @@ from occ_core.occupancy import load_occ3d
 from occ_core.show.maps import color_classes, color_depth
 from occ_core.show.pictures import camera_rows, from_above, in_perspective, legend, mosaic
 from occ_core.world.nuscenes_tables import VERSION
-from occ_core.world.sensors import CAMERAS
+from occ_core.world.sensors import LIDAR
 
 
 def load_truth(out: Path, scene: str, token: str, channel: str) -> tuple[np.ndarray, np.ndarray]:
@@ -40,7 +40,7 @@ def keyframes(out: Path) -> Iterator[tuple[str, str, dict[str, Path]]]:
     files: dict[str, dict[str, Path]] = {}
     for row in tables["sample_data"]:
         channel = row["filename"].split("/")[1]
-        if row["is_key_frame"] and channel in CAMERAS:
+        if row["is_key_frame"] and channel != LIDAR:
             files.setdefault(row["sample_token"], {})[channel] = out / row["filename"]
     for row in tables["sample"]:
         yield names[row["scene_token"]], row["token"], files.get(row["token"], {})
