@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from embreex import rtcore_scene
-from embreex.mesh_construction import TriangleMesh
 
+from occ_core.errors import need
 from occ_core.world.classes import OWN_BODY
 from occ_core.world.materials import CARBODY, LAMP, METAL, PAINT, RUBBER
 from occ_core.world.site import any_color, seed_of
@@ -46,9 +45,9 @@ class Sight:
     """What stands between eyes and points: solids as an embree scene."""
 
     def __init__(self, solids: Solids) -> None:
-        mesh = solids.mesh()
-        self._scene = rtcore_scene.EmbreeScene()
-        TriangleMesh(self._scene, np.ascontiguousarray(mesh.vertices[mesh.faces]))
+        mesh, make_mesh = solids.mesh(), need("embreex.mesh_construction", "world").TriangleMesh
+        self._scene = need("embreex.rtcore_scene", "world").EmbreeScene()
+        make_mesh(self._scene, np.ascontiguousarray(mesh.vertices[mesh.faces]))
 
     def hidden(self, eye_m: np.ndarray, points_m: np.ndarray) -> np.ndarray:
         """bool (N,): a solid is between the eye (3,) and each of the points (N, 3)."""

@@ -14,8 +14,7 @@ import numpy as np
 
 from occ_core.files import write_atomically
 from occ_core.geometry import Array, quaternion_from_rotation
-from occ_core.world.robots import CHANNELS
-from occ_core.world.sensors import CAMERAS, LIDAR
+from occ_core.world.sensors import CAMERAS, LIDAR, NUMBERED
 
 VERSION = "v1.0-mini"
 TABLES = (
@@ -199,7 +198,7 @@ def shared_rows() -> dict[str, list[dict]]:
         ],
         "sensor": [
             {"token": token("sensor", c), "channel": c, "modality": "lidar" if c == LIDAR else "camera"}
-            for c in (*CAMERAS, *CHANNELS, LIDAR)
+            for c in (*CAMERAS, *NUMBERED, LIDAR)
         ],
     }
 

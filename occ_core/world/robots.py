@@ -12,18 +12,17 @@ from occ_core.geometry import Array
 from occ_core.world.body import BLACK, Hull, Sight, make_hull
 from occ_core.world.classes import OWN_BODY
 from occ_core.world.materials import METAL, RUBBER
-from occ_core.world.sensors import CAMERAS, FULL_SIZE, LIDAR_EGO_M, ego_from_lidar, mounted, nuscenes_rig
+from occ_core.world.sensors import CAMERAS, FULL_SIZE, LIDAR_EGO_M, NUMBERED, ego_from_lidar, mounted, nuscenes_rig
 from occ_core.world.solids import Builder, Solids
 
 RIGS = ("nuscenes", "random")
-CHANNELS = tuple(f"CAM_{i}" for i in range(8))
 COUNT_SHARES = (0.12, 0.07, 0.09, 0.17, 0.12, 0.21, 0.07, 0.15)  # of rigs with 1, 2, ... 8 cameras
 ASPECT_SHARES = {16 / 9: 0.4, 1936 / 1216: 0.3, 4 / 3: 0.3}
 FOCAL = CAMERAS["CAM_FRONT"][2] / FULL_SIZE[0]  # of nuScenes' cameras, in widths of their images
 FOCAL_FACTORS = (0.5, 2.0)  # of that: 103 to 35 degrees wide
 HEIGHTS_M = (0.5, 2.3)
 PITCH_DEG, ROLL_DEG = 8.0, 3.0  # at most
-ON_ROOF = 0.65  # share of rigs on a ring over the roof; the others look out of the body's sides
+ON_ROOF = 0.75  # share of rigs on a ring over the roof; the others look out of the body's sides
 MOST_HIDDEN = 0.3  # of an image, by the robot itself
 ATTEMPTS = 100
 TURN_US, TURN_START_DEG = 50_000, 104.8  # the LiDAR's turn runs clockwise from there, as measured in scene-0061
@@ -70,11 +69,12 @@ def random_robot(size: tuple[int, int], seed: int) -> Robot:
     aspect = float(rng.choice(list(ASPECT_SHARES), p=list(ASPECT_SHARES.values())))
     width, height = (2 * round(np.sqrt(size[0] * size[1] * r) / 2) for r in (aspect, 1 / aspect))
     lenses = [_intrinsics(rng, factor, (width, height)) for factor in _focal_factors(rng, len(views))]
+    on_roof = bool(rng.random() < ON_ROOF)
     for _ in range(ATTEMPTS):
-        seat = _seat(rng, hull)
+        seat = _seat(rng, hull, on_roof)
         cameras = [
             Camera(name, lens, (width, height), _pose(rng, seat, view, lens, height))
-            for name, lens, view in zip(CHANNELS, lenses, views, strict=False)
+            for name, lens, view in zip(NUMBERED, lenses, views, strict=False)
         ]
         body = Solids.concatenate([hull.solids, seat.carrier])
         if max(hidden_shares(body, cameras)) <= MOST_HIDDEN:
@@ -154,12 +154,12 @@ class _Seat:
     lidar_m: np.ndarray
 
 
-def _seat(rng: np.random.Generator, hull: Hull) -> _Seat:
-    roof_m, on_roof = hull.upper_m[2], bool(rng.random() < ON_ROOF)
-    small = roof_m < 1.2
+def _seat(rng: np.random.Generator, hull: Hull, on_roof: bool) -> _Seat:
+    """On a ring over the roof, or on the hull's sides."""
+    roof_m = hull.upper_m[2]
     if on_roof:
-        height_m = roof_m + rng.uniform(0.04, 0.5 if small else 0.3)
-        rectangle_m = _scaled(hull.roof_m, rng.uniform(0.1, 1.0))
+        height_m = roof_m + rng.uniform(0.04, 0.35)
+        rectangle_m = _scaled(hull.roof_m, rng.uniform(0.0, 0.9))
     else:
         height_m = roof_m * rng.uniform(0.45, 0.95)
         rectangle_m = np.stack([hull.lower_m[:2], hull.upper_m[:2]]) + np.array([[-1.0], [1.0]]) * rng.uniform(

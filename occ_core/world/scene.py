@@ -180,7 +180,7 @@ class _SceneWriter:
         self.tables.add_data(channel, self.start_us + stamp_us, k, is_key, file, size, table_from_ego)
 
     def _write_truth(self, token: str, t_s: float, views: dict[str, View]) -> None:
-        occupancy = occupancy_truth(self.city, t_s, self.rig, self.robot.ego_from_lidar)
+        occupancy = occupancy_truth(self.city, t_s, self.rig, self.robot.ego_from_lidar, body=self.robot.body)
         save_occ3d(self.out / "gts" / self.name / token / "labels.npz", occupancy)
         for channel, view in views.items():
             path = self.out / "truth" / self.name / token / f"{channel}.npz"

@@ -24,6 +24,7 @@ CAMERAS = {
     "CAM_BACK_LEFT": ((1.04, 0.48, 1.58), 108.5, 1257.0, 528),
     "CAM_BACK_RIGHT": ((1.01, -0.48, 1.56), -109.5, 1260.0, 20058),
 }
+NUMBERED = tuple(f"CAM_{i}" for i in range(8))  # cameras of random rigs
 LIDAR = "LIDAR_TOP"
 LIDAR_EGO_M = (0.94, 0.0, 1.84)
 BEAMS, AZIMUTHS = 32, 1084
