@@ -15,11 +15,21 @@ def make(
     out: Annotated[Path, typer.Argument(help="Folder of the data set; made if absent.")],
     scenes: Annotated[int, typer.Option(help="Number of scenes; each is a city of its own.")] = 1,
     seed: Annotated[int, typer.Option(help="Another seed gives other cities: two seeds share no scene.")] = 0,
-    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the images, pixels.")] = "450x800",
+    size: Annotated[
+        str,
+        typer.Option(help="HEIGHTxWIDTH of the images, pixels; of random rigs their number of pixels."),
+    ] = "450x800",
     keyframes: Annotated[int, typer.Option(help="Keyframes per scene, 2 a second.")] = 40,
     sweeps: Annotated[
         bool, typer.Option(help="Also write what lies between keyframes: images at 12 Hz, LiDAR at 20 Hz.")
     ] = False,
+    rig: Annotated[
+        str,
+        typer.Option(
+            help="nuscenes: its six cameras. random: another robot in each city, with 1 to 8 cameras of other lenses, "
+            "places, directions and aspects, which may see its body."
+        ),
+    ] = "nuscenes",
     workers: Annotated[int, typer.Option(help="Scenes rendered at the same time; 0 = one per core.")] = 0,
 ) -> None:
     """Simulate drives and write them as a nuScenes v1.0 data set.
@@ -36,7 +46,7 @@ def make(
     from occ_core.world.scene import Settings
 
     height, width = size_of(size)
-    settings = Settings(scenes, seed, width, height, keyframes, sweeps)
+    settings = Settings(scenes, seed, width, height, keyframes, sweeps, rig)
     make_world(out, settings, workers or os.cpu_count() or 1)
     typer.echo(f"{scenes} scenes of {keyframes} keyframes in {out}")
 
@@ -48,7 +58,7 @@ def show(
     sample: Annotated[int, typer.Option(help="Number of the keyframe, from 0.")] = 0,
     picture: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")] = Path("world.png"),
 ) -> None:
-    """Draw one keyframe: the six images, exact classes and depths, and the voxels.
+    """Draw one keyframe: the images, exact classes and depths, and the voxels.
 
     Example:  occ world show city --scene scene-0002 --sample 5 -o look.png
     """

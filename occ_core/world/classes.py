@@ -20,3 +20,6 @@
     VEGETATION,
     FREE,
 ) = range(18)
+
+OWN_BODY = 255
+"""Class of a pixel that shows the robot itself, which is in no voxel: as a teacher's UNKNOWN, it names nothing."""

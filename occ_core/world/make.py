@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -43,10 +44,8 @@ def _claim(out: Path, settings: Settings) -> None:
     """Mark the folder as a data set of these settings, or refuse it."""
     record = out / "world.json"
     if record.is_file():
-        found = read_settings(out)
-        other = [
-            f"{k} {found.fixed()[k]} (asked for {v})" for k, v in settings.fixed().items() if found.fixed()[k] != v
-        ]
+        found, asked = asdict(read_settings(out)), asdict(settings)
+        other = [f"{k} {found[k]} (asked for {v})" for k, v in asked.items() if k != "scenes" and found[k] != v]
         if other:
             raise InvalidInput(f"{out} already holds a data set made with {', '.join(other)}; choose another folder")
     elif out.is_dir() and any(out.iterdir()):

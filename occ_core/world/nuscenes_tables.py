@@ -14,7 +14,7 @@ import numpy as np
 
 from occ_core.files import write_atomically
 from occ_core.geometry import Array, quaternion_from_rotation
-from occ_core.world.sensors import CAMERAS, LIDAR
+from occ_core.world.sensors import CAMERAS, LIDAR, NUMBERED
 
 VERSION = "v1.0-mini"
 TABLES = (
@@ -198,14 +198,15 @@ def shared_rows() -> dict[str, list[dict]]:
         ],
         "sensor": [
             {"token": token("sensor", c), "channel": c, "modality": "lidar" if c == LIDAR else "camera"}
-            for c in (*CAMERAS, LIDAR)
+            for c in (*CAMERAS, *NUMBERED, LIDAR)
         ],
     }
 
 
 def merge(scenes: list[dict[str, list[dict]]], out: Path) -> None:
     """Write the version folder `out` with the tables of all scenes, in the order given."""
-    shared = shared_rows()
+    shared, used = shared_rows(), {row["sensor_token"] for scene in scenes for row in scene["calibrated_sensor"]}
+    shared["sensor"] = [row for row in shared["sensor"] if row["token"] in used]
     for table in TABLES:
         rows = shared.get(table) or [row for scene in scenes for row in scene[table]]
         write_atomically(out / f"{table}.json", json.dumps(rows, separators=(",\n ", ": ")).encode())

@@ -25,6 +25,7 @@ from occ_core.world.film import Film, develop, encode
 from occ_core.world.lidar import sweep
 from occ_core.world.nuscenes_tables import SceneTables
 from occ_core.world.render import View, render
+from occ_core.world.robots import RIGS, robot_of
 from occ_core.world.tracer import Tracer
 from occ_core.world.truth import occupancy_truth
 
@@ -43,6 +44,7 @@ class Settings:
         scenes: number of scenes. seed: another seed gives other cities, none shared.
         width, height: of the images, px. keyframes: per scene, 2 Hz.
         sweeps: also write the frames between keyframes (cameras 12 Hz, LiDAR 20 Hz).
+        rig: "nuscenes", or "random": another robot in each city.
     """
 
     scenes: int = 1
@@ -51,6 +53,7 @@ class Settings:
     height: int = 450
     keyframes: int = 40
     sweeps: bool = False
+    rig: str = "nuscenes"
     version: int = field(default=WORLD_VERSION)
 
     def __post_init__(self) -> None:
@@ -62,10 +65,13 @@ class Settings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise InvalidInput(f"{name} must be {low}..{high}, got {value}")
+        if self.rig not in RIGS:
+            raise InvalidInput(f"rig must be {' or '.join(RIGS)}, got '{self.rig}'")
 
     def fixed(self) -> dict:
-        """All that must stay the same within one folder."""
-        return {key: value for key, value in asdict(self).items() if key != "scenes"}
+        """All that must stay the same within one folder; without `rig` where it is nuScenes', as in older sets."""
+        left_out = {"scenes", "rig"} if self.rig == "nuscenes" else {"scenes"}
+        return {key: value for key, value in asdict(self).items() if key not in left_out}
 
     def city_seed(self, index: int) -> int:
         return self.seed * SCENES_PER_SEED + index
@@ -99,18 +105,19 @@ class _SceneWriter:
         self.out, self.settings, self.index, self.city = out, settings, index, city
         self.name, self.log = scene_name(index), f"sim-{city.seed:010d}"
         self.start_us = (FIRST_S + city.seed * SCENE_SPAN_S % SPAN_S) * 1_000_000
-        self.rig: Rig = sensors.nuscenes_rig((settings.width, settings.height), city.seed)
+        self.robot = robot_of(settings.rig, (settings.width, settings.height), city.seed)
+        self.rig: Rig = self.robot.rig
         self.films = [Film.of(city.seed, i) for i in range(len(self.rig))]
-        self.ego_from_lidar = sensors.ego_from_lidar(city.seed)
-        self.tracer = Tracer(city)
+        self.tracer = Tracer(city, self.robot.body)
         # Map look-ups of the devkit need coordinates that start at the lower left corner of the map image.
         self.table_from_world = np.eye(4)
         self.table_from_world[:2, 3] = -np.asarray(city.ground.origin_m)
-        self.tables = SceneTables(self.name, f"{self.log}-v{settings.version}", f"simulated city, {city.weather.name}")
+        key = f"{self.log}-v{settings.version}" + ("" if settings.rig == "nuscenes" else f"-{settings.rig}")
+        self.tables = SceneTables(self.name, key, f"simulated city, {city.weather.name}")
         self.boxes = SceneBoxes(city)
         self._add_fixed_rows()
         k, sweeps = settings.keyframes, settings.sweeps
-        self.camera_stamps = {c.name: sensors.camera_stamps_us(c.name, k, sweeps) for c in self.rig}
+        self.camera_stamps = {c: sensors.camera_stamps_us(lag_us, k, sweeps) for c, lag_us in self.robot.lag_us.items()}
         self.lidar_stamps = sensors.lidar_stamps_us(k, sweeps)
 
     def _add_fixed_rows(self) -> None:
@@ -120,7 +127,7 @@ class _SceneWriter:
         _write_map(self.city, self.out / map_file)
         for camera in self.rig:
             self.tables.add_sensor(camera.name, camera.ego_from_cam, camera.intrinsics)
-        self.tables.add_sensor(sensors.LIDAR, self.ego_from_lidar, None)
+        self.tables.add_sensor(sensors.LIDAR, self.robot.ego_from_lidar, None)
         start = round(sensors.start_s() * 1e6)
         step = round(sensors.KEYFRAME_S * 1e6)
         self.tables.add_samples([self.start_us + start + k * step for k in range(self.settings.keyframes)])
@@ -162,7 +169,7 @@ class _SceneWriter:
         return points
 
     def _world_from_lidar(self, t_s: float) -> Array:
-        return self.city.world_from_ego(t_s) @ self.ego_from_lidar
+        return self.city.world_from_ego(t_s) @ self.robot.ego_from_lidar
 
     def _file(self, channel: str, stamp_us: int, is_key: bool, ending: str) -> str:
         folder = "samples" if is_key else "sweeps"
@@ -173,7 +180,7 @@ class _SceneWriter:
         self.tables.add_data(channel, self.start_us + stamp_us, k, is_key, file, size, table_from_ego)
 
     def _write_truth(self, token: str, t_s: float, views: dict[str, View]) -> None:
-        occupancy = occupancy_truth(self.city, t_s, self.rig, self.ego_from_lidar)
+        occupancy = occupancy_truth(self.city, t_s, self.rig, self.robot.ego_from_lidar, body=self.robot.body)
         save_occ3d(self.out / "gts" / self.name / token / "labels.npz", occupancy)
         for channel, view in views.items():
             path = self.out / "truth" / self.name / token / f"{channel}.npz"

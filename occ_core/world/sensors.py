@@ -1,6 +1,8 @@
-"""The sensors of the simulated car: six cameras and a spinning LiDAR, mounted and timed as nuScenes' are."""
+"""The sensors of nuScenes' car, six cameras and a spinning LiDAR, and when sensors of any robot fire."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,6 +24,7 @@ CAMERAS = {
     "CAM_BACK_LEFT": ((1.04, 0.48, 1.58), 108.5, 1257.0, 528),
     "CAM_BACK_RIGHT": ((1.01, -0.48, 1.56), -109.5, 1260.0, 20058),
 }
+NUMBERED = tuple(f"CAM_{i}" for i in range(8))  # cameras of random rigs
 LIDAR = "LIDAR_TOP"
 LIDAR_EGO_M = (0.94, 0.0, 1.84)
 BEAMS, AZIMUTHS = 32, 1084
@@ -38,6 +41,14 @@ def _rotation(yaw: float, pitch: float, roll: float) -> Array:
     return about_z @ about_y @ about_x
 
 
+def mounted(position_m: Sequence[float] | Array, yaw_pitch_roll: Array) -> Array:
+    """ego_from_cam (4, 4) of a camera that looks along x when not turned; radians, pitch down positive."""
+    ego_from_cam = np.eye(4)
+    ego_from_cam[:3, :3] = _rotation(*yaw_pitch_roll) @ np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
+    ego_from_cam[:3, 3] = position_m
+    return ego_from_cam
+
+
 def nuscenes_rig(size: tuple[int, int], seed: int) -> Rig:
     """Six cameras around the car; each `seed` is another car, calibrated slightly differently.
 
@@ -45,13 +56,10 @@ def nuscenes_rig(size: tuple[int, int], seed: int) -> Rig:
         size: (width, height) px of the images. Another aspect than 16:9 cuts off the top, as users of nuScenes do.
     """
     rng = np.random.default_rng((seed, 101))
-    body_from_optical = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
     cameras = []
     for name, (position, yaw_deg, focal, _) in CAMERAS.items():
-        yaw, pitch, roll = np.radians([yaw_deg, 0.6, 0.0] + rng.normal(0, (0.5, 0.4, 0.3)))
-        ego_from_cam = np.eye(4)
-        ego_from_cam[:3, :3] = _rotation(yaw, pitch, roll) @ body_from_optical
-        ego_from_cam[:3, 3] = position + rng.normal(0, 0.008, 3)
+        turn = np.radians([yaw_deg, 0.6, 0.0] + rng.normal(0, (0.5, 0.4, 0.3)))
+        ego_from_cam = mounted(position + rng.normal(0, 0.008, 3), turn)
         f = focal * (1 + rng.normal(0, 0.004))
         cx, cy = np.array([810.0, 487.0]) + rng.normal(0, 8, 2)
         full = Camera(name, np.array([[f, 0, cx], [0, f, cy], [0, 0, 1]]), FULL_SIZE, ego_from_cam)
@@ -61,13 +69,13 @@ def nuscenes_rig(size: tuple[int, int], seed: int) -> Rig:
     return Rig(tuple(cameras))
 
 
-def ego_from_lidar(seed: int) -> Array:
-    """Pose of the LiDAR (x right, y forward, z up) on the car, (4, 4)."""
+def ego_from_lidar(seed: int, position_m: Sequence[float] | Array = LIDAR_EGO_M) -> Array:
+    """Pose of the LiDAR (x right, y forward, z up) on the robot, (4, 4)."""
     rng = np.random.default_rng((seed, 102))
     matrix = np.eye(4)
     tilt = np.radians(rng.normal(0, 0.4, 3))
     matrix[:3, :3] = _rotation(*tilt) @ np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])
-    matrix[:3, 3] = LIDAR_EGO_M + rng.normal(0, 0.005, 3)
+    matrix[:3, 3] = position_m + rng.normal(0, 0.005, 3)
     return matrix
 
 
@@ -86,11 +94,14 @@ def start_s() -> float:
     return 0.1
 
 
-def camera_stamps_us(name: str, keyframes: int, sweeps: bool) -> list[tuple[int, int, bool]]:
-    """(stamp from time 0 in microseconds, keyframe it belongs to, is a keyframe) of one camera's images, in order."""
+def camera_stamps_us(lag_us: int, keyframes: int, sweeps: bool) -> list[tuple[int, int, bool]]:
+    """(stamp from time 0 in microseconds, keyframe it belongs to, is a keyframe) of one camera's images, in order.
+
+    `lag_us`: how long before the LiDAR stamp it fires.
+    """
     stamps = []
     for k in range(keyframes):
-        at = round((start_s() + k * KEYFRAME_S) * 1e6) - CAMERAS[name][3]
+        at = round((start_s() + k * KEYFRAME_S) * 1e6) - lag_us
         if sweeps and k:
             stamps += _between(at, k, CAMERA_PER_KEYFRAME)
         stamps.append((at, k, True))

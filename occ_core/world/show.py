@@ -14,7 +14,7 @@ from occ_core.occupancy import load_occ3d
 from occ_core.show.maps import color_classes, color_depth
 from occ_core.show.pictures import camera_rows, from_above, in_perspective, legend, mosaic
 from occ_core.world.nuscenes_tables import VERSION
-from occ_core.world.sensors import CAMERAS
+from occ_core.world.sensors import LIDAR
 
 
 def load_truth(out: Path, scene: str, token: str, channel: str) -> tuple[np.ndarray, np.ndarray]:
@@ -40,7 +40,7 @@ def keyframes(out: Path) -> Iterator[tuple[str, str, dict[str, Path]]]:
     files: dict[str, dict[str, Path]] = {}
     for row in tables["sample_data"]:
         channel = row["filename"].split("/")[1]
-        if row["is_key_frame"] and channel in CAMERAS:
+        if row["is_key_frame"] and channel != LIDAR:
             files.setdefault(row["sample_token"], {})[channel] = out / row["filename"]
     for row in tables["sample"]:
         yield names[row["scene_token"]], row["token"], files.get(row["token"], {})
@@ -61,17 +61,22 @@ def sheet(out: Path, scene: str | None, sample: int) -> np.ndarray:
         depth_m, class_id = load_truth(out, name, token, channel)
         classes[channel], depths[channel] = color_classes(class_id), color_depth(depth_m)
     occupancy = load_occ3d(out / "gts" / name / token / "labels.npz")
-    width, tile = 1920, (640, 360)
-    rows = camera_rows(sorted(images))
-    small = (320, 180)
-    truth = np.concatenate([mosaic(classes, rows, small), mosaic(depths, rows, small)], axis=1)
+    width, rows = 1920, camera_rows(sorted(images))
+    aspect = min(h / w for h, w, _ in (image.shape for image in images.values()))
+    tile, small = (640, round(640 * aspect)), (320, round(320 * aspect))
+    truth = np.concatenate([_filled(mosaic(maps, rows, small), width // 2) for maps in (classes, depths)], axis=1)
     voxels = np.full((480, width, 3), 250, dtype=np.uint8)
     above = from_above(occupancy)
     voxels[40:440, 40 : 40 + above.shape[1]] = above
     voxels[:, 560:1360] = in_perspective(occupancy, (800, 480))
     both = cv2.resize(_masks(occupancy), (400, 400), interpolation=cv2.INTER_NEAREST)
     voxels[40:440, 1440:1840] = both
-    return np.concatenate([mosaic(images, rows, tile), truth, voxels, legend(occupancy, width)])
+    return np.concatenate([_filled(mosaic(images, rows, tile), width), truth, voxels, legend(occupancy, width)])
+
+
+def _filled(picture: np.ndarray, width: int) -> np.ndarray:
+    """White to the right of what is narrower."""
+    return np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=250)
 
 
 def _masks(occupancy) -> np.ndarray:

@@ -15,7 +15,7 @@ from occ_core.world.solids import Solids
 FAR_M = 400.0
 FINE_RADIUS_M = 1.6  # balls below it get 80 triangles, up to 6 cm off: less than gaps between leaves
 EGO_SHADOW_M = 12.0  # its own shadow and shade end within this distance
-# Chassis and cabin of the car that carries the sensors: lower and upper corners in the ego frame.
+# Chassis and cabin of nuScenes' car, which its cameras do not see: lower and upper corners in the ego frame.
 EGO_BODY_M = (((-1.05, -0.88, 0.2), (3.7, 0.88, 0.95)), ((-0.8, -0.7, 0.95), (1.5, 0.7, 1.45)))
 
 
@@ -63,13 +63,17 @@ def solid_table(solids: Solids) -> SolidTable:
 
 
 class Tracer:
-    """What stands still in a city, parked actors included, ready for rays."""
+    """What stands still in a city, parked actors included, ready for rays.
 
-    def __init__(self, city: City) -> None:
-        self.city = city
+    `body`: the robot's own, in the ego frame, which cameras see; None: a car that only casts a shadow.
+    """
+
+    def __init__(self, city: City, body: Solids | None = None) -> None:
+        self.city, self.body = city, body
         self.parked = [i for i, actor in enumerate(city.actors) if not actor.moving]
         self.movers = [i for i, actor in enumerate(city.actors) if actor.moving]
         self.actor_meshes = {i: city.actors[i].solids.mesh() for i in self.movers}
+        self.body_mesh = Solids.concatenate([]).mesh() if body is None else body.mesh()
         placed = [city.actors[i].solids.transformed(city.actors[i].world_from_actor(0.0)) for i in self.parked]
         solids = Solids.concatenate([city.solids, *placed])
         self.table, self.class_id = solid_table(solids), solids.class_id
@@ -107,7 +111,7 @@ class Moment:
         self.table, self.class_id, self.instance = tracer.table, tracer.class_id, tracer.instance
         self._scene = None
         near = [i for i in tracer.movers if np.linalg.norm(self.world_from_actor[i][:3, 3] - self._here) < FAR_M]
-        if near:
+        if near or tracer.body is not None:
             self._add_movers(near)
 
     @property
@@ -117,9 +121,13 @@ class Moment:
     def _add_movers(self, movers: list[int]) -> None:
         solids = [self.city.actors[i].solids.transformed(self.world_from_actor[i]) for i in movers]
         meshes = [self._tracer.actor_meshes[i] for i in movers]
+        poses = [self.world_from_actor[i] for i in movers]
+        if self._tracer.body is not None:  # moves as actors do, but is none
+            solids.append(self._tracer.body.transformed(self._world_from_ego))
+            meshes.append(self._tracer.body_mesh)
+            movers, poses = [*movers, -1], [*poses, self._world_from_ego]
         sizes = [len(s) for s in solids]
         first = np.concatenate([[0], np.cumsum(sizes)[:-1]]) + len(self.class_id)
-        poses = [self.world_from_actor[i] for i in movers]
         vertices = [mesh.vertices @ p[:3, :3].T + p[:3, 3] for mesh, p in zip(meshes, poses, strict=True)]
         self._scene = _scene(np.concatenate([v[mesh.faces] for v, mesh in zip(vertices, meshes, strict=True)]))
         faces = [mesh.solid_of_face + n for mesh, n in zip(meshes, first, strict=True)]
@@ -130,9 +138,10 @@ class Moment:
         self.table = SolidTable(*(np.concatenate(pair) for pair in zip(self.table, solid_table(moved), strict=True)))
 
     def _ego_body(self) -> np.ndarray:
-        pose = self._world_from_ego
+        pose, mesh = self._world_from_ego, self._tracer.body_mesh
         boxes = np.concatenate([_box_triangles(*corners) for corners in EGO_BODY_M])
-        return boxes @ pose[:3, :3].T + pose[:3, 3]
+        triangles = boxes if self._tracer.body is None else mesh.vertices[mesh.faces]
+        return triangles @ pose[:3, :3].T + pose[:3, 3]
 
     def cast(self, origins: np.ndarray, directions: np.ndarray) -> Hits:
         """First hit of each ray; origins (N, 3) or (3,), unit directions (N, 3), world."""

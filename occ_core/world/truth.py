@@ -23,6 +23,7 @@ from occ_core.geometry import apply, inverse
 from occ_core.grid import OCC3D_GRID, VoxelGrid
 from occ_core.occupancy import Occupancy
 from occ_core.taxonomy import OCC3D
+from occ_core.world.body import Sight
 from occ_core.world.city import City
 from occ_core.world.classes import FREE
 from occ_core.world.ground import Ground, bilinear
@@ -35,7 +36,12 @@ LIDAR_SPAN_S, LIDAR_STEP_S = 2.0, 0.5  # Occ3D aggregates sweeps: keyframes this
 
 
 def occupancy_truth(
-    city: City, t_s: float, rig: Rig, ego_from_lidar: np.ndarray, grid: VoxelGrid = OCC3D_GRID
+    city: City,
+    t_s: float,
+    rig: Rig,
+    ego_from_lidar: np.ndarray,
+    grid: VoxelGrid = OCC3D_GRID,
+    body: Solids | None = None,
 ) -> Occupancy:
     """Labels and masks at time t_s, in the ego frame of that time.
 
@@ -44,6 +50,7 @@ def occupancy_truth(
 
     Args:
         ego_from_lidar: (4, 4), z up at the LiDAR.
+        body: the robot's own, ego frame: in no voxel, and cameras do not see what it hides.
 
     Returns:
         Occupancy whose `observed` is Occ3D's mask_camera, with `mask_lidar`.
@@ -51,8 +58,11 @@ def occupancy_truth(
     solid, labels = voxelize(city, t_s, grid)
     targets = Targets.of(solid, labels, grid)
     camera_mask, lidar_mask = np.zeros(grid.shape, dtype=np.bool_), np.zeros(grid.shape, dtype=np.bool_)
+    sight = None if body is None else Sight(body)
     for camera in rig:
         _, visible = camera.project(apply(inverse(camera.ego_from_cam), targets.points_m))
+        if sight is not None:
+            visible[visible] = ~sight.hidden(camera.ego_from_cam[:3, 3], targets.points_m[visible])
         look(solid, camera.ego_from_cam[:3, 3], targets[visible], grid, camera_mask)
     ego_from_world = inverse(city.world_from_ego(t_s))
     steps = round(LIDAR_SPAN_S / LIDAR_STEP_S)
