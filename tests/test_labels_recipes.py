@@ -9,7 +9,7 @@ from occ_core.labels.recipes import PRESETS, Recipe, load_recipe
 
 
 def test_presets_are_what_they_are_named_for():
-    assert list(PRESETS) == ["single", "easyocc", "easyocc-clamped", "shelf", "best", "lidar"]
+    assert list(PRESETS) == ["single", "easyocc", "easyocc-clamped", "shelf", "best", "lidar", "completed"]
     easyocc, clamped, shelf = PRESETS["easyocc"], PRESETS["easyocc-clamped"], PRESETS["shelf"]
     assert (easyocc.past, easyocc.future, easyocc.moving, easyocc.min_hit_share) == (13, 0, "own", 0.0)
     assert clamped.model_copy(update={"clamp": False}) == easyocc
@@ -50,5 +50,5 @@ def test_a_wrong_file_is_one_line_that_names_the_field(tmp_path, text, message):
 
 
 def test_an_unknown_name_lists_the_presets():
-    with pytest.raises(MissingInput, match="'bset'.*single, easyocc, easyocc-clamped, shelf, best, lidar"):
+    with pytest.raises(MissingInput, match="'bset'.*single, easyocc, easyocc-clamped, shelf, best, lidar, completed"):
         load_recipe("bset")

@@ -37,12 +37,14 @@ def make(
     dataroot: Annotated[Path, typer.Argument(help="Data set in nuScenes layout.")],
     out: Annotated[Path, typer.Argument(help="Folder of the label store; made if absent.")],
     recipe: Annotated[
-        str, typer.Option(help="single, easyocc, easyocc-clamped, shelf, best or lidar; or a YAML file of one's own.")
+        str,
+        typer.Option(help="single, easyocc, easyocc-clamped, shelf, best, lidar or completed; or one's own YAML file."),
     ] = "best",
     teacher: Annotated[
         str,
         typer.Option(
-            help="oracle or realistic (simulated data), lidar, grounded-sam+metric3d, or another CLASS+DEPTH pair."
+            help="oracle or realistic (simulated data), lidar, grounded-sam+metric3d, or another CLASS+DEPTH pair; "
+            "CLASS+DEPTH+lidar completes the depth by the LiDAR (recipe completed)."
         ),
     ] = "grounded-sam+metric3d",
     engine: Annotated[

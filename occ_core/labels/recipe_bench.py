@@ -50,8 +50,10 @@ def changed(recipe: Recipe, fields: Sequence[str], to: Recipe) -> Recipe:
     return recipe.model_copy(update={name: getattr(to, name) for name in fields})
 
 
+MEASURED = ("lidar", "completed")  # presets for teachers that measure; those compared here do not
+
 ROWS: dict[str, Recipe] = {
-    **{name: recipe for name, recipe in PRESETS.items() if name != "lidar"},  # the teachers here do not measure
+    **{name: recipe for name, recipe in PRESETS.items() if name not in MEASURED},
     # The teachers err by one scale an image mostly, and `best` knows a remedy: how much of its lead is that alone?
     "easyocc + road correction": changed(PRESETS["easyocc"], PARTS["road correction"], PRESETS["best"]),
     **{f"best without {part}": changed(PRESETS["best"], fields, Recipe()) for part, fields in PARTS.items()},

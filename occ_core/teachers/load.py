@@ -23,10 +23,10 @@ def load_teachers(
     seed: int = 0,
     cache: Path | None = None,
 ) -> Teachers:
-    """The teachers of a name: `A` for both, or `A+B` for classes by A and depth by B.
+    """The teachers of a name: `A` for both; `A+B` for classes by A, depth by B; `A+B+lidar`: B's set right by a LiDAR.
 
     Args:
-        name: such as `oracle`, `realistic`, `grounded-sam+metric3d`, `oracle+lidar` or
+        name: such as `oracle`, `realistic`, `grounded-sam+metric3d`, `oracle+lidar`, `grounded-sam+metric3d+lidar` or
             `grounded-sam+depth-anything/Depth-Anything-V2-Metric-Outdoor-Large-hf`.
         dataroot: the data set; where oracle and LiDAR teachers find what they know.
         taxonomy: classes to speak in.
@@ -39,15 +39,28 @@ def load_teachers(
         InvalidInput: a name that is no teacher.
         MissingInput, MissingPackage: what the teacher needs is not there.
     """
-    first, _, second = name.partition("+")
+    first, _, rest = name.partition("+")
+    second, completes, completed_by = rest.partition("+")
+    if completes and completed_by != "lidar":
+        raise InvalidInput(
+            f"'{name}': depth can be completed by 'lidar' (CLASSES+DEPTH+lidar), not by '{completed_by}'"
+        )
+    if completes and second in ("", "lidar"):
+        raise InvalidInput(f"'{name}': '{second}' has no dense depth that a LiDAR could complete")
     both = _city_teacher(first, dataroot, taxonomy, seed) if second in ("", first) else None  # reads each file once
-    classes = both or _class_teacher(first, dataroot, taxonomy, weights, device, seed)
-    depth = both or _depth_teacher(second or first, dataroot, taxonomy, weights, device, seed)
-    if cache is None:
-        return Teachers(classes, depth)
-    from occ_core.teachers.cache import CachedClasses, CachedDepth
+    classes: ClassTeacher = both or _class_teacher(first, dataroot, taxonomy, weights, device, seed)
+    depth: DepthTeacher = both or _depth_teacher(second or first, dataroot, taxonomy, weights, device, seed)
+    if cache is not None:
+        from occ_core.teachers.cache import CachedClasses, CachedDepth
 
-    return Teachers(CachedClasses(classes, cache), CachedDepth(depth, cache))
+        classes, depth = CachedClasses(classes, cache), CachedDepth(depth, cache)
+    if completes:
+        from occ_core.teachers.completed import CompletedDepth
+        from occ_core.teachers.lidar import LidarDepth
+
+        depth = CompletedDepth(depth, LidarDepth())
+        depth = depth if cache is None else CachedDepth(depth, cache)
+    return Teachers(classes, depth)
 
 
 def _city_teacher(name: str, dataroot: Path, taxonomy: Taxonomy, seed: int) -> Oracle | Realistic | None:
@@ -92,4 +105,5 @@ def _depth_teacher(
         from occ_core.teachers.transformers_depth import load_transformers_depth
 
         return load_transformers_depth(name, weights, device)
-    raise InvalidInput(f"'{name}' is no depth teacher; there are: {', '.join(DEPTH_TEACHERS)}")
+    known = ", ".join(DEPTH_TEACHERS)
+    raise InvalidInput(f"'{name}' is no depth teacher; there are: {known}; and CLASSES+DEPTH+lidar completes DEPTH")
