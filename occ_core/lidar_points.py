@@ -12,6 +12,7 @@ from occ_core.geometry import apply, inverse
 
 COLUMNS = ("x_m", "y_m", "z_m", "intensity", "age_s")
 MIN_RANGE_M = 1.0  # nearer points are the vehicle itself, or beams without a return
+OWN_BODY_M = 3.0  # where points are judged by: nearer returns may be of the own vehicle, which no label holds
 
 
 def lidar_points(

@@ -19,7 +19,7 @@ from occ_core.sources.nuscenes_tables import NuScenesTables
 from occ_core.taxonomy import OCC3D
 
 pytest.importorskip("numba")
-from occ_core.evaluation.first_hit import first_hits, first_hits_plain
+from occ_core.evaluation.first_hit import first_cells, first_cells_plain, first_hits
 
 SMALL = VoxelGrid((-2.0, -1.5, -1.0), 0.5, (8, 6, 4))
 FREE = 17
@@ -41,33 +41,36 @@ def random_rays(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def marched(labels: np.ndarray, grid: VoxelGrid, origin: np.ndarray, direction: np.ndarray, step_m: float = 5e-4):
-    """Class and distance of the end of the first occupied cell, by steps of half a millimetre."""
+    """Class, begin and end of the first occupied cell, by steps of half a millimetre."""
     at_m = np.arange(0, 12, step_m)
     index, inside = grid.index_of(origin + at_m[:, None] * direction)
     hit = np.flatnonzero(inside & (labels[tuple(index.T)] != FREE))
     if not len(hit):
-        return FREE, np.inf
+        return FREE, np.inf, np.inf
     same = (index[hit[0] :] == index[hit[0]]).all(axis=1) & inside[hit[0] :]
     length = len(same) if same.all() else int(same.argmin())
-    return labels[tuple(index[hit[0]])], at_m[hit[0]] + length * step_m
+    return labels[tuple(index[hit[0]])], at_m[hit[0]], at_m[hit[0]] + length * step_m
 
 
 def test_first_hits_are_those_of_fine_marching():
     for seed in range(3):
         labels, (origins, directions) = random_grid(seed, share=0.2), random_rays(seed, 80)
-        classes, depth_m = first_hits(labels, FREE, SMALL, origins, directions)
+        classes, enter_m, leave_m = first_cells(labels, FREE, SMALL, origins, directions)
         assert (classes != FREE).sum() > 10 and (classes == FREE).sum() > 10
         expected = [marched(labels, SMALL, o, d) for o, d in zip(origins, directions, strict=True)]
         # A step may jump over a corner that a ray cuts off; no such ray is among these.
-        assert classes.tolist() == [c for c, _ in expected]
-        assert np.allclose(depth_m, [m for _, m in expected], atol=2e-3)
+        assert classes.tolist() == [c for c, _, _ in expected]
+        assert np.allclose(np.stack([enter_m, leave_m], axis=1), [ends for _, *ends in expected], atol=2e-3)
+        assert 0 < (enter_m == 0).sum() < 20  # some start within
 
 
 def test_first_hits_equal_their_plain_twin():
     labels, (origins, directions) = random_grid(9, share=0.05), random_rays(9, 1500)
-    classes, depth_m = first_hits(labels, FREE, SMALL, origins, directions)
-    plain_classes, plain_m = first_hits_plain(labels, FREE, SMALL, origins, directions)
-    assert np.array_equal(classes, plain_classes) and np.allclose(depth_m, plain_m)
+    classes, *ends_m = first_cells(labels, FREE, SMALL, origins, directions)
+    plain_classes, *plain_m = first_cells_plain(labels, FREE, SMALL, origins, directions)
+    assert np.array_equal(classes, plain_classes) and np.allclose(ends_m, plain_m)
+    hit_classes, hit_m = first_hits(labels, FREE, SMALL, origins, directions)
+    assert np.array_equal(hit_classes, classes) and np.array_equal(hit_m, ends_m[1])
 
 
 def test_ray_set_is_the_published_one():
@@ -91,8 +94,8 @@ def brute_counts(truth, predicted, grid, origins):
     hits, of_truth, of_prediction = Counter(), Counter(), Counter()
     for origin in origins:
         starts = np.tile(origin, (14040, 1))
-        a = zip(*first_hits_plain(truth, FREE, grid, starts, ray_directions()), strict=True)
-        b = zip(*first_hits_plain(predicted, FREE, grid, starts, ray_directions()), strict=True)
+        a = zip(*first_cells_plain(truth, FREE, grid, starts, ray_directions())[::2], strict=True)
+        b = zip(*first_cells_plain(predicted, FREE, grid, starts, ray_directions())[::2], strict=True)
         for (true_class, true_m), (found_class, found_m) in zip(a, b, strict=True):
             if true_class == FREE:
                 continue

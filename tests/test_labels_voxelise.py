@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from occ_core.cli.main import app
 from occ_core.errors import CorruptInput, MissingInput
-from occ_core.evaluation.first_hit import first_hits_plain
+from occ_core.evaluation.first_hit import first_cells_plain
 from occ_core.evaluation.ssc import read_ssc_truth
 from occ_core.geometry import apply, inverse, pose
 from occ_core.grid import SEMANTIC_KITTI_VOXELS, VoxelGrid
@@ -80,7 +80,7 @@ def test_free_cells_are_those_that_a_ray_or_a_look_enters_and_leaves():
     outer = cells[(np.abs(cells - (0, 0, 0)) > (7, 7, 3)).any(-1)]
     for start, _ in list(rays):
         ways = (outer - start) / np.linalg.norm(outer - start, axis=1)[:, None]
-        _, depth_m = first_hits_plain(hit.astype(np.uint8), 0, GRID, np.tile(start, (len(ways), 1)), ways)
+        _, _, depth_m = first_cells_plain(hit.astype(np.uint8), 0, GRID, np.tile(start, (len(ways), 1)), ways)
         rays.append((start, start + ways * np.minimum(depth_m, 50)[:, None]))
     for start, ends in rays:
         for end in ends:

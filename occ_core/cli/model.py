@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -123,9 +123,15 @@ def evaluate(
         Path, typer.Argument(metavar="PRED", help="Folder of <token>.npz, or of <scene>/<token>/labels.npz.")
     ],
     truths: Annotated[
-        Path,
-        typer.Argument(metavar="GTS", help="Folder of <scene>/<token>/labels.npz (Occ3D), or SemanticKITTI's voxels."),
-    ],
+        Path | None,
+        typer.Argument(
+            metavar="[GTS]", help="Folder of <scene>/<token>/labels.npz (Occ3D), or SemanticKITTI's voxels."
+        ),
+    ] = None,
+    lidar: Annotated[
+        Path | None,
+        typer.Option(help="What was predicted, with a LiDAR: nuScenes layout, ROS 2 bag or SemanticKITTI."),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Data set in nuScenes layout that has the LiDAR's poses, for RayIoU. Default: beside GTS."),
@@ -133,32 +139,49 @@ def evaluate(
     json: Annotated[Path | None, typer.Option(help="Also write the scores to this file.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes; pays from some hundred samples on.")] = 1,
 ) -> None:
-    """Score predictions, or anybody's labels, against Occ3D ground truth in every protocol of the field.
+    """Score predictions, or anybody's labels, against Occ3D ground truth in every protocol of the field, or a LiDAR.
 
     All numbers are percent, from counts over the whole set: `camera` counts the cells that a camera observes (Occ3D's
     official score), `camera_and_lidar` those that the LiDAR observes too, `full` all cells, and `ray` (RayIoU) rays of
     a virtual LiDAR, whose places --data tells. A class that occurs neither in truth nor in prediction is left out of
-    the means. Where GTS holds SemanticKITTI's <frame>.label, it scores scene completion (`ssc`). Example:
+    the means. Where GTS holds SemanticKITTI's <frame>.label, it scores scene completion (`ssc`). Where there are no
+    true voxels, --lidar tells how far from a real LiDAR's returns the first occupied cell on their rays is. Examples:
 
         occ eval predictions city/gts --json scores.json
+
+        occ eval predictions --lidar drive
     """
+    from occ_core.errors import MissingInput
+    from occ_core.evaluation.report import write_report
+
+    if truths is None and lidar is None:
+        raise MissingInput("nothing to score against: give GTS, a folder of true voxels, or --lidar DATA, or both")
+    if truths is None and data is not None:
+        raise MissingInput("--data is for RayIoU, which needs true voxels: give GTS, too")
+    report = {} if truths is None else _against_voxels(predictions, truths, data, workers)
+    if lidar is not None:
+        report |= {"lidar": _against_lidar(predictions, lidar, workers)}
+    if json is not None:
+        write_report(json, report)
+
+
+def _against_voxels(predictions: Path, truths: Path, data: Path | None, workers: int) -> dict[str, Any]:
+    """The report of every protocol that needs true voxels, printed."""
     from rich.console import Console
     from rich.progress import Progress
 
     from occ_core.errors import MissingPackage, OccError, need
     from occ_core.evaluation.ray_iou import ray_origins
-    from occ_core.evaluation.report import evaluate_folders, prediction_files, table, write_report
+    from occ_core.evaluation.report import evaluate_folders, prediction_files, table
     from occ_core.evaluation.ssc import evaluate_voxels, holds_voxels
 
     if holds_voxels(truths):
         ssc, samples = evaluate_voxels(predictions, truths)
-        if json is not None:
-            write_report(json, {"ssc": ssc})
         for name, found in ssc.items():
             numbers = ", ".join(f"{key} {found[key]:.2f}" for key in ("precision", "recall", "iou", "miou_19"))
             typer.echo(f"{name:>5}: {numbers}")
         typer.echo(f"{samples} samples")
-        return
+        return {"ssc": ssc}
     origins = no_rays = None
     with Progress(transient=True) as progress:
         task = progress.add_task("LiDAR poses", total=None)
@@ -177,13 +200,30 @@ def evaluate(
             origins_ego_m=origins,
             workers=workers,
         )
-    if json is not None:
-        write_report(json, report)
     Console().print(table(report))
     if no_rays is not None:
         hint = "" if isinstance(no_rays, MissingPackage) else "; --data DATAROOT names a data set that has LiDAR poses"
         typer.echo(f"no RayIoU: {no_rays}{hint}")
     typer.echo(f"{samples} samples")
+    return report
+
+
+def _against_lidar(predictions: Path, data: Path, workers: int) -> dict[str, Any]:
+    """The report of the LiDAR-ray score, printed."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from occ_core.evaluation.lidar_rays import lidar_table, score_lidar_rays, summary
+
+    with Progress(transient=True) as progress:
+        task = progress.add_task("LiDAR rays", total=None)
+        scores = score_lidar_rays(
+            predictions, data, lambda done, total: progress.update(task, completed=done, total=total), workers
+        )
+    Console().print(lidar_table(scores))
+    for line in summary(scores):
+        typer.echo(line)
+    return scores
 
 
 def export(

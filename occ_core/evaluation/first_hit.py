@@ -1,4 +1,5 @@
-"""What rays meet first in a grid, and where they leave that cell. Needs numba; `first_hits_plain` is its plain twin."""
+"""What rays meet first in a grid, and where they enter and leave that cell. Needs numba; `first_cells_plain` is its
+plain twin."""
 
 from __future__ import annotations
 
@@ -12,6 +13,14 @@ from occ_core.traversal import enter_slab, entry_cell
 def first_hits(
     labels: np.ndarray, free_id: int, grid: VoxelGrid, origins_m: np.ndarray, directions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Class of the first cell on each ray that is not free, and where the ray leaves it; see `first_cells`."""
+    classes, _, leave_m = first_cells(labels, free_id, grid, origins_m, directions)
+    return classes, leave_m
+
+
+def first_cells(
+    labels: np.ndarray, free_id: int, grid: VoxelGrid, origins_m: np.ndarray, directions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First cell on each ray that is not free.
 
     Args:
@@ -21,19 +30,20 @@ def first_hits(
         directions: float (R, 3), of unit length.
 
     Returns:
-        classes uint8 (R,), of that cell, `free_id` where there is none; depth_m float64 (R,), the distance at which
-        the ray leaves that cell, inf where there is none.
+        classes uint8 (R,), of that cell, `free_id` where there is none; enter_m, leave_m float64 (R,), the distances at
+        which the ray enters that cell, 0 from within, and leaves it, inf where there is none.
     """
     starts = (np.asarray(origins_m, dtype=np.float64) - grid.origin_m) / grid.voxel_size_m
     classes = np.full(len(starts), free_id, dtype=np.uint8)
-    depth = np.full(len(starts), np.inf)
+    span = np.full((len(starts), 2), np.inf)
     slopes = np.ascontiguousarray(directions, dtype=np.float64)
-    _walk(np.ascontiguousarray(labels).reshape(-1), free_id, np.array(grid.shape), starts, slopes, classes, depth)
-    return classes, depth * grid.voxel_size_m
+    _walk(np.ascontiguousarray(labels).reshape(-1), free_id, np.array(grid.shape), starts, slopes, classes, span)
+    enter_m, leave_m = span.T * grid.voxel_size_m
+    return classes, enter_m, leave_m
 
 
 @numba.njit(cache=True, nogil=True)
-def _walk(labels, free_id, shape, starts, slopes, classes, depth):
+def _walk(labels, free_id, shape, starts, slopes, classes, span):
     """Traversal after Amanatides and Woo (1987), in cells. Through an edge or a corner z goes first, then y."""
     nx, ny, nz = shape[0], shape[1], shape[2]
     for ray in range(len(starts)):
@@ -63,30 +73,33 @@ def _walk(labels, free_id, shape, starts, slopes, classes, depth):
                 if left_z == 0:
                     break
                 cell += step_z
+                enter = tz
                 tz += az
             elif ty <= tx:
                 left_y -= 1
                 if left_y == 0:
                     break
                 cell += step_y
+                enter = ty
                 ty += ay
             else:
                 left_x -= 1
                 if left_x == 0:
                     break
                 cell += step_x
+                enter = tx
                 tx += ax
         if labels[cell] != free_id:
             classes[ray] = labels[cell]
-            depth[ray] = min(tx, ty, tz)
+            span[ray, 0], span[ray, 1] = enter, min(tx, ty, tz)
 
 
-def first_hits_plain(
+def first_cells_plain(
     labels: np.ndarray, free_id: int, grid: VoxelGrid, origins_m: np.ndarray, directions: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """As `first_hits`, by sorting where each ray crosses the planes between cells. Slow."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `first_cells`, by sorting where each ray crosses the planes between cells. Slow."""
     classes = np.full(len(origins_m), free_id, dtype=np.uint8)
-    depth_m = np.full(len(origins_m), np.inf)
+    enter_m, leave_m = np.full((2, len(origins_m)), np.inf)
     for ray, (origin, direction) in enumerate(zip(origins_m, directions, strict=True)):
         crossings = [np.zeros(1)]
         for axis in range(3):
@@ -100,5 +113,5 @@ def first_hits_plain(
         met = np.flatnonzero(inside & (labels[tuple(index.T)] != free_id))
         if len(met):
             classes[ray] = labels[tuple(index[met[0]])]
-            depth_m[ray] = at[met[0] + 1]
-    return classes, depth_m
+            enter_m[ray], leave_m[ray] = at[met[0] : met[0] + 2]
+    return classes, enter_m, leave_m

@@ -22,7 +22,8 @@ from occ_core.grid import OCC3D_GRID, SEMANTIC_KITTI_GRID, VoxelGrid
 from occ_core.labels.lift import Lifter
 from occ_core.labels.recipes import PRESETS, Recipe
 from occ_core.labels.scene import label_scene
-from occ_core.labels.score import OWN_BODY_M, PointScores
+from occ_core.labels.score import PointScores
+from occ_core.lidar_points import OWN_BODY_M
 from occ_core.occupancy import Occupancy
 from occ_core.sources.kitti import SemanticKittiSource
 from occ_core.sources.nuscenes import NuScenesSource

@@ -12,12 +12,11 @@ from occ_core.errors import MissingInput
 from occ_core.evaluation.report import PROTOCOLS, VoxelScores, table
 from occ_core.evaluation.voxel_iou import confusion_matrix
 from occ_core.labels.store import LabelStore
+from occ_core.lidar_points import OWN_BODY_M
 from occ_core.occupancy import Occupancy, load_occ3d
 from occ_core.sources.nuscenes import read_lidar
 from occ_core.sources.nuscenes_tables import NuScenesTables
 from occ_core.taxonomy import OCC3D, Taxonomy
-
-OWN_BODY_M = 3.0  # LiDAR returns nearer to the sensor are of the own car, which no label holds
 
 
 class LabelScores:

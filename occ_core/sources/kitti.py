@@ -17,6 +17,9 @@ from occ_core.sources.images import decode_compressed
 
 CAMERA = "image_2"  # the left colour camera
 LIDAR_ROW = 4  # float32 x, y, z, reflectance 0..1
+GROUND_Z_M = (
+    -1.73
+)  # level ground in the ego frame: where the car carries its LiDAR (Geiger et al., IJRR 2013, figure 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +36,8 @@ class _Sequence:
 class SemanticKittiSource:
     """Frames of SemanticKITTI, sequence by sequence in time order: `len(source)`, `source[i]`, or iterate.
 
-    The ego frame is the LiDAR's, x forward and z up, as the data set's own voxels have it; the ground is about 1.7 m
-    below its origin. The scene is the sequence's name ("08"), the token the number of the frame ("000003"), unique in
+    The ego frame is the LiDAR's, x forward and z up, as the data set's own voxels have it; the ground is at GROUND_Z_M.
+    The scene is the sequence's name ("08"), the token the number of the frame ("000003"), unique in
     its scene only. Image and sweep carry the frame's one stamp and pose: the data set knows no others. Beams are not
     given: `ring` is 0.
 
