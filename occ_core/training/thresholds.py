@@ -132,7 +132,8 @@ def _answers(model: EasyOcc, scenes: list[SceneCache]) -> Iterator[tuple[Sample,
 
 
 class Fit(NamedTuple):
-    """Thresholds, float32 (C,), their score, and of what they name as each class the share that is of it, (C,)."""
+    """Thresholds, float32 (C,), their score, and of what they name as each class the share that is of it, (C,), 1
+    where that is nothing."""
 
     thresholds: np.ndarray
     score: float
@@ -162,5 +163,5 @@ def best_thresholds(named: Named, there: np.ndarray) -> Fit:
             hits = filled[others, best[others]].sum() + filled[c]
             best[c] = int((MEAN_COUNTS * class_iou[c] / occurs + iou(called, hits)).argmax())
     called, hits, score = said[every, best], filled[every, best], MEAN_COUNTS * class_iou[every, best].sum() / occurs
-    precision = right[every, best] / np.maximum(called, 1)
+    precision = np.where(called > 0, right[every, best] / np.maximum(called, 1), 1.0)
     return Fit(BORDERS[best].astype(np.float32), float(score + iou(called.sum(), hits.sum())), precision)
