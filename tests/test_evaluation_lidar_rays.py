@@ -404,7 +404,7 @@ def test_real_rays_that_start_in_the_road_say_nothing(shared_data):
         scores = LidarRayScores()
         scores.add(sweep_as_labels(frame), found._replace(origin_ego_m=place))
         shares.append(scores.report()["above"]["10-20m"]["within_1m"])
-    assert shares[0] > 3 * shares[1]
+    assert shares[0] > 40 and shares[1] < 20
 
 
 def test_real_kitti_is_scored_on_its_own_grid(shared_data, tmp_path):
