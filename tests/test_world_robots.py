@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -236,9 +237,23 @@ def test_labels_and_training_batches_of_different_rigs(world, tmp_path, recipe, 
     assert [scene["images"].shape[:2] for scene in scenes] == [(2, 3), (2, 1)]
     training = TrainingConfig(model=config, batch_size=2, camera_dropout=0.0, nano={"columns": 50, "image_batch": 8})
     batches = Draw(scenes, np.zeros(256, dtype=bool), training)
+    _nothing_is_taught_on_the_own_body(world, scenes[0])
     counts = {len(next(batches).images) for _ in range(8)}
     assert 4 in counts  # three cameras and one
     assert next(DrawImages(scenes, training)).images.shape == (8, 64, 128, 3)  # all images of both rigs
+
+
+def _nothing_is_taught_on_the_own_body(world: Path, scene) -> None:
+    masks = sorted((world / "masks" / "scene-0001").glob("*.png"))
+    assert [path.stem for path in masks] == ["CAM_0", "CAM_1", "CAM_2"]
+    for path in masks:
+        mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        for token in scene.tokens:
+            with np.load(world / "truth" / "scene-0001" / token / f"{path.stem}.npz") as arrays:
+                assert ((arrays["class_id"] == OWN_BODY) == (mask > 0)).mean() > 0.995  # all but outlines
+    assert (mask[-5:] > 0).all()  # of the last camera, as many rows as one row of features covers
+    for name in ("depth", "pixel_class"):
+        assert (scene[name][:, 2, -1] == 255).all() and (scene[name][:, 2, :-1] != 255).any()
 
 
 def test_a_picture_shows_rigs_of_any_size(world, tmp_path):

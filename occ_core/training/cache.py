@@ -14,14 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
-from occ_core.errors import MissingInput
+from occ_core.camera import Rig
+from occ_core.errors import CorruptInput, MissingInput
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.table import build_table
 from occ_core.labels.store import require_same_meaning
 from occ_core.losses.ray import IGNORE
-from occ_core.models.easyocc.config import EasyOccConfig
+from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
 from occ_core.occupancy import load_occ3d
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.training.rays import ray_targets
@@ -81,13 +83,18 @@ def open_scenes(
         files = {token: path for token, path in files.items() if path.is_file()}
         progress(scene)
         if files:
-            at = cache / f"{scene}-{_key(Path(dataroot), files, config)}"
+            masks = Path(dataroot) / "masks" / scene
+            at = cache / f"{scene}-{_key(Path(dataroot), {**files, **_by_name(masks)}, config)}"
             if not at.is_dir():
-                _build(samples, files, config, at)
+                _build(samples, files, masks, config, at)
             opened.append(_open(at, scene))
     if not opened:
         raise MissingInput(f"{folder}: no <scene>/<token>/labels.npz for any keyframe of {dataroot}")
     return opened
+
+
+def _by_name(masks: Path) -> dict[str, Path]:
+    return {path.name: path for path in masks.glob("*.png")}
 
 
 def _key(dataroot: Path, files: dict[str, Path], config: EasyOccConfig) -> str:
@@ -107,7 +114,7 @@ def _open(at: Path, scene: str) -> SceneCache:
     return SceneCache(scene, tokens, lambda name: np.load(at / f"{name}.npy", mmap_mode="r"))
 
 
-def _build(source: NuScenesSource, files: dict[str, Path], config: EasyOccConfig, at: Path) -> None:
+def _build(source: NuScenesSource, files: dict[str, Path], masks: Path, config: EasyOccConfig, at: Path) -> None:
     rows: dict[str, list[np.ndarray]] = {name: [] for name in ARRAYS}
     tables: dict[str, int] = {}
     tokens, preprocess = [], Preprocess(config.input_width, config.input_height)
@@ -126,9 +133,35 @@ def _build(source: NuScenesSource, files: dict[str, Path], config: EasyOccConfig
         truth = load_occ3d(files[token], config.grid, config.classes)
         labels = np.where(truth.observed, truth.labels, np.uint8(IGNORE))
         rows["labels"].append(labels)
+        own = _own_pixels(masks, frame.rig, config)
         for name, array in zip(("depth", "pixel_class"), ray_targets(labels, frame.rig, config), strict=True):
-            rows[name].append(array)
+            rows[name].append(np.where(own, np.uint8(IGNORE), array))
         tokens.append(token)
+    _write(rows, tokens, at)
+
+
+def _own_pixels(masks: Path, rig: Rig, config: EasyOccConfig) -> np.ndarray:
+    """bool (N, h, w): feature pixels on which a camera sees mostly the robot itself, by `<camera>.png` where there is
+    one: what labels say of the cells behind it, the image does not show.
+
+    Raises:
+        CorruptInput: a mask is no picture, or not of the image's size.
+    """
+    preprocess, (w, h) = Preprocess(config.input_width, config.input_height), config.feature_size
+    own = np.zeros((len(rig), h, w), dtype=np.bool_)
+    for i, camera in enumerate(rig):
+        path = masks / f"{camera.name}.png"
+        if path.is_file():
+            mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+            if mask is None or mask.shape != camera.size[::-1]:
+                found = "no picture" if mask is None else f"{mask.shape[1]} x {mask.shape[0]} px"
+                raise CorruptInput(f"{path}: must be {camera.size[0]} x {camera.size[1]} px as its image, is {found}")
+            tiles = (preprocess.nearest(mask, camera.size) > 127).reshape(h, STRIDE, w, STRIDE)
+            own[i] = tiles.mean(axis=(1, 3)) > 0.5
+    return own
+
+
+def _write(rows: dict[str, list[np.ndarray]], tokens: list[str], at: Path) -> None:
     temporary = at.with_name(f".{at.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

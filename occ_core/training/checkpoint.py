@@ -91,7 +91,7 @@ def load_record(path: Path) -> dict[str, Any]:
 
 
 def trained_cameras(record: dict[str, Any]) -> int | None:
-    """The cameras of the largest rig that a network was trained on, from its record; None: it does not say.
+    """The cameras of the smallest rig that a network was trained on, from its record; None: it does not say.
 
     Raises:
         CorruptInput: it says something that is no number of cameras.

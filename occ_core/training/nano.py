@@ -228,7 +228,7 @@ def data_record(scenes: Scenes, counts: np.ndarray, config: TrainingConfig) -> d
         "samples": len(tokens),
         "labels": [provenance(labels_folder(root, config.labels)) for root in config.data],
         "tokens_sha256": hashlib.sha256("\n".join(tokens).encode()).hexdigest(),
-        "cameras": max(scene["present"].shape[1] for scene in scenes.training),
+        "cameras": min(scene["present"].shape[1] for scene in scenes.training),
         "cells_per_class": counts.tolist(),
         "threshold_scenes": [scene.name for scene in scenes.thresholds],
         "held_out_scenes": [scene.name for scene in scenes.validation],

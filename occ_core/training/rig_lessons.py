@@ -281,12 +281,13 @@ class _Set:
 
 
 def data_record(data: Held) -> dict[str, Any]:
-    """What the json beside the checkpoint says of the data; the first keyframe of each set tells of its cameras."""
+    """What the json beside the checkpoint says of the data; the first keyframe of each scene tells of its cameras."""
     sources = [source for source in data.training.sources if source.keyframes]
     names = sorted(data.training.names)
     gap_s = data.training.neighbour_gap_s()
     pseudo = [source.pseudo_labels.provenance for source in sources if source.pseudo_labels]
     unlabelled = len(names) - len(data.training.labelled)
+    firsts = [(s, {k.scene: k.place for k in reversed(s.keyframes)}.values()) for s in sources]
     return {
         "scenes": len({keyframe.scene for source in sources for keyframe in source.keyframes}),
         "samples": len(names),
@@ -294,7 +295,7 @@ def data_record(data: Held) -> dict[str, Any]:
         **({"pseudo_labels": pseudo} if pseudo else {}),
         **({"unlabelled": unlabelled} if unlabelled else {}),
         "tokens_sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
-        "cameras": max(len(source.frames[source.keyframes[0].place].rig) for source in sources),
+        "cameras": min(len(source.frames[place].rig) for source, places in firsts for place in places),
         **({} if gap_s is None else {"neighbour_s": round(gap_s, 3)}),
         "held_out_scenes": data.held_out_scenes,
         "held_out_samples": len(data.validation),

@@ -83,16 +83,17 @@ def random_robot(size: tuple[int, int], seed: int) -> Robot:
     return Robot(Rig(tuple(cameras)), lags, ego_from_lidar(seed, seat.lidar_m), body)
 
 
+def own_pixels(sight: Sight, camera: Camera) -> np.ndarray:
+    """bool (h, w): pixels at whose centres the camera sees the body that `sight` was made of."""
+    eye = camera.ego_from_cam[:3, 3]
+    rays = camera.rays(camera.pixel_grid()) @ camera.ego_from_cam[:3, :3].T
+    return sight.hidden(eye, eye + 30.0 * rays).reshape(camera.size[::-1])
+
+
 def hidden_shares(body: Solids, cameras: list[Camera]) -> list[float]:
-    """Share of each camera's image that the robot itself fills."""
-    sight, shares = Sight(body), []
-    for camera in cameras:
-        w, h = camera.size
-        u, v = np.meshgrid(np.linspace(0, w - 1, 32), np.linspace(0, h - 1, 24))
-        rays = camera.rays(np.stack([u.ravel(), v.ravel()], axis=1)) @ camera.ego_from_cam[:3, :3].T
-        eye = camera.ego_from_cam[:3, 3]
-        shares.append(float(sight.hidden(eye, eye + 30.0 * rays).mean()))
-    return shares
+    """Share of each camera's image that the robot itself fills, by 32 x 24 samples."""
+    sight = Sight(body)
+    return [float(own_pixels(sight, camera.resized((32, 24))).mean()) for camera in cameras]
 
 
 class _View(NamedTuple):

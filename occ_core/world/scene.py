@@ -19,13 +19,14 @@ from occ_core.files import write_atomically
 from occ_core.geometry import Array, apply
 from occ_core.occupancy import save_occ3d
 from occ_core.world import sensors
+from occ_core.world.body import Sight
 from occ_core.world.boxes import SceneBoxes
 from occ_core.world.city import City, build_city
 from occ_core.world.film import Film, develop, encode
 from occ_core.world.lidar import sweep
 from occ_core.world.nuscenes_tables import SceneTables
 from occ_core.world.render import View, render
-from occ_core.world.robots import RIGS, robot_of
+from occ_core.world.robots import RIGS, own_pixels, robot_of
 from occ_core.world.tracer import Tracer
 from occ_core.world.truth import occupancy_truth
 
@@ -127,10 +128,20 @@ class _SceneWriter:
         _write_map(self.city, self.out / map_file)
         for camera in self.rig:
             self.tables.add_sensor(camera.name, camera.ego_from_cam, camera.intrinsics)
+        if self.robot.body is not None:
+            self._write_masks(Sight(self.robot.body))
         self.tables.add_sensor(sensors.LIDAR, self.robot.ego_from_lidar, None)
         start = round(sensors.start_s() * 1e6)
         step = round(sensors.KEYFRAME_S * 1e6)
         self.tables.add_samples([self.start_us + start + k * step for k in range(self.settings.keyframes)])
+
+    def _write_masks(self, sight: Sight) -> None:
+        """White where a camera sees the robot itself, as its owner would draw it once; no file where it does not."""
+        for camera in self.rig:
+            mine = own_pixels(sight, camera)
+            if mine.any():
+                image = cv2.imencode(".png", np.where(mine, np.uint8(255), np.uint8(0)))[1]
+                write_atomically(self.out / "masks" / self.name / f"{camera.name}.png", image.tobytes())
 
     def keyframe(self, k: int) -> None:
         """Everything that belongs to keyframe `k`: the sweeps before it, its images and LiDAR, its truth."""
