@@ -232,3 +232,19 @@ def test_images_that_cannot_be_used_are_named_and_the_others_kept():
 def test_optical_axes_of_the_fixture():
     """The tests above rest on this: camera z is ego x."""
     np.testing.assert_array_equal(OPTICAL @ (0, 0, 1), (1, 0, 0))
+
+
+def test_a_measured_pixel_is_no_edge_and_counts_as_a_share_of_its_image():
+    of, recipe = frame(), Recipe(edge_cut=0.1, measured_share=0.001)
+    depth_m, class_id = np.full((64, 96), 4.0, np.float32), np.full((64, 96), WALL, np.uint8)
+    depth_m[30, 50] = 6.0  # stands alone: an edge, with the twelve pixels at most two steps away
+    classes, depth = maps(depth_m, class_id)
+    guessed = DepthMap(depth_m, np.where(depth_m == 6, 1, 0.5).astype(np.float32))
+    assert sort_pixels(guessed, class_id, classes.score, recipe, FREE)[30, 49:52].tolist() == [DROP, POINT, DROP]
+    as_any = recipe.model_copy(update={"measured_share": 0.0})
+    assert (sort_pixels(guessed, class_id, classes.score, as_any, FREE)[30, 49:52] == DROP).all()
+    found = Lifter(recipe, SMALL_GRID, OCC3D).fold(of, {"CAM_FRONT": classes}, {"CAM_FRONT": guessed})
+    (far,) = np.flatnonzero(found.points_ego_m[:, 0] > 5)
+    assert found.count[far] == round(0.001 * 64 * 96) == 6
+    np.testing.assert_allclose(found.points_ego_m[far], all_points(of, depth_m)[30 * 96 + 50], atol=1e-5)
+    assert found.count.sum() == 64 * 96 - 13 + 6

@@ -98,7 +98,9 @@ class Lifter:
                 depth_m, road, rays, camera.ego_from_cam, self.recipe.ground_z_m, self.recipe.ground_reach
             )
         focal_px = float(camera.intrinsics[0, 0]) * w / camera.size[0]
-        return _Look(depth_m, class_id, kind, rays, frame.ego_from_camera_at_its_stamp(camera.name), focal_px)
+        measured = max(1, round(self.recipe.measured_share * w * h))
+        weight = np.where(depth.confidence == 1, measured, 1).astype(np.uint32)
+        return _Look(depth_m, class_id, kind, weight, rays, frame.ego_from_camera_at_its_stamp(camera.name), focal_px)
 
     def _rays_of(self, fingerprint: str, camera: Camera, size: tuple[int, int]) -> np.ndarray:
         key = (fingerprint, camera.name, size)
@@ -113,11 +115,12 @@ class Lifter:
 
 @dataclass(frozen=True, eq=False)
 class _Look:
-    """One image, ready to lift: maps (h, w), rays (h, w, 2)."""
+    """One image, ready to lift: maps (h, w), rays (h, w, 2); `weight`: points that a pixel counts as."""
 
     depth_m: np.ndarray
     class_id: np.ndarray
     kind: np.ndarray
+    weight: np.ndarray
     rays: np.ndarray
     ego_from_cam: np.ndarray
     focal_px: float
@@ -157,6 +160,8 @@ def sort_pixels(depth: DepthMap, class_id: np.ndarray, score: np.ndarray, recipe
     """
     w = _inverse_depth(depth.depth_m)
     edge = _edges(w, recipe.edge_cut) if recipe.edge_cut is not None else np.zeros(w.shape, dtype=np.bool_)
+    if recipe.measured_share > 0:
+        edge &= depth.confidence < 1
     return _sort(
         w, edge, depth.confidence, class_id, score, np.float32(1 / max(recipe.max_depth_m, 1e-3)),
         np.float32(recipe.min_score), np.float32(recipe.min_confidence), recipe.sky, free_id,
@@ -247,7 +252,7 @@ class _Store:
         seen = (look.depth_m, look.class_id, look.kind, look.rays, cam)
         cells = (np.array(self.grid.origin_m), SUB / self.grid.voxel_size_m, np.array(self.grid.shape))
         sums = (self.head, self.next, self.sums_m, self.count, self.class_id)
-        self.used = _add_points(*seen, *cells, recipe.surface_offset_m, recipe.clamp, *sums, self.used)
+        self.used = _add_points(*seen, look.weight, *cells, recipe.surface_offset_m, recipe.clamp, *sums, self.used)
         if recipe.fill_ground > 0:
             self.used = _fill_ground(*seen, *cells, recipe.fill_ground, is_ground, *sums, self.used)
 
@@ -268,8 +273,8 @@ class _Store:
 
 @numba.njit(cache=True, nogil=True)
 def _add_points(
-    depth, class_id, kind, rays, cam, origin, per_m, shape, offset, keep_outside, head, following, sums, count, classes,
-    used,
+    depth, class_id, kind, rays, cam, weight, origin, per_m, shape, offset, keep_outside, head, following, sums, count,
+    classes, used,
 ):  # fmt: skip
     nx, ny, nz = shape[0] * SUB, shape[1] * SUB, shape[2] * SUB
     for row in range(depth.shape[0]):
@@ -283,9 +288,9 @@ def _add_points(
             x = (cam[0, 0] * rx + cam[0, 1] * ry + cam[0, 2]) * d + cam[0, 3]
             y = (cam[1, 0] * rx + cam[1, 1] * ry + cam[1, 2]) * d + cam[1, 3]
             z = (cam[2, 0] * rx + cam[2, 1] * ry + cam[2, 2]) * d + cam[2, 3]
-            what = class_id[row, column]
+            what, n = class_id[row, column], weight[row, column]
             used = _put(
-                x, y, z, what, origin, per_m, nx, ny, nz, keep_outside, head, following, sums, count, classes, used
+                x, y, z, what, n, origin, per_m, nx, ny, nz, keep_outside, head, following, sums, count, classes, used
             )
     return used
 
@@ -317,14 +322,15 @@ def _fill_ground(
                 y = cam[1, 0] * px + cam[1, 1] * py + cam[1, 2] * pz + cam[1, 3]
                 z = cam[2, 0] * px + cam[2, 1] * py + cam[2, 2] * pz + cam[2, 3]
                 used = _put(
-                    x, y, z, what, origin, per_m, nx, ny, nz, False, head, following, sums, count, classes, used
-                )
+                    x, y, z, what, np.uint32(1), origin, per_m, nx, ny, nz, False, head, following, sums, count,
+                    classes, used,
+                )  # fmt: skip
     return used
 
 
 @numba.njit(cache=True, nogil=True, inline="always")  # a call with so many arrays costs more than the work
-def _put(x, y, z, what, origin, per_m, nx, ny, nz, keep_outside, head, following, sums, count, classes, used):
-    """Adds one point to the sums of its cell and class; returns how many entries there are now."""
+def _put(x, y, z, what, n, origin, per_m, nx, ny, nz, keep_outside, head, following, sums, count, classes, used):
+    """Adds one point, that counts as n, to the sums of its cell and class; returns how many entries there are now."""
     i = int(np.floor((x - origin[0]) * per_m))
     j = int(np.floor((y - origin[1]) * per_m))
     k = int(np.floor((z - origin[2]) * per_m))
@@ -345,10 +351,10 @@ def _put(x, y, z, what, origin, per_m, nx, ny, nz, keep_outside, head, following
         if inside:
             following[entry] = head[at]
             head[at] = entry
-    sums[entry, 0] += x
-    sums[entry, 1] += y
-    sums[entry, 2] += z
-    count[entry] += np.uint32(1)
+    sums[entry, 0] += n * x
+    sums[entry, 1] += n * y
+    sums[entry, 2] += n * z
+    count[entry] += n
     return used
 
 
