@@ -14,6 +14,7 @@ from occ_core.errors import CorruptInput, InvalidInput, MissingInput, MissingPac
 from occ_core.files import read_json, write_atomically
 from occ_core.inference.backends.cuda import Gpu, probe
 from occ_core.inference.backends.exported import EXPORT_KEY, METADATA_KEY, described
+from occ_core.inference.table import RAY_CHANNELS
 from occ_core.models.easyocc.config import EasyOccConfig
 
 FORMAT = "occ_core engine 1"
@@ -159,7 +160,7 @@ def _serialized(trt: Any, content: bytes, config: EasyOccConfig, onnx_file: Path
     builder_config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     profile = builder.create_optimization_profile()
     w, h = config.feature_size
-    for name, shape in (("images", (config.input_height, config.input_width, 3)), ("rays", (4, h, w))):
+    for name, shape in (("images", (config.input_height, config.input_width, 3)), ("rays", (RAY_CHANNELS, h, w))):
         profile.set_shape(name, *((cameras, *shape) for cameras in CAMERAS))
     builder_config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, builder_config)

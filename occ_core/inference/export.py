@@ -11,6 +11,7 @@ from typing import Any, cast
 from occ_core.errors import InvalidInput, need
 from occ_core.files import write_atomically
 from occ_core.inference.backends.exported import EXPORT_KEY, INPUTS, METADATA_KEY, OUTPUTS
+from occ_core.inference.table import RAY_CHANNELS
 from occ_core.models.build import kind_of
 from occ_core.training.checkpoint import load_record
 
@@ -122,5 +123,5 @@ def _example(config):
         torch.zeros(cameras, config.input_height, config.input_width, 3, dtype=torch.uint8),
         torch.zeros(config.grid.cells, dtype=torch.int32),
         torch.zeros(x * y * z, dtype=torch.int32),
-        torch.zeros(cameras, 4, h, w),
+        torch.zeros(cameras, RAY_CHANNELS, h, w),
     )

@@ -10,7 +10,7 @@ import numpy as np
 from occ_core.camera import Rig
 from occ_core.errors import CorruptInput, MissingInput, need
 from occ_core.inference.backends.exported import METADATA_KEY, OUTPUTS, described, network_inputs, require_outputs
-from occ_core.inference.table import Tables
+from occ_core.inference.table import RAY_CHANNELS, Tables
 
 
 class OpenVinoSession:
@@ -53,7 +53,7 @@ class OpenVinoSession:
             fixed = self._model.clone()
             fixed.reshape({
                 "images": [cameras, self.config.input_height, self.config.input_width, 3],
-                "rays": [cameras, 4, h, w],
+                "rays": [cameras, RAY_CHANNELS, h, w],
             })  # fmt: skip
             self._request = self._core.compile_model(fixed, "CPU", self._settings).create_infer_request()
             self._compiled_for = cameras
