@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from occ_core.inference.table import build_table  # noqa: E402
 from occ_core.models.backbones import load_backbone, origin  # noqa: E402
 from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
-from occ_core.models.efficientnet_lite import EfficientNetLite0, imagenet_file, published_weights  # noqa: E402
+from occ_core.models.efficientnet_lite import EfficientNetLite0, imagenet_file, published_weights, same_conv  # noqa: E402
 from occ_core.models.lifting import gather_rows, ray_evidence  # noqa: E402
 from occ_core.models.mobilenetv4 import MobileNetV4Small  # noqa: E402
 
@@ -66,6 +66,13 @@ def test_efficientnet_lite_equals_the_published_code_on_the_published_weights():
     for block, stride, feature in zip((2, 4, 10, 15), ours.strides, features, strict=True):
         assert feature.shape[2:] == (64 // stride, 96 // stride)
         assert torch.equal(feature, given[block])
+
+
+@pytest.mark.parametrize(("kernel", "size"), [(3, 8), (5, 8), (3, 12)])
+def test_uneven_padding_is_even_padding_of_a_larger_kernel(kernel, size):
+    conv = same_conv(4, 4, kernel, 2, groups=2)
+    x = torch.randn(2, 4, size, size + 4)
+    torch.testing.assert_close(conv.evenly_padded()(x), conv(x), rtol=1e-5, atol=1e-6)
 
 
 def test_imagenet_weights_come_with_their_origin_and_for_one_backbone_only(tmp_path):

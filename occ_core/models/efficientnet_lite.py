@@ -107,6 +107,16 @@ class SameConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(self.pad(x))
 
+    def evenly_padded(self) -> nn.Conv2d:
+        """The same of a kernel with a row and a column of zeros before it, which plain padding suits: graphs that are
+        exported then hold nothing but convolutions."""
+        kernel = self.kernel_size[0] + 1
+        conv = nn.Conv2d(
+            self.in_channels, self.out_channels, kernel, 2, kernel // 2 - 1, groups=self.groups, bias=False
+        )
+        conv.weight.data = nn.functional.pad(self.weight.data, (1, 0, 1, 0))
+        return conv
+
 
 def same_conv(cin: int, cout: int, kernel: int, stride: int, groups: int = 1) -> nn.Conv2d:
     if stride == 1:

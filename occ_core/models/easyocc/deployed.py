@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from occ_core.models.easyocc.model import NEVER, EasyOcc
+from occ_core.models.efficientnet_lite import SameConv2d
 from occ_core.models.lifting import SMALLEST
 
 HAZARD_RANGE = 16.0  # a power of two, so that float32 loses nothing
@@ -31,6 +32,10 @@ class Deployed(nn.Module):
         super().__init__()
         self.model = model = copy.deepcopy(model).eval()
         config = model.config
+        for part in list(model.backbone.modules()):
+            for name, child in part.named_children():
+                if isinstance(child, SameConv2d):
+                    setattr(part, name, child.evenly_padded())
         self.register_buffer("nearer", torch.ones(config.depth_bins, config.depth_bins).triu(1))
         birds_eye = cast(Any, model.birds_eye)
         for conv in (birds_eye.geometry[0], birds_eye.fine_geometry[0]):  # pairs of channels -> all first, all second
