@@ -11,7 +11,7 @@ from occ_core.frame import LidarSweep
 from occ_core.taxonomy import OCC3D
 from occ_core.teachers.base import DepthMap
 from occ_core.teachers.cache import CachedDepth
-from occ_core.teachers.completed import UNSEEN, CompletedDepth, complete
+from occ_core.teachers.completed import FAR, NEAR, CompletedDepth, complete
 from occ_core.teachers.lidar import LidarDepth
 from occ_core.teachers.load import load_teachers
 
@@ -97,14 +97,14 @@ def test_without_returns_the_depth_is_kept_and_the_confidence_says_so():
     guess_m = wrong(ground_and_wall_m())
     found = complete(dense(guess_m), returns(guess_m, np.zeros((H, W), bool)))
     np.testing.assert_array_equal(found.depth_m, guess_m.astype(np.float32))
-    np.testing.assert_allclose(found.confidence, 0.8 * UNSEEN)
+    np.testing.assert_allclose(found.confidence, 0.8 * FAR)
 
 
 def test_confidence_falls_with_the_distance_from_returns():
     truth_m = np.full((H, W), 12, np.float32)
     confidence = complete(dense(truth_m), returns(truth_m, COLUMNS < 40)).confidence[3]  # a row without returns
-    assert 0.77 < confidence[20] <= 0.8 and np.all(np.diff(confidence[40:]) <= 1e-6)
-    assert confidence[60] > confidence[100] + 0.05 and confidence[-1] >= 0.8 * UNSEEN
+    assert 0.69 < confidence[20] <= 0.8 * NEAR and np.all(np.diff(confidence[40:]) <= 1e-6)
+    assert confidence[60] > confidence[100] + 0.05 and confidence[-1] >= 0.8 * FAR
 
 
 def test_sky_stays_sky_and_unknown_unknown():
@@ -171,6 +171,20 @@ def test_the_version_names_both_and_so_does_the_cache(tmp_path):
     cached = CachedDepth(completed, tmp_path).depth(swept_frame())["CAM"]
     assert np.median(error(raw, cached.depth_m)) > 0.1  # neither took the other's file
     assert len(list(tmp_path.rglob("*.zip"))) == 2
+
+
+def test_only_returns_have_full_confidence_also_in_the_cache(tmp_path):
+    """Where the dense teacher is sure of everything: recipes count what is measured by its confidence of 1."""
+
+    class Sure:
+        version = "sure 1"
+
+        def depth(self, frame):
+            return {name: dense(wrong(ground_and_wall_m()), 1.0) for name in frame.images}
+
+    measured = LidarDepth().depth(swept_frame())["CAM"].confidence == 1
+    found = CachedDepth(CompletedDepth(Sure(), LidarDepth()), tmp_path).depth(swept_frame())["CAM"]
+    np.testing.assert_array_equal(found.confidence == 1, measured)
 
 
 def test_its_name(tmp_path):

@@ -22,7 +22,7 @@ LEVELS = ((1 / 5, 0.4), (1 / 10, 0.2), (1 / 20, 0.1), (1 / 40, 0.05), (1 / 80, 0
 PRIOR = 0.03  # returns around a place, weighted by the blur, at which they count as much as the coarser levels there
 OUTLIER = 0.5  # of log depth, against the coarser levels: a return that far off counts half, as of another surface
 KEY_M = (0.5, 200.0)  # depths beyond are keyed as these
-UNSEEN = 0.5  # what is left of a pixel's confidence far from all returns
+FAR, NEAR = 0.5, 0.9  # what is left of a pixel's confidence far from returns, and among them: only a return has 1
 BLUR = np.array([1, 4, 6, 4, 1], dtype=np.float32) / 16  # standard deviation of one cell
 MARGIN = 2  # cells around the image and the depths, for the blur and the interpolation
 
@@ -37,7 +37,7 @@ class CompletedDepth:
 
     def __init__(self, dense: DepthTeacher, lidar: DepthTeacher) -> None:
         self.dense, self.lidar = dense, lidar
-        self.version = f"completed-1 ({dense.version}) by ({lidar.version})"
+        self.version = f"completed-2 ({dense.version}) by ({lidar.version})"
 
     def depth(self, frame: Frame) -> dict[str, DepthMap]:
         """Maps of the dense teacher's size.
@@ -58,8 +58,8 @@ def complete(dense: DepthMap, returns: DepthMap) -> DepthMap:
         dense: (h, w). returns: sparse, NaN between returns, of the same view; may have another size.
 
     Returns:
-        (h, w). Confidence is 1 in a return's pixel, elsewhere that of `dense` times 0.5 (no return near) to 1 (returns
-        near on every level).
+        (h, w). Confidence is 1 in a return's pixel, elsewhere that of `dense` times 0.5 (no return near) to 0.9
+        (returns near on every level).
     """
     h, w = dense.depth_m.shape
     known = np.isfinite(dense.depth_m) & (dense.depth_m > 0)
@@ -79,7 +79,7 @@ def complete(dense: DepthMap, returns: DepthMap) -> DepthMap:
         near += there / len(LEVELS)
         left_over -= explained[at]
     depth_m = np.where(known, dense.depth_m * np.exp(factor), dense.depth_m)
-    confidence = dense.confidence * (UNSEEN + (1 - UNSEEN) * near)
+    confidence = dense.confidence * (FAR + (NEAR - FAR) * near)
     depth_m[rows, columns], confidence[rows, columns] = measured_m, 1
     return DepthMap(depth_m.astype(np.float32), confidence.astype(np.float32))
 
