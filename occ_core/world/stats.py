@@ -16,6 +16,7 @@ from occ_core.errors import MissingInput, need
 from occ_core.files import write_atomically
 from occ_core.occupancy import Occupancy, load_occ3d
 from occ_core.taxonomy import OCC3D
+from occ_core.world.classes import OWN_BODY
 from occ_core.world.sensors import LIDAR_MIN_M
 from occ_core.world.show import keyframes, load_truth
 
@@ -128,7 +129,7 @@ def _balanced_pixels(image: np.ndarray, class_id: np.ndarray, rng: np.random.Gen
     """uint8 (N, 4): red, green, blue, class, with at most PIXELS_PER_CLASS of each class."""
     rows = []
     flat, colors = class_id.ravel(), image.reshape(-1, 3)
-    for c in np.unique(flat):
+    for c in np.unique(flat[flat != OWN_BODY]):
         where = np.flatnonzero(flat == c)
         pick = rng.choice(where, min(PIXELS_PER_CLASS, len(where)), replace=False)
         rows.append(np.column_stack([colors[pick], np.full(len(pick), c, dtype=np.uint8)]))
