@@ -248,3 +248,18 @@ def test_a_measured_pixel_is_no_edge_and_counts_as_a_share_of_its_image():
     assert found.count[far] == round(0.001 * 64 * 96) == 6
     np.testing.assert_allclose(found.points_ego_m[far], all_points(of, depth_m)[30 * 96 + 50], atol=1e-5)
     assert found.count.sum() == 64 * 96 - 13 + 6
+
+
+def test_the_ray_of_a_measured_pixel_counts_as_much_as_its_point():
+    of, recipe = frame(), Recipe(measured_share=0.01)
+    depth_m, class_id = np.full((64, 96), 4.0, np.float32), np.full((64, 96), WALL, np.uint8)
+    classes, depth = maps(depth_m, class_id)
+    measured = np.zeros((64, 96), bool)
+    measured[20:40:2, 30:60:3] = True
+    given = DepthMap(depth_m, np.where(measured, 1, 0.5).astype(np.float32))
+    lift = [
+        Lifter(r, SMALL_GRID, OCC3D).fold(of, {"CAM_FRONT": classes}, {"CAM_FRONT": given}) for r in (recipe, Recipe())
+    ]
+    at_camera = tuple(((of.rig["CAM_FRONT"].ego_from_cam[:3, 3] - SMALL_GRID.origin_m) / 0.4).astype(int))
+    more = (lift[0].passes.astype(int) - lift[1].passes)[at_camera]
+    assert more == measured.sum() * round(0.01 * 64 * 96) == 100 * 61

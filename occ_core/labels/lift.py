@@ -228,6 +228,10 @@ def _add_rays(passes: np.ndarray, look: _Look, recipe: Recipe, grid: VoxelGrid) 
 
     if 4 * np.count_nonzero(~np.isnan(look.depth_m)) >= look.depth_m.size:
         cast(thin, (POINT, PASS, SKY), step * step)
+        if (count := int(look.weight.max())) > 1:  # what says most of where a surface is says as much of where none is
+            ends = look.depth_m * np.float32(1 - recipe.free_margin)
+            measured = (look.weight > 1) & np.isin(look.kind, (POINT, PASS))
+            add_passes(passes, look.rays, ends, measured, look.ego_from_cam, grid, count)
     else:  # LiDAR: no pixel speaks for its neighbours, and the sky's many must not outvote its returns
         cast(np.s_[:, :], (POINT, PASS), 1)
         cast(thin, (SKY,), 1)

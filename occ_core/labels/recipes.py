@@ -36,7 +36,7 @@ class Recipe(BaseModel):
     ground_reach: Share = (
         0.0  # how far around a road pixel its error holds, of the image's width; 0: one factor an image
     )
-    measured_share: Share = 0.0  # pixels of confidence 1 are no edge, and count as this share of their image; 0: as any
+    measured_share: Share = 0.0  # pixels of confidence 1 are no edge; they and their rays count as this share of all
     surface_offset_m: Metres = 0.0  # a point is this far behind the measured surface, along its ray
     fill_ground: Share = 0.0  # relative step in depth between rows of ground pixels up to which the gap is filled
     outlier_points: Count = 0  # a point with fewer in the 27 cells around it, of its own frame, is dropped
@@ -93,12 +93,11 @@ PRESETS: dict[str, Recipe] = {
         "outlier_points": 0,
     }),
     # `best` for a depth teacher that is dense and right (CompletedDepth): no scale error to correct, a ray is trusted
-    # almost to its end, and a cell that is passed more than three times as often as hit is no surface. What errs yet is
-    # the run from near to far at edges: a finer cut, but for the returns, each of which counts as some forty pixels of
-    # 270 x 480.
+    # almost to its end, and a surface must be hit a little oftener. What errs yet is the run from near to far at edges:
+    # a finer cut, but for the returns, each of which counts as some forty pixels of 270 x 480.
     "completed": _BEST.model_copy(update={
         "ground_z_m": None, "ground_reach": 0.0, "edge_cut": 0.1, "fill_ground": 0.2, "free_margin": 0.02,
-        "min_hit_share": 0.25, "measured_share": 3e-4,
+        "min_hit_share": 0.15, "measured_share": 3e-4,
     }),
 }  # fmt: skip
 
