@@ -32,20 +32,22 @@ def rotation_from_quaternion(wxyz: Sequence[float] | Array) -> Array:
 
 
 def quaternion_from_rotation(rotation: Array) -> Array:
-    """Quaternion (w, x, y, z) with w >= 0 of a rotation matrix (3, 3)."""
+    """Quaternion (..., 4) = (w, x, y, z) with w >= 0 of rotation matrices (..., 3, 3)."""
     m = np.asarray(rotation, dtype=np.float64)
     # The symmetric 4x4 form (Bar-Itzhack 2000): its largest eigenvector is the quaternion, stable for every angle.
-    k = np.array(
-        [
-            [m[0, 0] - m[1, 1] - m[2, 2], 0, 0, 0],
-            [m[0, 1] + m[1, 0], m[1, 1] - m[0, 0] - m[2, 2], 0, 0],
-            [m[0, 2] + m[2, 0], m[1, 2] + m[2, 1], m[2, 2] - m[0, 0] - m[1, 1], 0],
-            [m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1], m[0, 0] + m[1, 1] + m[2, 2]],
-        ]
-    )
-    x, y, z, w = np.linalg.eigh(k)[1][:, -1]  # eigh reads the lower triangle only
-    q = np.array([w, x, y, z])
-    return -q if w < 0 else q
+    k = np.zeros((*m.shape[:-2], 4, 4))
+    k[..., 0, 0] = m[..., 0, 0] - m[..., 1, 1] - m[..., 2, 2]
+    k[..., 1, 0] = m[..., 0, 1] + m[..., 1, 0]
+    k[..., 1, 1] = m[..., 1, 1] - m[..., 0, 0] - m[..., 2, 2]
+    k[..., 2, 0] = m[..., 0, 2] + m[..., 2, 0]
+    k[..., 2, 1] = m[..., 1, 2] + m[..., 2, 1]
+    k[..., 2, 2] = m[..., 2, 2] - m[..., 0, 0] - m[..., 1, 1]
+    k[..., 3, 0] = m[..., 2, 1] - m[..., 1, 2]
+    k[..., 3, 1] = m[..., 0, 2] - m[..., 2, 0]
+    k[..., 3, 2] = m[..., 1, 0] - m[..., 0, 1]
+    k[..., 3, 3] = m[..., 0, 0] + m[..., 1, 1] + m[..., 2, 2]
+    q = np.linalg.eigh(k)[1][..., [3, 0, 1, 2], -1]  # eigh reads the lower triangle only
+    return np.where(q[..., :1] < 0, -q, q)
 
 
 def pose(translation_m: Sequence[float] | Array, wxyz: Sequence[float] | Array = (1.0, 0.0, 0.0, 0.0)) -> Array:
@@ -75,16 +77,19 @@ def apply(a_from_b: Array, points_b: Array) -> Array:
 
 def interpolate(earlier: Array, later: Array, fraction: float) -> Array:
     """Pose between two poses: linear in translation, spherical in rotation. `fraction` 0 is `earlier`, 1 is `later`."""
-    q0, q1 = quaternion_from_rotation(earlier[:3, :3]), quaternion_from_rotation(later[:3, :3])
+    q0, q1 = quaternion_from_rotation(np.stack([earlier[:3, :3], later[:3, :3]]))
+    return pose((1 - fraction) * earlier[:3, 3] + fraction * later[:3, 3], slerp(q0, q1, fraction))
+
+
+def slerp(q0: Array, q1: Array, fraction: float) -> Array:
+    """Quaternion, not of unit length, on the short way from q0 to q1."""
     dot = float(q0 @ q1)
     if dot < 0:  # q and -q are the same rotation: take the short way round
         q1, dot = -q1, -dot
     if dot > 0.9995:
-        q = q0 + fraction * (q1 - q0)
-    else:
-        angle = np.arccos(dot)
-        q = (np.sin((1 - fraction) * angle) * q0 + np.sin(fraction * angle) * q1) / np.sin(angle)
-    return pose((1 - fraction) * earlier[:3, 3] + fraction * later[:3, 3], q)
+        return q0 + fraction * (q1 - q0)
+    angle = np.arccos(dot)
+    return (np.sin((1 - fraction) * angle) * q0 + np.sin(fraction * angle) * q1) / np.sin(angle)
 
 
 def require_rigid(name: str, matrix: Array) -> Array:

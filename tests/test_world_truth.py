@@ -138,12 +138,12 @@ def test_a_look_sees_what_small_steps_see(voxels):
     rng = np.random.default_rng(2)
     reached = 0
     for pick in rng.permutation(len(targets.points_m))[:400]:
-        target = targets[pick : pick + 1]
-        direction = target.points_m[0] - origin
-        if direction @ target.normals[0] >= 0:
-            continue  # looks away
+        direction = targets.points_m[pick] - origin
         seen = np.zeros(solid.shape, dtype=bool)
-        look(solid, origin, target, OCC3D_GRID, seen)
+        look(solid, origin, targets, np.arange(len(targets.points_m)) == pick, OCC3D_GRID, seen)
+        if direction @ targets.normals[pick] >= 0:
+            assert not seen.any()  # it looks away
+            continue
         path = march(solid, OCC3D_GRID, origin, direction)
         cut = np.argwhere(seen)
         on_path = np.zeros(solid.shape, dtype=bool)
@@ -151,9 +151,9 @@ def test_a_look_sees_what_small_steps_see(voxels):
         # Steps may jump over a corner that the line cuts by millimetres, and go on where that corner is solid.
         extra = cut[~on_path[tuple(cut.T)]]
         assert all(chord_m(origin, direction, index) < 0.005 for index in extra)
-        if np.array_equal(path[-1], target.voxels[0]) and not len(extra):
+        if np.array_equal(path[-1], targets.voxels[pick]) and not len(extra):
             reached += 1
-            assert seen[tuple(target.voxels[0])] and len(cut) == len(np.unique(path, axis=0))
+            assert seen[tuple(targets.voxels[pick])] and len(cut) == len(np.unique(path, axis=0))
     assert reached > 20
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from occ_core.geometry import interpolate
+from occ_core.geometry import pose, quaternion_from_rotation, slerp
 from occ_core.world.ground import Ground
 from occ_core.world.solids import Solids
 
@@ -27,7 +28,13 @@ class Trajectory:
             return self.poses[0]
         k = int(np.clip(np.searchsorted(self.times_s, t_s, side="right") - 1, 0, len(self.times_s) - 2))
         fraction = (t_s - self.times_s[k]) / (self.times_s[k + 1] - self.times_s[k])
-        return interpolate(self.poses[k], self.poses[k + 1], float(np.clip(fraction, 0, 1)))
+        f = min(max(float(fraction), 0.0), 1.0)
+        q0, q1 = self._quaternions[k : k + 2]
+        return pose((1 - f) * self.poses[k, :3, 3] + f * self.poses[k + 1, :3, 3], slerp(q0, q1, f))
+
+    @cached_property
+    def _quaternions(self) -> np.ndarray:
+        return quaternion_from_rotation(self.poses[:, :3, :3])
 
 
 def sample_times(duration_s: float, step_s: float = SAMPLE_S) -> np.ndarray:

@@ -34,30 +34,32 @@ class SceneBoxes:
         """
         self._stamps_s[keyframe] = t_s
         here = self.city.world_from_ego(t_s)[:3, 3]
-        in_view = {n: set(np.unique(view.instance).tolist()) for n, (view, _) in views.items()}
+        columns = np.ascontiguousarray(lidar_world_m.T)
+        in_view = set().union(*(np.unique(view.instance).tolist() for view, _ in views.values()))
+        found: dict[int, int] = {}  # actor -> LiDAR points
         for i, actor in enumerate(self.city.actors):
             pose = actor.world_from_actor(t_s)
             if np.linalg.norm(pose[:3, 3] - here) > RANGE_M:
                 continue
-            points = _points_inside(actor, pose, lidar_world_m)
-            seen = any(i in instances for instances in in_view.values())
-            if not seen and not points:
-                continue
-            share = self._visible_share(i, views, rig) if seen else 0.0
-            self._seen.setdefault(i, {})[keyframe] = (share, points)
+            points = _points_inside(actor, pose, columns)
+            if i in in_view or points:
+                found[i] = points
+        shares = self._visible_shares([i for i in found if i in in_view], views, rig)
+        for i, points in found.items():
+            self._seen.setdefault(i, {})[keyframe] = (shares.get(i, 0.0), points)
 
-    def _visible_share(self, i: int, views: dict[str, tuple[View, float]], rig: Rig) -> float:
-        """Share of the actor's surface points inside any image whose pixel shows the actor."""
-        inside, visible = np.zeros(PROBES, dtype=bool), np.zeros(PROBES, dtype=bool)
+    def _visible_shares(self, actors: list[int], views: dict[str, tuple[View, float]], rig: Rig) -> dict[int, float]:
+        """Per actor the share of its surface points inside any image whose pixel shows the actor."""
+        inside, visible = np.zeros((2, len(actors), PROBES), dtype=bool)
         for name, (view, t_s) in views.items():
             camera: Camera = rig[name]
-            world = apply(self.city.actors[i].world_from_actor(t_s), self._probes[i])
-            world_from_cam = self.city.world_from_ego(t_s) @ camera.ego_from_cam
-            pixels, shown = camera.project(apply(inverse(world_from_cam), world))
-            uv = np.rint(pixels[shown]).astype(int)
-            inside[shown] = True
-            visible[np.flatnonzero(shown)[view.instance[uv[:, 1], uv[:, 0]] == i]] = True
-        return float(visible.sum() / max(1, inside.sum()))
+            cam_from_world = inverse(self.city.world_from_ego(t_s) @ camera.ego_from_cam)
+            world = [apply(self.city.actors[i].world_from_actor(t_s), self._probes[i]) for i in actors]
+            pixels, shown = camera.project(apply(cam_from_world, np.reshape(world, (-1, 3))))
+            u, v = np.rint(pixels[shown]).astype(int).T
+            inside.reshape(-1)[shown] = True
+            visible.reshape(-1)[shown] |= view.instance[v, u] == np.repeat(actors, PROBES)[shown]
+        return dict(zip(actors, (visible.sum(axis=1) / np.maximum(1, inside.sum(axis=1))).tolist(), strict=True))
 
     def instances(self, table_from_world: np.ndarray):
         """Yield (actor, category, boxes) as SceneTables.add_instance takes them; gaps between sightings are filled."""
@@ -93,11 +95,13 @@ def _surface_points(actor: Actor) -> np.ndarray:
 
 
 def _points_inside(actor: Actor, world_from_actor: np.ndarray, points_world_m: np.ndarray) -> int:
-    """LiDAR points within the box."""
+    """LiDAR points, as columns (3, N), within the box."""
     w, length, h = actor.size_m
-    near = points_world_m[np.abs(points_world_m - world_from_actor[:3, 3]).max(axis=1) < length + w + h]
-    p = apply(inverse(world_from_actor), near)
-    return int(((np.abs(p[:, 0]) <= length / 2) & (np.abs(p[:, 1]) <= w / 2) & (p[:, 2] >= 0) & (p[:, 2] <= h)).sum())
+    near = np.ones(points_world_m.shape[1], dtype=bool)
+    for column, center in zip(points_world_m, world_from_actor[:3, 3], strict=True):
+        near &= np.abs(column - center) < length + w + h
+    x, y, z = apply(inverse(world_from_actor), points_world_m[:, near].T).T
+    return int(((np.abs(x) <= length / 2) & (np.abs(y) <= w / 2) & (z >= 0) & (z <= h)).sum())
 
 
 def _attributes(actor: Actor, t_s: float) -> list[str]:

@@ -86,11 +86,12 @@ def _pruned(solids: Solids, ground: Ground, ego: Trajectory) -> Solids:
     center = (lower + upper)[:, :2] / 2
     low = lower[:, 2] - ground.height_at(center) < CLEAR_HEIGHT_M
     path = (ego.poses[:, :3, 3] + ego.poses[:, :3, 0] * 1.1)[::2, :2]  # the middle of the vehicle
-    near = np.zeros(len(solids), dtype=bool)
-    for k in np.flatnonzero(low):
-        distance = np.sqrt(((path - center[k]) ** 2).sum(axis=1).min())
-        near[k] = distance < np.hypot(*(upper - lower)[k, :2]) / 2 + CLEAR_HALF_M
-    return solids[~(near & (solids.class_id == VEGETATION))]
+    reach = np.hypot(*(upper - lower)[:, :2].T) / 2 + CLEAR_HALF_M
+    beside = np.maximum(path.min(axis=0) - center, center - path.max(axis=0)).max(axis=1) < reach
+    keep = np.ones(len(solids), dtype=bool)
+    for k in np.flatnonzero(low & beside & (solids.class_id == VEGETATION)):
+        keep[k] = np.sqrt(((path - center[k]) ** 2).sum(axis=1).min()) >= reach[k]
+    return solids[keep]
 
 
 def _furnish(rng: np.random.Generator, site: Site) -> None:

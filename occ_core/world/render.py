@@ -47,10 +47,9 @@ def render(moment: Moment, camera: Camera, world_from_cam: np.ndarray, light: Li
     pixels = camera.pixel_grid()
     directions, stretch = _world_rays(camera, world_from_cam, pixels)
     hits = moment.cast(eye, directions)
-    points = eye + directions * np.where(np.isfinite(hits.distance_m), hits.distance_m, 0.0)[:, None]
     pixel_rad = 1.0 / camera.intrinsics[0, 0]
-    open_sky = _open_sky(moment, hits, points, (h, w))
-    rgb = _shade(moment, light, hits, points, directions, hits.distance_m, open_sky, pixel_rad)
+    open_sky = _open_sky(moment, hits, (h, w))
+    rgb = _shade(moment, light, hits, directions, hits.distance_m, open_sky, pixel_rad)
     again = _edges(moment, hits.solid.reshape(h, w), rgb.reshape(h, w, 3))
     rgb[again] = (rgb[again] + _subpixels(moment, light, camera, world_from_cam, pixels[again], open_sky[again])) / (
         1 + len(SUBPIXELS)
@@ -58,7 +57,7 @@ def render(moment: Moment, camera: Camera, world_from_cam: np.ndarray, light: Li
     return View(
         rgb.reshape(h, w, 3),
         (hits.distance_m / stretch).astype(np.float32).reshape(h, w),
-        moment.classes(hits, points).reshape(h, w),
+        moment.classes(hits).reshape(h, w),
         moment.instances(hits).reshape(h, w),
     )
 
@@ -70,10 +69,8 @@ def _subpixels(moment, light, camera: Camera, world_from_cam: np.ndarray, pixels
     d, _ = _world_rays(camera, world_from_cam, moved)
     eye = world_from_cam[:3, 3]
     hits = moment.cast(eye, d)
-    at = eye + d * np.where(np.isfinite(hits.distance_m), hits.distance_m, 0.0)[:, None]
-    rgb = _shade(
-        moment, light, hits, at, d, hits.distance_m, np.tile(open_sky, n), 1.0 / camera.intrinsics[0, 0], LAYERS - 1
-    )
+    pixel_rad = 1.0 / camera.intrinsics[0, 0]
+    rgb = _shade(moment, light, hits, d, hits.distance_m, np.tile(open_sky, n), pixel_rad, LAYERS - 1)
     return np.minimum(rgb, 4.0).reshape(n, -1, 3).sum(axis=0)
 
 
@@ -88,7 +85,6 @@ def _shade(
     moment: Moment,
     light: Light,
     hits: Hits,
-    points: np.ndarray,
     directions: np.ndarray,
     distance_m: np.ndarray,
     open_sky: np.ndarray,
@@ -96,8 +92,9 @@ def _shade(
     layers: int = LAYERS,
 ) -> np.ndarray:
     """Radiance float32 (N, 3) of hits; looks on through up to `layers` panes or crowns, and once into mirrors."""
+    points = hits.points_m
     out = np.empty((len(points), 3), dtype=np.float32)
-    lit = _sees_sun(moment, light, hits, points)
+    lit = _sees_sun(moment, light, hits)
     far = np.where(hits.solid == SKY, 0.0, distance_m)
     normals = hits.normals.copy()
     bounce, (share, through) = np.empty_like(directions), np.empty((2, len(points)), dtype=np.float32)
@@ -113,10 +110,8 @@ def _shade(
     if layers and len(pick):
         start = points[pick] + 0.004 * directions[pick]
         behind = moment.cast(start, directions[pick])
-        step = np.where(np.isfinite(behind.distance_m), behind.distance_m, 0.0)
-        at = start + directions[pick] * step[:, None]
-        total = distance_m[pick] + step
-        seen = _shade(moment, light, behind, at, directions[pick], total, open_sky[pick] * 0.8, pixel_rad, layers - 1)
+        total = distance_m[pick] + np.where(np.isfinite(behind.distance_m), behind.distance_m, 0.0)
+        seen = _shade(moment, light, behind, directions[pick], total, open_sky[pick] * 0.8, pixel_rad, layers - 1)
         out[pick] += through[pick, None] * seen
     return out
 
@@ -128,29 +123,41 @@ def _add_mirrored(moment, light, points, normals, bounce, distance_m, share, pix
         return
     start, directions = points[pick] + 0.01 * normals[pick], bounce[pick]
     hits = moment.cast(start, directions)
-    step = np.where(np.isfinite(hits.distance_m), hits.distance_m, 0.0)
-    at = start + directions * step[:, None]
+    total = distance_m[pick] + np.where(np.isfinite(hits.distance_m), hits.distance_m, 0.0)
     open_sky = np.full(len(pick), 0.8, dtype=np.float32)
-    seen = _shade(moment, light, hits, at, directions, distance_m[pick] + step, open_sky, pixel_rad, 0)
+    seen = _shade(moment, light, hits, directions, total, open_sky, pixel_rad, 0)
     out[pick] += share[pick, None] * seen
 
 
-def _sees_sun(moment: Moment, light: Light, hits: Hits, points: np.ndarray) -> np.ndarray:
+def _sees_sun(moment: Moment, light: Light, hits: Hits) -> np.ndarray:
     """float32 (N,): 1 where the sun is not blocked."""
-    lit = np.zeros(len(points), dtype=np.float32)
+    lit = np.zeros(len(hits.solid), dtype=np.float32)
     if light.sun.max() <= 0.01:
         return lit
-    facing = hits.normals @ light.sun_direction
-    leaves = np.zeros(len(points), dtype=bool)
-    solid = hits.solid >= 0
-    leaves[solid] = moment.table.material[hits.solid[solid]] == m.FOLIAGE
-    ask = np.flatnonzero((hits.solid != SKY) & ((facing > 0) | leaves))
-    start = points[ask] + 0.01 * hits.normals[ask]
-    lit[ask] = ~moment.blocked(start, light.sun_direction)
+    ask, start = np.empty(len(lit), dtype=np.int64), np.empty((len(lit), 3), dtype=np.float32)
+    n = _towards_sun(hits.points_m, hits.normals, hits.solid, moment.table.material, light.sun_direction, ask, start)
+    lit[ask[:n]] = ~moment.blocked(start[:n], light.sun_direction[None])
     return lit
 
 
-def _open_sky(moment: Moment, hits: Hits, points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+@njit(cache=True)
+def _towards_sun(points, normals, solid, material, sun, ask, start):
+    """Fill `ask` with the hits that face the sun, and all leaves; `start` with where their rays begin. Their number."""
+    n = 0
+    for i in range(len(solid)):
+        s = solid[i]
+        if s == SKY:
+            continue
+        facing = normals[i, 0] * sun[0] + normals[i, 1] * sun[1] + normals[i, 2] * sun[2]
+        if facing > 0 or (s >= 0 and material[s] == m.FOLIAGE):
+            ask[n] = i
+            for c in range(3):
+                start[n, c] = points[i, c] + 0.01 * normals[i, c]
+            n += 1
+    return n
+
+
+def _open_sky(moment: Moment, hits: Hits, shape: tuple[int, int]) -> np.ndarray:
     """float32 (h * w,): share of the directions around each hit that are free nearby (ambient occlusion).
 
     Measured on a coarse grid of pixels, then spread over neighbours of like depth and normal.
@@ -160,12 +167,10 @@ def _open_sky(moment: Moment, hits: Hits, points: np.ndarray, shape: tuple[int, 
     rows, columns = np.arange(s // 2, h, s), np.arange(s // 2, w, s)
     pick = (rows[:, None] * w + columns[None]).ravel()
     ask = pick[hits.solid[pick] != SKY]
-    normals, start = hits.normals[ask], points[ask] + 0.02 * hits.normals[ask]
-    free = np.zeros(len(ask), dtype=np.float32)
-    for i in range(OCCLUSION_RAYS):
-        directions = np.empty_like(normals)
-        _hemisphere(ask, i, normals, directions)
-        free += ~moment.blocked(start, directions, OCCLUSION_M)
+    normals = hits.normals[ask]
+    start = np.repeat(hits.points_m[ask] + 0.02 * normals, OCCLUSION_RAYS, axis=0)
+    blocked = moment.blocked(start, _hemisphere(ask, normals), OCCLUSION_M)
+    free = (~blocked).reshape(-1, OCCLUSION_RAYS).sum(axis=1).astype(np.float32)
     coarse = np.ones(h * w, dtype=np.float32)
     coarse[ask] = free / OCCLUSION_RAYS
     out = np.ones(h * w, dtype=np.float32)
@@ -174,20 +179,27 @@ def _open_sky(moment: Moment, hits: Hits, points: np.ndarray, shape: tuple[int, 
 
 
 @njit(cache=True)
-def _hemisphere(pixel, index, normals, out):
-    """Cosine-weighted directions around normals; another set per pixel, so that errors average out over neighbours."""
+def _hemisphere(pixel, normals):
+    """Cosine-weighted directions around normals, float32 (N * OCCLUSION_RAYS, 3).
+
+    Another set per pixel, so that errors average out over neighbours.
+    """
+    out = np.empty((len(pixel) * OCCLUSION_RAYS, 3), np.float32)
     for i in range(len(pixel)):
-        u = (index + hash01(pixel[i], index, 1, 5)) / OCCLUSION_RAYS
-        angle = 2 * np.pi * hash01(pixel[i], index, 2, 5)
-        r, up = np.sqrt(u), np.sqrt(1 - u)
         nx, ny, nz = normals[i]
         sign = 1.0 if nz >= 0 else -1.0  # orthonormal basis after Duff et al. 2017
         a = -1.0 / (sign + nz)
         b = nx * ny * a
-        x, y = r * np.cos(angle), r * np.sin(angle)
-        out[i, 0] = x * (1 + sign * nx * nx * a) + y * b + up * nx
-        out[i, 1] = x * sign * b + y * (sign + ny * ny * a) + up * ny
-        out[i, 2] = -x * sign * nx - y * ny + up * nz
+        for index in range(OCCLUSION_RAYS):
+            u = (index + hash01(pixel[i], index, 1, 5)) / OCCLUSION_RAYS
+            angle = 2 * np.pi * hash01(pixel[i], index, 2, 5)
+            r, up = np.sqrt(u), np.sqrt(1 - u)
+            x, y = r * np.cos(angle), r * np.sin(angle)
+            k = i * OCCLUSION_RAYS + index
+            out[k, 0] = x * (1 + sign * nx * nx * a) + y * b + up * nx
+            out[k, 1] = x * sign * b + y * (sign + ny * ny * a) + up * ny
+            out[k, 2] = -x * sign * nx - y * ny + up * nz
+    return out
 
 
 @njit(cache=True, error_model="numpy")
@@ -214,6 +226,8 @@ def _spread(coarse, distance, normals, h, w, s, rows, columns, out):
                         continue
                     gap = abs(distance[i] - distance[j]) / (0.03 * distance[i] + 0.03)
                     off = ((y - py) ** 2 + (x - px) ** 2) / (1.2 * s * s)
+                    if gap > 50.0:  # exp would be nothing beside the least weight that counts
+                        continue
                     k = np.exp(-gap - off)
                     total += k * coarse[j]
                     weight += k
@@ -223,15 +237,17 @@ def _spread(coarse, distance, normals, h, w, s, rows, columns, out):
 @njit(cache=True, error_model="numpy")
 def _edge_map(solid, leaves, rgb, contrast, out):
     h, w = solid.shape
+    light = np.empty((h, w))
     for y in range(h):
         for x in range(w):
-            here = np.log(0.02 + rgb[y, x, 0] + rgb[y, x, 1] + rgb[y, x, 2])
+            light[y, x] = np.log(0.02 + rgb[y, x, 0] + rgb[y, x, 1] + rgb[y, x, 2])
+    for y in range(h):
+        for x in range(w):
             for dy, dx in ((0, 1), (1, 0)):
                 v, u = y + dy, x + dx
                 if v >= h or u >= w or (leaves[y, x] and leaves[v, u]):
                     continue
-                there = np.log(0.02 + rgb[v, u, 0] + rgb[v, u, 1] + rgb[v, u, 2])
-                if solid[y, x] != solid[v, u] or abs(here - there) > contrast:
+                if solid[y, x] != solid[v, u] or abs(light[y, x] - light[v, u]) > contrast:
                     out[y, x] = True
                     out[v, u] = True
 

@@ -124,15 +124,14 @@ def _spot_light(px, py, pz, nx, ny, nz, light):
 
 
 @njit(cache=True)
-def _spline(t, k):
-    """Weight of cell k = 0..3 of four in a row, at the fraction t between the middle two: cubic B-spline."""
-    if k == 0:
-        return (1 - t) ** 3 / 6
-    if k == 1:
-        return (3 * t**3 - 6 * t**2 + 4) / 6
-    if k == 2:
-        return (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6
-    return t**3 / 6
+def _spline(t):
+    """Weights of four cells in a row, at the fraction t between the middle two: cubic B-spline."""
+    return (
+        (1 - t) ** 3 / 6,
+        (3 * t**3 - 6 * t**2 + 4) / 6,
+        (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6,
+        t**3 / 6,
+    )
 
 
 @njit(cache=True)
@@ -153,21 +152,23 @@ def _ground_material(x, y, ground):
             uniform = uniform and cells[i, j] == first
     if uniform:
         return first, 1.0
-    u, v = min(1.0, max(0.0, fx - ix)), min(1.0, max(0.0, fy - iy))
+    across, along = _spline(min(1.0, max(0.0, fx - ix))), _spline(min(1.0, max(0.0, fy - iy)))
     marked, marking = 0.0, first
     best, most = first, -1.0
     for i in range(4):
         for j in range(4):
             here = cells[i, j]
             if here >= m.PAINT_WHITE:
-                marked += _spline(u, i) * _spline(v, j)
+                marked += across[i] * along[j]
                 marking = here
+                continue
+            if here == best and most >= 0.0:
                 continue
             share = 0.0
             for k in range(4):
                 for n in range(4):
                     if cells[k, n] == here:
-                        share += _spline(u, k) * _spline(v, n)
+                        share += across[k] * along[n]
             if share > most:
                 best, most = here, share
     if marked > 0.28:
@@ -198,10 +199,13 @@ def _local(table, s, px, py, pz, normal, p, n):
 @njit(cache=True)
 def _between_leaves(p, facing, seed, footprint_m):
     """Whether a point of a crown is a gap; there are more towards its rim (`facing` is 0 there, 1 in the middle)."""
-    leaf = 0.6 * noise3(p[0] / 0.16, p[1] / 0.16, p[2] / 0.16, seed + 7)
-    leaf += 0.4 * noise3(p[0] / 0.07, p[1] / 0.07, p[2] / 0.07, seed + 8)
     rim = max(0.0, 1.0 - facing / 0.75)
-    return leaf < 0.30 + 0.38 * rim * keep(footprint_m, 0.3)
+    least = 0.30 + 0.38 * rim * keep(footprint_m, 0.3)
+    leaf = 0.6 * noise3(p[0] / 0.16, p[1] / 0.16, p[2] / 0.16, seed + 7)
+    if leaf >= least or leaf + 0.4 < least:  # the finer noise, in 0..1, cannot change it
+        return leaf < least
+    leaf += 0.4 * noise3(p[0] / 0.07, p[1] / 0.07, p[2] / 0.07, seed + 8)
+    return leaf < least
 
 
 @njit(cache=True)
@@ -277,9 +281,6 @@ def shade(
             _local(table, s, px, py, pz, normal, p, n)
             facing = abs(normal[0] * dx + normal[1] * dy + normal[2] * dz)
             material = table.material[s]
-            r, g, b, mirror, er, eg, eb = solid_surface(
-                material, p, n, table.half_size_m[s], table.color[s], table.seed[s], footprint, light.night
-            )
             if material == m.GLASS:
                 half = table.half_size_m[s]
                 through[i] = PANE_CLEAR if min(half[0], half[1]) < 0.1 else CABIN_CLEAR
@@ -289,6 +290,9 @@ def shade(
                     out[i, 0], out[i, 1], out[i, 2] = 0.0, 0.0, 0.0
                     continue
                 _tilt_leaves(normal, p, table.seed[s], footprint)
+            r, g, b, mirror, er, eg, eb = solid_surface(
+                material, p, n, table.half_size_m[s], table.color[s], table.seed[s], footprint, light.night
+            )
             dark = 1.0 - 0.2 * light.wetness
         nx, ny, nz = normal[0], normal[1], normal[2]
         sun = max(0.0, nx * light.sun_direction[0] + ny * light.sun_direction[1] + nz * light.sun_direction[2]) * lit[i]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+from numba import njit
 
 from occ_core.world.ground import Ground
 from occ_core.world.roads import LEFT, Road, Side
@@ -45,23 +48,32 @@ class Site:
 
     def claim(self, xy: np.ndarray, yaw: float, length: float, width: float, test: bool = True) -> bool:
         """Take a rectangle; False, and nothing taken, if part of it is taken already."""
-        u = np.linspace(-length / 2, length / 2, max(int(length / 0.4) + 1, 2))
-        v = np.linspace(-width / 2, width / 2, max(int(width / 0.4) + 1, 2))
-        du, dv = np.meshgrid(u, v, indexing="ij")
-        c, s = np.cos(yaw), np.sin(yaw)
-        points = np.stack([xy[0] + c * du - s * dv, xy[1] + s * du + c * dv], axis=-1).reshape(-1, 2)
-        cells = np.floor((points - self.ground.origin_m) / CLAIM_M).astype(int)
-        if (cells < 0).any() or (cells >= self.taken.shape).any():
-            return False
-        index = cells[:, 0], cells[:, 1]
-        if test and self.taken[index].any():
-            return False
-        self.taken[index] = True
-        return True
+        size = float(length), float(width)
+        return _claim(
+            self.taken, self.ground.origin_m, (float(xy[0]), float(xy[1])), np.cos(yaw), np.sin(yaw), size, test
+        )
 
     def claim_at(self, frame: np.ndarray, length: float, width: float) -> bool:
         """Take a rectangle around a pose's origin."""
         return self.claim(frame[:2, 3], float(np.arctan2(frame[1, 0], frame[0, 0])), length, width)
+
+
+@njit(cache=True)
+def _claim(taken, origin, xy, c, s, size, test):
+    (x0, y0), (x, y), (length, width) = origin, xy, size
+    n, m = max(int(length / 0.4) + 1, 2), max(int(width / 0.4) + 1, 2)
+    for mark in (False, True):  # first look, then take
+        for i in range(n):
+            du = i * (length / (n - 1)) - length / 2
+            for j in range(m):
+                dv = j * (width / (m - 1)) - width / 2
+                a = int(math.floor((x + c * du - s * dv - x0) / CLAIM_M))
+                b = int(math.floor((y + s * du + c * dv - y0) / CLAIM_M))
+                if mark:
+                    taken[a, b] = True
+                elif not (0 <= a < taken.shape[0] and 0 <= b < taken.shape[1]) or (test and taken[a, b]):
+                    return False
+    return True
 
 
 def lot_stations(side: Side, margin_m: float) -> tuple[float, float]:

@@ -171,42 +171,56 @@ def yaw_pose(
     xyz_m: Sequence[float] | np.ndarray, yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0
 ) -> np.ndarray:
     """4x4 pose: turned by roll about x, then pitch about y (nose down positive), then yaw about z."""
-    cy, sy, cp, sp, cr, sr = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch), np.cos(roll), np.sin(roll)
-    matrix = np.eye(4)
-    matrix[:3, :3] = [
-        [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
-        [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
-        [-sp, cp * sr, cp * cr],
-    ]
-    matrix[:3, 3] = xyz_m
-    return matrix
+    return yaw_poses(np.asarray(xyz_m)[None], np.array([[yaw, pitch, roll]]))[0]
+
+
+def yaw_poses(xyz_m: np.ndarray, yaw_pitch_roll: np.ndarray) -> np.ndarray:
+    """As `yaw_pose`, many at once: poses (N, 4, 4) from (N, 3) and (N, 3)."""
+    (cy, cp, cr), (sy, sp, sr) = np.cos(yaw_pitch_roll).T, np.sin(yaw_pitch_roll).T
+    poses = np.zeros((len(xyz_m), 4, 4))
+    poses[:, 0, :3] = np.stack([cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr], axis=1)
+    poses[:, 1, :3] = np.stack([sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr], axis=1)
+    poses[:, 2, :3] = np.stack([-sp, cp * sr, cp * cr], axis=1)
+    poses[:, :3, 3] = xyz_m
+    poses[:, 3, 3] = 1
+    return poses
 
 
 class Builder:
     """Collects solids; sizes are full extents, centres are in the builder's frame."""
 
     def __init__(self) -> None:
-        self.parts: list[Solids] = []
+        self._parts: list[Solids] = []
+        self._singles: list[tuple] = []  # not yet a part: what `one` was given
 
     def add(self, kind, poses, sizes, class_id, material, colors, seeds) -> None:
         """Many solids of one kind: poses (N, 4, 4), sizes (N, 3), colors (N, 3) or (3,), seeds (N,) or one."""
         n = len(poses)
-        self.parts.append(
+        colors, seeds = np.broadcast_to(np.asarray(colors), (n, 3)), np.broadcast_to(np.asarray(seeds), (n,))
+        self._append(np.full(n, kind), poses, sizes, np.full(n, class_id), np.full(n, material), colors, seeds)
+
+    def one(self, kind, center, size, class_id, material, color, seed=0, yaw=0.0, pitch=0.0, roll=0.0) -> None:
+        self._singles.append((kind, center, (yaw, pitch, roll), size, class_id, material, color, seed))
+
+    def _append(self, kind, poses, sizes, class_id, material, colors, seeds) -> None:
+        self._join_singles()
+        self._parts.append(
             Solids(
-                np.full(n, kind, np.uint8),
+                np.asarray(kind, np.uint8),
                 np.asarray(poses, np.float64),
                 np.asarray(sizes, np.float32) / 2,
-                np.full(n, class_id, np.uint8),
-                np.full(n, material, np.uint8),
-                np.ascontiguousarray(np.broadcast_to(np.asarray(colors, np.float32), (n, 3))),
-                np.ascontiguousarray(np.broadcast_to(np.asarray(seeds, np.uint32), (n,))),
+                np.asarray(class_id, np.uint8),
+                np.asarray(material, np.uint8),
+                np.ascontiguousarray(colors, np.float32),
+                np.ascontiguousarray(seeds, np.uint32),
             )
         )
 
-    def one(self, kind, center, size, class_id, material, color, seed=0, yaw=0.0, pitch=0.0, roll=0.0) -> None:
-        self.add(
-            kind, yaw_pose(center, yaw, pitch, roll)[None], np.asarray(size)[None], class_id, material, color, seed
-        )
+    def _join_singles(self) -> None:
+        if self._singles:
+            kind, center, turn, *looks = zip(*self._singles, strict=True)
+            self._singles = []
+            self._append(kind, yaw_poses(np.array(center), np.array(turn)), *looks)
 
     def box(self, *args, **kwargs) -> None:
         self.one(BOX, *args, **kwargs)
@@ -219,11 +233,13 @@ class Builder:
         self.one(ELLIPSOID, *args, **kwargs)
 
     def place(self, solids: Solids, here_from_parent: np.ndarray) -> None:
-        self.parts.append(solids.transformed(here_from_parent))
+        self._join_singles()
+        self._parts.append(solids.transformed(here_from_parent))
 
     def solids(self) -> Solids:
-        if self.parts:
-            return Solids.concatenate(self.parts)
+        self._join_singles()
+        if self._parts:
+            return Solids.concatenate(self._parts)
         return Solids(
             np.zeros(0, np.uint8),
             np.zeros((0, 4, 4)),

@@ -43,14 +43,6 @@ def facade(u, v, width, height, color, seed, footprint_m, night):
     shop = iv == 0 and h3 > 0.45
     half_w = 0.46 if shop else 0.18 + 0.22 * h4
     low, high = (0.08, 0.82) if shop else (0.28 - 0.2 * (h3 > 0.8), 0.82)
-    grey = 0.25 * (color[0] + color[1] + color[2]) / 3 + 0.09  # render and brick bleach
-    dirt = 1.0 + 0.16 * grain2(u, v, 2.5, footprint_m, seed) + 0.10 * grain2(u, v, 0.3, footprint_m, seed + 1)
-    dirt *= 1.0 - 0.25 * math.exp(-v / 0.8) * noise2(u / 0.7, 0.0, seed + 3)
-    if h2 > 0.55:
-        dirt *= brick_pattern(u, v, footprint_m, seed)
-    r, g, b = (0.6 * color[0] + grey) * dirt, (0.6 * color[1] + grey) * dirt, (0.6 * color[2] + grey * 0.95) * dirt
-    if fv > 0.94 and h1 > 0.4:  # storey band
-        r, g, b = r * 0.8 + 0.08, g * 0.8 + 0.08, b * 0.8 + 0.08
     du, dv = abs(fu - 0.5), fv
     frame = 0.035
     if du < half_w + frame and low - frame < dv < high + frame:
@@ -67,6 +59,14 @@ def facade(u, v, width, height, color, seed, footprint_m, night):
             glow *= 0.6 + 0.4 * noise2(u * 2.0, v * 2.0, seed)
         warm = 0.55 + 0.45 * hash01(iu, iv, 9, seed)
         return dark, dark, dark * 1.05, 0.75, glow, glow * 0.82 * (0.7 + 0.3 * warm), glow * 0.62 * warm
+    grey = 0.25 * (color[0] + color[1] + color[2]) / 3 + 0.09  # render and brick bleach
+    dirt = 1.0 + 0.16 * grain2(u, v, 2.5, footprint_m, seed) + 0.10 * grain2(u, v, 0.3, footprint_m, seed + 1)
+    dirt *= 1.0 - 0.25 * math.exp(-v / 0.8) * noise2(u / 0.7, 0.0, seed + 3)
+    if h2 > 0.55:
+        dirt *= brick_pattern(u, v, footprint_m, seed)
+    r, g, b = (0.6 * color[0] + grey) * dirt, (0.6 * color[1] + grey) * dirt, (0.6 * color[2] + grey * 0.95) * dirt
+    if fv > 0.94 and h1 > 0.4:  # storey band
+        r, g, b = r * 0.8 + 0.08, g * 0.8 + 0.08, b * 0.8 + 0.08
     return r, g, b, 0.0, 0.0, 0.0, 0.0
 
 
@@ -110,14 +110,14 @@ def solid_surface(material, p, n, half, color, seed, footprint_m, night):
 def _smooth_surface(material, p, half, color, seed, footprint_m, night):
     r, g, b = color[0], color[1], color[2]
     x, y, z = p[0], p[1], p[2]
+    if material == m.GLASS:
+        return 0.02, 0.025, 0.025, 0.9, 0.0, 0.0, 0.0
     stain = grain3(x, y, z, 0.7, footprint_m, seed)
     fine = grain3(x, y, z, 0.06, footprint_m, seed + 1)
     if material == m.CARBODY:
         low = max(0.0, 1.0 - (z + half[2]) / 0.35)
         k = 1.0 + 0.03 * stain - 0.25 * low * (0.5 + 0.5 * stain)
         return r * k, g * k, b * k, 0.45, 0.0, 0.0, 0.0
-    if material == m.GLASS:
-        return 0.02, 0.025, 0.025, 0.9, 0.0, 0.0, 0.0
     if material == m.METAL:
         k = 0.95 + 0.07 * stain + 0.06 * fine
         return r * k, g * k, b * k, 0.15, 0.0, 0.0, 0.0
@@ -155,10 +155,12 @@ def _asphalt(x, y, footprint_m, seed):
             k *= 0.72
             if fx < 0.16 or fx > 0.69 or fy < 0.21 or fy > 0.74:
                 k *= 0.6
-    wander = noise2(x / 1.3, y / 1.3, seed + 5) + 0.35 * noise2(x / 0.25, y / 0.25, seed + 6)
-    crack = abs(wander - 0.66)
-    if crack < 0.012 and noise2(x / 9.0, y / 9.0, seed + 7) > 0.55:
-        k *= 1.0 - 0.6 * keep(footprint_m, 0.05)
+    near = keep(footprint_m, 0.05)
+    if near > 0.0:
+        wander = noise2(x / 1.3, y / 1.3, seed + 5) + 0.35 * noise2(x / 0.25, y / 0.25, seed + 6)
+        crack = abs(wander - 0.66)
+        if crack < 0.012 and noise2(x / 9.0, y / 9.0, seed + 7) > 0.55:
+            k *= 1.0 - 0.6 * near
     return k
 
 

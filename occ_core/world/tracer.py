@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from embreex import rtcore_scene
 from embreex.mesh_construction import TriangleMesh
+from numba import njit
 
+from occ_core.geometry import apply
 from occ_core.world.city import City
 from occ_core.world.shading import GROUND, SKY, GroundTable, SolidTable
 from occ_core.world.solids import Solids
@@ -25,27 +27,35 @@ class Hits:
 
     Attributes:
         distance_m: float64 (N,) along the unit ray, inf in the sky.
+        points_m: float64 (N, 3) where, world; the ray's origin in the sky.
         normals: float64 (N, 3) unit, world, facing the eye.
         solid: int32 (N,) index into the moment's solids, GROUND or SKY.
     """
 
     distance_m: np.ndarray
+    points_m: np.ndarray
     normals: np.ndarray
     solid: np.ndarray
 
 
-def _scene(triangles: np.ndarray) -> rtcore_scene.EmbreeScene:
-    scene = rtcore_scene.EmbreeScene()
-    TriangleMesh(scene, np.ascontiguousarray(triangles, dtype=np.float32))
-    return scene
-
-
-def _box_triangles(lower, upper) -> np.ndarray:
-    """(12, 3, 3) triangles of an axis-aligned box."""
-    corner = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], dtype=np.float64)
-    corner = np.asarray(lower) + corner * (np.asarray(upper) - np.asarray(lower))
+def _box_faces() -> np.ndarray:
+    """Faces (12, 3) of a box whose corners are numbered as `_box_corners` does."""
     quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
-    return np.array([corner[[q[i] for i in pick]] for q in quads for pick in ((0, 1, 2), (0, 2, 3))])
+    return np.array([[q[i] for i in pick] for q in quads for pick in ((0, 1, 2), (0, 2, 3))])
+
+
+def _box_corners(lower, upper) -> np.ndarray:
+    """(8, 3) corners of an axis-aligned box."""
+    corner = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], dtype=np.float64)
+    return np.asarray(lower) + corner * (np.asarray(upper) - np.asarray(lower))
+
+
+EGO_CORNERS_M = np.concatenate([_box_corners(*corners) for corners in EGO_BODY_M])
+EGO_FACES = np.concatenate([_box_faces() + 8 * i for i in range(len(EGO_BODY_M))])
+
+
+def _moved(world_from_body: np.ndarray, vertices: np.ndarray) -> np.ndarray:
+    return apply(world_from_body, vertices).astype(np.float32)
 
 
 def solid_table(solids: Solids) -> SolidTable:
@@ -74,6 +84,7 @@ class Tracer:
         self.movers = [i for i, actor in enumerate(city.actors) if actor.moving]
         self.actor_meshes = {i: city.actors[i].solids.mesh() for i in self.movers}
         self.body_mesh = Solids.concatenate([]).mesh() if body is None else body.mesh()
+        self.ego_mesh = (EGO_CORNERS_M, EGO_FACES) if body is None else (self.body_mesh.vertices, self.body_mesh.faces)
         placed = [city.actors[i].solids.transformed(city.actors[i].world_from_actor(0.0)) for i in self.parked]
         solids = Solids.concatenate([city.solids, *placed])
         self.table, self.class_id = solid_table(solids), solids.class_id
@@ -81,7 +92,10 @@ class Tracer:
         self.instance = np.repeat(np.array([-1, *self.parked], dtype=np.int32), sizes)
         mesh, ground = solids.mesh(FINE_RADIUS_M), city.ground.mesh()
         self.solid_of_face = np.concatenate([mesh.solid_of_face, np.full(len(ground.faces), GROUND)]).astype(np.int32)
-        self.scene = _scene(np.concatenate([mesh.vertices[mesh.faces], ground.vertices[ground.faces]]))
+        vertices = np.concatenate([mesh.vertices, ground.vertices])
+        faces = np.concatenate([mesh.faces, ground.faces + len(mesh.vertices)])
+        self.scene = rtcore_scene.EmbreeScene()
+        TriangleMesh(self.scene, vertices, faces)
         g = city.ground
         self.ground_table = GroundTable(
             float(g.origin_m[0]), float(g.origin_m[1]), float(g.cell_m), g.material, city.seed & 0xFFFF
@@ -107,7 +121,9 @@ class Moment:
         self.ground_table = tracer.ground_table
         self.world_from_actor = [actor.world_from_actor(t_s) for actor in city.actors]
         self._world_from_ego = city.world_from_ego(t_s)
-        self._ego = _scene(self._ego_body())
+        self._ego = rtcore_scene.EmbreeScene()
+        vertices_m, faces = tracer.ego_mesh
+        TriangleMesh(self._ego, _moved(self._world_from_ego, vertices_m), faces)
         self.table, self.class_id, self.instance = tracer.table, tracer.class_id, tracer.instance
         self._scene = None
         near = [i for i in tracer.movers if np.linalg.norm(self.world_from_actor[i][:3, 3] - self._here) < FAR_M]
@@ -127,56 +143,51 @@ class Moment:
             meshes.append(self._tracer.body_mesh)
             movers, poses = [*movers, -1], [*poses, self._world_from_ego]
         sizes = [len(s) for s in solids]
-        first = np.concatenate([[0], np.cumsum(sizes)[:-1]]) + len(self.class_id)
-        vertices = [mesh.vertices @ p[:3, :3].T + p[:3, 3] for mesh, p in zip(meshes, poses, strict=True)]
-        self._scene = _scene(np.concatenate([v[mesh.faces] for v, mesh in zip(vertices, meshes, strict=True)]))
-        faces = [mesh.solid_of_face + n for mesh, n in zip(meshes, first, strict=True)]
-        self._solid_of_face = np.concatenate(faces).astype(np.int32)
+        self._scene = rtcore_scene.EmbreeScene()
+        first = len(self.class_id)
+        solid_of_face, first_face = [], [0]
+        for mesh, pose, size in zip(meshes, poses, sizes, strict=True):
+            TriangleMesh(self._scene, _moved(pose, mesh.vertices), mesh.faces)
+            solid_of_face.append(mesh.solid_of_face + first)
+            first_face.append(first_face[-1] + len(mesh.faces))
+            first += size
+        self._solid_of_face = np.concatenate(solid_of_face).astype(np.int32)
+        self._first_face = np.array(first_face, dtype=np.int64)
         moved = Solids.concatenate(solids)
         self.class_id = np.concatenate([self.class_id, moved.class_id])
         self.instance = np.concatenate([self.instance, np.repeat(np.array(movers, dtype=np.int32), sizes)])
         self.table = SolidTable(*(np.concatenate(pair) for pair in zip(self.table, solid_table(moved), strict=True)))
 
-    def _ego_body(self) -> np.ndarray:
-        pose, mesh = self._world_from_ego, self._tracer.body_mesh
-        boxes = np.concatenate([_box_triangles(*corners) for corners in EGO_BODY_M])
-        triangles = boxes if self._tracer.body is None else mesh.vertices[mesh.faces]
-        return triangles @ pose[:3, :3].T + pose[:3, 3]
-
     def cast(self, origins: np.ndarray, directions: np.ndarray) -> Hits:
         """First hit of each ray; origins (N, 3) or (3,), unit directions (N, 3), world."""
+        origins = np.ascontiguousarray(np.broadcast_to(origins, directions.shape))
         d = np.ascontiguousarray(directions, dtype=np.float32)
-        o = np.ascontiguousarray(np.broadcast_to(origins, d.shape), dtype=np.float32)
-        found = self._tracer.scene.run(o, d, output=True)
-        hit = found["primID"] >= 0
-        distance = np.where(hit, found["tfar"], np.inf).astype(np.float64)
-        solid = np.where(hit, self._tracer.solid_of_face[found["primID"]], SKY).astype(np.int32)
-        normals = found["Ng"]
+        o = np.ascontiguousarray(origins, dtype=np.float32)
+        still = self._tracer.scene.run(o, d, output=True)
+        n = len(d)
+        hits = Hits(np.empty(n), np.empty((n, 3)), np.empty((n, 3)), np.empty(n, dtype=np.int32))
+        out = hits.distance_m, hits.points_m, hits.normals, hits.solid
+        _first_hits(origins, directions, _found(still), self._tracer.solid_of_face, STILL_FACES, False, out)
         if self._scene is not None:
-            moving = self._scene.run(o, d, output=True)
-            nearer = (moving["primID"] >= 0) & (moving["tfar"] < distance)
-            distance[nearer] = moving["tfar"][nearer]
-            solid[nearer] = self._solid_of_face[moving["primID"][nearer]]
-            normals[nearer] = moving["Ng"][nearer]
-        normals = normals.astype(np.float64)
-        normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12
-        away = np.einsum("ni,ni->n", normals, d) > 0
-        normals[away] *= -1
-        return Hits(distance, normals, solid)
+            moving = self._scene.run(o, d, still["tfar"], output=True)  # looks no further than what stands still
+            _first_hits(origins, directions, _found(moving), self._solid_of_face, self._first_face, True, out)
+        return hits
 
     def blocked(self, origins: np.ndarray, directions: np.ndarray, within_m: float = FAR_M) -> np.ndarray:
-        """bool (N,): something stands within `within_m` along the ray; the car that carries the sensors counts too."""
-        out = np.zeros(len(origins), dtype=bool)
-        if not len(origins):
-            return out
-        d = np.ascontiguousarray(np.broadcast_to(directions, origins.shape), dtype=np.float32)
-        o = np.ascontiguousarray(origins, dtype=np.float32)
+        """bool (N,): something stands within `within_m` along the ray; the car that carries the sensors counts too.
+
+        Args:
+            origins: (N, 3). directions: (N, 3), or (1, 3) for all.
+        """
+        o, d = (np.ascontiguousarray(v, dtype=np.float32) for v in (origins, directions))
         reach = np.full(len(o), within_m, dtype=np.float32)
-        for scene in (self._tracer.scene, self._scene):
-            if scene is not None:
-                out |= scene.run(o, d, reach, query="OCCLUDED") >= 0
-        near = np.flatnonzero(((o - self._here.astype(np.float32)) ** 2).sum(axis=1) < EGO_SHADOW_M**2)
-        out[near] |= self.blocked_by_ego(o[near], d[near], within_m)
+        out = self._tracer.scene.run(o, d, reach, query="OCCLUDED") >= 0
+        if self._scene is not None:
+            reach[out] = -1.0  # embree passes over these
+            out |= self._scene.run(o, d, reach, query="OCCLUDED") >= 0
+        near = ((o - self._here.astype(np.float32)) ** 2).sum(axis=1) < EGO_SHADOW_M**2
+        ask = np.flatnonzero(near & ~out)
+        out[ask] = self.blocked_by_ego(o[ask], d if len(d) == 1 else d[ask], within_m)
         return out
 
     def blocked_by_ego(self, origins: np.ndarray, directions: np.ndarray, within_m: float = FAR_M) -> np.ndarray:
@@ -184,15 +195,45 @@ class Moment:
         o, d = (np.ascontiguousarray(v, dtype=np.float32) for v in (origins, directions))
         return self._ego.run(o, d, np.full(len(o), within_m, dtype=np.float32), query="OCCLUDED") >= 0
 
-    def classes(self, hits: Hits, points: np.ndarray) -> np.ndarray:
-        """uint8 (N,): Occ3D class of each hit, 17 in the sky; `points` (N, 3) are the hits in the world."""
+    def classes(self, hits: Hits) -> np.ndarray:
+        """uint8 (N,): Occ3D class of each hit, 17 in the sky."""
         out = np.full(len(hits.solid), 17, dtype=np.uint8)
         on_solid = hits.solid >= 0
         out[on_solid] = self.class_id[hits.solid[on_solid]]
         on_ground = hits.solid == GROUND
-        out[on_ground] = self.city.ground.class_at(points[on_ground, :2])
+        out[on_ground] = self.city.ground.class_at(hits.points_m[on_ground, :2])
         return out
 
     def instances(self, hits: Hits) -> np.ndarray:
         """int32 (N,): actor index of each hit, -1 where it is not an actor."""
         return np.where(hits.solid >= 0, self.instance[np.maximum(hits.solid, 0)], -1).astype(np.int32)
+
+
+STILL_FACES = np.zeros(1, dtype=np.int64)  # what stands still is one mesh
+
+
+def _found(found: dict) -> tuple[np.ndarray, ...]:
+    return found["tfar"], found["primID"], found["geomID"], found["Ng"]
+
+
+@njit(cache=True)
+def _first_hits(origins, directions, found, solid_of_face, first_face, update, out):
+    """Fill `out`, the arrays of `Hits`, with what embree found; with `update` only where it is nearer than before."""
+    tfar, face, mesh, ng = found
+    distance, points, normals, solid = out
+    for i in range(len(tfar)):
+        hit = face[i] >= 0
+        if update and not (hit and tfar[i] < distance[i]):
+            continue
+        distance[i] = tfar[i] if hit else np.inf
+        solid[i] = solid_of_face[first_face[mesh[i]] + face[i]] if hit else SKY
+        x, y, z = np.float64(ng[i, 0]), np.float64(ng[i, 1]), np.float64(ng[i, 2])
+        length = np.sqrt(x * x + y * y + z * z) + 1e-12
+        x, y, z = x / length, y / length, z / length
+        dx, dy, dz = directions[i, 0], directions[i, 1], directions[i, 2]
+        sign = -1.0 if x * np.float32(dx) + y * np.float32(dy) + z * np.float32(dz) > 0 else 1.0
+        normals[i, 0], normals[i, 1], normals[i, 2] = sign * x, sign * y, sign * z
+        along = distance[i] if hit else 0.0
+        points[i, 0] = origins[i, 0] + dx * along
+        points[i, 1] = origins[i, 1] + dy * along
+        points[i, 2] = origins[i, 2] + dz * along

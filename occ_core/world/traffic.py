@@ -68,19 +68,25 @@ class Crowd:
         poses = np.stack([ego.at(t) for t in self.checks_s])
         points = np.stack([poses[:, :2, 3] + x * poses[:, :2, 0] for x, _ in EGO_DISCS], axis=1)
         self._points = [points]  # per actor (T or 1, discs, 2)
+        self._bounds = [_bounds(points)]
         self._radii = [EGO_DISCS[0][1]]
 
     def admit(self, actor: Actor, gap_m: float = 0.25, towed: bool = False) -> bool:
         """Let an actor in unless it comes nearer than `gap_m` to another; `towed` ones may touch the last one."""
         points, radius = self._discs(actor)
-        for k, (other, other_radius) in enumerate(zip(self._points, self._radii, strict=True)):
-            near = radius + other_radius + (max(gap_m, 0.5) if k == 0 else gap_m)
-            if towed and k == len(self._points) - 1:
-                continue
-            distance = ((points[:, :, None] - other[:, None]) ** 2).sum(axis=-1)
-            if (distance < near**2).any():
+        bounds = _bounds(points)
+        near = radius + np.array(self._radii) + gap_m
+        near[0] = radius + self._radii[0] + max(gap_m, 0.5)
+        if towed:
+            near[-1] = -np.inf
+        lower, upper = np.array(self._bounds).transpose(1, 0, 2)
+        apart = np.maximum(lower - bounds[1], bounds[0] - upper).max(axis=1)  # less than any distance between them
+        for k in np.flatnonzero(apart < near):
+            distance = ((points[:, :, None] - self._points[k][:, None]) ** 2).sum(axis=-1)
+            if (distance < near[k] ** 2).any():
                 return False
         self._points.append(points)
+        self._bounds.append(bounds)
         self._radii.append(radius)
         self.actors.append(actor)
         return True
@@ -111,6 +117,12 @@ class Crowd:
         width, length, _ = size
         path = follow(self.site.ground, self.times_s, xy, yaw, (max(length * 0.6, 0.3), max(width * 0.6, 0.3)))
         return self.admit(Actor(category, class_id, solids, size, True, path), gap_m, towed)
+
+
+def _bounds(points: np.ndarray) -> np.ndarray:
+    """Lower and upper corner (2, 2) of points (..., 2)."""
+    flat = points.reshape(-1, 2)
+    return np.stack([flat.min(axis=0), flat.max(axis=0)])
 
 
 def populate(rng: np.random.Generator, crowd: Crowd, ego_lane: int) -> None:

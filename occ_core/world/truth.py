@@ -63,7 +63,7 @@ def occupancy_truth(
         _, visible = camera.project(apply(inverse(camera.ego_from_cam), targets.points_m))
         if sight is not None:
             visible[visible] = ~sight.hidden(camera.ego_from_cam[:3, 3], targets.points_m[visible])
-        look(solid, camera.ego_from_cam[:3, 3], targets[visible], grid, camera_mask)
+        look(solid, camera.ego_from_cam[:3, 3], targets, visible, grid, camera_mask)
     ego_from_world = inverse(city.world_from_ego(t_s))
     steps = round(LIDAR_SPAN_S / LIDAR_STEP_S)
     for k in range(-steps, steps + 1):
@@ -74,7 +74,7 @@ def occupancy_truth(
             elevation = np.arctan2(z, np.hypot(x, y))
             low, high = LIDAR_ELEVATIONS_RAD
             within = (elevation >= low) & (elevation <= high)
-            look(solid, ego_from_that_lidar[:3, 3], targets[within], grid, lidar_mask)
+            look(solid, ego_from_that_lidar[:3, 3], targets, within, grid, lidar_mask)
     return Occupancy(grid, OCC3D, labels, camera_mask, None, lidar_mask)
 
 
@@ -82,7 +82,14 @@ def voxelize(city: City, t_s: float, grid: VoxelGrid) -> tuple[np.ndarray, np.nd
     """bool solid (X, Y, Z) and uint8 labels (X, Y, Z); interior voxels are solid but labelled free."""
     world_from_ego = city.world_from_ego(t_s)
     ego_from_world = inverse(world_from_ego)
-    parts = [city.solids] + [actor.solids.transformed(actor.world_from_actor(t_s)) for actor in city.actors]
+    low = np.array(grid.origin_m)
+    corner = np.maximum(np.abs(low), np.abs(low + grid.voxel_size_m * np.array(grid.shape)))
+    reach_m = float(np.linalg.norm(corner + grid.voxel_size_m))
+    parts = [_near(city.solids, world_from_ego, reach_m)]
+    for actor in city.actors:
+        pose = actor.world_from_actor(t_s)
+        if np.linalg.norm(pose[:3, 3] - world_from_ego[:3, 3]) < reach_m + sum(actor.size_m):
+            parts.append(actor.solids.transformed(pose))
     size = grid.voxel_size_m / SUB
     # One voxel of padding on each side: whether a voxel at the border is interior depends on what is beyond.
     first = np.array(grid.origin_m) - grid.voxel_size_m + size / 2
@@ -99,6 +106,13 @@ def voxelize(city: City, t_s: float, grid: VoxelGrid) -> tuple[np.ndarray, np.nd
                                            for a, n in enumerate(grid.shape))]  # fmt: skip
     solid = np.ascontiguousarray(padded_solid[inner])
     return solid, np.where(solid & exposed, padded_class[inner], np.uint8(FREE))
+
+
+def _near(solids: Solids, world_from_ego: np.ndarray, reach_m: float) -> Solids:
+    """Those of the static solids that can reach within `reach_m` of the ego frame's origin."""
+    offset = solids.parent_from_solid[:, :3, 3] - world_from_ego[:3, 3]
+    radius = np.sqrt((solids.half_size_m**2).sum(axis=1))
+    return solids[np.sqrt((offset**2).sum(axis=1)) < reach_m + radius]
 
 
 def _fill_ground(cells: np.ndarray, first: np.ndarray, size: float, world_from_ego: np.ndarray, ground: Ground) -> None:
@@ -131,13 +145,25 @@ def _fill_below(cells, first, size, pose, height, class_id, x0, y0, cell):
                     k -= 1
             k = max(k, 0)  # the lowest centre above the ground
             k_guess = min(k, nz - 1)
+            column = cells[i, j, :k]
             for m in range(k):
-                pz = first[2] + m * size
-                x = pose[0, 0] * px + pose[0, 1] * py + pose[0, 2] * pz + pose[0, 3]
-                y = pose[1, 0] * px + pose[1, 1] * py + pose[1, 2] * pz + pose[1, 3]
-                u = min(max(int(np.floor((x - x0) / cell)), 0), rows - 1)
-                v = min(max(int(np.floor((y - y0) / cell)), 0), columns - 1)
-                cells[i, j, m] = class_id[u, v]
+                u, v = _ground_cell(pose, px, py, first[2] + m * size, x0, y0, cell, rows, columns)
+                column[m] = class_id[u, v]
+                if m == 0 and (u, v) == _ground_cell(
+                    pose, px, py, first[2] + (k - 1) * size, x0, y0, cell, rows, columns
+                ):
+                    column[:] = class_id[u, v]  # an upright column of cells seldom leaves one cell of the raster
+                    break
+
+
+@numba.njit(cache=True, inline="always")
+def _ground_cell(pose, px, py, pz, x0, y0, cell, rows, columns):
+    """Cell of the ground raster that a point of the ego frame is over."""
+    x = pose[0, 0] * px + pose[0, 1] * py + pose[0, 2] * pz + pose[0, 3]
+    y = pose[1, 0] * px + pose[1, 1] * py + pose[1, 2] * pz + pose[1, 3]
+    u = min(max(int(np.floor((x - x0) / cell)), 0), rows - 1)
+    v = min(max(int(np.floor((y - y0) / cell)), 0), columns - 1)
+    return u, v
 
 
 def _fill_solids(cells: np.ndarray, first: np.ndarray, size: float, solids: Solids) -> None:
@@ -177,21 +203,30 @@ def _reduce(cells):
     solid = np.zeros((nx, ny, nz), np.bool_)
     label = np.full((nx, ny, nz), FREE, np.uint8)
     counts = np.zeros(FREE + 1, np.int64)
+    rows = cells.view(np.uint32)  # SUB sub-cells of a voxel at a time
     for i in range(nx):
         for j in range(ny):
             for k in range(nz):
+                same = cells[i * SUB, j * SUB, k * SUB]
+                row = np.uint32(same) * np.uint32(0x01010101)
+                differ = np.uint32(0)
+                for a in range(SUB):
+                    for b in range(SUB):
+                        differ |= rows[i * SUB + a, j * SUB + b, k] ^ row
+                if differ == 0:
+                    solid[i, j, k], label[i, j, k] = same != FREE, same
+                    continue
                 counts[:] = 0
                 for a in range(SUB):
                     for b in range(SUB):
                         for c in range(SUB):
                             counts[cells[i * SUB + a, j * SUB + b, k * SUB + c]] += 1
-                if counts[FREE] < SUB**3:
-                    solid[i, j, k] = True
-                    best = 0
-                    for n in range(1, FREE):
-                        if counts[n] > counts[best]:
-                            best = n
-                    label[i, j, k] = best
+                solid[i, j, k] = True
+                best = 0
+                for n in range(1, FREE):
+                    if counts[n] > counts[best]:
+                        best = n
+                label[i, j, k] = best
     return solid, label
 
 
@@ -211,36 +246,51 @@ class Targets:
     def of(solid: np.ndarray, labels: np.ndarray, grid: VoxelGrid) -> Targets:
         """Faces at the grid's own border are left out: nobody looks in from outside."""
         padded = np.pad(solid, 1, constant_values=True)
+        labelled = labels != FREE
         voxels, normals = [], []
         for normal in np.concatenate([np.eye(3, dtype=np.int64), -np.eye(3, dtype=np.int64)]):
             beside = padded[tuple(slice(1 + d, 1 + d + n) for d, n in zip(normal, grid.shape, strict=True))]
-            voxels.append(np.argwhere((labels != FREE) & ~beside))
+            voxels.append(np.argwhere(labelled & ~beside))
             normals.append(np.broadcast_to(normal, voxels[-1].shape))
         index, normal = np.concatenate(voxels), np.concatenate(normals)
         points = np.array(grid.origin_m) + (index + 0.5 + FACE_DEPTH * normal) * grid.voxel_size_m
         return Targets(points, normal, index)
 
-    def __getitem__(self, pick: np.ndarray) -> Targets:
-        return Targets(self.points_m[pick], self.normals[pick], self.voxels[pick])
 
+def look(
+    solid: np.ndarray,
+    origin_m: np.ndarray,
+    targets: Targets,
+    within: np.ndarray,
+    grid: VoxelGrid,
+    observed: np.ndarray,
+) -> None:
+    """Mark in `observed` what a sensor at `origin_m` (ego frame) sees of the targets; see the module's rules.
 
-def look(solid: np.ndarray, origin_m: np.ndarray, targets: Targets, grid: VoxelGrid, observed: np.ndarray) -> None:
-    """Mark in `observed` what a sensor at `origin_m` (ego frame) sees of the targets; see the module's rules."""
-    facing = targets[((origin_m - targets.points_m) * targets.normals).sum(axis=1) > 0]
-    start = (np.asarray(origin_m, dtype=np.float64) - grid.origin_m) / grid.voxel_size_m
-    ends = (facing.points_m - grid.origin_m) / grid.voxel_size_m
-    _look(solid, start, np.ascontiguousarray(ends), np.ascontiguousarray(facing.voxels), observed)
+    Args:
+        within: bool (N,), the targets in the sensor's field of view.
+    """
+    corner, origin = np.array(grid.origin_m), np.asarray(origin_m, dtype=np.float64)
+    where = targets.points_m, targets.normals, targets.voxels
+    _look(solid, origin, np.flatnonzero(within), *where, corner, grid.voxel_size_m, observed)
 
 
 @numba.njit(cache=True)
-def _look(solid, start, ends, voxels, observed):
+def _look(solid, origin, picked, points, normals, voxels, corner, size, observed):
     """Traversal after Amanatides and Woo (1987), in units of voxels; a path counts once it has reached its target."""
     nx, ny, nz = solid.shape
+    start, end = (origin - corner) / size, np.empty(3)
     if not (0 <= start[0] < nx and 0 <= start[1] < ny and 0 <= start[2] < nz):
         return
     path = np.empty((nx + ny + nz + 3, 3), np.int64)
-    for n in range(len(ends)):
-        dx, dy, dz = ends[n, 0] - start[0], ends[n, 1] - start[1], ends[n, 2] - start[2]
+    for n in picked:
+        facing = 0.0
+        for c in range(3):
+            facing += (origin[c] - points[n, c]) * normals[n, c]
+            end[c] = (points[n, c] - corner[c]) / size
+        if facing <= 0:
+            continue
+        dx, dy, dz = end[0] - start[0], end[1] - start[1], end[2] - start[2]
         i, j, k = int(start[0]), int(start[1]), int(start[2])
         sx, sy, sz = 1 if dx > 0 else -1, 1 if dy > 0 else -1, 1 if dz > 0 else -1
         tx = ((i + 1 if dx > 0 else i) - start[0]) / dx if dx != 0 else np.inf
