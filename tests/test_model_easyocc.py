@@ -186,9 +186,9 @@ def test_cells_that_no_camera_sees_do_not_depend_on_the_images():
         assert not torch.equal(model(*inputs()).occupied, model(*inputs(seed=1)).occupied)
 
 
-def test_nano_is_small_enough_for_a_10_megabyte_checkpoint():
+def test_nano_is_small_enough_for_a_20_megabyte_checkpoint():
     model = EasyOcc(EasyOccConfig())
-    assert sum(t.numel() * t.element_size() for t in model.state_dict().values()) < 9.9e6
+    assert sum(t.numel() * t.element_size() for t in model.state_dict().values()) < 19.9e6
 
 
 @pytest.mark.parametrize(

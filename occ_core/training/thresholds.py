@@ -63,11 +63,11 @@ def fit_observed(model: EasyOcc, scenes: list[SceneCache]) -> None:
 @torch.no_grad()
 def fit_classes(model: EasyOcc, scenes: list[SceneCache], weights: Tensor) -> None:
     """The thresholds of the classes and what is added to their logits, given the threshold of observed cells."""
-    log_weights = weights.clamp(min=1e-3).log()
-    named, there = count_named(model, scenes, [-share * log_weights for share in TAKEN_BACK])
+    biases = [torch.where(weights > 0, -share * weights.log(), NEVER) for share in TAKEN_BACK]  # no label: no name
+    named, there = count_named(model, scenes, biases)
     fits = [best_thresholds(counts, there) for counts in named]
     best = max(range(len(fits)), key=lambda i: fits[i].score)
-    bias = -TAKEN_BACK[best] * log_weights
+    bias = biases[best].clone()
     if (in_vain := fits[best].precision < LEAST_PRECISION).any():  # their cells are of the class that comes next
         bias[torch.from_numpy(in_vain)] = NEVER
         named, there = count_named(model, scenes, [bias])
