@@ -19,12 +19,15 @@ import numpy as np
 from occ_core.errors import InvalidInput, need
 from occ_core.inference.backends.exported import network_inputs
 from occ_core.inference.half import is_layer
+from occ_core.inference.memory import Moment, Past
+from occ_core.inference.predictor import Predictor
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.table import build_table
 from occ_core.models.easyocc.config import EasyOccConfig
-from occ_core.sources.open import open_source
+from occ_core.sources.open import FrameSource, open_source
 
 QUANTISED = ("Conv", "MatMul")
+FRAMES_BEFORE = 8  # that a network with memory has seen at each frame
 KEPT_FLOAT = (
     "/birds_eye/enter/",  # joins features and places of unlike range; OpenVINO mistakes their scales
     "/to_occupied/",  # compared with thresholds
@@ -53,8 +56,13 @@ class Calibration:
         return {"source": self.source, "frames": len(self.inputs), "images_sha256": digest.hexdigest()[:16]}
 
 
-def read_calibration(path: Path, frames: int, config: EasyOccConfig) -> Calibration:
+def read_calibration(
+    path: Path, frames: int, config: EasyOccConfig, remembering: Predictor | None = None
+) -> Calibration:
     """`frames` frames, evenly spread over a bag or data set; all of them if it has fewer.
+
+    Args:
+        remembering: of a network with memory: itself, as it was before; what it remembers is an input, too.
 
     Raises:
         InvalidInput: no frame with an image; and what the source raises.
@@ -69,10 +77,23 @@ def read_calibration(path: Path, frames: int, config: EasyOccConfig) -> Calibrat
             continue
         if frame.rig.fingerprint not in tables:
             tables[frame.rig.fingerprint] = build_table(frame.rig, config)
-        found.append(network_inputs(images, tables[frame.rig.fingerprint]))
+        past = None if remembering is None else _past(remembering, source, int(index))
+        found.append(network_inputs(images, tables[frame.rig.fingerprint], past))
     if not found:
         raise InvalidInput(f"{path}: no frame with an image to calibrate with")
     return Calibration(Path(path).resolve().name, found)
+
+
+def _past(predictor: Predictor, source: FrameSource, index: int) -> Past:
+    """What a network with memory knows at a frame of the last ones of its scene."""
+    memory = predictor.memory
+    assert memory is not None
+    memory.forget()
+    scene = source.samples[index][0]
+    for i in range(max(0, index - FRAMES_BEFORE), index):
+        if source.samples[i][0] == scene and (before := source[i]).images:
+            predictor.predict_frame(before)
+    return memory.before(Moment.of(source[index]))
 
 
 def to_int8(model: Any, calibration: Calibration, folder: Path) -> Any:
