@@ -19,7 +19,7 @@ import numpy as np
 from occ_core.errors import InvalidInput, need
 from occ_core.inference.backends.exported import network_inputs
 from occ_core.inference.half import is_layer
-from occ_core.inference.memory import Moment, Past
+from occ_core.inference.memory import MAX_AGE_S, Moment, Past
 from occ_core.inference.predictor import Predictor
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.table import build_table
@@ -32,6 +32,7 @@ KEPT_FLOAT = (
     "/birds_eye/enter/",  # joins features and places of unlike range; OpenVINO mistakes their scales
     "/to_occupied/",  # compared with thresholds
     "/to_observed/",
+    "/birds_eye/keep/",  # what it gives is squashed into -1..1 and remembered: coarse steps would add up
 )
 
 
@@ -65,7 +66,7 @@ def read_calibration(
         remembering: of a network with memory: itself, as it was before; what it remembers is an input, too.
 
     Raises:
-        InvalidInput: no frame with an image; and what the source raises.
+        InvalidInput: no frame with an image, or with memory none with a past; and what the source raises.
     """
     source, preprocess = open_source(path), Preprocess(config.input_width, config.input_height)
     tables: dict[str, Any] = {}
@@ -81,6 +82,11 @@ def read_calibration(
         found.append(network_inputs(images, tables[frame.rig.fingerprint], past))
     if not found:
         raise InvalidInput(f"{path}: no frame with an image to calibrate with")
+    if remembering is not None and not any(inputs["state"].any() for inputs in found):
+        raise InvalidInput(
+            f"{path}: no frame whose past is known, of {len(found)}: a network with memory is calibrated on a drive "
+            f"with odometry, its frames at most {MAX_AGE_S} s apart"
+        )
     return Calibration(Path(path).resolve().name, found)
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from occ_core.inference.memory import Memory, Moment, refusal, then_from_now
+from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.model import EasyOcc, Hidden
 from occ_core.training.cache import SceneCache
 from occ_core.training.config import TrainingConfig
@@ -51,17 +53,7 @@ class DrawChains:
         rows = [self._row(*draw.place(k), before, rng) for k in range(c.batch_size)]
         columns = [pick_columns(row[-1].labels, c.nano.columns, draw.rare, rng) for row in rows]
         draw.step += 1
-        length = max(map(len, rows))
-        linked = np.array([[k > length - len(row) for row in rows] for k in range(1, length)], dtype=bool)
-        rows = [[row[0]] * (length - len(row)) + row for row in rows]
-        motion = [
-            [then_from_now(row[k - 1].world_from_ego, row[k].world_from_ego) for row in rows] for k in range(1, length)
-        ]
-        none = [NO_COLUMNS] * len(rows)
-        moments = [
-            collate([row[k] for row in rows], columns if k + 1 == length else none, draw.model) for k in range(length)
-        ]
-        return Chain(moments, linked, np.array(motion, dtype=np.float32))
+        return chained(rows, columns, draw.model)
 
     def _row(self, scene: SceneCache, i: int, before: int, rng: np.random.Generator) -> list[Sample]:
         """The moment `i` of a scene and at most so many before it, as far as a network may remember."""
@@ -70,6 +62,24 @@ class DrawChains:
             first -= 1
         alike = int(rng.integers(2**32))
         return [self._draw.augmented(scene, j, np.random.default_rng(alike)) for j in range(first, i + 1)]
+
+
+def chained(rows: list[list[Sample]], columns: list[np.ndarray], config: EasyOccConfig) -> Chain:
+    """Rows of moments, the newest last; a row that begins later than others waits with its first moment.
+
+    Args:
+        columns: of each row's newest moment.
+    """
+    length = max(map(len, rows))
+    linked = np.zeros((length - 1, len(rows)), dtype=bool)
+    motion = np.zeros((length - 1, len(rows), 2, 3), dtype=np.float32)
+    for b, row in enumerate(rows):
+        for k, (then, now) in enumerate(pairwise(row), start=length - len(row)):
+            linked[k, b], motion[k, b] = True, then_from_now(then.world_from_ego, now.world_from_ego)
+    waiting = [[row[0]] * (length - len(row)) + row for row in rows]
+    none = [NO_COLUMNS] * len(rows)
+    before = [collate(list(samples), none, config) for samples in list(zip(*waiting, strict=True))[:-1]]
+    return Chain([*before, collate([row[-1] for row in rows], columns, config)], linked, motion)
 
 
 def _follows(scene: SceneCache, i: int) -> bool:
