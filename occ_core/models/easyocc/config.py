@@ -31,6 +31,9 @@ class EasyOccConfig(NetworkConfig):
     neck_channels: Count = 64
     bev_channels: tuple[Count, Count, Count] = (48, 96, 112)  # at 1/2, 1/4 and 1/8 of the grid
     head_channels: Count = 48  # of a column of cells, before height comes out of the channels
+    memory_channels: Annotated[int, Field(ge=0, le=4096)] = 0  # kept of the moments before; 0: each stands alone
+    # what is kept is renewed when it is this old: faster cameras must not wear it out more often than training does
+    memory_interval_s: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.4
 
     @model_validator(mode="after")
     def _check(self) -> EasyOccConfig:
