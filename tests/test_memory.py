@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 
 from occ_core.inference.predictor import Predictor  # noqa: E402
 from occ_core.inference.table import build_table  # noqa: E402
+from occ_core.models.easyocc.config import parse_config  # noqa: E402
 from occ_core.models.easyocc.deployed import Deployed  # noqa: E402
 from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
 from occ_core.training.checkpoint import describe, save_checkpoint  # noqa: E402
@@ -164,6 +165,12 @@ def test_the_exported_order_of_computing_remembers_alike():
             *b, fast[0] = Deployed(model)(*inputs(seed), *fast)
             assert all((p.int() - q.int()).abs().float().mean() < 1e-3 for p, q in zip(a, b, strict=True))
             torch.testing.assert_close(slow[0], fast[0], atol=1e-3, rtol=1e-3)
+
+
+def test_a_memory_beyond_all_reason_is_refused():
+    with pytest.raises(InvalidInput, match="a memory of 20490000 numbers is too large, at most 16777216"):
+        parse_config({"memory_channels": 2048})
+    assert parse_config({}).memory_channels == 0
 
 
 # --- whether it may be used ------------------------------------------------------------------------------------------

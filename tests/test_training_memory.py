@@ -216,11 +216,12 @@ def test_a_network_learns_from_the_moment_before_what_this_one_does_not_show():
         images = noise.copy()
         images[0] += np.uint8(brighter)
         scenes.append(with_arrays(hand_made(name, 2), labels=labels, images=images))
+    network = CONFIG.model_copy(update={"backbone": "mobilenetv4-small"})  # untrained, it tells bright from dark best
     config = settings(flip=0.0)
     contested = np.arange(26 * 40, 34 * 40)
     near, far = (chained([[read_sample(s, i, CONFIG) for i in range(2)]], [contested], CONFIG) for s in scenes)
     assert np.array_equal(near.moments[1].images, far.moments[1].images)
-    model = EasyOcc(CONFIG)
+    model = EasyOcc(network)
     find_range(model, scenes)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(150):

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from occ_core.limits import MAX_MODEL_CELLS
 from occ_core.models.config import Backbone, BackboneWeights, Count, NetworkConfig, parse
 
 STRIDE = 8  # pixels of the network's input per cell of the feature map
@@ -47,6 +48,9 @@ class EasyOccConfig(NetworkConfig):
         near, far = self.depth_m
         if not 0 < near < far <= 1000:
             raise ValueError(f"depth_m must be 0 < near < far <= 1000 m, got {self.depth_m}")
+        px, py, _ = self.pillar_grid_shape
+        if (numbers := (self.memory_channels + 1) * px * py) > MAX_MODEL_CELLS:
+            raise ValueError(f"a memory of {numbers} numbers is too large, at most {MAX_MODEL_CELLS}: memory_channels")
         return self
 
     @property
