@@ -63,6 +63,7 @@ class Frame:
         lidar: the sweep of this moment, if any.
         token: name of the sample, empty where there is none.
         scene: name of the scene or bag.
+        is_placed: somebody said where the ego was; False: all poses are the identity, as if it stood still.
     """
 
     stamp_ns: int
@@ -75,6 +76,7 @@ class Frame:
     token: str = ""
     scene: str = ""
     is_keyframe: bool = field(default=True)
+    is_placed: bool = True
 
     def __post_init__(self) -> None:
         require_rigid("world_from_ego", self.world_from_ego)

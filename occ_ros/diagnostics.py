@@ -157,6 +157,7 @@ class Diagnostics:
             "backend": pipeline.backend,
             "without_cameras": ", ".join(sorted(pipeline.worker.without)),
             **({"without_lidar": pipeline.worker.without_lidar} if pipeline.inputs.sweeps else {}),
+            **({"memory": _memory(pipeline.worker)} if pipeline.worker.remembers else {}),
             **pipeline.frame_counts(),
             **pipeline.fault_counts(self._guard.errors),
             **quantiles,
@@ -189,7 +190,8 @@ class Diagnostics:
                 f"output, budget_ms {self._values['budget_ms']:.0f}"
             )
         if worker.odometry_late:
-            return WARN, f"cameras are placed as if the robot stood still: {worker.odometry_late}"
+            what = "answers without memory" if worker.remembers else "cameras are placed as if the robot stood still"
+            return WARN, f"{what}: {worker.odometry_late}"
         return OK, "ok"
 
     def _without(self, worker: InferenceWorker) -> tuple[int, str]:
@@ -204,3 +206,9 @@ class Diagnostics:
         broken = [f"{output.topic}: {output.error}" for output in outputs.all if output.error]
         text = "ok" if outputs.wanted() else "idle: no subscribers"
         return self._status(ERROR if broken else OK, "outputs", "", "; ".join(broken) or text, outputs.table(now_s))
+
+
+def _memory(worker: InferenceWorker) -> str:
+    if not worker.answered_s:
+        return "no answer yet"
+    return f"not in use: {worker.without_memory}" if worker.without_memory else "in use"

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from occ_core.camera import Rig
-from occ_core.errors import InvalidInput, OccError
+from occ_core.errors import InvalidInput, MissingTransform, OccError
+from occ_core.inference.memory import Moment
 from occ_core.inference.predictor import Predictor
 from occ_core.occupancy import Occupancy
 from occ_core.sync import SyncedSet
@@ -35,7 +36,10 @@ class InferenceWorker:
         failure: why the last set was not answered; empty if it was.
         without: cameras that the last answer had to do without.
         without_lidar: why it had to do without the LiDAR; empty if it did not.
-        odometry_late: why its cameras could not be moved, where there is odometry that is late; else empty.
+        remembers: the network has a memory.
+        without_memory: why the last answer had to do without what it remembers; empty if it did not.
+        odometry_late: why its cameras, or what it remembers, could not be moved, where there is odometry that is late;
+            else empty.
         over_since_s: since when each answer took longer than the budget (monotonic clock); None if the last did not.
         last_ms: from last image to output, of the last answer.
     """
@@ -57,6 +61,7 @@ class InferenceWorker:
         self._cameras, self._min_cameras, self._values = tuple(cameras), min_cameras, values
         self._times, self._logger, self._sweeps, self._odometry = times, logger, sweeps, odometry
         self.failure, self.without, self.without_lidar, self.odometry_late = "", frozenset[str](), "", ""
+        self.remembers, self.without_memory = predictor.memory is not None, ""
         self.last_ms, self.over_since_s = 0.0, None
         self.answered_s: list[float] = []  # first and last
         self._rig: KnownRig | None = None
@@ -119,7 +124,8 @@ class InferenceWorker:
 
     def counts(self) -> tuple[int, Counter[str]]:
         """Sets whose end is known, counted as they arrived; and how they ended: answered, skipped, failed, superseded,
-        stopped; of failed ones also `failed: <reason>`, of answered ones `without LiDAR`."""
+        stopped; of failed ones also `failed: <reason>`, of answered ones `without LiDAR`, `with memory`, `without
+        memory: <reason>`."""
         with self._wake:
             return self._arrived - (self._waiting is not None) - self._busy, self._ended.copy()
 
@@ -172,7 +178,10 @@ class InferenceWorker:
             self._logger.error(f"frame not answered: {self.failure}", throttle_duration_sec=5.0)
             return ["failed", f"failed: {type(error).__name__}"]
         self.failure = ""
-        return ["answered", "without LiDAR"] if self.without_lidar else ["answered"]
+        ended = ["answered", "without LiDAR"] if self.without_lidar else ["answered"]
+        if (memory := self._predictor.memory) is not None:
+            ended.append(f"without memory: {memory.refusal.kind}" if memory.refusal else "with memory")
+        return ended
 
     def _answer(self, group: SyncedSet, taken: Sequence[Sweep]) -> None:
         start_s = time.monotonic()
@@ -193,10 +202,13 @@ class InferenceWorker:
         until_s = max(arrived_s) + WAIT_S
         lidar, without_lidar = self._lidar_at(group.stamp_ns, taken, until_s)
         rig = self._rig_at(known.rig, group, until_s)
+        moment, no_odometry = self._moment_at(group.stamp_ns, until_s)
         self._prepare_table(known)
         asked_s = time.monotonic()
-        occupancy = self._predictor.predict_preprocessed(usable, rig, lidar)
+        occupancy = self._predictor.predict_preprocessed(usable, rig, lidar, moment)
         require_sound(occupancy)
+        if self._predictor.memory is not None:
+            self.without_memory = no_odometry or str(self._predictor.memory.refusal or "")
         network_s = time.monotonic() - asked_s
         self._times.add("network", 1e3 * network_s)
         self.without_lidar = without_lidar
@@ -211,12 +223,25 @@ class InferenceWorker:
 
     def _rig_at(self, rig: Rig, group: SyncedSet, until_s: float) -> Rig:
         """For a network that takes the rig as data: each camera where it was at its own stamp."""
-        if self._odometry is None:
+        if self._odometry is None or not self._predictor.moving_rig:
             return rig
         with self._times.measure("odometry"):
             moved = self._odometry.rig_at_stamps(rig, group.stamps_ns, group.stamp_ns, until_s)
         self.odometry_late = self._odometry.late
         return moved
+
+    def _moment_at(self, stamp_ns: int, until_s: float) -> tuple[Moment | None, str]:
+        """For a network with memory: where the robot is; or None, and why odometry does not tell."""
+        if self._odometry is None or not self.remembers:
+            return None, ""
+        try:
+            with self._times.measure("odometry"):
+                (world_from_ego,) = self._odometry.world_from_ego([stamp_ns], until_s)
+            return Moment(stamp_ns, world_from_ego), ""
+        except MissingTransform as error:
+            return None, f"no odometry: {error}"
+        finally:
+            self.odometry_late = self._odometry.late
 
     def _lidar_at(self, stamp_ns: int, taken: Sequence[Sweep], until_s: float) -> tuple[np.ndarray | None, str]:
         """The LiDAR's cloud, float32 (P, 5), or None; and why it is missing where the network takes one.

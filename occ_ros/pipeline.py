@@ -84,7 +84,7 @@ class Pipeline:
             self.times,
             node.get_logger(),
             sweeps,
-            odometry if predictor.moving_rig else None,
+            odometry if predictor.moving_rig or predictor.memory else None,
         )
         announced = not rig_file
         self.inputs = Inputs(node, guard, p, cameras, sync, self.calibration, self.worker, announced, sweeps)
@@ -135,6 +135,8 @@ class Pipeline:
             "camera_infos_rejected": self.calibration.rejected_infos,
             "transforms_rejected": self.calibration.rejected_transforms,
             **({"answered_without_lidar": ended["without LiDAR"]} if self.inputs.sweeps else {}),
+            **({"answered_with_memory": ended["with memory"]} if self.worker.remembers else {}),
+            **{f"answered_{how}": count for how, count in sorted(ended.items()) if how.startswith("without memory: ")},
             **{f"exceptions in {name}": count for name, count in sorted(exceptions.items())},
         }
 

@@ -41,6 +41,7 @@ CONFIG = EasyOccConfig(
     bev_channels=(8, 8, 8),
     head_channels=8,
 )  # on the grid of Occ3D
+REMEMBERING = CONFIG.model_copy(update={"memory_channels": 7})
 
 
 def tiny_model(folder: Path, config: EasyOccConfig = CONFIG) -> Path:
@@ -53,6 +54,8 @@ def tiny_model(folder: Path, config: EasyOccConfig = CONFIG) -> Path:
     preprocess = Preprocess(config.input_width, config.input_height)
     with torch.no_grad():
         model.to_occupied.weight.normal_(std=1.0)
+        if model.birds_eye.memory is not None:
+            model.birds_eye.memory.change.weight.normal_(std=1.0)
         for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
             norm.momentum = None  # plain mean over the passes below
         for index in range(3):  # lets the batch norms find their range, without which the output is constant

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import small_nuscenes
 from model_fixtures import SMALL, camera, ring_rig
+from nano_fixtures import CAR, FREE, ROAD, UNSEEN, WALL, hand_made
 from typer.testing import CliRunner
 
 from occ_core.camera import Rig
 from occ_core.cli.main import app
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.inference.table import build_table
-from occ_core.taxonomy import OCC3D
 
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -24,7 +24,7 @@ from occ_core.losses.ray import depth_loss, pixel_class_loss  # noqa: E402
 from occ_core.losses.voxel import class_weights, geometry_loss, lovasz_softmax, semantic_loss  # noqa: E402
 from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
 from occ_core.training import loop, nano, thresholds  # noqa: E402
-from occ_core.training.cache import SceneCache, open_scenes  # noqa: E402
+from occ_core.training.cache import open_scenes  # noqa: E402
 from occ_core.training.config import TrainingConfig, load_config  # noqa: E402
 from occ_core.training.data import (  # noqa: E402
     Draw,
@@ -48,8 +48,6 @@ from occ_core.training.thresholds import (  # noqa: E402
 )
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
-
-ROAD, CAR, WALL, FREE, UNSEEN = OCC3D.id_of("driveable_surface"), OCC3D.id_of("car"), OCC3D.id_of("manmade"), 17, 255
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------
@@ -166,28 +164,6 @@ def test_rays_lost_in_the_unobserved_are_unknown_and_free_ones_go_beyond():
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
-
-
-def hand_made(name: str, samples: int = 3, seed: int = 0) -> SceneCache:
-    """Images whose brightness tells how far the wall ahead is, so that there is something to learn."""
-    rng = np.random.default_rng(seed)
-    rig = ring_rig()
-    table = build_table(rig, SMALL)
-    labels = np.full((samples, *SMALL.grid_shape), FREE, dtype=np.uint8)
-    labels[..., 1] = ROAD
-    images = rng.integers(0, 60, (samples, 4, 64, 128, 3), dtype=np.uint8)
-    for i in range(samples):
-        x = int(rng.integers(24, 38))
-        labels[i, x:, :, 1:] = WALL
-        labels[i, 22, 10 + i, 2] = CAR
-        images[i] += np.uint8(5 * x)
-    labels[:, :, :2] = UNSEEN
-    rays = [ray_targets(label, rig, SMALL) for label in labels]
-    depth, classes = (np.stack(part) for part in zip(*rays, strict=True))
-    arrays = {"images": images, "present": np.ones((samples, 4), dtype=bool), "labels": labels, "depth": depth}
-    arrays |= {"pixel_class": classes, "rig": np.zeros(samples, dtype=np.int64)}
-    arrays |= {key: value[None] for key, value in vars(table).items()}
-    return SceneCache(name, [f"{name}-{i}" for i in range(samples)], arrays.__getitem__)
 
 
 def test_columns_prefer_rare_classes_and_a_few_are_hidden():

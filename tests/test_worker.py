@@ -23,6 +23,7 @@ from tf2_msgs.msg import TFMessage
 from occ_core.bags import messages as msg
 from occ_core.clouds import LIDAR_POINT
 from occ_core.geometry import pose
+from occ_core.inference.memory import Moment
 from occ_core.inference.predictor import Predictor
 from occ_core.sources.images import decode_compressed
 from occ_core.sync import SyncedSet
@@ -94,7 +95,8 @@ class Setup:
         for name in known:
             self.know(name)
         self.values = {"missing_camera": "mask", "budget_ms": 1e6, **values}
-        odometry = Odometry(self.calibration.tree, "base_link", "odom") if predictor.moving_rig else None
+        asks = predictor.moving_rig or predictor.memory
+        odometry = Odometry(self.calibration.tree, "base_link", "odom") if asks else None
         self.worker = InferenceWorker(
             predictor,
             self.calibration,
@@ -297,6 +299,49 @@ def test_cameras_are_where_they_were_at_their_own_stamps(tmp_path, monkeypatch):
         setup.send()
         assert predictor.session.rigs[-1].fingerprint == still.fingerprint
         assert "no transform 'odom' <- 'base_link'" in setup.worker.odometry_late
+    finally:
+        assert setup.worker.stop()
+
+
+def test_what_is_remembered_moves_with_the_robot(tmp_path):
+    """5 m/s ahead while there is odometry; then it jumps, then it ends."""
+    path = fx.tiny_model(tmp_path, fx.REMEMBERING)
+    setup, own = Setup(Predictor.load(path, "torch", 1)), Predictor.load(path, "torch", 1)
+    alone = Predictor.load(path, "torch", 1)
+    alone.memory = None
+
+    def drive(first_s: float, last_s: float, from_m: float) -> None:
+        for tenth in range(round(10 * first_s), round(10 * last_s) + 1):
+            place = pose((from_m + 0.5 * tenth, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0))
+            setup.calibration.tree.set("odom", "base_link", fx.START + tenth * 10**8, place)
+
+    def answer(there: Predictor, index: int, x_m: float | None) -> np.ndarray:
+        decoded = {name: decode_compressed(fx.jpeg(image)) for name, image in fx.images(index).items()}
+        stamp_ns = max(fx.stamps(index).values())
+        moment = None if x_m is None else Moment(stamp_ns, pose((x_m, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0)))
+        return there.predict(decoded, fx.rig_over_tf(), moment=moment).confidence
+
+    try:
+        drive(-0.1, 1.2, 0.0)
+        drive(1.3, 2.2, 60.0)
+        why = ["no moment before", "", "", "jump: 62.5 m in 0.500 s, limit 70.0 m/s", ""]
+        for index in range(5):
+            setup.send()
+            x_m = 5.0 * (max(fx.stamps(index).values()) - fx.START) / 1e9 + (60.0 if index >= 3 else 0.0)
+            said = setup.outputs.answers[-1][0].confidence
+            np.testing.assert_allclose(said, answer(own, index, x_m), atol=0.01)
+            assert setup.worker.without_memory == why[index]
+            assert np.allclose(said, answer(alone, index, None), atol=0.01) == bool(why[index])
+        setup.index = 10  # after the last sample
+        setup.send()
+        assert setup.worker.without_memory.startswith("no odometry: no transform 'odom' <- 'base_link'")
+        assert "after its last sample" in setup.worker.odometry_late
+        np.testing.assert_array_equal(setup.outputs.answers[-1][0].confidence, answer(alone, 10, None))
+        ended = setup.worker.counts()[1]
+        assert {how: count for how, count in ended.items() if "memory" in how} == {
+            "without memory: no moment before": 1, "with memory": 3, "without memory: jump": 1,
+            "without memory: no odometry": 1,
+        }  # fmt: skip
     finally:
         assert setup.worker.stop()
 

@@ -85,9 +85,13 @@ def predict(
         str, typer.Option(help="auto (fastest installed), torch, torch-compiled, onnxruntime, openvino or tensorrt.")
     ] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="A model with memory: each frame as if it were the first.")
+    ] = False,
 ) -> None:
     """Predict the voxels of every keyframe of a data set, or of every frame of a ROS 2 bag or of SemanticKITTI.
 
+    A model with memory meets the frames of a scene in turn, those again that come before one that is missing in OUT.
     A file is named by the sample's token; of SemanticKITTI <scene>_<token>, and of a bag's frames that have no token
     <bag>_<stamp in ns>. Frames that OUT already holds are skipped, so an interrupted run goes on. Examples:
 
@@ -106,16 +110,27 @@ def predict(
     intensity_max = predictor.lidar.intensity_max if predictor.lidar else FULL_INTENSITY
     source = open_source(dataroot, scene or None, intensity_max)
     out.mkdir(parents=True, exist_ok=True)
-    for i, name in enumerate(track(source.names, description="predicting")):
-        path = out / f"{name}.npz"
-        if not path.exists():
+    if alone:
+        predictor.memory = None
+    files = [out / f"{name}.npz" for name in source.names]
+    missing = [not path.exists() for path in files]
+    wanted = _until_the_last(missing, source.samples) if predictor.memory else missing
+    for i, path in enumerate(track(files, description="predicting")):
+        if wanted[i]:
             sweeps = source.sweeps_before(i, predictor.lidar.sweeps) if predictor.lidar else None
             try:
                 answer = predictor.predict_frame(source[i], sweeps)
             except InvalidInput as error:
-                raise InvalidInput(f"{dataroot}, frame '{name}': {error}") from error
-            save_prediction(path, answer.labels, answer.observed)
+                raise InvalidInput(f"{dataroot}, frame '{path.stem}': {error}") from error
+            if missing[i]:
+                save_prediction(path, answer.labels, answer.observed)
     typer.echo(f"{len(source)} predictions in {out}")
+
+
+def _until_the_last(missing: list[bool], samples: list[tuple[str, str]]) -> list[bool]:
+    """Frames to predict so that each missing one has met all of its scene before it."""
+    last = {scene: i for i, (scene, _) in enumerate(samples) if missing[i]}
+    return [i <= last.get(scene, -1) for i, (scene, _) in enumerate(samples)]
 
 
 def evaluate(

@@ -19,18 +19,22 @@ import numpy as np
 from occ_core.errors import InvalidInput, need
 from occ_core.inference.backends.exported import network_inputs
 from occ_core.inference.half import is_layer
+from occ_core.inference.memory import MAX_AGE_S, Moment, Past
+from occ_core.inference.predictor import Predictor
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.table import build_table
 from occ_core.models.easyocc.config import EasyOccConfig
-from occ_core.sources.open import open_source
+from occ_core.sources.open import FrameSource, open_source
 
 QUANTISED = ("Conv", "MatMul")
+FRAMES_BEFORE = 8  # that a network with memory has seen at each frame
 KEPT_FLOAT = (
     "/backbone/",  # of EfficientNet-Lite0: in int8 half of the answers are others, mostly by its first blocks
     "/neck/rays/",  # one scale would have to fit directions and what is left of 1 / distance at 20 m
     "/birds_eye/enter/",  # joins features and places of unlike range; OpenVINO mistakes their scales
     "/to_occupied/",  # compared with thresholds
     "/to_observed/",
+    "/birds_eye/keep/",  # what it gives is squashed into -1..1 and remembered: coarse steps would add up
 )
 
 
@@ -55,11 +59,16 @@ class Calibration:
         return {"source": self.source, "frames": len(self.inputs), "images_sha256": digest.hexdigest()[:16]}
 
 
-def read_calibration(path: Path, frames: int, config: EasyOccConfig) -> Calibration:
+def read_calibration(
+    path: Path, frames: int, config: EasyOccConfig, remembering: Predictor | None = None
+) -> Calibration:
     """`frames` frames, evenly spread over a bag or data set; all of them if it has fewer.
 
+    Args:
+        remembering: of a network with memory: itself, as it was before; what it remembers is an input, too.
+
     Raises:
-        InvalidInput: no frame with an image; and what the source raises.
+        InvalidInput: no frame with an image, or with memory none with a past; and what the source raises.
     """
     source, preprocess = open_source(path), Preprocess(config.input_width, config.input_height)
     tables: dict[str, Any] = {}
@@ -71,10 +80,28 @@ def read_calibration(path: Path, frames: int, config: EasyOccConfig) -> Calibrat
             continue
         if frame.rig.fingerprint not in tables:
             tables[frame.rig.fingerprint] = build_table(frame.rig, config)
-        found.append(network_inputs(images, tables[frame.rig.fingerprint]))
+        past = None if remembering is None else _past(remembering, source, int(index))
+        found.append(network_inputs(images, tables[frame.rig.fingerprint], past))
     if not found:
         raise InvalidInput(f"{path}: no frame with an image to calibrate with")
+    if remembering is not None and not any(inputs["state"].any() for inputs in found):
+        raise InvalidInput(
+            f"{path}: no frame whose past is known, of {len(found)}: a network with memory is calibrated on a drive "
+            f"with odometry, its frames at most {MAX_AGE_S} s apart"
+        )
     return Calibration(Path(path).resolve().name, found)
+
+
+def _past(predictor: Predictor, source: FrameSource, index: int) -> Past:
+    """What a network with memory knows at a frame of the last ones of its scene."""
+    memory = predictor.memory
+    assert memory is not None
+    memory.forget()
+    scene = source.samples[index][0]
+    for i in range(max(0, index - FRAMES_BEFORE), index):
+        if source.samples[i][0] == scene and (before := source[i]).images:
+            predictor.predict_frame(before)
+    return memory.before(Moment.of(source[index]))
 
 
 def to_int8(model: Any, calibration: Calibration, folder: Path) -> Any:

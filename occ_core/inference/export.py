@@ -10,7 +10,9 @@ from typing import Any, cast
 
 from occ_core.errors import InvalidInput, need
 from occ_core.files import write_atomically
-from occ_core.inference.backends.exported import EXPORT_KEY, INPUTS, METADATA_KEY, OUTPUTS
+from occ_core.inference.backends.exported import EXPORT_KEY, METADATA_KEY, inputs_of, outputs_of
+from occ_core.inference.memory import empty_past
+from occ_core.inference.predictor import Predictor
 from occ_core.inference.table import RAY_CHANNELS
 from occ_core.models.build import kind_of
 from occ_core.training.checkpoint import load_record
@@ -20,6 +22,7 @@ EXPORTED = "easyocc-nano"
 OPSET = 17
 PRECISIONS = ("fp32", "fp16", "int8")
 CALIBRATION_FRAMES = 32
+CALIBRATION_THREADS = 2
 
 
 def export_onnx(
@@ -54,7 +57,8 @@ def export_onnx(
             "Run it with backend 'torch'"
         )
     with tempfile.TemporaryDirectory() as folder:
-        graph, made = _at_precision(_traced(checkpoint, Path(folder)), precision, calibrate, frames, Path(folder))
+        traced = _traced(checkpoint, Path(folder))
+        graph, made = _at_precision(traced, record, precision, calibrate, frames, Path(folder))
     _describe(graph, {METADATA_KEY: record, EXPORT_KEY: made})
     need("onnx", "onnx").checker.check_model(graph)
     write_atomically(out, graph.SerializeToString())
@@ -81,8 +85,8 @@ def _traced(checkpoint: Path, folder: Path) -> tuple[Any, Any]:
             Deployed(model),
             _example(model.config),
             str(folder / "fp32.onnx"),
-            input_names=list(INPUTS),
-            output_names=list(OUTPUTS),
+            input_names=list(inputs_of(model.config)),
+            output_names=list(outputs_of(model.config)),
             dynamic_axes={"images": {0: "cameras"}, "rays": {0: "cameras"}},
             opset_version=OPSET,
             dynamo=False,
@@ -91,7 +95,12 @@ def _traced(checkpoint: Path, folder: Path) -> tuple[Any, Any]:
 
 
 def _at_precision(
-    traced: tuple[Any, Any], precision: str, calibrate: Path | None, frames: int, folder: Path
+    traced: tuple[Any, Any],
+    record: dict[str, Any],
+    precision: str,
+    calibrate: Path | None,
+    frames: int,
+    folder: Path,
 ) -> tuple[Any, dict[str, Any]]:
     """The graph at a precision, and how it was made."""
     graph, config = traced
@@ -103,8 +112,22 @@ def _at_precision(
         return graph, {"precision": precision}
     from occ_core.inference.calibrate import read_calibration, to_int8
 
-    calibration = read_calibration(calibrate, frames, config)
+    remembering = _described_predictor(graph, record, folder) if config.memory_channels else None
+    calibration = read_calibration(calibrate, frames, config, remembering)
     return to_int8(graph, calibration, folder), {"precision": precision, "calibration": calibration.record}
+
+
+def _described_predictor(graph: Any, record: dict[str, Any], folder: Path) -> Predictor:
+    """The graph as it is before it is quantised, ready to run."""
+    import onnx
+
+    from occ_core.inference.backends.onnxruntime_backend import OnnxSession
+
+    described = onnx.ModelProto()
+    described.CopyFrom(graph)
+    _describe(described, {METADATA_KEY: record})
+    onnx.save(described, str(folder / "described.onnx"))
+    return Predictor(OnnxSession(folder / "described.onnx", CALIBRATION_THREADS))
 
 
 def _describe(graph: Any, entries: dict[str, Any]) -> None:
@@ -124,4 +147,5 @@ def _example(config):
         torch.zeros(config.grid.cells, dtype=torch.int32),
         torch.zeros(x * y * z, dtype=torch.int32),
         torch.zeros(cameras, RAY_CHANNELS, h, w),
+        *(map(torch.from_numpy, empty_past(config)) if config.memory_channels else ()),
     )

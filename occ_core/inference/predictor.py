@@ -14,10 +14,12 @@ import numpy as np
 from occ_core.camera import Camera, Rig
 from occ_core.errors import InvalidInput, MissingInput
 from occ_core.frame import Frame, LidarSweep
+from occ_core.inference.memory import Memory, Moment, Past
 from occ_core.inference.preprocess import Preprocess
 from occ_core.lidar_points import COLUMNS, lidar_points, require_finite
 from occ_core.models.build import ModelConfig, kind_of
 from occ_core.models.config import CameraModelConfig, LidarInput
+from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.occupancy import Occupancy
 from occ_core.sources.images import REDUCED
 
@@ -49,13 +51,25 @@ class LidarSession(Session, Protocol):
         """As Session's; lidar: float32 (P, 5) as of `lidar_points`, P > 0."""
 
 
+class MemorySession(Session, Protocol):
+    """What a backend offers that runs networks with memory, too."""
+
+    def run_after(
+        self, images: np.ndarray, rig: Rig, missing: frozenset[str], past: Past
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """As Session's `run`, which is without a past; the fourth is the state for the moment after."""
+
+
 class Predictor:
     """A loaded model. Not thread-safe, except `preprocess_one`, which may run anywhere.
+
+    A model with memory answers moments of one robot, in order: each with what it remembers of those before.
 
     Attributes:
         config, grid, taxonomy: what the model is and what its answers mean.
         moving_rig: calibration is an input like images, so cameras may be given where they were at their own stamps.
         lidar: what it is to be given of a LiDAR; None: nothing.
+        memory: what it remembers, and whether that was of use; None: each moment stands alone.
     """
 
     def __init__(self, session: Session):
@@ -64,6 +78,9 @@ class Predictor:
         self.grid, self.taxonomy = self.config.grid, self.config.classes
         self.moving_rig = isinstance(self.config, CameraModelConfig)
         self.lidar: LidarInput | None = self.config.lidar if isinstance(self.config, CameraModelConfig) else None
+        self.memory: Memory | None = None
+        if isinstance(self.config, EasyOccConfig) and self.config.memory_channels:
+            self.memory = Memory(self.config)
         self._preprocess = Preprocess(self.config.input_width, self.config.input_height)
         self._stack = np.zeros((0, self.config.input_height, self.config.input_width, 3), dtype=np.uint8)
 
@@ -91,7 +108,11 @@ class Predictor:
         """Run once, so that the first real answer is not late: tables are built (about a second) and kept."""
         blank = np.zeros((self.config.input_height, self.config.input_width, 3), dtype=np.uint8)
         cloud = None if self.lidar is None else np.array([[10, 0, 0, 0, 0]], dtype=np.float32)
-        self.predict_preprocessed(dict.fromkeys(rig.names, blank), rig, cloud)
+        if self.memory is None:
+            self.predict_preprocessed(dict.fromkeys(rig.names, blank), rig, cloud)
+        else:  # nothing is to be remembered of it
+            stack, past = self.images_of(dict.fromkeys(rig.names, blank), rig), self.memory.empty
+            cast(MemorySession, self.session).run_after(stack, rig, frozenset(), past)
 
     def preprocess_one(self, image: np.ndarray, camera: Camera) -> np.ndarray:
         """The network's input, uint8 (H, W, 3), from an RGB image uint8 (h, w, 3) of the camera's size.
@@ -114,14 +135,21 @@ class Predictor:
         width, height = self._preprocess.plan(size)[0]
         return 2 * width, 2 * height
 
-    def predict(self, images: dict[str, np.ndarray], rig: Rig, lidar: np.ndarray | None = None) -> Occupancy:
+    def predict(
+        self,
+        images: dict[str, np.ndarray],
+        rig: Rig,
+        lidar: np.ndarray | None = None,
+        moment: Moment | None = None,
+    ) -> Occupancy:
         """Occupancy from RGB images uint8 (h, w, 3) by camera name; a missing camera is simply not in the dict.
 
         Args:
             lidar: for a model with LiDAR, float32 (P, 5) as of `lidar_points`.
+            moment: for a model with memory, as of `predict_preprocessed`.
         """
         ready = {name: self.preprocess_one(image, rig[name]) for name, image in images.items()}
-        return self.predict_preprocessed(ready, rig, lidar)
+        return self.predict_preprocessed(ready, rig, lidar, moment)
 
     def predict_frame(self, frame: Frame, sweeps: Sequence[LidarSweep] | None = None) -> Occupancy:
         """Occupancy of one moment of a source, which knows where each camera was at its own stamp.
@@ -136,15 +164,22 @@ class Predictor:
         cloud = None
         if self.lidar is not None and sweeps:
             cloud = lidar_points(sweeps, frame.stamp_ns, frame.world_from_ego, self.lidar.points)
-        return self.predict(frame.images, frame.rig_at_stamps if self.moving_rig else frame.rig, cloud)
+        rig = frame.rig_at_stamps if self.moving_rig else frame.rig
+        return self.predict(frame.images, rig, cloud, Moment.of(frame) if self.memory else None)
 
     def predict_preprocessed(
-        self, images: dict[str, np.ndarray], rig: Rig, lidar: np.ndarray | None = None
+        self,
+        images: dict[str, np.ndarray],
+        rig: Rig,
+        lidar: np.ndarray | None = None,
+        moment: Moment | None = None,
     ) -> Occupancy:
         """Occupancy from what `preprocess_one` gave; cells that are probably hidden are not observed.
 
         Args:
             lidar: for a model with LiDAR, float32 (P, 5) as of `lidar_points`.
+            moment: for a model with memory: when, and where the robot was; its `rig` need not be told. None: nobody
+                knows, so nothing is remembered, and the answer is of these images alone.
 
         Raises:
             InvalidInput: no image, one that does not fit, or a rig of fewer cameras than the model was trained on; no
@@ -154,10 +189,25 @@ class Predictor:
         has_points = self._require_lidar(lidar)
         stack = self.images_of(images, rig)
         missing = frozenset(rig.names) - frozenset(images)
+        if self.memory is not None:
+            return self._remembering(self.memory, stack, rig, missing, moment)
         if has_points:
-            labels, confidence, observed = cast(LidarSession, self.session).run(stack, rig, missing, lidar)
+            answer = cast(LidarSession, self.session).run(stack, rig, missing, lidar)
         else:
-            labels, confidence, observed = self.session.run(stack, rig, missing)
+            answer = self.session.run(stack, rig, missing)
+        return self._occupancy(*answer)
+
+    def _remembering(
+        self, memory: Memory, stack: np.ndarray, rig: Rig, missing: frozenset[str], moment: Moment | None
+    ) -> Occupancy:
+        here = None if moment is None else moment._replace(rig=rig.fingerprint)
+        past = memory.before(here)
+        *answer, state = cast(MemorySession, self.session).run_after(stack, rig, missing, past)
+        occupancy = self._occupancy(*answer)
+        memory.keep(state, here)
+        return occupancy
+
+    def _occupancy(self, labels: np.ndarray, confidence: np.ndarray, observed: np.ndarray) -> Occupancy:
         return Occupancy(self.grid, self.taxonomy, labels, observed.astype(bool), confidence.astype(np.float32) / 255)
 
     def images_of(self, images: dict[str, np.ndarray], rig: Rig) -> np.ndarray:

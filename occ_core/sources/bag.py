@@ -133,6 +133,7 @@ class BagSource:
             camera_world_from_ego=poses,
             lidar=None if cloud is None else self._lidar(cloud),
             scene=self.path.stem,
+            is_placed=self.world_frame is not None,
         )
 
     def place(self, stamps: dict[str, int]) -> tuple[Rig, dict[str, np.ndarray]]:

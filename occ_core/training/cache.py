@@ -28,8 +28,11 @@ from occ_core.occupancy import load_occ3d
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.training.rays import ray_targets
 
-VERSION = 2  # of the arrays' meaning
-ARRAYS = ("images", "present", "labels", "depth", "pixel_class", "rig", "voxel_index", "pillar_index", "rays")
+VERSION = 3  # of the arrays' meaning
+ARRAYS = (
+    "images", "present", "stamp_ns", "world_from_ego", "labels", "depth", "pixel_class", "rig", "voxel_index",
+    "pillar_index", "rays",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,7 @@ class SceneCache:
     """One scene: S samples, R rigs (mostly one), N cameras. `scene["images"]` gives an array:
 
     images: uint8 (S, N, H, W, 3). present: bool (S, N).
+    stamp_ns: int64 (S,). world_from_ego: float64 (S, 4, 4), at these stamps. Samples are in the order of time.
     labels: uint8 (S, X, Y, Z), 255 where the cameras did not look.
     depth, pixel_class: uint8 (S, N, h, w), see training.rays.
     rig: int64 (S,), which of the R tables. voxel_index, pillar_index, rays: (R, ...), see inference.table.
@@ -130,6 +134,8 @@ def _build(source: NuScenesSource, files: dict[str, Path], masks: Path, config: 
         rows["rig"].append(np.array(tables[frame.rig.fingerprint]))
         for name, array in zip(("images", "present"), preprocess.rig(frame.images, frame.rig.names), strict=True):
             rows[name].append(array)
+        rows["stamp_ns"].append(np.array(frame.stamp_ns))
+        rows["world_from_ego"].append(frame.world_from_ego)
         truth = load_occ3d(files[token], config.grid, config.classes)
         labels = np.where(truth.observed, truth.labels, np.uint8(IGNORE))
         rows["labels"].append(labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import cv2
@@ -18,6 +18,7 @@ from occ_core.training.cache import SceneCache
 from occ_core.training.config import TrainingConfig
 
 TURNS = (1, 2, 2, 3)  # quarters: a street that still lies along the robot teaches more than one across
+QUARTER = np.array([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])  # counter-clockwise around z
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,7 @@ class Sample:
     depth: np.ndarray
     pixel_class: np.ndarray
     table: Table
+    world_from_ego: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,8 @@ def read_sample(scene: SceneCache, i: int, config: EasyOccConfig, dropped: Seque
     blind = set(np.flatnonzero(~scene["present"][i]).tolist()) | set(dropped)
     images, labels, depth, pixel_class = (np.array(scene[k][i]) for k in ("images", "labels", "depth", "pixel_class"))
     depth[~scene["present"][i]] = pixel_class[~scene["present"][i]] = IGNORE
-    return Sample(images, labels, depth, pixel_class, without_cameras(table, blind, config))
+    table = without_cameras(table, blind, config)
+    return Sample(images, labels, depth, pixel_class, table, np.array(scene["world_from_ego"][i]))
 
 
 def without_cameras(table: Table, blind: set[int], config: EasyOccConfig) -> Table:
@@ -81,21 +84,25 @@ def without_cameras(table: Table, blind: set[int], config: EasyOccConfig) -> Tab
 
 
 def mirror(sample: Sample, config: EasyOccConfig) -> Sample:
-    """The same moment in a mirror: left and right of the ego swapped."""
+    """The same moment in a mirror: left and right of the ego swapped, and of the world, where it will turn left."""
+    swap = np.diag([1.0, -1, 1, 1])
     return Sample(
         np.ascontiguousarray(sample.images[:, :, ::-1]),
         np.ascontiguousarray(sample.labels[:, ::-1]),
         np.ascontiguousarray(sample.depth[..., ::-1]),
         np.ascontiguousarray(sample.pixel_class[..., ::-1]),
         mirrored(sample.table, config),
+        swap @ sample.world_from_ego @ swap,
     )
 
 
 def turn(sample: Sample, quarters: int, config: EasyOccConfig) -> Sample:
     """The same moment on a robot that stands turned clockwise: the world turned counter-clockwise around it."""
     labels = np.ascontiguousarray(np.rot90(sample.labels, quarters))
-    table = turned(sample.table, quarters, config)
-    return Sample(sample.images, labels, sample.depth, sample.pixel_class, table)
+    world_from_turned = sample.world_from_ego @ np.linalg.matrix_power(QUARTER, -quarters)
+    return replace(
+        sample, labels=labels, table=turned(sample.table, quarters, config), world_from_ego=world_from_turned
+    )
 
 
 def recolour(images: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
@@ -176,15 +183,20 @@ class Draw:
         rng = np.random.default_rng([c.seed, 1, self.step])
         samples, columns = [], []
         for k in range(c.batch_size):
-            epoch, place = divmod(self.step * c.batch_size + k, len(self.places))
-            order = np.random.default_rng([c.seed, 2, epoch]).permutation(len(self.places))
-            scene, i = self.places[order[place]]
-            samples.append(self._augmented(self.scenes[scene], i, rng))
+            samples.append(self.augmented(*self.place(k), rng))
             columns.append(pick_columns(samples[-1].labels, c.nano.columns, self.rare, rng))
         self.step += 1
         return collate(samples, columns, self.model)
 
-    def _augmented(self, scene: SceneCache, i: int, rng: np.random.Generator) -> Sample:
+    def place(self, k: int) -> tuple[SceneCache, int]:
+        """Scene and number of the batch's `k`th sample."""
+        epoch, place = divmod(self.step * self.config.batch_size + k, len(self.places))
+        order = np.random.default_rng([self.config.seed, 2, epoch]).permutation(len(self.places))
+        scene, i = self.places[order[place]]
+        return self.scenes[scene], i
+
+    def augmented(self, scene: SceneCache, i: int, rng: np.random.Generator) -> Sample:
+        """Sample `i` of a scene: mirrored, recoloured, without some cameras."""
         c = self.config
         dropped = np.flatnonzero(rng.random(scene["present"].shape[1]) < c.camera_dropout)
         sample = read_sample(scene, i, self.model, dropped.tolist())
@@ -192,8 +204,7 @@ class Draw:
             sample = mirror(sample, self.model)
         if rng.random() < c.nano.turn:
             sample = turn(sample, int(rng.choice(TURNS)), self.model)
-        images = recolour(sample.images, c.color_jitter, rng)
-        return Sample(images, sample.labels, sample.depth, sample.pixel_class, sample.table)
+        return replace(sample, images=recolour(sample.images, c.color_jitter, rng))
 
 
 class DrawImages:

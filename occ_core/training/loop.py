@@ -80,6 +80,8 @@ def train(config: TrainingConfig, out: Path, resume: bool = False) -> Path:
         progress.remove_task(reading)
         state = new_state(config, ranks.device, resume)
         record = training_record(config, lessons.record, ranks.world)
+        if state.lacked:
+            record["start_from_lacked"] = list(state.lacked)
         if resume:
             restore(state, out / "last.safetensors", record, config)
         run_steps(state, lessons, config, out, record, ranks, progress)

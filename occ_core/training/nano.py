@@ -1,4 +1,5 @@
-"""How EasyOcc nano learns: from cached tables and labels, first its image network alone, then all; last, thresholds."""
+"""How EasyOcc nano learns: from cached tables and labels, first its image network alone, then all, then with its memory
+on moments in a row, if it has one; last, thresholds."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.model import NEVER, Answer, EasyOcc, Views
 from occ_core.training.cache import SceneCache, default_cache, labels_folder, open_scenes
 from occ_core.training.config import TrainingConfig
-from occ_core.training.data import Batch, Draw, DrawImages, ImageBatch, collate, read_sample, tensors_of
+from occ_core.training.data import Batch, Draw, DrawImages, ImageBatch, tensors_of
+from occ_core.training.memory import Chain, DrawChains, follow, last_columns
 from occ_core.training.ranks import Ranks
 from occ_core.training.thresholds import fit_thresholds
 
@@ -38,7 +40,7 @@ class NanoLessons:
             raise InvalidInput("EasyOcc nano learns from labels alone, the run has 'unlabelled: true'")
         self.config, self.device, self.model_config = config, ranks.device, nano_config(config)
         self.taxonomy = self.model_config.classes
-        self.phases: tuple[int, ...] = (config.nano.image_steps, config.steps)
+        self.phases = phases(config)
         self.scenes = open_data(config, told)
         self._counts = count_cells(self.scenes.training, config)
         rays = class_weights(torch.from_numpy(count_ray_classes(self.scenes.training, config)), ratio_limit=10)
@@ -46,23 +48,28 @@ class NanoLessons:
         self._weights = occupied_weights(self._counts, config).to(self.device)
         self.record = data_record(self.scenes, self._counts, config)
 
-    def batches(self, first_step: int) -> Iterator[Batch | ImageBatch]:
-        """Of single images in the first phase, of whole moments in the second."""
-        done, image_batches = (steps * self.config.accumulate for steps in (first_step, self.phases[0]))
-        images = DrawImages(self.scenes.training, self.config, done)
-        rare = rare_classes(self._counts)
-        moments = Draw(self.scenes.training, rare, self.config, max(0, done - image_batches))
+    def batches(self, first_step: int) -> Iterator[Batch | ImageBatch | Chain]:
+        """Of single images in the first phase, of whole moments in the second, of moments in a row in the third."""
+        config, scenes, rare = self.config, self.scenes.training, rare_classes(self._counts)
+        done, first, second = (n * config.accumulate for n in (first_step, self.phases[0], sum(self.phases[:2])))
+        images = DrawImages(scenes, config, done)
+        moments = Draw(scenes, rare, config, max(0, done - first))
+        chains = DrawChains(scenes, rare, config, max(0, done - second))
         while True:
-            yield next(images) if done < image_batches else next(moments)
+            yield next(images) if done < first else next(moments) if done < second else next(chains)
             done += 1
 
     def losses(
-        self, network: nn.Module, batch: Batch | ImageBatch, progress: float, average: nn.Module
+        self, network: nn.Module, batch: Batch | ImageBatch | Chain, progress: float, average: nn.Module
     ) -> dict[str, Tensor]:
-        """Weighted terms; those of rays alone for an ImageBatch."""
+        """Weighted terms; those of rays alone for an ImageBatch, those of cells alone for a Chain."""
         model = cast(EasyOcc, network)
-        tensors = {name: tensor.to(self.device) for name, tensor in tensors_of(batch).items()}
-        if isinstance(batch, ImageBatch):
+        newest = batch.moments[-1] if isinstance(batch, Chain) else batch
+        tensors = {name: tensor.to(self.device) for name, tensor in tensors_of(newest).items()}
+        if isinstance(batch, Chain):
+            columns = last_columns(model, batch, self.device)
+            losses = cell_losses(model, columns, tensors, self._weights, self.config)
+        elif isinstance(batch, ImageBatch):
             losses = image_losses(model, tensors, self._ray_weights)
         else:
             losses = all_losses(model, tensors, self._weights, self._ray_weights, self.config)
@@ -85,10 +92,8 @@ class NanoLessons:
         answer = Answer(model)
         matrix = np.zeros((len(self.taxonomy), len(self.taxonomy)), dtype=np.int64)
         for scene in self.scenes.validation:
-            for i in range(len(scene.tokens)):
-                sample = read_sample(scene, i, model.config)
-                batch = tensors_of(collate([sample], [np.zeros(0, dtype=np.int64)], model.config))
-                labels, _, _ = answer(batch["images"], batch["voxel_index"], batch["pillar_index"], batch["rays"])
+            for sample, hidden in follow(model, scene):
+                labels, _, _ = answer.of(model.cells(hidden.columns))
                 seen = sample.labels != IGNORE
                 matrix += confusion_matrix(sample.labels, labels[0].numpy(), seen, len(self.taxonomy))
         return matrix
@@ -96,6 +101,23 @@ class NanoLessons:
 
 def nano_config(config: TrainingConfig) -> EasyOccConfig:
     return cast(EasyOccConfig, config.model)
+
+
+def phases(config: TrainingConfig) -> tuple[int, ...]:
+    """Steps on images, on moments, and, for a network with memory, on moments in a row.
+
+    Raises:
+        InvalidInput: `memory_steps` do not fit.
+    """
+    nano, kept = config.nano, nano_config(config).memory_channels
+    if bool(nano.memory_steps) != bool(kept):
+        raise InvalidInput(
+            f"nano.memory_steps is {nano.memory_steps}, the model's memory_channels {kept}: one needs the other"
+        )
+    if nano.memory_steps > config.steps:
+        raise InvalidInput(f"nano.memory_steps are the last of all {config.steps} steps, got {nano.memory_steps}")
+    whole = config.steps - nano.memory_steps
+    return (nano.image_steps, whole, nano.memory_steps) if kept else (nano.image_steps, whole)
 
 
 class Scenes(NamedTuple):
@@ -180,10 +202,22 @@ def all_losses(
     model: EasyOcc, batch: dict[str, Tensor], weights: Tensor, ray_weights: Tensor, config: TrainingConfig
 ) -> dict[str, Tensor]:
     """Losses on cells and rays of a Batch; weights are per class, the free one included."""
+    hidden = model.hidden(batch["images"], batch["voxel_index"], batch["pillar_index"], batch["rays"])
+    cells = cell_losses(model, hidden.columns, batch, weights, config)
+    return {**cells, **_ray_losses(hidden.views, batch, ray_weights)}
+
+
+def cell_losses(
+    model: EasyOcc,
+    columns: Tensor,  # [B, X, Y, C + 2 Z]
+    batch: dict[str, Tensor],
+    weights: Tensor,
+    config: TrainingConfig,
+) -> dict[str, Tensor]:
+    """Losses on a Batch's cells, from `Hidden.columns`."""
     free = config.model.classes.free_id
     others = torch.tensor(config.model.classes.occupied_ids, device=weights.device)
-    hidden = model.hidden(batch["images"], batch["voxel_index"], batch["pillar_index"], batch["rays"])
-    cells = model.cells(hidden.columns.reshape(-1, hidden.columns.shape[-1])[batch["columns"]])
+    cells = model.cells(columns.reshape(-1, columns.shape[-1])[batch["columns"]])
     labels = batch["column_labels"].reshape(-1)
     observed = labels != IGNORE
     observed_logit = cells.observed.reshape(-1)
@@ -200,7 +234,6 @@ def all_losses(
         "semantics": semantic_loss(class_logits[filled], target, weights[others]),
         "lovasz": _lovasz(occupied_logit, class_logits, known, labels, free, config.nano.lovasz_cells),
         "observed": observed_loss(observed_logit[in_view], observed[in_view]),
-        **_ray_losses(hidden.views, batch, ray_weights),
     }
 
 

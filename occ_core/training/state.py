@@ -23,18 +23,20 @@ MAY_CHANGE = frozenset(
 )  # when a run is resumed
 READ = {"samples": "tokens_sha256", "labels made as": "labels", "pseudo-labels made as": "pseudo_labels"}
 
-NOT_THE_NETWORK = frozenset({"name", "backbone_weights", "loss", "checkpoint"})  # of a model's config
+NOT_THE_NETWORK = frozenset({"name", "backbone_weights", "loss", "checkpoint", "memory_interval_s"})  # of a config
+MEMORY = "birds_eye.memory."  # of EasyOcc nano: weights that a start may lack
 
 
 @dataclass(eq=False)
 class State:
-    """All of it is in the checkpoint `last.safetensors`."""
+    """All of it is in the checkpoint `last.safetensors`. lacked: what the run it starts from did not have."""
 
     model: nn.Module
     average: nn.Module  # exponential moving average of the weights: the one that is validated and shipped
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler  # does nothing, but for fp16
     step: int = 0
+    lacked: tuple[str, ...] = ()
 
 
 def new_state(config: TrainingConfig, device: torch.device, resume: bool = False) -> State:
@@ -47,8 +49,9 @@ def new_state(config: TrainingConfig, device: torch.device, resume: bool = False
     weights = getattr(config.model, "backbone_weights", None)
     if weights is not None and config.start_from is None and not resume:
         load_backbone(model, weights)
+    lacked: tuple[str, ...] = ()
     if config.start_from is not None and not resume:
-        load_weights(model, config, config.start_from)
+        lacked = load_weights(model, config, config.start_from)
     if config.freeze_stem:
         freeze_stem(model)
     model.to(device)
@@ -67,7 +70,8 @@ def new_state(config: TrainingConfig, device: torch.device, resume: bool = False
     # fmt: on
     groups = [group for group in groups if group["params"]]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
-    return State(model, average, optimizer, torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"))
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    return State(model, average, optimizer, scaler, lacked=lacked)
 
 
 def _in_backbone(name: str) -> bool:
@@ -94,8 +98,8 @@ def freeze_stem(model: nn.Module) -> None:
     raise InvalidInput(f"freeze_stem: {type(model).__name__} has no backbone whose stem can be kept as it is")
 
 
-def load_weights(model: nn.Module, config: TrainingConfig, path: Path) -> None:
-    """Start from what another run learned.
+def load_weights(model: nn.Module, config: TrainingConfig, path: Path) -> tuple[str, ...]:
+    """Start from what another run learned; returns what it lacked: a network without memory may get one.
 
     Raises:
         InvalidInput: it trained another network; losses, which are no part of a network, may differ.
@@ -105,9 +109,14 @@ def load_weights(model: nn.Module, config: TrainingConfig, path: Path) -> None:
         {name: value for name, value in describe(model, {})["model"].items() if name not in NOT_THE_NETWORK}
         for model in (parse_config(described["model"]), config.model)
     )
+    lacks_memory = was.get("memory_channels") == 0 != now.get("memory_channels", 0)
+    if lacks_memory:
+        was["memory_channels"] = now["memory_channels"]
+        tensors |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(MEMORY)}
     if unlike := difference("model", was, now):
         raise InvalidInput(f"start_from {path}: {unlike}; only weights of the same network can be a start")
     load_into(model, tensors, path)
+    return (MEMORY.rstrip("."),) if lacks_memory else ()
 
 
 def learning_rate(step: int, peak: float, warmup_steps: int, phases: Sequence[int]) -> float:
@@ -174,7 +183,8 @@ def restore(state: State, path: Path, record: dict[str, Any], config: TrainingCo
         of = {key: value.item() for key, value in parts["scaler"].items()}
         state.scaler.load_state_dict({k: int(v) if k.startswith(("growth_i", "_")) else v for k, v in of.items()})
     state.step = int(parts["run"]["step"])
-    record["metrics"] = described["training"]["metrics"]
+    training = described["training"]
+    record |= {key: training[key] for key in ("metrics", "start_from_lacked") if key in training}
 
 
 def _require_same_run(path: Path, described: dict[str, Any], record: dict[str, Any], config: TrainingConfig) -> None:

@@ -25,7 +25,8 @@ from occ_core.losses.ray import IGNORE
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.model import NEVER, Cells, EasyOcc
 from occ_core.training.cache import SceneCache
-from occ_core.training.data import Sample, collate, read_sample, tensors_of
+from occ_core.training.data import Sample
+from occ_core.training.memory import follow
 
 BORDERS = np.linspace(-4.0, 3.0, 141)  # logits that are tried
 SWEEPS = 5
@@ -125,10 +126,8 @@ def in_sight(sample: Sample, config: EasyOccConfig) -> np.ndarray:
 
 def _answers(model: EasyOcc, scenes: list[SceneCache]) -> Iterator[tuple[Sample, Cells]]:
     for scene in scenes:
-        for i in range(len(scene.tokens)):
-            sample = read_sample(scene, i, model.config)
-            batch = tensors_of(collate([sample], [np.zeros(0, dtype=np.int64)], model.config))
-            yield sample, model(batch["images"], batch["voxel_index"], batch["pillar_index"], batch["rays"])
+        for sample, hidden in follow(model, scene):
+            yield sample, model.cells(hidden.columns)
 
 
 class Fit(NamedTuple):

@@ -8,11 +8,19 @@ import numpy as np
 
 from occ_core.camera import Rig
 from occ_core.errors import CorruptInput, MissingInput, need
-from occ_core.inference.backends.exported import METADATA_KEY, OUTPUTS, described, network_inputs, require_outputs
+from occ_core.inference.backends.exported import (
+    METADATA_KEY,
+    ExportedSession,
+    described,
+    network_inputs,
+    outputs_of,
+    require_outputs,
+)
+from occ_core.inference.memory import Past
 from occ_core.inference.table import Tables
 
 
-class OnnxSession:
+class OnnxSession(ExportedSession):
     def __init__(self, path: Path, threads: int):
         ort = need("onnxruntime", "onnx")
         if not Path(path).is_file():
@@ -28,11 +36,9 @@ class OnnxSession:
             raise CorruptInput(f"{path}: not a readable ONNX model ({' '.join(str(error).split())[:200]})") from error
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.config, self.cameras = described(metadata.get(METADATA_KEY), path)
-        require_outputs({output.name for output in self.session.get_outputs()}, path)
+        require_outputs({output.name for output in self.session.get_outputs()}, self.config, path)
         self._tables = Tables(self.config)
 
-    def run(self, images: np.ndarray, rig: Rig, missing: frozenset[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Labels, confidence and observed, uint8 (X, Y, Z), from images uint8 (N, H, W, 3) of the rig's cameras."""
-        inputs = network_inputs(images, self._tables.of(rig, missing))
-        labels, confidence, observed = self.session.run(list(OUTPUTS), inputs)
-        return labels[0], confidence[0], observed[0]
+    def _outputs(self, images: np.ndarray, rig: Rig, missing: frozenset[str], past: Past | None) -> list[np.ndarray]:
+        inputs = network_inputs(images, self._tables.of(rig, missing), past)
+        return self.session.run(list(outputs_of(self.config)), inputs)

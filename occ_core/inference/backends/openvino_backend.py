@@ -9,11 +9,19 @@ import numpy as np
 
 from occ_core.camera import Rig
 from occ_core.errors import CorruptInput, MissingInput, need
-from occ_core.inference.backends.exported import METADATA_KEY, OUTPUTS, described, network_inputs, require_outputs
+from occ_core.inference.backends.exported import (
+    METADATA_KEY,
+    ExportedSession,
+    described,
+    network_inputs,
+    outputs_of,
+    require_outputs,
+)
+from occ_core.inference.memory import Past
 from occ_core.inference.table import RAY_CHANNELS, Tables
 
 
-class OpenVinoSession:
+class OpenVinoSession(ExportedSession):
     """Compiles for the number of cameras that it meets: fixed shapes are faster, and rigs rarely change."""
 
     def __init__(self, path: Path, threads: int):
@@ -26,7 +34,7 @@ class OpenVinoSession:
         except RuntimeError as error:
             raise CorruptInput(f"{path}: not a readable ONNX model ({' '.join(str(error).split())[:200]})") from error
         self.config, self.cameras = described(_metadata(self._model), path)
-        require_outputs({name for output in self._model.outputs for name in output.get_names()}, path)
+        require_outputs({name for output in self._model.outputs for name in output.get_names()}, self.config, path)
         self._settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
@@ -37,15 +45,13 @@ class OpenVinoSession:
         self._tables = Tables(self.config)
         self._compiled_for, self._request = 0, None
 
-    def run(self, images: np.ndarray, rig: Rig, missing: frozenset[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Labels, confidence and observed, uint8 (X, Y, Z), from images uint8 (N, H, W, 3) of the rig's cameras."""
-        inputs = network_inputs(images, self._tables.of(rig, missing))
+    def _outputs(self, images: np.ndarray, rig: Rig, missing: frozenset[str], past: Past | None) -> list[np.ndarray]:
+        inputs = network_inputs(images, self._tables.of(rig, missing), past)
         request = self._request_for(len(rig))
         for name, array in inputs.items():
             request.set_tensor(name, self._ov.Tensor(array, shared_memory=True))
         request.infer()
-        labels, confidence, observed = (request.get_tensor(name).data[0].copy() for name in OUTPUTS)
-        return labels, confidence, observed
+        return [request.get_tensor(name).data.copy() for name in outputs_of(self.config)]
 
     def _request_for(self, cameras: int) -> Any:
         if self._compiled_for != cameras:

@@ -11,7 +11,14 @@ import numpy as np
 from occ_core.camera import Rig
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.inference.backends.cuda import Cuda, CudaError
-from occ_core.inference.backends.exported import OUTPUTS, network_inputs, require_outputs
+from occ_core.inference.backends.exported import (
+    OUTPUTS,
+    PAST_INPUTS,
+    STATE_OUTPUT,
+    ExportedSession,
+    network_inputs,
+    require_outputs,
+)
 from occ_core.inference.engine import (
     Machine,
     engine_path,
@@ -21,12 +28,15 @@ from occ_core.inference.engine import (
     require_this_machine,
     this_machine,
 )
+from occ_core.inference.memory import Past, empty_past
 from occ_core.inference.table import Table, Tables
 from occ_core.models.easyocc.config import parse_config
 from occ_core.training.checkpoint import trained_cameras
 
+PER_MOMENT = {"images", *PAST_INPUTS}
 
-class TensorRtSession:
+
+class TensorRtSession(ExportedSession):
     """Buffers are made for the number of cameras met last; a rig's table is uploaded once."""
 
     def __init__(self, path: Path):
@@ -46,37 +56,39 @@ class TensorRtSession:
         self._engine = engine = runtime.deserialize_cuda_engine(engine_file.read_bytes())
         if engine is None:
             raise CorruptInput(f"{engine_file}: TensorRT {here.tensorrt} cannot load it; build it again")
-        require_outputs({engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}, engine_file)
+        require_outputs({engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}, self.config, engine_file)
         self._context = engine.create_execution_context()
         self._cuda = Cuda()
         self._tables = Tables(self.config)
+        cells = np.empty((1, *self.config.grid_shape), dtype=np.uint8)
+        self._answer: dict[str, np.ndarray] = dict.fromkeys(OUTPUTS, cells)  # arrays of the outputs' shapes and types
+        if self.config.memory_channels:
+            self._answer[STATE_OUTPUT] = empty_past(self.config).state
         self._addresses: dict[str, int] = {}
         self._prepared_for = 0
         self._uploaded: Table | None = None
 
-    def run(self, images: np.ndarray, rig: Rig, missing: frozenset[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Labels, confidence and observed, uint8 (X, Y, Z), from images uint8 (N, H, W, 3) of the rig's cameras."""
+    def _outputs(self, images: np.ndarray, rig: Rig, missing: frozenset[str], past: Past | None) -> list[np.ndarray]:
         if len(rig) > self._most_cameras:
             raise InvalidInput(f"the rig has {len(rig)} cameras, the engine takes {self._most_cameras} at most")
         table = self._tables.of(rig, missing)
-        inputs = network_inputs(images, table)
+        inputs = network_inputs(images, table, past)
         self._cuda.enter()
         self._prepare(len(rig), inputs)
         for name, array in inputs.items():
-            if name == "images" or self._uploaded is not table:
+            if name in PER_MOMENT or self._uploaded is not table:
                 self._cuda.upload(self._addresses[name], array)
         self._uploaded = table
         if not self._context.execute_async_v3(self._cuda.stream):
             raise CudaError("TensorRT could not run the engine; its log says why")
-        labels, confidence, observed = (self._downloaded(name) for name in OUTPUTS)
-        return labels, confidence, observed
+        return [self._downloaded(name) for name in self._answer]
 
     def _prepare(self, cameras: int, inputs: dict[str, np.ndarray]) -> None:
         if self._prepared_for == cameras:
             return
         self._cuda.free()
         self._uploaded = None
-        sizes = {name: array.nbytes for name, array in inputs.items()} | dict.fromkeys(OUTPUTS, self.config.grid.cells)
+        sizes = {name: array.nbytes for name, array in (inputs | self._answer).items()}
         self._addresses = {name: self._cuda.allocate(size) for name, size in sizes.items()}
         context: Any = self._context
         for name, array in inputs.items():
@@ -87,7 +99,7 @@ class TensorRtSession:
         self._prepared_for = cameras
 
     def _downloaded(self, name: str) -> np.ndarray:
-        array = np.empty(self.config.grid_shape, dtype=np.uint8)
+        array = np.empty_like(self._answer[name])
         self._cuda.download(array, self._addresses[name])
         return array
 

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from occ_core.camera import Rig
 from occ_core.errors import CorruptInput, InvalidInput
+from occ_core.inference.memory import Past
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.rig_inputs import rig_inputs
 from occ_core.inference.table import Tables
@@ -24,7 +25,8 @@ from occ_core.models.easyocc.deployed import Deployed
 from occ_core.models.easyocc.model import Answer, EasyOcc
 from occ_core.training.checkpoint import load_checkpoint, load_into, load_record, trained_cameras
 
-Asked = Callable[[np.ndarray, Rig, frozenset[str], np.ndarray | None], tuple[Tensor, Tensor, Tensor]]
+Asked = Callable[..., tuple[Tensor, ...]]
+"""Of images, rig, missing cameras and what else the kind of network takes: a Past, or a LiDAR's cloud."""
 
 
 class _Within(TorchFunctionMode):
@@ -78,19 +80,26 @@ class TorchSession:
         for a network that takes LiDAR a cloud float32 (P, 5), or none."""
         with torch.inference_mode():
             answer = self._answer(images, rig, missing, lidar)
-            labels, confidence, observed = (part[0].cpu().numpy() for part in answer)
+            labels, confidence, observed = (part[0].cpu().numpy() for part in answer[:3])
         return labels, confidence, observed
+
+    def run_after(
+        self, images: np.ndarray, rig: Rig, missing: frozenset[str], past: Past
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The same of a network with memory, and its state for the moment after."""
+        with torch.inference_mode():
+            labels, confidence, observed, state = (part.numpy() for part in self._answer(images, rig, missing, past))
+        return labels[0], confidence[0], observed[0], state
 
 
 def _by_table(model: EasyOcc, compiled: bool) -> Asked:
-    answer: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.compile(Deployed(model)) if compiled else Answer(model)
+    answer: Callable[..., tuple[Tensor, ...]] = torch.compile(Deployed(model)) if compiled else Answer(model)
     tables = Tables(model.config)
 
-    def asked(
-        images: np.ndarray, rig: Rig, missing: frozenset[str], _: np.ndarray | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def asked(images: np.ndarray, rig: Rig, missing: frozenset[str], past: Past | None) -> tuple[Tensor, ...]:
         table = tables.of(rig, missing)
-        return answer(*map(torch.from_numpy, (images, table.voxel_index, table.pillar_index, table.rays)))
+        arrays = images, table.voxel_index, table.pillar_index, table.rays, *(past or ())
+        return answer(*map(torch.from_numpy, arrays))
 
     return asked
 

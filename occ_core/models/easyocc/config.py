@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from occ_core.limits import MAX_MODEL_CELLS
 from occ_core.models.config import Backbone, BackboneWeights, Count, NetworkConfig, parse
 
 STRIDE = 8  # pixels of the network's input per cell of the feature map
@@ -31,6 +32,9 @@ class EasyOccConfig(NetworkConfig):
     neck_channels: Count = 64
     bev_channels: tuple[Count, Count, Count] = (48, 96, 112)  # at 1/2, 1/4 and 1/8 of the grid
     head_channels: Count = 48  # of a column of cells, before height comes out of the channels
+    memory_channels: Annotated[int, Field(ge=0, le=4096)] = 0  # kept of the moments before; 0: each stands alone
+    # what is kept is renewed when it is this old: faster cameras must not wear it out more often than training does
+    memory_interval_s: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.4
 
     @model_validator(mode="after")
     def _check(self) -> EasyOccConfig:
@@ -44,6 +48,9 @@ class EasyOccConfig(NetworkConfig):
         near, far = self.depth_m
         if not 0 < near < far <= 1000:
             raise ValueError(f"depth_m must be 0 < near < far <= 1000 m, got {self.depth_m}")
+        px, py, _ = self.pillar_grid_shape
+        if (numbers := (self.memory_channels + 1) * px * py) > MAX_MODEL_CELLS:
+            raise ValueError(f"a memory of {numbers} numbers is too large, at most {MAX_MODEL_CELLS}: memory_channels")
         return self
 
     @property

@@ -52,8 +52,10 @@ class Deployed(nn.Module):
         voxel_index: Tensor,  # [X * Y * Z] into (N, h, w, depth bins)
         pillar_index: Tensor,  # [X/2 * Y/2 * heights] into (N, h, w)
         rays: Tensor,  # [N, RAY_CHANNELS, h, w]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Labels, confidence and observed, all uint8 [1, X, Y, Z]; see `Answer`."""
+        state: Tensor | None = None,  # [1, memory channels + 1, X/2, Y/2]
+        then_from_now: Tensor | None = None,  # [1, 2, 3]
+    ) -> tuple[Tensor, ...]:
+        """Labels, confidence and observed, all uint8 [1, X, Y, Z], and with a memory the next state; see `Answer`."""
         model = self.model
         c = model.config
         px, py, pz = c.pillar_grid_shape
@@ -64,7 +66,12 @@ class Deployed(nn.Module):
         context = context * self._pillar_weight(hazard, reached)
         context = context.reshape(1, px, py, pz * c.feature_channels).permute(0, 3, 1, 2)
         geometry = torch.cat([hazard / HAZARD_RANGE, reached], dim=3).permute(0, 3, 1, 2)
-        return self._answer(model.birds_eye(geometry, context).permute(0, 2, 3, 1), hazard, reached)
+        memory, past = model.birds_eye.memory, None
+        if memory is not None and state is not None and then_from_now is not None:
+            past = memory.moved(state, then_from_now)
+        bev, kept = model.birds_eye(geometry, context, past)
+        answer = self._answer(bev.permute(0, 2, 3, 1), hazard, reached)
+        return answer if memory is None else (*answer, memory.state(kept))
 
     def _evidence(self, hazard_logits: Tensor, voxel_index: Tensor) -> tuple[Tensor, Tensor]:
         """Of each cell: the logit that its ray ends there, and the probability that it comes so far; [1, X, Y, Z]."""

@@ -3,7 +3,7 @@
 After Easy3D-Labels (arXiv 2509.26087): direct supervision by 3D labels, no rendering. What differs is chosen for small
 computers: lifting is a gather through a table that is an input of the network (the calibration is data, not weights),
 features are weighted by where their rays end as in Lift-Splat (arXiv 2008.05711), and height lives in channels as in
-FlashOcc (arXiv 2311.12058).
+FlashOcc (arXiv 2311.12058). With a memory (`memory.py`), features of the moments before join those of this one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from occ_core.inference.table import RAY_CHANNELS
 from occ_core.models.backbones import build_backbone, load_backbone, statistics
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
+from occ_core.models.easyocc.memory import MemoryFusion
 from occ_core.models.lifting import gather_rows, ray_evidence
 
 NEVER = -30.0  # logit of what cannot be; finite, so that arithmetic with it is
@@ -32,11 +33,19 @@ class Views(NamedTuple):
     pixel_logits: Tensor  # [N, classes, h, w]: in what does it end?
 
 
+class Lifted(NamedTuple):
+    """What the images say, brought into the grid."""
+
+    geometry: Tensor  # [B, X, Y, 2 Z]: pairs of what its ray says of each cell: hazard, reached
+    context: Tensor  # [B, heights * C, X / 2, Y / 2]
+
+
 class Hidden(NamedTuple):
     """What comes before the cells; the losses on rays read it too."""
 
     columns: Tensor  # [B, X, Y, C + 2 Z]: bird's-eye features, and what its ray says of each cell: hazard, reached
     views: Views
+    state: Tensor | None  # [B, memory channels + 1, X / 2, Y / 2] for the moment after; None: there is no memory
 
 
 class Cells(NamedTuple):
@@ -99,6 +108,7 @@ class BirdsEyeNet(nn.Module):
         self.fine_geometry = conv(2 * heights, config.head_channels)
         self.fine = nn.Conv2d(c1, config.head_channels, 1)
         x, y = (torch.linspace(-1, 1, n) for n in config.pillar_grid_shape[:2])
+        self.memory = MemoryFusion(config) if config.memory_channels else None
         x, y = torch.meshgrid(x, y, indexing="ij")
         self.register_buffer("where", torch.stack([x, y, torch.hypot(x, y)])[None], persistent=False)
 
@@ -106,16 +116,20 @@ class BirdsEyeNet(nn.Module):
         self,
         geometry: Tensor,  # [B, 2 * Z, X, Y]
         context: Tensor,  # [B, heights * C, X / 2, Y / 2]
-    ) -> Tensor:  # [B, C, X, Y]
+        past: Tensor | None = None,  # [B, memory channels + 1, X / 2, Y / 2], moved to where things are now
+    ) -> tuple[Tensor, Tensor | None]:  # [B, C, X, Y], and what the memory keeps, [B, memory channels, X / 2, Y / 2]
         where = self.where.expand(geometry.shape[0], -1, -1, -1)
         x1 = self.enter(torch.cat([self.geometry(geometry), self.context(context), where], dim=1))
         x1 = self.block1(x1)
+        if self.memory is not None and past is not None:
+            x1 = self.memory(x1, past)
         x2 = self.block2(self.down2(x1))
         x3 = self.block3(self.down3(x2))
         x2 = self.block2b(x2 + F.interpolate(self.up2(x3), scale_factor=2.0, mode="nearest"))
         x1 = self.block1b(x1 + F.interpolate(self.up1(x2), scale_factor=2.0, mode="nearest"))
         fine = F.interpolate(self.fine(x1), scale_factor=2.0, mode="nearest")
-        return F.relu(fine + self.fine_geometry(geometry))
+        kept = None if self.memory is None else self.memory.kept(x1)
+        return F.relu(fine + self.fine_geometry(geometry)), kept
 
 
 class EasyOcc(nn.Module):
@@ -179,20 +193,34 @@ class EasyOcc(nn.Module):
         voxel_index: Tensor,  # [B * X * Y * Z] into (N, h, w, depth bins); see occ_core.inference.table
         pillar_index: Tensor,  # [B * X/2 * Y/2 * heights] into (N, h, w)
         rays: Tensor,  # [N, RAY_CHANNELS, h, w]
+        state: Tensor | None = None,  # Hidden.state of a moment before; zeros are none
+        then_from_now: Tensor | None = None,  # [B, 2, 3], see MemoryFusion.moved
     ) -> Hidden:
+        views = self.views(images, rays)
+        columns, state = self.columns(self.lifted(views, voxel_index, pillar_index), state, then_from_now)
+        return Hidden(columns, views, state)
+
+    def lifted(self, views: Views, voxel_index: Tensor, pillar_index: Tensor) -> Lifted:
+        """The gather through the rig's table."""
         c = self.config
         x, y, z = c.grid_shape
         px, py, pz = c.pillar_grid_shape
-        views = self.views(images, rays)
         geometry = gather_rows(ray_evidence(views.hazard_logits), voxel_index).reshape(-1, x, y, 2 * z)
         rows = self.to_context(views.features).permute(0, 2, 3, 1).reshape(-1, c.feature_channels)
         context = gather_rows(rows, pillar_index).reshape(-1, px, py, pz, c.feature_channels)
         context = context * self._pillar_weight(geometry)
-        bev = self.birds_eye(
-            geometry.permute(0, 3, 1, 2), context.reshape(-1, px, py, pz * c.feature_channels).permute(0, 3, 1, 2)
-        )
+        return Lifted(geometry, context.reshape(-1, px, py, pz * c.feature_channels).permute(0, 3, 1, 2))
+
+    def columns(
+        self, lifted: Lifted, state: Tensor | None = None, then_from_now: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`columns` and `state` of Hidden."""
+        geometry, memory, past = lifted.geometry, self.birds_eye.memory, None
+        if memory is not None and state is not None and then_from_now is not None:
+            past = memory.moved(state, then_from_now)
+        bev, kept = self.birds_eye(geometry.permute(0, 3, 1, 2), lifted.context, past)
         columns = torch.cat([bev.permute(0, 2, 3, 1), geometry[..., ::2], geometry[..., 1::2]], dim=-1)
-        return Hidden(columns, views)
+        return columns, None if memory is None or kept is None else memory.state(kept)
 
     def _pillar_weight(self, geometry: Tensor) -> Tensor:
         """Probability that a lifted feature's ray ends in its cell, [B, X/2, Y/2, heights, 1], plus a floor."""
@@ -234,14 +262,26 @@ class Answer(nn.Module):
         self.model = model
 
     def forward(
-        self, images: Tensor, voxel_index: Tensor, pillar_index: Tensor, rays: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        images: Tensor,
+        voxel_index: Tensor,
+        pillar_index: Tensor,
+        rays: Tensor,
+        state: Tensor | None = None,
+        then_from_now: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
         """Labels, confidence (255 x probability of being occupied, or free) and observed (0 or 1).
 
-        All uint8 [B, X, Y, Z]; a cell that is not observed is labelled free with confidence 0.
+        All uint8 [B, X, Y, Z]; a cell that is not observed is labelled free with confidence 0. A network with memory
+        gives a fourth: `state` for the moment after.
         """
+        hidden = self.model.hidden(images, voxel_index, pillar_index, rays, state, then_from_now)
+        answer = self.of(self.model.cells(hidden.columns))
+        return answer if hidden.state is None else (*answer, hidden.state)
+
+    def of(self, cells: Cells) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels, confidence and observed, of logits [B, X, Y, Z]."""
         free = self.model.config.classes.free_id
-        cells = self.model(images, voxel_index, pillar_index, rays)
         classes = (cells.classes + self.model.class_bias).argmax(dim=-1)
         threshold = self.model.threshold.index_select(0, classes.reshape(-1)).reshape(classes.shape)
         observed = cells.observed > self.model.seen

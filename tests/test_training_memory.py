@@ -1,0 +1,332 @@
+"""Moments in a row: how they are drawn, what they teach, and how a network that remembers is judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import small_nuscenes
+from model_fixtures import SMALL
+from nano_fixtures import CAR, FREE, PERIOD_NS, WALL, driven, hand_made
+
+from occ_core.errors import InvalidInput
+from occ_core.geometry import inverse
+from occ_core.inference.memory import then_from_now
+from occ_core.training.cache import SceneCache, open_scenes
+
+torch = pytest.importorskip("torch")
+safetensors_torch = pytest.importorskip("safetensors.torch")
+
+from occ_core.models.easyocc.model import EasyOcc  # noqa: E402
+from occ_core.training import loop, nano  # noqa: E402
+from occ_core.training.config import TrainingConfig  # noqa: E402
+from occ_core.training.data import collate, mirror, read_sample, tensors_of, turn  # noqa: E402
+from occ_core.training.memory import Chain, DrawChains, chained, follow, last_columns  # noqa: E402
+
+torch.set_num_threads(1)
+
+CONFIG = SMALL.model_copy(update={"memory_channels": 6})
+CPU = torch.device("cpu")
+NO_RARE = np.zeros(256, dtype=bool)
+
+
+def with_arrays(scene: SceneCache, **arrays) -> SceneCache:
+    return SceneCache(scene.name, scene.tokens, lambda name: arrays[name] if name in arrays else scene[name])
+
+
+def settings(batch_size=1, **of_nano) -> TrainingConfig:
+    of_nano = {"memory_steps": 1, "memory_moments": 3, "columns": 400, **of_nano}
+    return TrainingConfig(model=CONFIG, batch_size=batch_size, nano=of_nano, color_jitter=0.0, camera_dropout=0.0)
+
+
+# --- chains ----------------------------------------------------------------------------------------------------------
+
+
+def number(images: np.ndarray, scene: SceneCache) -> int:
+    return next(i for i in range(len(scene.tokens)) if np.array_equal(scene["images"][i], images))
+
+
+def test_chains_are_moments_in_a_row_of_all_lengths():
+    scene = hand_made("s", 5)
+    draw = DrawChains([scene], NO_RARE, settings(flip=0.0))
+    lengths = set()
+    for _ in range(40):
+        chain = next(draw)
+        numbers = [number(moment.images, scene) for moment in chain.moments]
+        assert numbers == list(range(numbers[0], numbers[-1] + 1)) and chain.linked.all()
+        lengths.add((numbers[-1], len(numbers)))
+        assert [len(moment.columns) > 0 for moment in chain.moments] == [False] * (len(numbers) - 1) + [True]
+        for k, motion in enumerate(chain.then_from_now[:, 0]):
+            a, b = scene["world_from_ego"][numbers[k]], scene["world_from_ego"][numbers[k + 1]]
+            np.testing.assert_allclose(motion, then_from_now(a, b))
+    assert {length for _, length in lengths} == {1, 2, 3, 4}  # memory_moments before it, or fewer, or none
+    assert all(length <= last + 1 for last, length in lengths)
+    again = DrawChains([scene], NO_RARE, settings(flip=0.0), step=39)
+    last = next(again)
+    assert np.array_equal(last.moments[-1].images, chain.moments[-1].images) and len(last.moments) == len(chain.moments)
+
+
+@pytest.mark.parametrize("broken", ["stamp_ns", "world_from_ego", "rig"])
+def test_chains_end_where_a_deployed_network_forgets(broken):
+    scene = hand_made("s", 4)
+    array = np.array(scene[broken])
+    array[2:] += 5 * PERIOD_NS if broken == "stamp_ns" else 1
+    if broken == "world_from_ego":
+        array = driven(4)
+        array[2:, 0, 3] += 200.0
+    tables = {name: np.repeat(scene[name], 2, axis=0) for name in ("voxel_index", "pillar_index", "rays")}
+    scene = with_arrays(scene, **{broken: array}, **tables)
+    draw = DrawChains([scene], NO_RARE, settings(flip=0.0))
+    seen = {tuple(number(moment.images, scene) for moment in next(draw).moments) for _ in range(40)}
+    assert seen == {(0,), (1,), (2,), (3,), (0, 1), (2, 3)}
+
+
+def test_a_batch_of_chains_of_unlike_length_is_each_chain_by_itself():
+    torch.manual_seed(0)
+    model, scene = EasyOcc(CONFIG), hand_made("s", 3)
+    with torch.no_grad():
+        model.birds_eye.memory.change.weight.normal_()
+    config = settings(batch_size=2, flip=0.0)
+    draw = DrawChains([scene], NO_RARE, config)
+    chain = next(c for c in iter(lambda: next(draw), None) if len(c.moments) == 3 and not c.linked.all())
+    both = last_columns(model, chain, CPU)
+    for b in range(2):
+        alone = [moment for k, moment in enumerate(chain.moments) if k == 2 or chain.linked[k:, b].all()]
+        numbers = [number(moment.images[4 * b : 4 * b + 4], scene) for moment in alone]
+        hidden = [h for i, (_, h) in enumerate(follow(model.eval(), part(scene, numbers)))][-1]
+        torch.testing.assert_close(both[b], hidden.columns[0], rtol=1e-3, atol=1e-3)
+
+
+def part(scene: SceneCache, numbers: list[int]) -> SceneCache:
+    kept = ("images", "present", "labels", "depth", "pixel_class", "rig", "stamp_ns", "world_from_ego")
+    return SceneCache(
+        scene.name,
+        [scene.tokens[i] for i in numbers],
+        lambda name: scene[name][numbers] if name in kept else scene[name],
+    )
+
+
+def test_a_mirrored_robot_drives_the_mirrored_way():
+    scene = hand_made("s", 2)
+    plain = [read_sample(scene, i, CONFIG).world_from_ego for i in range(2)]
+    flipped = [mirror(read_sample(scene, i, CONFIG), CONFIG).world_from_ego for i in range(2)]
+    swap = np.diag([1.0, -1.0, 1.0, 1.0])
+    np.testing.assert_allclose(inverse(flipped[0]) @ flipped[1], swap @ inverse(plain[0]) @ plain[1] @ swap, atol=1e-9)
+    assert then_from_now(*plain)[1, 0] > 0.05 and then_from_now(*flipped)[1, 0] < -0.05  # a bend to the other side
+    never, always = (next(DrawChains([scene], NO_RARE, settings(flip=p), step=at)) for p, at in ((0.0, 3), (1.0, 3)))
+    assert len(never.moments) == len(always.moments)
+    for a, b in zip(never.moments, always.moments, strict=True):
+        assert np.array_equal(a.images[:, :, ::-1], b.images)
+
+
+def test_the_moments_of_a_chain_are_turned_alike():
+    scene = hand_made("s", 4)
+    plain, turned = (
+        DrawChains([scene], NO_RARE, settings(flip=0.0)),
+        DrawChains([scene], NO_RARE, settings(flip=0.0, turn=1.0)),
+    )
+    quarters_met = set()
+    for _ in range(30):
+        before, after = next(plain), next(turned)
+        numbers = [number(moment.images, scene) for moment in after.moments]
+        assert numbers == [number(moment.images, scene) for moment in before.moments]
+        samples = [read_sample(scene, i, CONFIG) for i in numbers]
+        alike = [[turn(sample, quarters, CONFIG) for sample in samples] for quarters in (1, 2, 3)]
+        (quarters,) = (q for q, row in enumerate(alike, 1) if np.array_equal(row[0].table.rays, after.moments[0].rays))
+        quarters_met.add(quarters)
+        for sample, moment in zip(alike[quarters - 1], after.moments, strict=True):
+            assert np.array_equal(sample.table.rays, moment.rays)
+            assert np.array_equal(sample.table.voxel_index, moment.voxel_index)
+        expected = chained([alike[quarters - 1]], [after.moments[-1].columns], CONFIG)
+        np.testing.assert_array_equal(after.then_from_now, expected.then_from_now)
+        spin = np.linalg.matrix_power(np.array([[0.0, -1], [1, 0]]), quarters)
+        for a, b in zip(before.then_from_now[:, 0], after.then_from_now[:, 0], strict=True):
+            np.testing.assert_allclose(b, np.c_[spin @ a[:, :2] @ spin.T, spin @ a[:, 2]], atol=1e-5)
+    assert quarters_met == {1, 2, 3}
+
+
+def test_what_stands_still_stays_where_it_is_around_a_turned_robot():
+    """A place in the world lies in the turned grids of two moments where their motion says."""
+    scene = hand_made("s", 2)
+    cell_m, corner_m = SMALL.voxel_size_m, np.array(SMALL.grid_origin_m[:2])
+    then_from_moved = np.array([[0.0, -1, 0, 5 * cell_m], [1, 0, 0, -3 * cell_m], [0, 0, 1, 0], [0, 0, 0, 1]])
+    start = scene["world_from_ego"][0]
+    labels = np.full((2, *SMALL.grid_shape), FREE, dtype=np.uint8)
+    for i, ego_from_then in enumerate((np.eye(4), inverse(then_from_moved))):
+        place_m = ego_from_then @ [*corner_m + (30.5 * cell_m, 14.5 * cell_m), 0, 1]
+        x, y = np.floor((place_m[:2] - corner_m) / cell_m).astype(int)
+        labels[i, x, y, 3] = CAR
+    scene = with_arrays(scene, world_from_ego=np.stack([start, start @ then_from_moved]), labels=labels)
+    for quarters in (0, 1, 2, 3):
+        for flip in (False, True):
+            then, now = (read_sample(scene, i, CONFIG) for i in range(2))
+            then, now = (turn(mirror(s, CONFIG) if flip else s, quarters, CONFIG) for s in (then, now))
+            place_then_m, place_now_m = (
+                (np.argwhere(s.labels == CAR)[0, :2] + 0.5) * cell_m + corner_m for s in (then, now)
+            )
+            motion = then_from_now(then.world_from_ego, now.world_from_ego)
+            np.testing.assert_allclose(motion @ [*place_now_m, 1], place_then_m, atol=1e-4)
+
+
+def test_the_cache_knows_when_and_where(tmp_path):
+    small_nuscenes.make(tmp_path / "set", keyframes=3, sweeps=0)
+    config = CONFIG.model_copy(
+        update={"grid_shape": (200, 200, 16), "grid_origin_m": (-40.0, -40.0, -1.0), "voxel_size_m": 0.4}
+    )
+    (scene,) = open_scenes(tmp_path / "set", "gts", config, tmp_path / "cache")
+    from occ_core.sources.nuscenes import NuScenesSource
+
+    frames = NuScenesSource(tmp_path / "set")
+    for i in range(3):
+        assert scene["stamp_ns"][i] == frames[i].stamp_ns
+        assert np.array_equal(scene["world_from_ego"][i], frames[i].world_from_ego)
+
+
+# --- what is learned -------------------------------------------------------------------------------------------------
+
+
+def test_the_image_network_stands_still_and_what_is_kept_learns_from_what_it_was_good_for():
+    torch.manual_seed(0)
+    model, config = EasyOcc(CONFIG), settings(flip=0.0)
+    memory = model.birds_eye.memory
+    torch.nn.init.normal_(memory.change.weight, std=0.1)
+    draw = DrawChains([hand_made("s", 4)], NO_RARE, config)
+    chain = next(c for c in iter(lambda: next(draw), None) if len(c.moments) == 3)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    geometry(model, chain, config).backward()
+    learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    image_parts = ("backbone.", "neck.", "to_hazard.", "to_context.", "to_pixel_class.")
+    assert not any(name.startswith(image_parts) for name in learned)
+    assert {name for name, _ in model.named_parameters() if name.startswith("birds_eye.")} <= learned
+    assert all(part.weight.grad.abs().max() > 0 for part in (memory.now, memory.then, memory.change, memory.keep))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
+def test_a_network_learns_from_the_moment_before_what_this_one_does_not_show():
+    """Two drives that differ in their first moment alone, but in the truth of the second: how far is the wall?"""
+    torch.manual_seed(0)
+    noise = np.random.default_rng(0).integers(0, 120, (2, 4, 64, 128, 3), dtype=np.uint8)
+    scenes = []
+    for name, wall, brighter in (("near", 26, 130), ("far", 34, 0)):
+        labels = np.full((2, *SMALL.grid_shape), FREE, dtype=np.uint8)
+        labels[:, wall:, :, 1:] = WALL
+        images = noise.copy()
+        images[0] += np.uint8(brighter)
+        scenes.append(with_arrays(hand_made(name, 2), labels=labels, images=images))
+    # untrained, the default backbone does not get there in 150 steps
+    network = CONFIG.model_copy(update={"backbone": "mobilenetv4-small"})
+    config = settings(flip=0.0)
+    contested = np.arange(26 * 40, 34 * 40)
+    near, far = (chained([[read_sample(s, i, CONFIG) for i in range(2)]], [contested], CONFIG) for s in scenes)
+    assert np.array_equal(near.moments[1].images, far.moments[1].images)
+    model = EasyOcc(network)
+    find_range(model, scenes)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = geometry(model, near, config) + geometry(model, far, config)
+        if loss < 0.2:
+            break
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    assert loss < 0.2  # of the second moment alone: at least 2 x ln 2 x 7/8 = 1.2, for 7 of 8 heights could be either
+    others = Chain([far.moments[0], near.moments[1]], near.linked, near.then_from_now)
+    alone = Chain(near.moments[1:], near.linked[1:], near.then_from_now[1:])
+    with torch.no_grad():
+        assert geometry(model, others, config) > 1.2  # the past of the other drive makes it say what is true there
+        assert geometry(model, alone, config) > 0.2
+
+
+def find_range(model: EasyOcc, scenes: list[SceneCache]) -> None:
+    """Give the batch norms of an untrained network the statistics of these scenes."""
+    for norm in (module for module in model.train().modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        norm.momentum = None
+    samples = [read_sample(scene, i, CONFIG) for scene in scenes for i in range(len(scene.tokens))]
+    batch = tensors_of(collate(samples, [np.zeros(0, dtype=np.int64)] * len(samples), CONFIG))
+    with torch.no_grad():
+        model(*(batch[name] for name in ("images", "voxel_index", "pillar_index", "rays")))
+
+
+def geometry(model: EasyOcc, chain: Chain, config: TrainingConfig) -> torch.Tensor:
+    columns = last_columns(model, chain, CPU)
+    return nano.cell_losses(model, columns, tensors_of(chain.moments[-1]), torch.ones(18), config)["geometry"]
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Trains on hand-made scenes: run(out, ...) -> (folder, record)."""
+    scenes = [hand_made("a", 4, seed=1), hand_made("b", 3, seed=2), hand_made("c", 2, seed=3)]
+    monkeypatch.setattr(nano, "open_scenes", lambda *_: scenes)
+    (tmp_path / "gts").mkdir()
+    base = {"data": (tmp_path,), "validation_scenes": 1, "threads": 1, "seed": 3, "warmup_steps": 1, "ema_decay": 0.5}
+    base |= {"log_every": 1, "learning_rate": 4e-3, "model": CONFIG}
+
+    def start(out: str, resume=False, **changes):
+        nano_part = {"threshold_scenes": 1, "columns": 400, "memory_moments": 2} | changes.pop("nano", {})
+        path = loop.train(TrainingConfig(**{**base, **changes, "nano": nano_part}), tmp_path / out, resume)
+        return tmp_path / out, json.loads(path.with_suffix(".json").read_text())
+
+    return start
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return safetensors_torch.load_file(folder / "model.safetensors")
+
+
+def test_a_run_with_memory_goes_through_three_phases_and_resumes_to_the_same_bits(run, monkeypatch):
+    phases = {"image_steps": 1, "memory_steps": 3}
+    unbroken, record = run("a", steps=4, nano=phases)
+    rows = (unbroken / "log.csv").read_text().splitlines()
+    assert len(rows) == 1 + 5 and record["training"]["step"] == 5
+    header = rows[0].split(",")
+    depth, geometry = header.index("depth"), header.index("geometry")
+    filled = [(bool(row.split(",")[depth]), bool(row.split(",")[geometry])) for row in rows[1:]]
+    assert filled == [(True, False), (True, True)] + [(False, True)] * 3  # images; all; moments in a row
+    assert record["model"]["memory_channels"] == 6 and record["training"]["metrics"]["step"] == 5
+    original = loop.train_step
+
+    def interrupted(state, *rest):
+        if state.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(state, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "train_step", interrupted)
+        run("b", steps=4, nano=phases)
+    resumed, _ = run("b", resume=True, steps=4, nano=phases)
+    first, second = weights(unbroken), weights(resumed)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_finished_checkpoint_without_memory_gains_one(run):
+    plain, _ = run("plain", model=SMALL, steps=2)
+    start = plain / "model.safetensors"
+    grown, record = run("grown", steps=2, nano={"memory_steps": 2}, start_from=start)
+    assert record["training"]["start_from_lacked"] == ["birds_eye.memory"]
+    before, after = weights(plain), weights(grown)
+    assert {name for name in after if name not in before} == {n for n in after if n.startswith("birds_eye.memory.")}
+    for name in before:  # the image network is as it was
+        if name.startswith(("backbone.", "neck.", "to_hazard.", "to_context.", "to_pixel_class.")):
+            assert torch.equal(before[name], after[name]), name
+    assert not torch.equal(before["birds_eye.block1.second.0.weight"], after["birds_eye.block1.second.0.weight"])
+    assert after["birds_eye.memory.change.weight"].abs().max() > 0
+    longer, record = run("longer", steps=1, nano={"memory_steps": 1}, start_from=grown / "model.safetensors")
+    assert "start_from_lacked" not in record["training"]
+    with pytest.raises(InvalidInput, match="memory_channels 6, this one 0"):
+        run("back", model=SMALL, steps=1, start_from=grown / "model.safetensors")
+
+
+def test_memory_steps_and_memory_channels_need_each_other(run):
+    with pytest.raises(InvalidInput, match="memory_steps is 0, the model's memory_channels 6"):
+        run("a", steps=2)
+    with pytest.raises(InvalidInput, match="memory_steps is 1, the model's memory_channels 0"):
+        run("b", steps=2, model=SMALL, nano={"memory_steps": 1})
+    with pytest.raises(InvalidInput, match="last of all 2 steps, got 3"):
+        run("c", steps=2, nano={"memory_steps": 3})
