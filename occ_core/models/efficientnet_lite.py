@@ -53,7 +53,7 @@ class EfficientNetLite0(nn.Module):
     def freeze_stem(self) -> None:
         """Keep all before stride 8 as it is: weights and, in training too, the statistics of its batch norms."""
         last = next(i for i, stride in LAST_OF_STRIDE.items() if stride == 4)
-        self._fixed = [self.conv_stem, self.bn0, *self.blocks[: last + 1]]
+        self._fixed = [self.conv_stem, self.bn0, *list(self.blocks)[: last + 1]]
         for part in self._fixed:
             part.requires_grad_(False)
 
