@@ -28,7 +28,7 @@ from occ_core.occupancy import load_occ3d
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.training.rays import ray_targets
 
-VERSION = 3  # of the arrays' meaning
+VERSION = 4  # of the arrays' meaning
 ARRAYS = (
     "images", "present", "stamp_ns", "world_from_ego", "labels", "depth", "pixel_class", "rig", "voxel_index",
     "pillar_index", "rays",
