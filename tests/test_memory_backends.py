@@ -82,7 +82,7 @@ def test_int8_remembers_on_real_images(shared_data, tmp_path):
     torch.manual_seed(0)
     model = build_model(config)
     with torch.no_grad():
-        model.birds_eye.memory.change.weight.normal_(std=0.1)
+        model.birds_eye.memory.change.weight.normal_(std=0.3)
     memory = {name: tensor for name, tensor in model.state_dict().items() if ".memory." in name}
     save_checkpoint(tmp_path / "shipped.safetensors", tensors | memory, describe(config, {}))
     int8 = export_onnx(tmp_path / "shipped.safetensors", tmp_path / "int8.onnx", "int8", calibrate=drive, frames=2)
@@ -95,10 +95,10 @@ def test_int8_remembers_on_real_images(shared_data, tmp_path):
 
     slow, alone = (last(tmp_path / "shipped.safetensors", "torch", remembers) for remembers in (True, False))
     fast, fast_alone = (last(int8, require("openvino"), remembers) for remembers in (True, False))
-    assert equal(slow.labels, alone.labels) < 0.99 and equal(slow.labels, fast.labels) > 0.975
+    assert equal(slow.labels, alone.labels) < 0.99 and equal(slow.labels, fast.labels) > 0.98
     seen = slow.observed & fast.observed
     effects = (a.confidence[seen] - b.confidence[seen] for a, b in ((slow, alone), (fast, fast_alone)))
-    assert np.corrcoef(*effects)[0, 1] > 0.4
+    assert np.corrcoef(*effects)[0, 1] > 0.6
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
