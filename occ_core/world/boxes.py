@@ -37,10 +37,9 @@ class SceneBoxes:
         columns = np.ascontiguousarray(lidar_world_m.T)
         in_view = set().union(*(np.unique(view.instance).tolist() for view, _ in views.values()))
         found: dict[int, int] = {}  # actor -> LiDAR points
-        for i, actor in enumerate(self.city.actors):
-            pose = actor.world_from_actor(t_s)
-            if np.linalg.norm(pose[:3, 3] - here) > RANGE_M:
-                continue
+        poses = np.array([actor.world_from_actor(t_s) for actor in self.city.actors]).reshape(-1, 4, 4)
+        for i in np.flatnonzero(np.linalg.norm(poses[:, :3, 3] - here, axis=1) <= RANGE_M).tolist():
+            actor, pose = self.city.actors[i], poses[i]
             points = _points_inside(actor, pose, columns)
             if i in in_view or points:
                 found[i] = points

@@ -209,25 +209,22 @@ def _spread(coarse, distance, normals, h, w, s, rows, columns, out):
         cy = min(rows - 1, y // s)
         for x in range(w):
             i = y * w + x
-            if not distance[i] < 1e9:
+            far = distance[i]
+            if not far < 1e9:
                 continue
+            nx, ny, nz = normals[i, 0], normals[i, 1], normals[i, 2]
             cx = min(columns - 1, x // s)
-            total, weight = 0.0, 1e-6
+            total, weight, scale = 0.0, 1e-6, 0.03 * far + 0.03
             for ky in range(max(0, cy - 1), min(rows, cy + 2)):
                 for kx in range(max(0, cx - 1), min(columns, cx + 2)):
                     py, px = s // 2 + ky * s, s // 2 + kx * s
                     j = py * w + px
-                    if not distance[j] < 1e9:
+                    gap = abs(far - distance[j]) / scale
+                    if gap > 50.0:  # or in the sky: exp would be nothing beside the least weight that counts
                         continue
-                    alike = (
-                        normals[i, 0] * normals[j, 0] + normals[i, 1] * normals[j, 1] + normals[i, 2] * normals[j, 2]
-                    )
-                    if alike < 0.7:
+                    if nx * normals[j, 0] + ny * normals[j, 1] + nz * normals[j, 2] < 0.7:
                         continue
-                    gap = abs(distance[i] - distance[j]) / (0.03 * distance[i] + 0.03)
                     off = ((y - py) ** 2 + (x - px) ** 2) / (1.2 * s * s)
-                    if gap > 50.0:  # exp would be nothing beside the least weight that counts
-                        continue
                     k = np.exp(-gap - off)
                     total += k * coarse[j]
                     weight += k

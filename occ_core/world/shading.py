@@ -58,7 +58,7 @@ class GroundTable(NamedTuple):
     seed: int
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def sky(dx, dy, dz, light):
     """Light from the sky along a unit direction, rgb."""
     up = max(0.0, dz)
@@ -70,8 +70,10 @@ def sky(dx, dy, dz, light):
         s = 1.0 / (up + 0.12)
         x, y = dx * s, dy * s
         d = noise2(x * 1.1, y * 1.1, light.seed) * 0.55 + noise2(x * 2.7, y * 2.7, light.seed + 1) * 0.28
-        d += noise2(x * 7.0, y * 7.0, light.seed + 2) * 0.12 + noise2(x * 17.0, y * 17.0, light.seed + 3) * 0.05
-        c = min(1.0, max(0.0, (d - (0.78 - 0.62 * light.cloud)) * 4.5))
+        least = 0.78 - 0.62 * light.cloud
+        if d + 0.18 > least:  # else the finer noise, up to 0.17, cannot make a cloud of it
+            d += noise2(x * 7.0, y * 7.0, light.seed + 2) * 0.12 + noise2(x * 17.0, y * 17.0, light.seed + 3) * 0.05
+        c = min(1.0, max(0.0, (d - least) * 4.5))
         white = (light.horizon[0] + light.horizon[1] + light.horizon[2]) / 3.0 * (1.1 - 0.5 * light.cloud * d)
         glow = 0.25 * (light.sun[0] + light.sun[1]) * 0.5 * (1.0 - light.cloud)
         r += (white + glow - r) * c
@@ -86,7 +88,7 @@ def sky(dx, dy, dz, light):
     return r, g, b
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def surrounding(dx, dy, dz, light):
     """What a mirror sees: sky above a made-up skyline, dim street below."""
     azimuth = math.atan2(dy, dx) * 7.0
@@ -98,7 +100,7 @@ def surrounding(dx, dy, dz, light):
     return level[0] * k, level[1] * k, level[2] * k
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _spot_light(px, py, pz, nx, ny, nz, light):
     """Sum of the lamps at a point with a normal; no shadows."""
     r, g, b = 0.0, 0.0, 0.0
@@ -134,7 +136,7 @@ def _spline(t):
     )
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _ground_material(x, y, ground):
     """Material at (x, y) and how much of a road marking is there: cell borders become smooth lines instead of stairs.
 
@@ -176,7 +178,7 @@ def _ground_material(x, y, ground):
     return best, 1.0
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _local(table, s, px, py, pz, normal, p, n):
     """Fill local point `p`, local normal `n`; round solids get their exact normal, in `normal` (world) too."""
     t = table.solid_from_world[s]

@@ -145,7 +145,7 @@ def _smooth_surface(material, p, half, color, seed, footprint_m, night):
     return r * k, g * k, b * k, 0.03 if material == m.PAINT else 0.0, 0.0, 0.0, 0.0
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _asphalt(x, y, footprint_m, seed):
     k = 1.0 + 0.22 * grain2(x, y, 3.1, footprint_m, seed) + 0.18 * grain2(x, y, 0.6, footprint_m, seed + 1)
     k += 0.35 * grain2(x, y, 0.035, footprint_m, seed + 2)
@@ -164,7 +164,7 @@ def _asphalt(x, y, footprint_m, seed):
     return k
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def ground_surface(material, cover, x, y, footprint_m, seed):
     """Surface of the ground at world (x, y); `cover` 0..1 fades a marking's edge."""
     if material == m.ASPHALT or material == m.PAINT_WHITE or material == m.PAINT_YELLOW:

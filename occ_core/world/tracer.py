@@ -38,6 +38,11 @@ class Hits:
     solid: np.ndarray
 
 
+def _add_mesh(scene: rtcore_scene.EmbreeScene, vertices: np.ndarray, faces: np.ndarray) -> None:
+    """Add triangles; embreex fetches them one by one in Python's manner, and tuples sooner than rows of an array."""
+    TriangleMesh(scene, vertices, np.fromiter(zip(*faces.T.tolist(), strict=True), dtype=object, count=len(faces)))
+
+
 def _box_faces() -> np.ndarray:
     """Faces (12, 3) of a box whose corners are numbered as `_box_corners` does."""
     quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
@@ -95,7 +100,7 @@ class Tracer:
         vertices = np.concatenate([mesh.vertices, ground.vertices])
         faces = np.concatenate([mesh.faces, ground.faces + len(mesh.vertices)])
         self.scene = rtcore_scene.EmbreeScene()
-        TriangleMesh(self.scene, vertices, faces)
+        _add_mesh(self.scene, vertices, faces)
         g = city.ground
         self.ground_table = GroundTable(
             float(g.origin_m[0]), float(g.origin_m[1]), float(g.cell_m), g.material, city.seed & 0xFFFF
@@ -123,7 +128,7 @@ class Moment:
         self._world_from_ego = city.world_from_ego(t_s)
         self._ego = rtcore_scene.EmbreeScene()
         vertices_m, faces = tracer.ego_mesh
-        TriangleMesh(self._ego, _moved(self._world_from_ego, vertices_m), faces)
+        _add_mesh(self._ego, _moved(self._world_from_ego, vertices_m), faces)
         self.table, self.class_id, self.instance = tracer.table, tracer.class_id, tracer.instance
         self._scene = None
         near = [i for i in tracer.movers if np.linalg.norm(self.world_from_actor[i][:3, 3] - self._here) < FAR_M]
@@ -147,7 +152,7 @@ class Moment:
         first = len(self.class_id)
         solid_of_face, first_face = [], [0]
         for mesh, pose, size in zip(meshes, poses, sizes, strict=True):
-            TriangleMesh(self._scene, _moved(pose, mesh.vertices), mesh.faces)
+            _add_mesh(self._scene, _moved(pose, mesh.vertices), mesh.faces)
             solid_of_face.append(mesh.solid_of_face + first)
             first_face.append(first_face[-1] + len(mesh.faces))
             first += size

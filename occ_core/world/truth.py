@@ -30,6 +30,7 @@ from occ_core.world.ground import Ground, bilinear
 from occ_core.world.solids import Solids, inverse_poses, is_inside
 
 SUB = 4  # sub-cells along the edge of a voxel
+SLAB = 12  # voxels along x whose sub-cells are filled at a time
 FACE_DEPTH = 0.49  # targets lie this share of a voxel off its centre: just within the face
 LIDAR_ELEVATIONS_RAD = np.radians((-30.67, 10.67))
 LIDAR_SPAN_S, LIDAR_STEP_S = 2.0, 0.5  # Occ3D aggregates sweeps: keyframes this far before and after also look
@@ -71,9 +72,8 @@ def occupancy_truth(
         if 0 <= at <= city.duration_s or k == 0:
             ego_from_that_lidar = ego_from_world @ city.world_from_ego(at) @ ego_from_lidar
             x, y, z = apply(inverse(ego_from_that_lidar), targets.points_m).T
-            elevation = np.arctan2(z, np.hypot(x, y))
-            low, high = LIDAR_ELEVATIONS_RAD
-            within = (elevation >= low) & (elevation <= high)
+            (low, high), away = np.tan(LIDAR_ELEVATIONS_RAD), np.hypot(x, y)
+            within = (z >= low * away) & (z <= high * away)
             look(solid, ego_from_that_lidar[:3, 3], targets, within, grid, lidar_mask)
     return Occupancy(grid, OCC3D, labels, camera_mask, None, lidar_mask)
 
@@ -93,11 +93,17 @@ def voxelize(city: City, t_s: float, grid: VoxelGrid) -> tuple[np.ndarray, np.nd
     size = grid.voxel_size_m / SUB
     # One voxel of padding on each side: whether a voxel at the border is interior depends on what is beyond.
     first = np.array(grid.origin_m) - grid.voxel_size_m + size / 2
-    shape = (np.array(grid.shape) + 2) * SUB
-    cells = np.full(shape, FREE, dtype=np.uint8)
-    _fill_ground(cells, first, size, world_from_ego, city.ground)
-    _fill_solids(cells, first, size, Solids.concatenate(parts).transformed(ego_from_world))
-    padded_solid, padded_class = _reduce(cells)
+    nx, ny, nz = (n + 2 for n in grid.shape)
+    below = first, size, world_from_ego, city.ground
+    inside = _placed(Solids.concatenate(parts).transformed(ego_from_world), first, size, (nx * SUB, ny * SUB, nz * SUB))
+    padded_solid, padded_class = np.empty((nx, ny, nz), dtype=np.bool_), np.empty((nx, ny, nz), dtype=np.uint8)
+    cells = np.empty((SLAB * SUB, ny * SUB, nz * SUB), dtype=np.uint8)
+    for x in range(0, nx, SLAB):  # not all at once: the cells of a slab stay in the cache
+        slab = cells[: min(SLAB, nx - x) * SUB]
+        slab.fill(FREE)
+        _fill_ground(slab, x * SUB, *below)
+        _fill_inside(slab, x * SUB, first, size, *inside)
+        _reduce(slab, padded_solid[x : x + SLAB], padded_class[x : x + SLAB])
     inner = (slice(1, -1),) * 3
     exposed = np.zeros(grid.shape, dtype=bool)
     for axis in range(3):
@@ -115,19 +121,21 @@ def _near(solids: Solids, world_from_ego: np.ndarray, reach_m: float) -> Solids:
     return solids[np.sqrt((offset**2).sum(axis=1)) < reach_m + radius]
 
 
-def _fill_ground(cells: np.ndarray, first: np.ndarray, size: float, world_from_ego: np.ndarray, ground: Ground) -> None:
+def _fill_ground(
+    cells: np.ndarray, row: int, first: np.ndarray, size: float, world_from_ego: np.ndarray, ground: Ground
+) -> None:
     x0, y0 = ground.origin_m
-    _fill_below(cells, first, size, world_from_ego, ground.height_m, ground.class_id, x0, y0, ground.cell_m)
+    _fill_below(cells, row, first, size, world_from_ego, ground.height_m, ground.class_id, x0, y0, ground.cell_m)
 
 
 @numba.njit(cache=True)
-def _fill_below(cells, first, size, pose, height, class_id, x0, y0, cell):
+def _fill_below(cells, row, first, size, pose, height, class_id, x0, y0, cell):
     nx, ny, nz = cells.shape
     rows, columns = height.shape
     for i in range(nx):
         k_guess = 0
         for j in range(ny):
-            px, py = first[0] + i * size, first[1] + j * size
+            px, py = first[0] + (row + i) * size, first[1] + j * size
             # The ego's z axis meets the ground once: it is steeper than any slope or kerb of the raster.
             k = k_guess
             moved_up = False
@@ -166,23 +174,24 @@ def _ground_cell(pose, px, py, pz, x0, y0, cell, rows, columns):
     return u, v
 
 
-def _fill_solids(cells: np.ndarray, first: np.ndarray, size: float, solids: Solids) -> None:
+def _placed(solids: Solids, first: np.ndarray, size: float, shape: tuple[int, int, int]) -> tuple[np.ndarray, ...]:
+    """The solids that reach into the cells, as `_fill_inside` takes them: with their lowest cells, and those beyond."""
     lower, upper = solids.bounds_m()
     low = np.maximum(np.ceil((lower - first) / size).astype(np.int64), 0)
-    high = np.minimum(np.floor((upper - first) / size).astype(np.int64) + 1, cells.shape)
+    high = np.minimum(np.floor((upper - first) / size).astype(np.int64) + 1, shape)
     near = np.flatnonzero((low < high).all(axis=1))
     picked = solids[near]
     half = picked.half_size_m.astype(np.float64)
-    inverses = inverse_poses(picked.parent_from_solid)
-    _fill_inside(cells, first, size, picked.kind, inverses, half, picked.class_id, low[near], high[near])
+    return picked.kind, inverse_poses(picked.parent_from_solid), half, picked.class_id, low[near], high[near]
 
 
 @numba.njit(cache=True)
-def _fill_inside(cells, first, size, kinds, solid_from_ego, half, class_ids, low, high):
+def _fill_inside(cells, row, first, size, kinds, solid_from_ego, half, class_ids, low, high):
+    """Set the class of cells in solids; `cells` are those from `row` on along x."""
     for n in range(len(kinds)):
         m = solid_from_ego[n]
         dx, dy, dz = m[0, 2] * size / half[n, 0], m[1, 2] * size / half[n, 1], m[2, 2] * size / half[n, 2]
-        for i in range(low[n, 0], high[n, 0]):
+        for i in range(max(low[n, 0], row), min(high[n, 0], row + len(cells))):
             px = first[0] + i * size
             for j in range(low[n, 1], high[n, 1]):
                 py = first[1] + j * size
@@ -193,15 +202,13 @@ def _fill_inside(cells, first, size, kinds, solid_from_ego, half, class_ids, low
                 for k in range(low[n, 2], high[n, 2]):
                     step = k - low[n, 2]
                     if is_inside(kinds[n], x + step * dx, y + step * dy, z + step * dz):
-                        cells[i, j, k] = class_ids[n]
+                        cells[i - row, j, k] = class_ids[n]
 
 
 @numba.njit(cache=True)
-def _reduce(cells):
-    """Solid or not, and the class of most sub-cells, per voxel."""
-    nx, ny, nz = cells.shape[0] // SUB, cells.shape[1] // SUB, cells.shape[2] // SUB
-    solid = np.zeros((nx, ny, nz), np.bool_)
-    label = np.full((nx, ny, nz), FREE, np.uint8)
+def _reduce(cells, solid, label):
+    """Fill in, per voxel, whether it is solid, and the class of most sub-cells."""
+    nx, ny, nz = solid.shape
     counts = np.zeros(FREE + 1, np.int64)
     rows = cells.view(np.uint32)  # SUB sub-cells of a voxel at a time
     for i in range(nx):
@@ -227,7 +234,6 @@ def _reduce(cells):
                     if counts[n] > counts[best]:
                         best = n
                 label[i, j, k] = best
-    return solid, label
 
 
 @dataclass(frozen=True, eq=False)
