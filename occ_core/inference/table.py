@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from occ_core.camera import Camera, Rig
@@ -159,9 +160,25 @@ def feature_rays(camera: Camera, config: EasyOccConfig) -> np.ndarray:
 def _rays(camera: Camera, config: EasyOccConfig) -> np.ndarray:
     direction = feature_rays(camera, config).transpose(2, 0, 1)
     focal = np.full_like(direction[:1], camera.intrinsics[0, 0] / 1000)
-    height = np.full_like(direction[:1], camera.ego_from_cam[2, 3])
-    ground = np.clip(-direction[2:3] / np.maximum(height, LOWEST_M), 0, NEAREST)
-    return np.concatenate([direction, focal, ground, height]).astype(np.float32)
+    return _with_ground(direction, focal, np.full_like(focal, camera.ego_from_cam[2, 3]))
+
+
+def _with_ground(direction: np.ndarray, focal: np.ndarray, height_m: np.ndarray) -> np.ndarray:
+    ground = np.clip(-direction[2:3] / np.maximum(height_m, LOWEST_M), 0, NEAREST)
+    return np.concatenate([direction, focal, ground, height_m]).astype(np.float32)
+
+
+def zoomed_rays(
+    rays: np.ndarray,  # (RAY_CHANNELS, h, w)
+    rows: np.ndarray,  # (h,), of `rays`, where the part's feature pixels have their centres
+    columns: np.ndarray,  # (w,)
+    zoom: float,
+) -> np.ndarray:
+    """`Table.rays` of one camera for a part of its image, scaled up by `zoom` to the size of the whole."""
+    at = [np.ascontiguousarray(grid, dtype=np.float32) for grid in np.meshgrid(columns, rows)]
+    direction = np.stack([cv2.remap(channel, *at, cv2.INTER_LINEAR) for channel in rays[:3]])
+    direction /= np.linalg.norm(direction, axis=0)
+    return _with_ground(direction, rays[3:4] * np.float32(zoom), rays[5:6])
 
 
 def mirrored(table: Table, config: EasyOccConfig) -> Table:

@@ -28,10 +28,10 @@ from occ_core.occupancy import load_occ3d
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.training.rays import ray_targets
 
-VERSION = 4  # of the arrays' meaning
+VERSION = 5  # of the arrays' meaning
 ARRAYS = (
     "images", "present", "stamp_ns", "world_from_ego", "labels", "depth", "pixel_class", "rig", "voxel_index",
-    "pillar_index", "rays",
+    "pillar_index", "rays", "origins_ego_m", "own",
 )  # fmt: skip
 
 
@@ -43,7 +43,8 @@ class SceneCache:
     stamp_ns: int64 (S,). world_from_ego: float64 (S, 4, 4), at these stamps. Samples are in the order of time.
     labels: uint8 (S, X, Y, Z), 255 where the cameras did not look.
     depth, pixel_class: uint8 (S, N, h, w), see training.rays.
-    rig: int64 (S,), which of the R tables. voxel_index, pillar_index, rays: (R, ...), see inference.table.
+    rig: int64 (S,), which of the R rigs. voxel_index, pillar_index, rays: (R, ...), see inference.table.
+    origins_ego_m: float64 (R, N, 3), where the cameras are. own: bool (R, N, h, w), see `own_pixels`.
 
     Arrays are mapped when asked for and not kept: a map holds a file open, and there may be thousands.
     """
@@ -131,6 +132,8 @@ def _build(source: NuScenesSource, files: dict[str, Path], masks: Path, config: 
             table = build_table(frame.rig, config)
             for name in ("voxel_index", "pillar_index", "rays"):
                 rows[name].append(getattr(table, name))
+            rows["origins_ego_m"].append(np.stack([camera.ego_from_cam[:3, 3] for camera in frame.rig]))
+            rows["own"].append(own_pixels(masks, frame.rig, config))
         rows["rig"].append(np.array(tables[frame.rig.fingerprint]))
         for name, array in zip(("images", "present"), preprocess.rig(frame.images, frame.rig.names), strict=True):
             rows[name].append(array)
@@ -139,14 +142,14 @@ def _build(source: NuScenesSource, files: dict[str, Path], masks: Path, config: 
         truth = load_occ3d(files[token], config.grid, config.classes)
         labels = np.where(truth.observed, truth.labels, np.uint8(IGNORE))
         rows["labels"].append(labels)
-        own = _own_pixels(masks, frame.rig, config)
+        own = rows["own"][tables[frame.rig.fingerprint]]
         for name, array in zip(("depth", "pixel_class"), ray_targets(labels, frame.rig, config), strict=True):
             rows[name].append(np.where(own, np.uint8(IGNORE), array))
         tokens.append(token)
     _write(rows, tokens, at)
 
 
-def _own_pixels(masks: Path, rig: Rig, config: EasyOccConfig) -> np.ndarray:
+def own_pixels(masks: Path, rig: Rig, config: EasyOccConfig) -> np.ndarray:
     """bool (N, h, w): feature pixels on which a camera sees mostly the robot itself, by `<camera>.png` where there is
     one: what labels say of the cells behind it, the image does not show.
 

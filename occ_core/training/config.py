@@ -43,6 +43,8 @@ class NanoTraining(BaseModel):
     columns: Positive = 8192  # of the grid, per sample, on which the loss is computed
     lovasz_cells: Positive = 20000
     flip: Share = 0.5
+    zoom: Share = 0.0  # of the images of `image_steps`: a part of them, as a longer lens would have shown it
+    freeze_images: bool = False  # in the steps on moments the image network keeps its weights
     turn: Share = 0.0  # of the moments, by one to three quarters around the robot; needs a square grid
     loss: NanoLossWeights = NanoLossWeights()
 
@@ -72,7 +74,7 @@ class TrainingConfig(BaseModel):
     accumulate: Positive = 1  # batches whose gradients make one step
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     backbone_lr_scale: Weight = 1.0  # times learning_rate, of the image network's backbone
-    freeze_stem: bool = False  # of a pretrained backbone: what comes before stride 8 keeps its weights; half the price
+    freeze_stem: bool = False  # of a pretrained backbone: what comes before stride 8 keeps its weights; saves time
     warmup_steps: NotNegative = 200
     weight_decay: Weight = 0.02
     clip_norm: Annotated[float, Field(gt=0)] = 10.0  # of the gradient

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from occ_core.inference.table import Table, mirrored, mirrored_rays, turned
+from occ_core.inference.table import Table, mirrored, mirrored_rays, turned, zoomed_rays
 from occ_core.losses.ray import IGNORE
-from occ_core.models.easyocc.config import EasyOccConfig
+from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
 from occ_core.training.cache import SceneCache
 from occ_core.training.config import TrainingConfig
+from occ_core.training.rays import march
 
 TURNS = (1, 2, 2, 3)  # quarters: a street that still lies along the robot teaches more than one across
+MOST_ZOOM = 1.7  # beyond, an image is too coarse to be one of a longer lens
 QUARTER = np.array([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])  # counter-clockwise around z
 
 
@@ -212,6 +214,7 @@ class DrawImages:
 
     def __init__(self, scenes: list[SceneCache], config: TrainingConfig, step: int = 0):
         self.scenes, self.config, self.step = scenes, config, step
+        self.model = cast(EasyOccConfig, config.model)
         present = [np.argwhere(scene["present"]).tolist() for scene in scenes]
         self.places = [(s, i, camera) for s, places in enumerate(present) for i, camera in places]
 
@@ -228,10 +231,37 @@ class DrawImages:
 
     def _augmented(self, place: tuple[int, int, int], rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         s, i, camera = place
-        scene = self.scenes[s]
+        scene, c = self.scenes[s], self.config
         image, depth, classes = (scene[name][i, camera] for name in ("images", "depth", "pixel_class"))
         rays = scene["rays"][int(scene["rig"][i]), camera]
-        if rng.random() < self.config.nano.flip:
+        if rng.random() < c.nano.zoom:
+            image, depth, classes, rays = zoomed(scene, i, camera, self.model, rng)
+        if rng.random() < c.nano.flip:
             image, depth, classes = image[:, ::-1], depth[:, ::-1], classes[:, ::-1]
             rays = mirrored_rays(rays)
-        return recolour(np.ascontiguousarray(image)[None], self.config.color_jitter, rng)[0], depth, classes, rays
+        return recolour(np.ascontiguousarray(image)[None], c.color_jitter, rng)[0], depth, classes, rays
+
+
+def zoomed(
+    scene: SceneCache, i: int, camera: int, config: EasyOccConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, ...]:
+    """A part of an image as a longer lens would have shown it: image, depth, pixel_class and rays as of ImageBatch.
+
+    What each ray meets is asked of the labels again, for a target moved by half a feature pixel would err by metres.
+    """
+    rig, (w, h) = int(scene["rig"][i]), config.feature_size
+    zoom = MOST_ZOOM ** rng.random()
+    # feature pixels from the corner of the whole image to that of the part; no ray's centre leaves the outer centres
+    least = (1 - 1 / zoom) / 2
+    left, top = (rng.uniform(least, n - n / zoom - least) for n in (w, h))
+    part = np.array([[1 / zoom, 0, (left + 0.5 / STRIDE / zoom) * STRIDE - 0.5]
+                     , [0, 1 / zoom, (top + 0.5 / STRIDE / zoom) * STRIDE - 0.5]])  # fmt: skip
+    size = config.input_width, config.input_height
+    image = cv2.warpAffine(scene["images"][i, camera], part, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    columns, rows = (start + (np.arange(n) + 0.5) / zoom - 0.5 for start, n in ((left, w), (top, h)))
+    rays = zoomed_rays(np.array(scene["rays"][rig, camera]), rows, columns, zoom)
+    directions = rays[:3].transpose(1, 2, 0).astype(np.float64)
+    depth, classes = march(scene["labels"][i], scene["origins_ego_m"][rig, camera], directions, config)
+    own = scene["own"][rig, camera][rows.round().astype(int)[:, None], columns.round().astype(int)]
+    ignored = np.uint8(IGNORE)
+    return image, np.where(own, ignored, depth), np.where(own, ignored, classes), rays

@@ -201,10 +201,17 @@ def _ray_losses(views: Views, batch: dict[str, Tensor], ray_weights: Tensor) -> 
 def all_losses(
     model: EasyOcc, batch: dict[str, Tensor], weights: Tensor, ray_weights: Tensor, config: TrainingConfig
 ) -> dict[str, Tensor]:
-    """Losses on cells and rays of a Batch; weights are per class, the free one included."""
-    hidden = model.hidden(batch["images"], batch["voxel_index"], batch["pillar_index"], batch["rays"])
-    cells = cell_losses(model, hidden.columns, batch, weights, config)
-    return {**cells, **_ray_losses(hidden.views, batch, ray_weights)}
+    """Losses on cells and rays of a Batch, of cells alone if the image network is frozen; weights are per class, the
+    free one included."""
+    frozen = config.nano.freeze_images
+    if frozen:
+        for part in (model.backbone, model.neck):  # with its batch norms
+            part.eval()
+    with torch.set_grad_enabled(not frozen):
+        views = model.views(batch["images"], batch["rays"])
+    columns, _ = model.columns(model.lifted(views, batch["voxel_index"], batch["pillar_index"]))
+    cells = cell_losses(model, columns, batch, weights, config)
+    return cells if frozen else {**cells, **_ray_losses(views, batch, ray_weights)}
 
 
 def cell_losses(

@@ -16,37 +16,44 @@ UNSEEN_ALLOWED_M = 0.6  # rays of label and of pixel differ: a short unobserved 
 def ray_targets(
     labels: np.ndarray, rig: Rig, config: EasyOccConfig, step_m: float = 0.2
 ) -> tuple[np.ndarray, np.ndarray]:
-    """March along every feature pixel's ray through the labels, as far as they were observed.
+    """`march` along the rays of every feature pixel of a rig's cameras: depth bin and class, uint8 (N, h, w) each."""
+    preprocess = Preprocess(config.input_width, config.input_height)
+    cameras = [preprocess.camera(camera) for camera in rig]
+    found = [march(labels, c.ego_from_cam[:3, 3], feature_rays(c, config), config, step_m) for c in cameras]
+    depth, classes = (np.stack(maps) for maps in zip(*found, strict=True))
+    return depth, classes
+
+
+def march(
+    labels: np.ndarray, origin_ego_m: np.ndarray, directions: np.ndarray, config: EasyOccConfig, step_m: float = 0.2
+) -> tuple[np.ndarray, np.ndarray]:
+    """March along rays through the labels, as far as they were observed.
 
     Args:
         labels: uint8 (X, Y, Z), 255 where unobserved.
+        origin_ego_m: (3,), where all rays begin. directions: (h, w, 3), unit vectors in the ego frame.
 
     Returns:
-        depth bin uint8 (N, h, w): where the first occupied cell is met, `depth_bins` if the ray leaves the grid free,
-        255 if it gets lost in unobserved cells; class uint8 (N, h, w): of that cell, 255 where none was met.
+        depth bin uint8 (h, w): where the first occupied cell is met, `depth_bins` if the ray leaves the grid free,
+        255 if it gets lost in unobserved cells; class uint8 (h, w): of that cell, 255 where none was met.
     """
-    preprocess = Preprocess(config.input_width, config.input_height)
-    w, h = config.feature_size
-    far = config.depth_edges_m[-1]
-    distance_m = np.arange(config.depth_edges_m[0], far, step_m)
-    depth = np.full((len(rig), h * w), IGNORE, dtype=np.uint8)
-    classes = np.full((len(rig), h * w), IGNORE, dtype=np.uint8)
+    h, w = directions.shape[:2]
+    distance_m = np.arange(config.depth_edges_m[0], config.depth_edges_m[-1], step_m)
     free = config.classes.free_id
-    for i, camera in enumerate(rig):
-        rays = feature_rays(preprocess.camera(camera), config).reshape(-1, 1, 3)
-        points = camera.ego_from_cam[:3, 3] + rays * distance_m[:, None]
-        index, inside = config.grid.index_of(points.reshape(-1, 3))
-        met = np.full(len(index), free, dtype=np.uint8)
-        met[inside] = labels[tuple(index[inside].T)]
-        met = met.reshape(h * w, -1)
-        occupied = (met != free) & (met != IGNORE)
-        hits = occupied.any(axis=1)
-        first = np.where(hits, occupied.argmax(axis=1), met.shape[1])
-        unseen = np.cumsum(met == IGNORE, axis=1)
-        before = unseen[np.arange(len(first)), np.minimum(first, met.shape[1] - 1)]
-        lost = before * step_m > UNSEEN_ALLOWED_M
-        bins = np.searchsorted(config.depth_edges_m, distance_m[np.minimum(first, len(distance_m) - 1)], "right") - 1
-        depth[i] = np.where(lost, IGNORE, np.where(hits, bins, config.depth_bins))
-        seen = hits & ~lost
-        classes[i, seen] = met[seen, first[seen]]
-    return depth.reshape(len(rig), h, w), classes.reshape(len(rig), h, w)
+    points = origin_ego_m + directions.reshape(-1, 1, 3) * distance_m[:, None]
+    index, inside = config.grid.index_of(points.reshape(-1, 3))
+    met = np.full(len(index), free, dtype=np.uint8)
+    met[inside] = labels[tuple(index[inside].T)]
+    met = met.reshape(h * w, -1)
+    occupied = (met != free) & (met != IGNORE)
+    hits = occupied.any(axis=1)
+    first = np.where(hits, occupied.argmax(axis=1), met.shape[1])
+    unseen = np.cumsum(met == IGNORE, axis=1)
+    before = unseen[np.arange(len(first)), np.minimum(first, met.shape[1] - 1)]
+    lost = before * step_m > UNSEEN_ALLOWED_M
+    bins = np.searchsorted(config.depth_edges_m, distance_m[np.minimum(first, len(distance_m) - 1)], "right") - 1
+    depth = np.where(lost, IGNORE, np.where(hits, bins, config.depth_bins)).astype(np.uint8)
+    classes = np.full(h * w, IGNORE, dtype=np.uint8)
+    seen = hits & ~lost
+    classes[seen] = met[seen, first[seen]]
+    return depth.reshape(h, w), classes.reshape(h, w)
