@@ -35,6 +35,8 @@ def hand_made(name: str, samples: int = 3, seed: int = 0) -> SceneCache:
     arrays |= {"pixel_class": classes, "rig": np.zeros(samples, dtype=np.int64)}
     arrays |= {"stamp_ns": 10**18 + np.arange(samples) * PERIOD_NS, "world_from_ego": driven(samples)}
     arrays |= {key: value[None] for key, value in vars(table).items()}
+    arrays |= {"origins_ego_m": np.stack([camera.ego_from_cam[:3, 3] for camera in rig])[None]}
+    arrays |= {"own": np.zeros((1, 4, *SMALL.feature_size[::-1]), dtype=bool)}
     return SceneCache(name, [f"{name}-{i}" for i in range(samples)], arrays.__getitem__)
 
 

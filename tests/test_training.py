@@ -3,11 +3,9 @@
 import json
 import os
 import signal
-from dataclasses import replace
 
 import numpy as np
 import pytest
-import small_nuscenes
 from model_fixtures import SMALL, camera, ring_rig
 from nano_fixtures import CAR, FREE, ROAD, UNSEEN, WALL, hand_made
 from typer.testing import CliRunner
@@ -15,7 +13,6 @@ from typer.testing import CliRunner
 from occ_core.camera import Rig
 from occ_core.cli.main import app
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
-from occ_core.inference.table import build_table
 
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -24,17 +21,10 @@ from occ_core.losses.ray import depth_loss, pixel_class_loss  # noqa: E402
 from occ_core.losses.voxel import class_weights, geometry_loss, lovasz_softmax, semantic_loss  # noqa: E402
 from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
 from occ_core.training import loop, nano, thresholds  # noqa: E402
-from occ_core.training.cache import open_scenes  # noqa: E402
 from occ_core.training.config import TrainingConfig, load_config  # noqa: E402
 from occ_core.training.data import (  # noqa: E402
-    Draw,
-    DrawImages,
     collate,
-    mirror,
-    pick_columns,
     read_sample,
-    tensors_of,
-    turn,
 )
 from occ_core.training.rays import ray_targets  # noqa: E402
 from occ_core.training.thresholds import (  # noqa: E402
@@ -161,112 +151,6 @@ def test_rays_lost_in_the_unobserved_are_unknown_and_free_ones_go_beyond():
     labels[35:, :, :] = WALL
     depth, classes = ray_targets(labels, cam, SMALL)
     assert (depth[0, 3, 4:12] == UNSEEN).all() and (classes == UNSEEN).all()
-
-
-# --- data ------------------------------------------------------------------------------------------------------------
-
-
-def test_columns_prefer_rare_classes_and_a_few_are_hidden():
-    scene = hand_made("s")
-    rare = np.zeros(256, dtype=bool)
-    rare[CAR] = True
-    picked = pick_columns(scene["labels"][0], 50, rare, np.random.default_rng(0))
-    assert len(picked) == 50 == len(set(picked))
-    assert 22 * 40 + 10 in picked  # the only column with a car
-    assert (picked % 40 < 2).sum() == 50 // 8  # y = 0, 1 are unobserved
-
-
-def test_mirroring_twice_is_nothing_and_once_swaps_left_and_right():
-    sample = read_sample(hand_made("s"), 1, SMALL)
-    twice = mirror(mirror(sample, SMALL), SMALL)
-    for name in ("images", "labels", "depth", "pixel_class"):
-        assert np.array_equal(getattr(sample, name), getattr(twice, name))
-    assert np.array_equal(sample.table.voxel_index, twice.table.voxel_index)
-    assert mirror(sample, SMALL).labels[22, 40 - 1 - 11, 2] == CAR
-
-
-def test_a_moment_is_turned_with_all_that_belongs_to_it():
-    """As if the robot, and its cameras with it, had stood turned clockwise in the same world."""
-    rig, scene = ring_rig(), hand_made("s")
-    sample = read_sample(scene, 1, SMALL)
-    for quarters, (cos, sin) in ((1, (0, 1)), (2, (-1, 0)), (3, (0, -1))):
-        spin = np.array([[cos, -sin, 0, 0], [sin, cos, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=float)
-        table = build_table(Rig(tuple(replace(c, ego_from_cam=spin @ c.ego_from_cam) for c in rig)), SMALL)
-        got = turn(sample, quarters, SMALL)
-        np.testing.assert_allclose(got.table.rays, table.rays, atol=1e-6)
-        assert (got.table.voxel_index == table.voxel_index).mean() > 0.999  # rounding, at borders of pixels and bins
-        assert (got.table.pillar_index == table.pillar_index).mean() > 0.99
-        for cell in ((5, 7, 3), (22, 11, 2)):
-            there = spin[:2, :2] @ (np.array(cell[:2]) - 19.5) + 19.5
-            assert got.labels[int(there[0]), int(there[1]), cell[2]] == sample.labels[cell]
-    with pytest.raises(InvalidInput, match="only a square grid around the ego"):
-        turn(sample, 1, SMALL.model_copy(update={"grid_origin_m": (0.0, -16.0, -1.0)}))
-
-
-def test_a_batch_of_two_answers_as_two_batches_of_one():
-    config = SMALL
-    model = EasyOcc(config).eval()
-    scene = hand_made("s")
-    samples = [read_sample(scene, 0, config, dropped=[1]), read_sample(scene, 1, config)]
-    none = np.zeros(0, dtype=np.int64)
-
-    def cells(batch):
-        t = tensors_of(batch)
-        with torch.no_grad():
-            return model(t["images"], t["voxel_index"], t["pillar_index"], t["rays"]).classes
-
-    both = cells(collate(samples, [none, none], config))
-    for i, sample in enumerate(samples):
-        torch.testing.assert_close(both[i], cells(collate([sample], [none], config))[0], rtol=1e-4, atol=1e-5)
-
-
-def test_every_epoch_visits_every_sample_once_and_a_resumed_stream_goes_on():
-    scenes = [hand_made("a", 2), hand_made("b", 3)]
-    config = TrainingConfig(model=SMALL, color_jitter=0, camera_dropout=0, nano={"flip": 0, "columns": 10})
-    rare = np.zeros(256, dtype=bool)
-    draw = Draw(scenes, rare, config)
-    firsts = [next(draw).images for _ in range(5)]
-    known = np.concatenate([scene["images"] for scene in scenes])
-    assert sorted(next(k for k in range(5) if np.array_equal(known[k], f)) for f in firsts) == [0, 1, 2, 3, 4]
-    assert np.array_equal(next(Draw(scenes, rare, config, step=3)).images, firsts[3])
-
-
-def test_single_images_are_drawn_once_an_epoch_and_mirrored_with_their_rays():
-    scenes = [hand_made("a", 2), hand_made("b", 1)]
-    config = TrainingConfig(model=SMALL, color_jitter=0, nano={"flip": 0, "image_batch": 4})
-    draw = DrawImages(scenes, config)
-    batches = [next(draw) for _ in range(3)]
-    drawn = np.concatenate([batch.images for batch in batches])
-    known = np.concatenate([scene["images"].reshape(-1, *drawn.shape[1:]) for scene in scenes])
-    assert sorted(next(k for k in range(12) if np.array_equal(known[k], image)) for image in drawn) == list(range(12))
-    assert np.array_equal(next(DrawImages(scenes, config, step=2)).depth, batches[2].depth)
-    always = config.model_copy(update={"nano": config.nano.model_copy(update={"flip": 1.0})})
-    plain, flipped = batches[0], next(DrawImages(scenes, always))
-    mirror_y = np.array([1, -1, 1, 1, 1, 1], dtype=np.float32)[:, None, None]
-    assert np.array_equal(flipped.images, plain.images[:, :, ::-1])
-    assert np.array_equal(flipped.depth, plain.depth[..., ::-1])
-    assert np.array_equal(flipped.rays, plain.rays[..., ::-1] * mirror_y)  # the ray through the mirrored pixel
-
-
-def test_cache_is_built_once_from_a_data_set_and_mirrors_its_labels(tmp_path):
-    tokens = small_nuscenes.make(tmp_path / "set", keyframes=2, sweeps=0)
-    config = SMALL.model_copy(
-        update={"grid_shape": (200, 200, 16), "grid_origin_m": (-40.0, -40.0, -1.0), "voxel_size_m": 0.4}
-    )
-    (scene,) = open_scenes(tmp_path / "set", "gts", config, tmp_path / "cache")
-    assert scene.tokens == tokens and scene["images"].shape == (2, 2, 64, 128, 3) and scene["present"].all()
-    truth = np.load(tmp_path / "set/gts/scene-0001" / tokens[0] / "labels.npz")
-    seen = truth["mask_camera"] > 0
-    assert (
-        np.array_equal(scene["labels"][0][seen], truth["semantics"][seen])
-        and (scene["labels"][0][~seen] == UNSEEN).all()
-    )
-    (folder,) = (tmp_path / "cache").iterdir()
-    before = folder.stat().st_mtime_ns
-    open_scenes(tmp_path / "set", "gts", config, tmp_path / "cache")
-    assert [p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()] == [before]
-    with pytest.raises(MissingInput, match="no labels"):
-        open_scenes(tmp_path / "set", "nothing", config, tmp_path / "cache")
 
 
 def test_thresholds_beat_every_common_one_and_every_single_change():
