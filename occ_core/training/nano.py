@@ -20,6 +20,7 @@ from occ_core.losses.ray import IGNORE, depth_loss, pixel_class_loss
 from occ_core.losses.voxel import class_weights, geometry_loss, lovasz_softmax, observed_loss, semantic_loss
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.model import NEVER, Answer, EasyOcc, Views
+from occ_core.training.balance import fit_balance
 from occ_core.training.cache import SceneCache, default_cache, labels_folder, open_scenes
 from occ_core.training.config import TrainingConfig
 from occ_core.training.data import Batch, Draw, DrawImages, ImageBatch, tensors_of
@@ -31,7 +32,7 @@ from occ_core.training.thresholds import fit_thresholds
 class NanoLessons:
     """See `lessons.Lessons`. One process, for a step is short; batches are read in it, from memory-mapped arrays."""
 
-    fitted = frozenset({"threshold", "class_bias", "seen"})
+    fitted = frozenset({"balance", "threshold", "class_bias", "seen"})
 
     def __init__(self, config: TrainingConfig, ranks: Ranks, told: Callable[[str], None]) -> None:
         if ranks.world > 1:
@@ -76,10 +77,11 @@ class NanoLessons:
         return {name: getattr(self.config.nano.loss, name) * loss for name, loss in losses.items()}
 
     def fit(self, average: nn.Module) -> None:
-        """Set the thresholds and the class bias."""
-        on_cpu = copy.deepcopy(average).cpu().eval()
+        """Set the balance of grid and ray, the thresholds and the class bias."""
+        on_cpu = cast(EasyOcc, copy.deepcopy(average).cpu().eval())
         weights = self._weights.cpu()[list(self.taxonomy.occupied_ids)]
-        fit_thresholds(cast(EasyOcc, on_cpu), self.scenes.thresholds, weights)
+        fit_balance(on_cpu, self.scenes.thresholds)
+        fit_thresholds(on_cpu, self.scenes.thresholds, weights)
         for name in self.fitted:
             average.get_buffer(name).copy_(on_cpu.get_buffer(name))
 

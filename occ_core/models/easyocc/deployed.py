@@ -41,6 +41,10 @@ class Deployed(nn.Module):
         for conv in (birds_eye.geometry[0], birds_eye.fine_geometry[0]):  # pairs of channels -> all first, all second
             weight = conv.weight.data.unflatten(1, (-1, 2))
             conv.weight.data = torch.cat([weight[:, :, 0] * HAZARD_RANGE, weight[:, :, 1]], dim=1)
+        of_grid, of_ray, constant = model.balance
+        model.to_occupied.weight.data *= of_grid[:, None]
+        model.to_occupied.bias.data = of_grid * model.to_occupied.bias.data + constant
+        model.trust.data *= of_ray
         model.to_class.bias.data += model.class_bias.repeat(config.grid_shape[2])
         for parameter in model.to_class.parameters():  # height by height -> class by class
             by_height = parameter.data.unflatten(0, (config.grid_shape[2], -1))

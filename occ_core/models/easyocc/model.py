@@ -137,6 +137,7 @@ class EasyOcc(nn.Module):
 
     mean: Tensor
     std: Tensor
+    balance: Tensor
     threshold: Tensor
     class_bias: Tensor
     seen: Tensor
@@ -163,6 +164,8 @@ class EasyOcc(nn.Module):
         self.trust = nn.Parameter(torch.ones(heights))  # in the viewing ray's own verdict on a cell
         self.sight = nn.Parameter(torch.full((heights,), 8.0))  # trust in its having come so far
         nn.init.constant_(self.to_hazard.get_parameter("bias"), -3.4)  # start from the share of occupied cells, 3 %
+        balance = torch.tensor([[1.0], [1.0], [0.0]]).repeat(1, heights)
+        self.register_buffer("balance", balance)  # of the grid's and the ray's verdict; see training.balance
         self.register_buffer("threshold", torch.zeros(len(config.classes) - 1))  # see training.thresholds
         self.register_buffer("class_bias", torch.zeros(len(config.classes) - 1))  # added to class logits; there too
         self.register_buffer("seen", torch.zeros(()))  # logit above which a cell counts as observed; there too
@@ -239,7 +242,8 @@ class EasyOcc(nn.Module):
         x = self.head(columns[..., : -2 * heights])
         hazard, reached = columns[..., -2 * heights : -heights], columns[..., -heights:]
         classes = self.to_class(x)
-        occupied = self.to_occupied(x) + self.trust * hazard
+        of_grid, of_ray, constant = self.balance
+        occupied = of_grid * self.to_occupied(x) + of_ray * self.trust * hazard + constant
         observed = self.to_observed(x) + self.sight * (reached - 0.5)
         observed = torch.where(reached > 0, observed, torch.full_like(observed, NEVER))
         return Cells(occupied, classes.reshape(*classes.shape[:-1], heights, -1), observed)

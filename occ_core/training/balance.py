@@ -1,0 +1,62 @@
+"""How much the grid's verdict on a cell counts beside its viewing ray's, fitted on scenes that trained neither.
+
+On scenes that the image network has learned its depth is better than on new ones, and the bird's-eye network, which
+learns there what to make of it, takes it for better than it is. So the two are weighed again where both are new to
+them: one logistic regression for each height, as in stacked generalization (Wolpert, Neural Networks 1992).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from occ_core.models.easyocc.model import NEVER, EasyOcc
+from occ_core.training.cache import SceneCache
+from occ_core.training.memory import follow
+from occ_core.training.thresholds import in_sight
+
+ROUNDS = 12  # of Newton's method
+RIDGE = 0.01  # of the cells' number: where there are few, the weights stay near what training made of them
+
+
+@torch.no_grad()
+def fit_balance(model: EasyOcc, scenes: list[SceneCache]) -> None:
+    """Set the model's `balance` by cells in sight; without scenes, grid and ray count as training left them."""
+    heights = model.config.grid_shape[2]
+    model.balance.copy_(torch.tensor([[1.0], [1.0], [0.0]]).repeat(1, heights))
+    if not scenes:
+        return
+    rows: list[list[np.ndarray]] = [[] for _ in range(heights)]
+    for scene in scenes:
+        for sample, hidden in follow(model, scene):
+            grid, ray = (part[0].numpy() for part in verdicts(model, hidden.columns))
+            seen = in_sight(sample, model.config) & (ray > NEVER)
+            occupied = sample.labels != model.config.classes.free_id
+            for z, mine in enumerate(rows):
+                at = seen[..., z]
+                mine.append(np.stack([grid[at, z], ray[at, z], occupied[at, z]]))
+    fitted = [regress(*np.concatenate(mine, axis=1).astype(np.float64)) for mine in rows]
+    model.balance.copy_(torch.from_numpy(np.stack(fitted, axis=1)))
+
+
+def verdicts(model: EasyOcc, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of being occupied that grid and viewing ray give each cell, [..., Z] each; NEVER where no ray comes."""
+    heights = model.config.grid_shape[2]
+    hazard, reached = columns[..., -2 * heights : -heights], columns[..., -heights:]
+    grid = model.to_occupied(model.head(columns[..., : -2 * heights]))
+    return grid, torch.where(reached > 0, model.trust * hazard, NEVER)
+
+
+def regress(grid: np.ndarray, ray: np.ndarray, occupied: np.ndarray) -> np.ndarray:
+    """(weight of grid, weight of ray, constant) that make the cells (K,) most likely; neither weight is negative."""
+    start = np.array([1.0, 1.0, 0.0])
+    features = np.stack([grid, ray, np.ones_like(grid)])
+    weights, stiff = start.copy(), RIDGE * max(1, len(grid))
+    for _ in range(ROUNDS):
+        p = 1 / (1 + np.exp(-np.clip(weights @ features, -30, 30)))
+        slope = features @ (p - occupied) + stiff * (weights - start)
+        bend = (features * (p * (1 - p))) @ features.T + stiff * np.eye(3)
+        weights = weights - np.linalg.solve(bend, slope)
+        weights[:2] = np.maximum(weights[:2], 0)
+    return weights
