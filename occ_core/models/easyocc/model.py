@@ -73,18 +73,25 @@ class Residual(nn.Module):
 
 
 class Neck(nn.Module):
-    """Features of strides 8, 16, 32 and the pixels' viewing rays, summed at stride 8."""
+    """Features of strides 8, 16, 32 and the pixels' viewing rays, summed at stride 8.
 
-    def __init__(self, given: tuple[int, ...], channels: int):
+    And of stride 4, if there are any: they say where in its 8 pixels a thing meets the ground, at 10 m 2 m of distance.
+    """
+
+    def __init__(self, given: tuple[int, ...], channels: int, finer: int | None):
         super().__init__()
+        self.finer = None if finer is None else nn.Conv2d(finer, channels, 2, 2, bias=False)
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in given)
         self.rays = nn.Conv2d(RAY_CHANNELS, channels, 1, bias=False)
         self.smooth = nn.Sequential(conv(channels, channels), conv(channels, channels))
 
     def forward(self, features: tuple[Tensor, ...], rays: Tensor) -> Tensor:
-        x8, x16, x32 = (layer(x) for layer, x in zip(self.lateral, features, strict=True))
+        """features: of the backbone's strides, from 4 on, or from 8."""
+        x8, x16, x32 = (layer(x) for layer, x in zip(self.lateral, features[-3:], strict=True))
         x16 = x16 + F.interpolate(x32, scale_factor=2.0, mode="nearest")
         x = x8 + F.interpolate(x16, scale_factor=2.0, mode="nearest") + self.rays(rays)
+        if self.finer is not None:
+            x = x + self.finer(features[0])
         return self.smooth(x)
 
 
@@ -149,8 +156,9 @@ class EasyOcc(nn.Module):
         mean, std = statistics(self.backbone)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
-        self.first = self.backbone.strides.index(STRIDE)  # of the backbone's features, the first that the neck takes
-        self.neck = Neck(self.backbone.channels[self.first :], config.neck_channels)
+        channels = dict(zip(self.backbone.strides, self.backbone.channels, strict=True))
+        given = tuple(channels[stride] for stride in (STRIDE, 2 * STRIDE, 4 * STRIDE))
+        self.neck = Neck(given, config.neck_channels, channels.get(STRIDE // 2))
         self.to_hazard = nn.Conv2d(config.neck_channels, config.depth_bins, 1)
         self.to_context = nn.Conv2d(config.neck_channels, config.feature_channels, 1)
         self.to_pixel_class = nn.Conv2d(config.neck_channels, len(config.classes), 1)  # for its loss only
@@ -180,7 +188,7 @@ class EasyOcc(nn.Module):
         rays: Tensor,  # [N, RAY_CHANNELS, h, w]
     ) -> Tensor:  # [N, C, h, w]
         """What the images say at the resolution of the viewing rays."""
-        return self.neck(self.backbone((images - self.mean) / self.std)[self.first :], rays)
+        return self.neck(self.backbone((images - self.mean) / self.std)[-4:], rays)
 
     def views(
         self,
