@@ -38,22 +38,26 @@ def march(
         255 if it gets lost in unobserved cells; class uint8 (h, w): of that cell, 255 where none was met.
     """
     h, w = directions.shape[:2]
+    grid, free = config.grid, config.classes.free_id
     distance_m = np.arange(config.depth_edges_m[0], config.depth_edges_m[-1], step_m)
-    free = config.classes.free_id
-    points = origin_ego_m + directions.reshape(-1, 1, 3) * distance_m[:, None]
-    index, inside = config.grid.index_of(points.reshape(-1, 3))
-    met = np.full(len(index), free, dtype=np.uint8)
-    met[inside] = labels[tuple(index[inside].T)]
-    met = met.reshape(h * w, -1)
-    occupied = (met != free) & (met != IGNORE)
+    starts = (np.asarray(origin_ego_m) - grid.origin_m) / grid.voxel_size_m
+    ways = (directions.reshape(-1, 3).T / grid.voxel_size_m).astype(np.float32)  # in cells: single precision will do
+    cell = np.zeros((h * w, len(distance_m)), dtype=np.int32)
+    inside = np.ones(cell.shape, dtype=np.bool_)
+    for start, way, n in zip(starts.astype(np.float32), ways, grid.shape, strict=True):
+        at = np.floor(start + way[:, None] * distance_m.astype(np.float32)).astype(np.int32)
+        inside &= at.view(np.uint32) < n  # negative ones are large
+        cell = cell * n + at
+    met = np.where(inside, labels.reshape(-1).take(cell, mode="clip"), np.uint8(free))
+    unseen = met == IGNORE
+    occupied = (met != free) & ~unseen
     hits = occupied.any(axis=1)
-    first = np.where(hits, occupied.argmax(axis=1), met.shape[1])
-    unseen = np.cumsum(met == IGNORE, axis=1)
-    before = unseen[np.arange(len(first)), np.minimum(first, met.shape[1] - 1)]
+    first = np.where(hits, occupied.argmax(axis=1), len(distance_m) - 1)
+    before = (unseen & (np.arange(len(distance_m)) <= first[:, None])).sum(axis=1)
     lost = before * step_m > UNSEEN_ALLOWED_M
-    bins = np.searchsorted(config.depth_edges_m, distance_m[np.minimum(first, len(distance_m) - 1)], "right") - 1
+    bins = np.searchsorted(config.depth_edges_m, distance_m[first], "right") - 1
     depth = np.where(lost, IGNORE, np.where(hits, bins, config.depth_bins)).astype(np.uint8)
     classes = np.full(h * w, IGNORE, dtype=np.uint8)
-    seen = hits & ~lost
+    seen = np.flatnonzero(hits & ~lost)
     classes[seen] = met[seen, first[seen]]
     return depth.reshape(h, w), classes.reshape(h, w)
