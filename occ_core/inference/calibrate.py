@@ -1,24 +1,16 @@
-"""int8 in an exported graph, by what real frames make of it: symmetric Q/DQ nodes around the layers that gain from it.
-
-All zero points are 0 and weights have a scale a channel, which TensorRT asks for and OpenVINO runs as fast as its own
-format.
-"""
+"""Frames of a bag or data set as the network gets them, for int8 to be calibrated with."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from occ_core.errors import InvalidInput, need
+from occ_core.errors import InvalidInput
 from occ_core.inference.backends.exported import network_inputs
-from occ_core.inference.half import is_layer
 from occ_core.inference.memory import MAX_AGE_S, Moment, Past
 from occ_core.inference.predictor import Predictor
 from occ_core.inference.preprocess import Preprocess
@@ -26,16 +18,7 @@ from occ_core.inference.table import build_table
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.sources.open import FrameSource, open_source
 
-QUANTISED = ("Conv", "MatMul")
 FRAMES_BEFORE = 8  # that a network with memory has seen at each frame
-KEPT_FLOAT = (
-    "/backbone/",  # of EfficientNet-Lite0: in int8 half of the answers are others, mostly by its first blocks
-    "/neck/rays/",  # one scale would have to fit directions and what is left of 1 / distance at 20 m
-    "/birds_eye/enter/",  # joins features and places of unlike range; OpenVINO mistakes their scales
-    "/to_occupied/",  # compared with thresholds
-    "/to_observed/",
-    "/birds_eye/keep/",  # what it gives is squashed into -1..1 and remembered: coarse steps would add up
-)
 
 
 @dataclass(frozen=True)
@@ -102,55 +85,3 @@ def _past(predictor: Predictor, source: FrameSource, index: int) -> Past:
         if source.samples[i][0] == scene and (before := source[i]).images:
             predictor.predict_frame(before)
     return memory.before(Moment.of(source[index]))
-
-
-def to_int8(model: Any, calibration: Calibration, folder: Path) -> Any:
-    """A quantised copy of an onnx ModelProto; `folder` takes temporary files."""
-    need("onnxruntime", "onnx")
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-
-    out = folder / "int8.onnx"
-    with _quiet():
-        quantize_static(
-            model,
-            str(out),
-            _Reader(calibration),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(QUANTISED),
-            nodes_to_exclude=[node.name for node in model.graph.node if not _gains(node)],
-            per_channel=True,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={
-                "ActivationSymmetric": True,
-                "WeightSymmetric": True,
-                "CalibTensorRangeSymmetric": True,
-                "QuantizeBias": False,
-            },
-        )
-    return need("onnx", "onnx").load(str(out))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """onnxruntime advises, at each call, a step that the tracer has done."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def _gains(node: Any) -> bool:
-    return is_layer(node) and not node.name.startswith(KEPT_FLOAT)
-
-
-class _Reader:
-    """The shape in which onnxruntime asks for calibration data."""
-
-    def __init__(self, calibration: Calibration):
-        self._left: Iterator[dict[str, np.ndarray]] = iter(calibration.inputs)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._left, None)

@@ -22,7 +22,6 @@ EXPORTED = "easyocc-nano"
 OPSET = 17
 PRECISIONS = ("fp32", "fp16", "int8")
 CALIBRATION_FRAMES = 32
-CALIBRATION_THREADS = 2
 
 
 def export_onnx(
@@ -110,11 +109,12 @@ def _at_precision(
         to_half(graph.graph)
     if calibrate is None:
         return graph, {"precision": precision}
-    from occ_core.inference.calibrate import read_calibration, to_int8
+    from occ_core.inference.calibrate import read_calibration
+    from occ_core.inference.int8 import to_int8
 
     remembering = _described_predictor(graph, record, folder) if config.memory_channels else None
     calibration = read_calibration(calibrate, frames, config, remembering)
-    return to_int8(graph, calibration, folder), {"precision": precision, "calibration": calibration.record}
+    return to_int8(graph, calibration.inputs), {"precision": precision, "calibration": calibration.record}
 
 
 def _described_predictor(graph: Any, record: dict[str, Any], folder: Path) -> Predictor:
@@ -122,12 +122,13 @@ def _described_predictor(graph: Any, record: dict[str, Any], folder: Path) -> Pr
     import onnx
 
     from occ_core.inference.backends.onnxruntime_backend import OnnxSession
+    from occ_core.inference.int8 import THREADS
 
     described = onnx.ModelProto()
     described.CopyFrom(graph)
     _describe(described, {METADATA_KEY: record})
     onnx.save(described, str(folder / "described.onnx"))
-    return Predictor(OnnxSession(folder / "described.onnx", CALIBRATION_THREADS))
+    return Predictor(OnnxSession(folder / "described.onnx", THREADS))
 
 
 def _describe(graph: Any, entries: dict[str, Any]) -> None:

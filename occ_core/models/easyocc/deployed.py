@@ -49,6 +49,9 @@ class Deployed(nn.Module):
         for parameter in model.to_class.parameters():  # height by height -> class by class
             by_height = parameter.data.unflatten(0, (config.grid_shape[2], -1))
             parameter.data = by_height.transpose(0, 1).flatten(0, 1).contiguous()
+        model.head[0] = _as_conv(cast(nn.Linear, model.head[0]))
+        for name in ("to_occupied", "to_class", "to_observed"):
+            setattr(model, name, _as_conv(getattr(model, name)))
 
     def forward(
         self,
@@ -74,7 +77,7 @@ class Deployed(nn.Module):
         if memory is not None and state is not None and then_from_now is not None:
             past = memory.moved(state, then_from_now)
         bev, kept = model.birds_eye(geometry, context, past)
-        answer = self._answer(bev.permute(0, 2, 3, 1), hazard, reached)
+        answer = self._answer(bev, hazard, reached)
         return answer if memory is None else (*answer, memory.state(kept))
 
     def _evidence(self, hazard_logits: Tensor, voxel_index: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,14 +96,17 @@ class Deployed(nn.Module):
         mean = F.avg_pool2d(ends_here, c.pillar_cells).reshape(1, pz, c.grid_shape[2] // pz, px, py).mean(dim=2)
         return 0.1 + mean.permute(0, 2, 3, 1).unsqueeze(-1)
 
-    def _answer(self, columns: Tensor, hazard: Tensor, reached: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _answer(self, bev: Tensor, hazard: Tensor, reached: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         model, free = self.model, self.model.config.classes.free_id
         x, y, heights = model.config.grid_shape
-        wide = model.head(columns)
-        classes = model.to_class(wide).reshape(1, x, y, -1, heights).argmax(dim=3).int()
+        wide = model.head(bev)
+        classes, logit, seen = (
+            layer(wide).permute(0, 2, 3, 1) for layer in (model.to_class, model.to_occupied, model.to_observed)
+        )
+        classes = classes.reshape(1, x, y, -1, heights).argmax(dim=3).int()
         threshold = model.threshold.index_select(0, classes.reshape(-1)).reshape(1, x, y, heights)
-        logit = model.to_occupied(wide) + model.trust * hazard
-        seen = model.to_observed(wide) + model.sight * (reached - 0.5)
+        logit = logit + model.trust * hazard
+        seen = seen + model.sight * (reached - 0.5)
         observed = torch.where(reached > 0, seen, torch.full((), NEVER)) > model.seen
         occupied = (logit > threshold) & observed
         classes = classes + (classes >= free).to(classes.dtype)
@@ -108,6 +114,13 @@ class Deployed(nn.Module):
         p = torch.sigmoid(logit)
         confidence = torch.where(occupied, p, 1 - p) * observed.float() * 255
         return labels.to(torch.uint8), confidence.to(torch.uint8), observed.float().to(torch.uint8)
+
+
+def _as_conv(linear: nn.Linear) -> nn.Conv2d:
+    """The same of channels that come before places; OpenVINO takes half of the time for it in int8."""
+    conv = nn.Conv2d(linear.in_features, linear.out_features, 1)
+    conv.weight.data, conv.bias = linear.weight.data[:, :, None, None].contiguous(), linear.bias
+    return conv
 
 
 def _gather(rows: Tensor, index: Tensor) -> Tensor:
