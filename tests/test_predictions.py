@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from occ_core.files import content_key, require_writable
 from occ_core.grid import OCC3D_GRID
 from occ_core.inference import predictor
 from occ_core.inference.predictions import MadeBy, lacking, made_by, model_key, save_prediction
+from occ_core.numba_cache import provide_numba_cache
 from occ_core.sources.open import frame_key, open_source
 from occ_core.training.cache import default_cache
 
@@ -41,10 +43,19 @@ def test_a_prediction_says_what_made_it_and_reads_as_before(tmp_path):
 def test_stale_predictions_are_refused(tmp_path, other, why):
     files = [tmp_path / f"{i}.npz" for i in range(3)]
     save_prediction(files[0], LABELS, None, OURS)
-    assert lacking(files, [OURS] * 3) == [False, True, True]
+    assert lacking(files, "model", lambda _: "images") == [False, True, True]
     save_prediction(files[1], LABELS, None, other)
     with pytest.raises(InvalidInput, match=rf"1\.npz: {why}.*--overwrite"):
-        lacking(files, [OURS] * 3)
+        lacking(files, "model", lambda _: "images")
+
+
+def test_a_folder_holds_one_model_but_frames_of_several_runs(tmp_path):
+    """Scene by scene with --scene: another model's predictions of other frames would be scored with ours."""
+    save_prediction(tmp_path / "earlier.npz", LABELS, None, MadeBy("model", "of another scene"))
+    (tmp_path / "._earlier.npz").write_bytes(b"Mac OS X")
+    assert lacking([tmp_path / "new.npz"], "model", lambda _: pytest.fail("nothing to compare")) == [True]
+    with pytest.raises(InvalidInput, match=r"earlier\.npz: was made by another model"):
+        lacking([tmp_path / "new.npz"], "another", lambda _: "images")
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "foreign"])
@@ -55,7 +66,7 @@ def test_a_damaged_prediction_is_made_anew(tmp_path, damage):
     half = len(data) // 2
     flipped = data[:half] + bytes([data[half] ^ 255]) + data[half + 1 :]
     path.write_bytes({"cut": data[:half], "empty": b"", "flipped": flipped, "foreign": b"no archive"}[damage])
-    assert made_by(path) is None and lacking([path], [OURS]) == [True]
+    assert made_by(path) is None and lacking([path], "model", lambda _: "images") == [True]
 
 
 def test_the_key_of_a_model_is_of_its_bytes_its_json_and_its_settings(tmp_path):
@@ -137,3 +148,18 @@ def test_require_writable(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotWrite, match="file/below: cannot be written"):
         require_writable(tmp_path / "file" / "below")
+
+
+def test_numba_finds_a_cache_where_neither_code_nor_home_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    environ = {"XDG_CACHE_HOME": str(tmp_path / "file" / "below")}
+    provide_numba_cache(tmp_path, environ)  # beside the code
+    assert "NUMBA_CACHE_DIR" not in environ
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for kept in ({"XDG_CACHE_HOME": str(tmp_path / "users")}, {"NUMBA_CACHE_DIR": "chosen"}):
+        before = dict(kept)
+        provide_numba_cache(tmp_path / "package", kept)
+        assert kept == before
+    provide_numba_cache(tmp_path / "package", environ)
+    assert os.path.isdir(environ["NUMBA_CACHE_DIR"]) and environ["NUMBA_CACHE_DIR"].startswith(str(tmp_path))

@@ -131,8 +131,11 @@ def predict(
         predictor.memory = None
     files = [out / f"{name}.npz" for name in source.names]
     model, reads_lidar = model_key(checkpoint, "alone" if alone else ""), predictor.lidar is not None
-    made_by = [MadeBy(model, frame_key(dataroot, source, i, reads_lidar)) for i in range(len(source))]
-    missing = [True] * len(files) if overwrite else lacking(files, made_by)
+
+    def images(index: int) -> str:
+        return frame_key(dataroot, source, index, reads_lidar)
+
+    missing = [True] * len(files) if overwrite else lacking(files, model, images)
     wanted = _until_the_last(missing, source.samples) if predictor.memory else missing
     for i, path in enumerate(track(files, description="predicting")):
         if wanted[i]:
@@ -142,7 +145,7 @@ def predict(
             except InvalidInput as error:
                 raise InvalidInput(f"{dataroot}, frame '{path.stem}': {error}") from error
             if missing[i]:
-                save_prediction(path, answer.labels, answer.observed, made_by[i])
+                save_prediction(path, answer.labels, answer.observed, MadeBy(model, images(i)))
     kept = len(files) - sum(missing)
     typer.echo(f"{len(files)} predictions in {out}" + (f", {kept} of them were there already" if kept else ""))
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ import numpy as np
 
 from occ_core.errors import InvalidInput
 from occ_core.files import write_atomically
+
+CURE = "choose another folder, or make all anew with --overwrite"
 
 
 class MadeBy(NamedTuple):
@@ -50,22 +53,27 @@ def made_by(path: Path) -> MadeBy | None:
         return None
 
 
-def lacking(files: list[Path], wanted: list[MadeBy]) -> list[bool]:
+def lacking(files: list[Path], model: str, images: Callable[[int], str]) -> list[bool]:
     """Which predictions have to be made; cut files are made anew.
 
+    Args:
+        files: of one folder, which may hold those of other frames, too.
+        model: hash of the one that predicts.
+        images: hash of what the frame of a number is read from; asked of predictions that are there.
+
     Raises:
-        InvalidInput: a file is of another model or of other images, or does not say.
+        InvalidInput: a file in the folder is of another model or of other images, or does not say.
     """
-    missing = []
-    for path, asked in zip(files, wanted, strict=True):
-        found = made_by(path)
-        if found is not None and found != asked:
-            why = "does not say which model made it" if not found.model else "was made by another model"
-            if found.model == asked.model:
-                why = "was made of other images than are here now"
-            raise InvalidInput(f"{path}: {why}; choose another folder, or make all anew with --overwrite")
-        missing.append(found is None)
-    return missing
+    there = {path: made_by(path) for folder in {path.parent for path in files} for path in sorted(folder.glob("*.npz"))}
+    for path, found in there.items():
+        if found is not None and found.model != model:
+            why = "was made by another model" if found.model else "does not say which model made it"
+            raise InvalidInput(f"{path}: {why}; {CURE}")
+    for number, path in enumerate(files):
+        found = there.get(path)
+        if found is not None and found.images != images(number):
+            raise InvalidInput(f"{path}: was made of other images than are here now; {CURE}")
+    return [there.get(path) is None for path in files]
 
 
 def model_key(path: Path, *settings: str) -> str:
