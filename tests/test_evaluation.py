@@ -144,7 +144,7 @@ def test_a_truth_without_lidar_mask_does_not_count_in_that_protocol():
     assert total.matrices["camera"].sum() == truth.labels.size and not total.matrices["camera_and_lidar"].any()
     assert np.isnan(total.report()["camera_and_lidar"]["iou"])
     total.add(truth_of(1), truth.labels)
-    assert total.warnings() == ["without mask in the truth, samples that do not count: 'camera and lidar' 1 of 2"]
+    assert total.warnings() == ["the truth lacks masks: 'camera and lidar' leaves out 1 of 2 samples"]
 
 
 def test_a_prediction_keeps_what_was_not_observed(tmp_path):

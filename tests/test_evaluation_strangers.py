@@ -140,7 +140,8 @@ def test_protocols_without_masks_have_no_numbers_and_one_line_says_so(tmp_path):
     result = CliRunner().invoke(app, ["eval", str(pred), str(tmp_path / "gts"), "--json", str(tmp_path / "out.json")])
     assert result.exit_code == 0, result.output
     assert result.output.count("warning") == 1
-    assert "samples that do not count: 'camera' 2 of 3, 'camera and lidar' 3 of 3" in " ".join(result.output.split())
+    line = "the truth lacks masks: 'camera' leaves out 2 of 3 samples, 'camera and lidar' leaves out 3 of 3 samples"
+    assert line in " ".join(result.output.split())
     report = json.loads((tmp_path / "out.json").read_text())
     assert report["camera_and_lidar"]["iou"] is None and report["camera_and_lidar"]["miou_17"] is None
     assert report["camera"]["iou"] == 100 and report["full"]["iou"] < 90  # the one sample with mask counts in `camera`

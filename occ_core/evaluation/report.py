@@ -81,11 +81,11 @@ class VoxelScores:
     def warnings(self) -> list[str]:
         """One line a reason why numbers may not be what they seem: masks that are not there, ids of another kind."""
         lacking = [
-            f"'{name.replace('_', ' ')}' {self.samples - n} of {self.samples}"
+            f"'{name.replace('_', ' ')}' leaves out {self.samples - n} of {self.samples} samples"
             for name, n in self.counted.items()
             if n < self.samples
         ]
-        masks = f"without mask in the truth, samples that do not count: {', '.join(lacking)}"
+        masks = f"the truth lacks masks: {', '.join(lacking)}"
         return [*([masks] if lacking else []), *self.free.warnings()]
 
 
