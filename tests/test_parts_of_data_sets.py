@@ -108,6 +108,25 @@ def test_cameras_are_read_whatever_the_lidar_file_is(tmp_path, how):
         source.sweeps_before(1, 2)
 
 
+def test_a_model_of_cameras_is_asked_without_the_lidar_file(tmp_path):
+    pytest.importorskip("torch")
+    from occ_core.inference.predictor import Predictor
+    from occ_core.models.easyocc.config import EasyOccConfig
+
+    class Seen:
+        config, cameras = EasyOccConfig(), None
+
+        def run(self, images, rig, missing):
+            self.images = images.copy()
+            return (np.zeros(self.config.grid_shape, np.uint8),) * 3
+
+    small_nuscenes.make(tmp_path)
+    damaged(tmp_path, "absent")
+    session = Seen()
+    Predictor(session).predict_frame(NuScenesSource(tmp_path)[0])
+    assert session.images.any()
+
+
 def test_a_sweep_is_read_once(tmp_path):
     small_nuscenes.make(tmp_path)
     frame = NuScenesSource(tmp_path)[0]

@@ -163,11 +163,12 @@ class Predictor:
         Args:
             sweeps: for a model with LiDAR, what the source's `sweeps_before` gives. None: the frame's own.
         """
-        if sweeps is None:
-            sweeps = [] if frame.lidar is None else [frame.lidar]
         cloud = None
-        if self.lidar is not None and sweeps:
-            cloud = lidar_points(sweeps, frame.stamp_ns, frame.world_from_ego, self.lidar.points)
+        if self.lidar is not None:  # else its file is not even read
+            if sweeps is None:
+                sweeps = [] if frame.lidar is None else [frame.lidar]
+            if sweeps:
+                cloud = lidar_points(sweeps, frame.stamp_ns, frame.world_from_ego, self.lidar.points)
         rig = frame.rig_at_stamps if self.moving_rig else frame.rig
         return self.predict(frame.images, rig, cloud, Moment.of(frame) if self.memory else None)
 
