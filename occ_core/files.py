@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,32 @@ def write_atomically(path: Path, data: bytes) -> None:
             raise
     except OSError as error:
         raise CannotWrite(f"{path}: cannot write {len(data)} bytes ({error.strerror or error})") from error
+
+
+def is_there(path: Path) -> bool:
+    """The file exists and is not empty."""
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def require_writable(folder: Path) -> None:
+    """Make the folder where it is absent, and raise CannotWrite if no file can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise CannotWrite(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
+def content_key(paths: Iterable[Path]) -> str:
+    """Hash of what files hold and are called, not of where they are or when they came there; absent ones are so."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        data = path.read_bytes() if path.is_file() else b""
+        digest.update(f"{path.name} {len(data)} ".encode() + data)
+    return digest.hexdigest()
 
 
 def remove(path: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import overload
 
 import numpy as np
 
@@ -49,6 +53,28 @@ class LidarSweep:
         return apply(self.ego_from_lidar, self.points_lidar_m)
 
 
+class _WhenAsked:
+    """A frame's sweep; where it is given as a function that reads it, it is read when it is first asked for.
+
+    Who works with cameras alone needs no LiDAR file: neither its bytes nor that it was downloaded.
+    """
+
+    @overload
+    def __get__(self, frame: None, owner: type) -> None: ...
+    @overload
+    def __get__(self, frame: Frame, owner: type) -> LidarSweep | None: ...
+    def __get__(self, frame: Frame | None, owner: type) -> LidarSweep | None:
+        if frame is None:  # dataclasses ask the class for the field's default
+            return None
+        given = frame.__dict__["_lidar"]
+        if callable(given):
+            given = frame.__dict__["_lidar"] = given()
+        return given
+
+    def __set__(self, frame: Frame, given: LidarSweep | Callable[[], LidarSweep] | None) -> None:
+        frame.__dict__["_lidar"] = given
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One moment.
@@ -60,7 +86,7 @@ class Frame:
         images: camera name -> RGB uint8 (height, width, 3); a camera without an image is absent.
         camera_stamp_ns: camera name -> time of its image.
         camera_world_from_ego: camera name -> (4, 4) ego pose at that time.
-        lidar: the sweep of this moment, if any.
+        lidar: the sweep of this moment, if any; given as a function that reads it, it is read when it is asked for.
         token: name of the sample, empty where there is none.
         scene: name of the scene or bag.
         is_placed: somebody said where the ego was; False: all poses are the identity, as if it stood still.
@@ -72,7 +98,7 @@ class Frame:
     images: dict[str, np.ndarray]
     camera_stamp_ns: dict[str, int]
     camera_world_from_ego: dict[str, np.ndarray]
-    lidar: LidarSweep | None = None
+    lidar: _WhenAsked = _WhenAsked()
     token: str = ""
     scene: str = ""
     is_keyframe: bool = field(default=True)
@@ -91,6 +117,15 @@ class Frame:
                 )
             if name not in self.camera_stamp_ns or name not in self.camera_world_from_ego:
                 raise InvalidInput(f"image of '{name}' has no stamp or no ego pose")
+
+    @cached_property
+    def images_key(self) -> str:
+        """Hash of what the images are, not of what they are called: 32 characters."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, image in sorted(self.images.items()):
+            digest.update(f"{name} {image.shape} ".encode())
+            digest.update(np.ascontiguousarray(image).data)
+        return digest.hexdigest()
 
     @property
     def rig_at_stamps(self) -> Rig:

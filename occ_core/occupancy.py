@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -27,6 +29,7 @@ class Occupancy:
         observed: bool (X, Y, Z). A cell that is not observed is neither free nor occupied.
         confidence: optional float32 (X, Y, Z), 0..1.
         mask_lidar: optional bool (X, Y, Z): observed by LiDAR; `observed` is then the cameras' mask.
+        is_masked: somebody said what the cameras observe; False: nobody did, and `observed` is every cell.
     """
 
     grid: VoxelGrid
@@ -35,6 +38,7 @@ class Occupancy:
     observed: np.ndarray
     confidence: np.ndarray | None = None
     mask_lidar: np.ndarray | None = None
+    is_masked: bool = True
 
     def __post_init__(self) -> None:
         if self.labels.shape != self.grid.shape or self.labels.dtype != np.uint8:
@@ -88,11 +92,11 @@ def pack_occ3d(occupancy: Occupancy, **extra: np.ndarray) -> bytes:
 
 
 def load_occ3d(path: Path, grid: VoxelGrid = OCC3D_GRID, taxonomy: Taxonomy = OCC3D) -> Occupancy:
-    """Read an Occ3D `labels.npz`.
+    """Read an Occ3D `labels.npz`. A mask that it lacks is unknown: see `is_masked` and `mask_lidar`.
 
     Raises:
         MissingInput: no such file.
-        CorruptInput: not an npz, a key is missing, or an array has the wrong shape, type or range.
+        CorruptInput: not an npz, no semantics, or an array has the wrong shape, type or range; masks are 0 or 1.
     """
     arrays = read_npz(path, grid)
     if "semantics" not in arrays:
@@ -100,31 +104,45 @@ def load_occ3d(path: Path, grid: VoxelGrid = OCC3D_GRID, taxonomy: Taxonomy = OC
     for key, array in arrays.items():
         if key in ("semantics", "mask_camera", "mask_lidar") and array.shape != grid.shape:
             raise CorruptInput(f"{path}: '{key}' has shape {array.shape}, the grid has {grid.shape}")
-    everywhere = np.ones(grid.shape, dtype=np.uint8)
+        if key.startswith("mask_") and (strange := array[(array != 0) & (array != 1)]).size:
+            raise CorruptInput(f"{path}: '{key}' holds {strange[0]}, a mask is 0 or 1")
+    camera, lidar = arrays.get("mask_camera"), arrays.get("mask_lidar")
     confidence = arrays.get("confidence")
     try:
         return Occupancy(
             grid,
             taxonomy,
             arrays["semantics"].astype(np.uint8),
-            arrays.get("mask_camera", everywhere).astype(bool),
+            np.ones(grid.shape, dtype=bool) if camera is None else camera.astype(bool),
             None if confidence is None else confidence.astype(np.float32),
-            arrays.get("mask_lidar", everywhere).astype(bool),
+            None if lidar is None else lidar.astype(bool),
+            is_masked=camera is not None,
         )
     except InvalidInput as error:
         raise CorruptInput(f"{path}: {error}") from error
 
 
+UNNAMED = "arr_0"
+"""What numpy calls an array that was saved without a name."""
+
+
 def read_npz(path: Path, grid: VoxelGrid) -> dict[str, np.ndarray]:
-    """All arrays of an npz that holds arrays of `grid`; bounded in size before memory is taken, never unpickling.
+    """All arrays of an npz that holds arrays of `grid`, or the UNNAMED one of an npy; bounded in size before memory is
+    taken, never unpickling.
 
     Raises:
         MissingInput, CorruptInput.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise MissingInput(f"{path}: no such file")
     limit = 16 * grid.cells + (1 << 20)  # float64 twice per cell is more than any array of ours
     try:
+        if path.suffix == ".npy":
+            with open(path, "rb") as file:
+                _require_bounded_array(file, path, UNNAMED, os.fstat(file.fileno()).st_size, limit)
+                file.seek(0)
+                return {UNNAMED: np.load(file, allow_pickle=False)}
         with zipfile.ZipFile(path) as archive:
             _require_bounded(archive, path, limit)
         with np.load(path, allow_pickle=False) as archive:
@@ -132,8 +150,8 @@ def read_npz(path: Path, grid: VoxelGrid) -> dict[str, np.ndarray]:
     except CorruptInput:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise a dozen types on damaged files
-        why = f"{type(error).__name__}: {shown(str(error), 300)}"
-        raise CorruptInput(f"{path}: not a readable npz file ({why})") from error
+        why, kind = f"{type(error).__name__}: {shown(str(error), 300)}", "npy" if path.suffix == ".npy" else "npz"
+        raise CorruptInput(f"{path}: not a readable {kind} file ({why})") from error
 
 
 def _require_bounded(archive: zipfile.ZipFile, path: Path, limit: int) -> None:
@@ -143,15 +161,18 @@ def _require_bounded(archive: zipfile.ZipFile, path: Path, limit: int) -> None:
         raise CorruptInput(f"{path}: holds {len(items)} arrays, limit {MAX_ARRAYS}")
     for item in items:
         name = shown(item.filename)
-        if item.file_size > limit:
-            raise CorruptInput(f"{path}: '{name}' holds {item.file_size} bytes, limit {limit}")
         if item.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile unpacks others unbounded
             raise CorruptInput(f"{path}: '{name}' is packed by method {item.compress_type}, not stored or deflated")
         with archive.open(item) as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(file)
-        if (needed := math.prod(shape) * dtype.itemsize) > item.file_size:
-            raise CorruptInput(
-                f"{path}: '{name}' is said to be {dtype} {shape}, {needed} bytes, and holds {item.file_size}"
-            )
+            _require_bounded_array(file, path, name, item.file_size, limit)
+
+
+def _require_bounded_array(file: IO[bytes], path: Path, name: str, size: int, limit: int) -> None:
+    """The same of one array of `size` bytes, whose header is read."""
+    if size > limit:
+        raise CorruptInput(f"{path}: '{name}' holds {size} bytes, limit {limit}")
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if (needed := math.prod(shape) * dtype.itemsize) > size:
+        raise CorruptInput(f"{path}: '{name}' is said to be {dtype} {shape}, {needed} bytes, and holds {size}")

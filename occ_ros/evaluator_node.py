@@ -196,7 +196,7 @@ class EvaluatorNode(Node):
             self._save(*self._to_save.popleft())
 
     def _save(self, stamp_ns: int, points: np.ndarray) -> None:
-        from occ_core.inference.predictor import save_prediction
+        from occ_core.inference.predictions import save_prediction
 
         folder = Path(self._values["predictions_dir"])
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,10 +8,11 @@ from typer.testing import CliRunner
 
 from occ_core.cli.main import app
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
-from occ_core.evaluation.report import VoxelScores, evaluate_folders, read_observed, read_prediction
+from occ_core.evaluation.predictions import read_observed, read_prediction
+from occ_core.evaluation.report import VoxelScores, evaluate_folders
 from occ_core.evaluation.voxel_iou import confusion_matrix, scores
 from occ_core.grid import OCC3D_GRID
-from occ_core.inference.predictor import save_prediction
+from occ_core.inference.predictions import save_prediction
 from occ_core.occupancy import Occupancy, save_occ3d
 from occ_core.taxonomy import OCC3D
 
@@ -136,11 +137,14 @@ def test_missing_and_broken_files_are_named(folders):
         evaluate_folders(path / "pred", path / "gts")
 
 
-def test_a_truth_without_lidar_mask_counts_as_seen_by_lidar_where_cameras_look():
+def test_a_truth_without_lidar_mask_does_not_count_in_that_protocol():
     truth = Occupancy(OCC3D_GRID, OCC3D, random_labels(0, OCC3D_GRID.shape), np.ones(OCC3D_GRID.shape, dtype=bool))
     total = VoxelScores()
     total.add(truth, truth.labels)
-    assert np.array_equal(total.matrices["camera"], total.matrices["camera_and_lidar"])
+    assert total.matrices["camera"].sum() == truth.labels.size and not total.matrices["camera_and_lidar"].any()
+    assert np.isnan(total.report()["camera_and_lidar"]["iou"])
+    total.add(truth_of(1), truth.labels)
+    assert total.warnings() == ["the truth lacks masks: 'camera and lidar' leaves out 1 of 2 samples"]
 
 
 def test_a_prediction_keeps_what_was_not_observed(tmp_path):

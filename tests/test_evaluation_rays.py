@@ -236,7 +236,9 @@ def test_command_line_says_why_there_is_no_ray_part(dataset, tmp_path):
     root, tokens = dataset
     (tmp_path / "gts").symlink_to(root / "gts")
     alone = tmp_path / "alone"
-    truth = Occupancy(OCC3D_GRID, OCC3D, np.full(OCC3D_GRID.shape, ROAD, np.uint8), np.ones(OCC3D_GRID.shape, bool))
+    labels = np.full(OCC3D_GRID.shape, FREE, np.uint8)
+    labels[:, :, 2] = ROAD
+    truth = Occupancy(OCC3D_GRID, OCC3D, labels, np.ones(OCC3D_GRID.shape, bool))
     save_occ3d(alone / "gts" / "scene-0001" / "token" / "labels.npz", truth)
     arguments = ["eval", str(alone / "gts"), str(alone / "gts"), "--json", str(tmp_path / "report.json")]
     result = CliRunner().invoke(app, arguments)
@@ -254,7 +256,8 @@ def test_scores_in_memory_and_in_two_processes_are_those_of_files(dataset, tmp_p
     rng, truths, predictions = np.random.default_rng(0), {}, {}
     for token in tokens:
         labels = random_grid(int(rng.integers(1000)), OCC3D_GRID, 0.02)
-        truths[token] = Occupancy(OCC3D_GRID, OCC3D, labels, rng.random(OCC3D_GRID.shape) < 0.5)
+        seen, hit = rng.random((2, *OCC3D_GRID.shape)) < 0.5
+        truths[token] = Occupancy(OCC3D_GRID, OCC3D, labels, seen, mask_lidar=hit)
         predictions[token] = np.where(rng.random(labels.shape) < 0.7, labels, FREE).astype(np.uint8)
         save_occ3d(tmp_path / "gts" / "scene-0001" / token / "labels.npz", truths[token])
         (tmp_path / "pred").mkdir(exist_ok=True)

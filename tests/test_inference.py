@@ -364,8 +364,17 @@ def test_command_line_predicts_exports_and_goes_on(tmp_path):
     first = tmp_path / "out" / f"{tokens[0]}.npz"
     first.unlink()
     stamp = (tmp_path / "out" / f"{tokens[1]}.npz").stat().st_mtime_ns
-    assert run.invoke(app, arguments).exit_code == 0
+    again = run.invoke(app, arguments)
+    assert again.exit_code == 0 and "2 predictions" in again.output and "1 of them were there" in again.output
     assert first.is_file() and (tmp_path / "out" / f"{tokens[1]}.npz").stat().st_mtime_ns == stamp
     assert run.invoke(app, ["eval", str(tmp_path / "out"), str(tmp_path / "set/gts")]).exit_code == 0
+    other = run.invoke(app, ["predict", str(checkpoint), *arguments[2:]])
+    assert isinstance(other.exception, InvalidInput) and "was made by another model" in str(other.exception)
+    image = next((tmp_path / "set/samples/CAM_FRONT").iterdir())
+    image.write_bytes(next((tmp_path / "set/samples/CAM_BACK").iterdir()).read_bytes())
+    other = run.invoke(app, arguments)
+    assert isinstance(other.exception, InvalidInput) and "of other images than are here now" in str(other.exception)
+    other = run.invoke(app, [*arguments, "--overwrite"])
+    assert other.exit_code == 0 and "already" not in other.output
     bad = run.invoke(app, ["predict", str(tmp_path / "no.onnx"), str(tmp_path / "set"), str(tmp_path / "out")])
     assert isinstance(bad.exception, OccError)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from occ_core.labels.make import TeacherChoice, make_labels
 from occ_core.labels.recipes import Recipe
 from occ_core.labels.store import LabelStore
 from occ_core.parallel import run_in_processes
+from occ_core.sources.nuscenes import NuScenesSource
 
 RECIPE = Recipe(past=1, future=1)
 ORACLE = TeacherChoice("oracle")
@@ -292,3 +294,21 @@ def test_ray_with_a_killed_worker_ends_with_the_same_bytes(city, undisturbed, tm
     assert not any(scene.error for scene in done)
     assert hashes(out) == hashes(undisturbed)
     assert json.loads((out / "store.json").read_text())["made_with"]["teacher"] == "oracle"
+
+
+def test_labels_of_another_data_set_with_the_same_names_are_refused(city, tmp_path):
+    """Same tokens, same calibration: corrupted images, or other truth for the teacher that knows it."""
+    one, out = ["scene-0001"], tmp_path / "labels"
+    shutil.copytree(city, tmp_path / "copy", copy_function=shutil.copy)
+    make_labels(city, out, RECIPE, ORACLE, scenes=one, show_progress=False)
+    assert make_labels(tmp_path / "copy", out, RECIPE, ORACLE, scenes=one, show_progress=False) == []
+    before = hashes(out)
+    token = LabelStore(out).samples[0][1]
+    source = NuScenesSource(tmp_path / "copy", scenes=one)
+    for path in (source.files(0)[1], tmp_path / "copy/truth/scene-0001" / token / "CAM_FRONT.npz"):
+        data = path.read_bytes()
+        path.write_bytes(data + b"\0")
+        with pytest.raises(InvalidInput, match=f"scene-0001, sample '{token}' was made of other files"):
+            make_labels(tmp_path / "copy", out, RECIPE, ORACLE, scenes=one, show_progress=False)
+        path.write_bytes(data)
+    assert hashes(out) == before

@@ -73,7 +73,7 @@ DAMAGE = {
 def test_a_damaged_file_is_named(small, name, text, message):
     (small / "sequences/03" / name).write_bytes(text.encode("latin-1"))
     with pytest.raises((CorruptInput, MissingInput), match=message):
-        SemanticKittiSource(small)[0]
+        _ = SemanticKittiSource(small)[0].lidar
 
 
 def test_what_is_not_there_is_named(small):

@@ -1,6 +1,7 @@
 """nuScenes source on real sets and on a small written one, damaged in every way."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -178,7 +179,7 @@ def test_missing_and_broken_sensor_files(small):
         source[1]
     first.write_bytes(third.read_bytes())
     with pytest.raises(CorruptInput, match=f"{cloud.name}.*3997 bytes"):
-        source[0]
+        _ = source[0].lidar
 
 
 def test_version_and_scene_must_exist(small, tmp_path):
@@ -190,6 +191,6 @@ def test_version_and_scene_must_exist(small, tmp_path):
         NuScenesSource(small, scenes=["scene-9"])
     with pytest.raises(MissingInput, match="v1.0-test: no such folder"):
         NuScenesSource(small, version="v1.0-test")
-    (small / "v1.0-test").mkdir()
+    shutil.copytree(small / "v1.0-mini", small / "v1.0-test")
     with pytest.raises(InvalidInput, match="several versions"):
         NuScenesSource(small)

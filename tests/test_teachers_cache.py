@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from teacher_fixtures import make_frame
 
-from occ_core.errors import CannotWrite
-from occ_core.frame import Frame
+from occ_core.frame import Frame, LidarSweep
 from occ_core.taxonomy import OCC3D
-from occ_core.teachers.base import UNKNOWN, ClassMap, DepthMap
+from occ_core.teachers.base import UNKNOWN, ClassMap, DepthMap, seen_key
 from occ_core.teachers.cache import CachedClasses, CachedDepth, decode_depth, encode_depth
+from occ_core.teachers.completed import CompletedDepth
+from occ_core.teachers.lidar import LidarClasses, LidarDepth
 from occ_core.teachers.load import load_teachers
 
 IMAGES = {"A": np.zeros((40, 60, 3), np.uint8), "B": np.zeros((30, 50, 3), np.uint8)}
@@ -118,10 +119,77 @@ def test_a_broken_file_is_made_anew(tmp_path, damage):
     assert not [p for p in tmp_path.rglob("*") if p.suffix == ".tmp"]
 
 
-def test_a_cache_that_cannot_be_written_says_so(tmp_path):
+def test_a_cache_that_cannot_be_written_says_so_once_and_goes_on(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CannotWrite):
-        CachedDepth(Teacher(), tmp_path / "file").depth(make_frame(IMAGES))
+    teacher, frame = Teacher(), make_frame(IMAGES)
+    cached = CachedDepth(teacher, tmp_path / "file")
+    assert same(cached.depth(frame), CachedDepth(Teacher(), tmp_path / "good").depth(frame))
+    cached.depth(frame)
+    assert teacher.asked == 2
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "not kept" in message and str(tmp_path / "file") in message
+
+
+@pytest.mark.parametrize("kind", ["classes", "depth"])
+def test_other_images_of_the_same_name_are_asked_anew(tmp_path, kind):
+    """nuScenes-C and the like: same tokens, same calibration, other images."""
+    teacher = Teacher()
+    cached = (CachedClasses if kind == "classes" else CachedDepth)(teacher, tmp_path)
+    changed = {name: image.copy() for name, image in IMAGES.items()}
+    changed["A"][0, 0, 0] ^= 1
+    for images in (IMAGES, changed, {name: image.copy() for name, image in IMAGES.items()}, changed):
+        getattr(cached, kind)(make_frame(images))
+    assert teacher.asked == 2
+
+
+class Knowing(Teacher):
+    """Reads a file and an array beside the images."""
+
+    def __init__(self, path, array) -> None:
+        super().__init__()
+        self.path, self.array = path, array
+
+    def reads(self, frame: Frame) -> list:
+        return [self.path, self.array]
+
+
+def test_what_else_a_teacher_reads_is_part_of_the_key(tmp_path):
+    path, array, frame = tmp_path / "known.bin", np.arange(3.0), make_frame(IMAGES)
+    keys = [seen_key(Teacher(), frame), seen_key(Knowing(path, array), frame)]
+    for data in (b"one", b"two"):
+        path.write_bytes(data)
+        keys.append(seen_key(Knowing(path, array), frame))
+    keys.append(seen_key(Knowing(path, array + 1), frame))
+    assert len(set(keys)) == 5
+    path.touch()
+    assert seen_key(Knowing(path, array + 1), frame) == keys[-1]  # a copied data set is the same data set
+    completed = CompletedDepth(CachedDepth(Knowing(path, array), tmp_path), Teacher())
+    assert seen_key(completed, frame) == seen_key(Knowing(path, array), frame) != seen_key(Teacher(), frame)
+
+
+def test_the_lidar_teachers_keys_change_with_points_poses_and_labels(tmp_path):
+    sweep = LidarSweep(
+        np.ones((4, 3), np.float32), np.ones(4, np.float32), np.ones(4, np.int32), np.eye(4), 0, np.eye(4)
+    )
+    moved = np.eye(4)
+    moved[0, 3] = 1
+    frames = [
+        dataclasses.replace(make_frame(IMAGES), lidar=s)
+        for s in (
+            sweep,
+            dataclasses.replace(sweep, points_lidar_m=2 * sweep.points_lidar_m),
+            dataclasses.replace(sweep, world_from_ego=moved),
+        )
+    ]
+    assert len({seen_key(LidarDepth(), frame) for frame in frames}) == 3
+    assert len({seen_key(LidarClasses(tmp_path, OCC3D), frame) for frame in frames}) == 1  # it says nothing
+    path = tmp_path / "sequences" / frames[0].scene / "labels" / f"{frames[0].token}.label"
+    path.parent.mkdir(parents=True)
+    keys = []
+    for label in (10, 40):
+        path.write_bytes(np.full(4, label, "<u4").tobytes())
+        keys.append(seen_key(LidarClasses(tmp_path, OCC3D), frames[0]))
+    assert keys[0] != keys[1]
 
 
 def test_loading_with_a_cache(tmp_path):

@@ -370,5 +370,3 @@ def test_the_same_sample_may_not_train_and_validate(tmp_path, monkeypatch):
     config = TrainingConfig(model=SMALL, data=(tmp_path,), validation=(tmp_path,), nano={"threshold_scenes": 0})
     with pytest.raises(InvalidInput, match="in training and validation"):
         nano.open_data(config)
-    with pytest.raises(InvalidInput, match="validation_scenes"):
-        nano.open_data(TrainingConfig(model=SMALL, data=(tmp_path,), validation_scenes=5))

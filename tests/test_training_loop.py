@@ -278,7 +278,7 @@ def test_labels_of_a_store_are_named_in_the_record(data, tmp_path):
     assert labels.pop("made_with") and labels == {"folder": "pseudo", **made_with}
     with pytest.raises(InvalidInput, match="none of the 1 held-out scenes has labels in 'empty'"):
         (tmp_path / "set/empty").mkdir()
-        loop.train(tiny.run_config(tmp_path / "set", validation_labels="empty"), tmp_path / "out")
+        loop.train(tiny.run_config(tmp_path / "set", validation_labels="empty"), tmp_path / "other")
 
 
 def test_ctrl_c_reaches_workers_harmlessly_and_the_run_goes_on(data, tmp_path, monkeypatch):

@@ -133,7 +133,7 @@ def test_settings_that_do_not_fit_data_or_machine_are_named(data, tmp_path):
     cases = [
         ({"labels": stored()}, r"shape \[200, 200, 16\].*the model's is .*shape \[20, 20, 2\]"),
         ({"data": ()}, "no training data"),
-        ({"validation_scenes": 3}, "no scene is left to train on: 3 in the data"),
+        ({"validation_scenes": ("scene-0001", "scene-0002", "scene-0003")}, "no scene is left to train on of 3"),
         ({"validation": (data,)}, "in training and validation"),
         ({"model": tiny.TinyConfig(needs=("labels", "depth_m"))}, "need depth_m, which a teacher gives"),
         ({"precision": "fp16"}, "'fp16' needs device 'cuda'"),

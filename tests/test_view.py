@@ -20,7 +20,7 @@ from occ_core.cli.main import app
 from occ_core.errors import CannotWrite, MissingInput
 from occ_core.geometry import pose
 from occ_core.grid import OCC3D_GRID
-from occ_core.inference.predictor import save_prediction
+from occ_core.inference.predictions import save_prediction
 from occ_core.occupancy import Occupancy
 from occ_core.show.moments import Moments
 from occ_core.sources.open import open_source

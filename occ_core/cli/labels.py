@@ -29,6 +29,9 @@ app = typer.Typer(
 
 STORE = Annotated[Path, typer.Argument(metavar="STORE", help="Folder from `occ labels make`.")]
 DATAROOT = Annotated[Path, typer.Argument(help="Data set in nuScenes layout that the labels are of.")]
+VERSION = Annotated[
+    str | None, typer.Option(help="Table folder of the data set, such as v1.0-mini; default: the only one there is.")
+]
 SCENE = Annotated[list[str] | None, typer.Option(help="Only this scene; may be repeated.")]
 
 
@@ -55,6 +58,7 @@ def make(
     ] = 0,
     gpus: Annotated[float, typer.Option(help="Ray only: share of a GPU that the teachers of one scene take.")] = 0.0,
     scene: SCENE = None,
+    version: VERSION = None,
     sweeps: Annotated[
         bool, typer.Option("--sweeps", help="Use what lies between keyframes, too; windows then count all frames.")
     ] = False,
@@ -89,7 +93,16 @@ def make(
     choice = TeacherChoice(teacher, weights, device, seed, cache)
     try:
         done = make_labels(
-            dataroot, out, load_recipe(recipe), choice, engine, workers, scenes=scene, sweeps=sweeps, gpus=gpus
+            dataroot,
+            out,
+            load_recipe(recipe),
+            choice,
+            engine,
+            workers,
+            scenes=scene,
+            sweeps=sweeps,
+            gpus=gpus,
+            version=version,
         )
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
@@ -185,6 +198,7 @@ def show(
     dataroot: DATAROOT,
     out: Annotated[Path, typer.Option(help="Folder for the pictures and the recording.")] = Path("labels-view"),
     scene: SCENE = None,
+    version: VERSION = None,
     pictures: Annotated[int, typer.Option(help="At most this many pictures, spread over the scenes.", min=0)] = 4,
     recording: Annotated[bool, typer.Option(help="Write a rerun recording of every sample.")] = True,
     maps: Annotated[bool, typer.Option(help="Ask the store's teachers for class maps and depths.")] = True,
@@ -209,7 +223,7 @@ def show(
         teachers = load_teachers(
             made_with["teacher"], dataroot, labels.taxonomy, weights, device, made_with["seed"], cache
         )
-    for path in show_labels(labels, dataroot, out, scene, pictures, recording, teachers):
+    for path in show_labels(labels, dataroot, out, scene, pictures, recording, teachers, version):
         typer.echo(path)
 
 
@@ -218,6 +232,7 @@ def score(
     store: STORE,
     dataroot: DATAROOT,
     scene: SCENE = None,
+    version: VERSION = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
 ) -> None:
     """Score labels against exact truth (DATAROOT/gts) and against LiDAR points, whichever the data set has.
@@ -236,10 +251,14 @@ def score(
     with Progress(transient=True) as progress:
         task = progress.add_task("scoring", total=None)
         report = score_store(
-            store, dataroot, scene, lambda done, total: progress.update(task, completed=done, total=total)
+            store, dataroot, scene, lambda done, total: progress.update(task, completed=done, total=total), version
         )
     if json_file is not None:
         write_report(json_file, report)
     for table in tables_of(report):
         Console().print(table)
+    for line in report.get("warnings", []):
+        typer.echo(f"warning: {line}")
     typer.echo(f"{report['samples']} labels" + (f", {report['lacking']} not there yet" if report["lacking"] else ""))
+    if report["sweeps_missing"]:
+        typer.echo(f"not scored against LiDAR: {report['sweeps_missing']}, whose sweep is missing or empty")

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+VERSION = Annotated[
+    str | None, typer.Option(help="Table folder of nuScenes layout, such as v1.0-mini; default: the only one there is.")
+]
 
 
 def train(
@@ -25,6 +30,7 @@ def train(
     cache: Annotated[
         Path | None, typer.Option(help="Folder for decoded data and teachers' maps. Default: in the user's cache.")
     ] = None,
+    version: VERSION = None,
     validation_labels: Annotated[
         str | None, typer.Option(help="Folder of labels to score with, where --labels are pseudo-labels.")
     ] = None,
@@ -32,9 +38,12 @@ def train(
         str | None, typer.Option(help="Who gives class maps and depth to losses on pixels, such as `realistic`.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that read data, instead of the config's.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps, instead of the config's.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser steps of all phases together, shared as the config has them.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads, instead of the config's.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/last.safetensors.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the run that OUT holds.")] = False,
 ) -> None:
     """Train a model of any kind: on labels in Occ3D format, on the images themselves, or on both.
 
@@ -42,7 +51,8 @@ def train(
     SemanticKITTI (`sequences/`); EasyOcc nano takes nuScenes layout only.
 
     Writes OUT/model.safetensors with a json beside it (what the model is and how it was trained), OUT/last.safetensors
-    to resume from, and OUT/log.csv. Ctrl-C saves first. Example:
+    to resume from, and OUT/log.csv. Ctrl-C saves first. A folder that holds a run is refused, unless --resume goes on
+    with it or --overwrite removes it. Example:
 
         occ train config/easyocc_nano.yaml --data city --out runs/nano
 
@@ -53,8 +63,9 @@ def train(
     from occ_core.errors import need
 
     need("torch", "torch")
-    from occ_core.training.config import load_config
+    from occ_core.training.config import load_config, with_steps
     from occ_core.training.loop import train as run
+    from occ_core.training.state import recorded_steps
 
     settings = load_config(
         config,
@@ -63,13 +74,15 @@ def train(
         labels=labels,
         validation_labels=validation_labels,
         teacher=teacher,
+        version=version,
         cache=cache,
         workers=workers,
-        steps=steps,
         threads=threads,
     )
+    if steps is not None:
+        settings = with_steps(settings, steps, recorded_steps(out) if resume else None)
     try:
-        path = run(settings, out, resume)
+        path = run(settings, out, resume, overwrite)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     if os.environ.get("RANK", "0") == "0":  # torchrun starts several
@@ -81,6 +94,7 @@ def predict(
     dataroot: Annotated[Path, typer.Argument(help="Data set in nuScenes layout, ROS 2 bag or SemanticKITTI.")],
     out: Annotated[Path, typer.Argument(help="Folder for one <token>.npz a frame (key: pred).")],
     scene: Annotated[list[str] | None, typer.Option(help="Only this scene; may be repeated.")] = None,
+    version: VERSION = None,
     backend: Annotated[
         str, typer.Option(help="auto (fastest installed), torch, torch-compiled, onnxruntime, openvino or tensorrt.")
     ] = "auto",
@@ -88,12 +102,14 @@ def predict(
     alone: Annotated[
         bool, typer.Option("--alone", help="A model with memory: each frame as if it were the first.")
     ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make anew what OUT already holds.")] = False,
 ) -> None:
     """Predict the voxels of every keyframe of a data set, or of every frame of a ROS 2 bag or of SemanticKITTI.
 
     A model with memory meets the frames of a scene in turn, those again that come before one that is missing in OUT.
     A file is named by the sample's token; of SemanticKITTI <scene>_<token>, and of a bag's frames that have no token
-    <bag>_<stamp in ns>. Frames that OUT already holds are skipped, so an interrupted run goes on. Examples:
+    <bag>_<stamp in ns>. Frames that OUT already holds are kept, so an interrupted run goes on; files
+    of another model, of other images, or that do not say, are refused: choose another folder, or --overwrite. Examples:
 
         occ predict runs/nano/model.safetensors city predictions
 
@@ -103,17 +119,23 @@ def predict(
 
     from occ_core.errors import InvalidInput
     from occ_core.frame import FULL_INTENSITY
-    from occ_core.inference.predictor import Predictor, save_prediction
-    from occ_core.sources.open import open_source
+    from occ_core.inference.predictions import MadeBy, lacking, model_key, save_prediction
+    from occ_core.inference.predictor import Predictor
+    from occ_core.sources.open import frame_key, open_source
 
     predictor = Predictor.load(checkpoint, backend, threads)
     intensity_max = predictor.lidar.intensity_max if predictor.lidar else FULL_INTENSITY
-    source = open_source(dataroot, scene or None, intensity_max)
+    source = open_source(dataroot, scene or None, intensity_max, version)
     out.mkdir(parents=True, exist_ok=True)
     if alone:
         predictor.memory = None
     files = [out / f"{name}.npz" for name in source.names]
-    missing = [not path.exists() for path in files]
+    model, reads_lidar = model_key(checkpoint, "alone" if alone else ""), predictor.lidar is not None
+
+    def images(index: int) -> str:
+        return frame_key(dataroot, source, index, reads_lidar)
+
+    missing = [True] * len(files) if overwrite else lacking(files, model, images)
     wanted = _until_the_last(missing, source.samples) if predictor.memory else missing
     for i, path in enumerate(track(files, description="predicting")):
         if wanted[i]:
@@ -123,8 +145,9 @@ def predict(
             except InvalidInput as error:
                 raise InvalidInput(f"{dataroot}, frame '{path.stem}': {error}") from error
             if missing[i]:
-                save_prediction(path, answer.labels, answer.observed)
-    typer.echo(f"{len(source)} predictions in {out}")
+                save_prediction(path, answer.labels, answer.observed, MadeBy(model, images(i)))
+    kept = len(files) - sum(missing)
+    typer.echo(f"{len(files)} predictions in {out}" + (f", {kept} of them were there already" if kept else ""))
 
 
 def _until_the_last(missing: list[bool], samples: list[tuple[str, str]]) -> list[bool]:
@@ -135,7 +158,11 @@ def _until_the_last(missing: list[bool], samples: list[tuple[str, str]]) -> list
 
 def evaluate(
     predictions: Annotated[
-        Path, typer.Argument(metavar="PRED", help="Folder of <token>.npz, or of <scene>/<token>/labels.npz.")
+        Path,
+        typer.Argument(
+            metavar="PRED",
+            help="Folder of <token>.npz or .npy, <scene>/<token>/labels.npz or pred.npz, or SemanticKITTI's .label.",
+        ),
     ],
     truths: Annotated[
         Path | None,
@@ -151,6 +178,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Data set in nuScenes layout that has the LiDAR's poses, for RayIoU. Default: beside GTS."),
     ] = None,
+    version: VERSION = None,
     json: Annotated[Path | None, typer.Option(help="Also write the scores to this file.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes; pays from some hundred samples on.")] = 1,
 ) -> None:
@@ -173,36 +201,40 @@ def evaluate(
         raise MissingInput("nothing to score against: give GTS, a folder of true voxels, or --lidar DATA, or both")
     if truths is None and data is not None:
         raise MissingInput("--data is for RayIoU, which needs true voxels: give GTS, too")
-    report = {} if truths is None else _against_voxels(predictions, truths, data, workers)
+    report = {} if truths is None else _against_voxels(predictions, truths, data, version, workers)
     if lidar is not None:
-        report |= {"lidar": _against_lidar(predictions, lidar, workers)}
+        report |= {"lidar": _against_lidar(predictions, lidar, version, workers)}
     if json is not None:
         write_report(json, report)
 
 
-def _against_voxels(predictions: Path, truths: Path, data: Path | None, workers: int) -> dict[str, Any]:
+def _against_voxels(
+    predictions: Path, truths: Path, data: Path | None, version: str | None, workers: int
+) -> dict[str, Any]:
     """The report of every protocol that needs true voxels, printed."""
     from rich.console import Console
     from rich.progress import Progress
 
     from occ_core.errors import MissingPackage, OccError, need
+    from occ_core.evaluation.predictions import prediction_files
     from occ_core.evaluation.ray_iou import ray_origins
-    from occ_core.evaluation.report import evaluate_folders, prediction_files, table
+    from occ_core.evaluation.report import evaluate_folders, table
     from occ_core.evaluation.ssc import evaluate_voxels, holds_voxels
 
     if holds_voxels(truths):
         ssc, samples = evaluate_voxels(predictions, truths)
+        warnings = ssc.pop("warnings", [])
         for name, found in ssc.items():
             numbers = ", ".join(f"{key} {found[key]:.2f}" for key in ("precision", "recall", "iou", "miou_19"))
             typer.echo(f"{name:>5}: {numbers}")
-        typer.echo(f"{samples} samples")
-        return {"ssc": ssc}
+        _say(warnings, samples)
+        return {"ssc": ssc} | ({"warnings": warnings} if warnings else {})
     origins = no_rays = None
     with Progress(transient=True) as progress:
         task = progress.add_task("LiDAR poses", total=None)
         try:
             need("numba", "world")
-            origins = ray_origins(data or truths.resolve().parent, prediction_files(predictions))
+            origins = ray_origins(data or truths.resolve().parent, prediction_files(predictions), version)
         except OccError as error:
             if data is not None:
                 raise
@@ -219,11 +251,17 @@ def _against_voxels(predictions: Path, truths: Path, data: Path | None, workers:
     if no_rays is not None:
         hint = "" if isinstance(no_rays, MissingPackage) else "; --data DATAROOT names a data set that has LiDAR poses"
         typer.echo(f"no RayIoU: {no_rays}{hint}")
-    typer.echo(f"{samples} samples")
+    _say(report.get("warnings", []), samples)
     return report
 
 
-def _against_lidar(predictions: Path, data: Path, workers: int) -> dict[str, Any]:
+def _say(warnings: Sequence[str], samples: int) -> None:
+    for line in warnings:
+        typer.echo(f"warning: {line}")
+    typer.echo(f"{samples} samples")
+
+
+def _against_lidar(predictions: Path, data: Path, version: str | None, workers: int) -> dict[str, Any]:
     """The report of the LiDAR-ray score, printed."""
     from rich.console import Console
     from rich.progress import Progress
@@ -233,7 +271,7 @@ def _against_lidar(predictions: Path, data: Path, workers: int) -> dict[str, Any
     with Progress(transient=True) as progress:
         task = progress.add_task("LiDAR rays", total=None)
         scores = score_lidar_rays(
-            predictions, data, lambda done, total: progress.update(task, completed=done, total=total), workers
+            predictions, data, lambda done, total: progress.update(task, completed=done, total=total), workers, version
         )
     Console().print(lidar_table(scores))
     for line in summary(scores):
@@ -251,6 +289,7 @@ def export(
         Path | None, typer.Option(help="ROS 2 bag or data set, of a robot like those that will run it.")
     ] = None,
     frames: Annotated[int, typer.Option(help="Frames of --calibrate, evenly spread.", min=1)] = 32,
+    version: VERSION = None,
 ) -> None:
     """Export a checkpoint to ONNX, for deployment without torch.
 
@@ -263,4 +302,4 @@ def export(
     """
     from occ_core.inference.export import export_onnx
 
-    typer.echo(f"wrote {export_onnx(checkpoint, out, precision, calibrate, frames)}")
+    typer.echo(f"wrote {export_onnx(checkpoint, out, precision, calibrate, frames, version)}")

@@ -15,6 +15,9 @@ def view(
     data: Annotated[
         Path | None, typer.Option(help="What PRED are predictions of: nuScenes layout, SemanticKITTI, or ROS 2 bag.")
     ] = None,
+    version: Annotated[
+        str | None, typer.Option(help="Table folder of --data in nuScenes layout; default: the only one there is.")
+    ] = None,
     truth: Annotated[Path | None, typer.Option(help="Folder of labels to show instead of the data set's own.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures and the recording.")] = Path("view"),
     pictures: Annotated[int, typer.Option(help="At most this many pictures, spread over the scenes.", min=0)] = 4,
@@ -41,7 +44,7 @@ def view(
     """
     from occ_core.show.moments import Moments, write_pictures
 
-    moments = Moments(path, data, truth)
+    moments = Moments(path, data, truth, version)
     if not foxglove:
         for written in write_pictures(moments, out, pictures, recording):
             typer.echo(written)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, need
-from occ_core.evaluation.report import prediction_files, read_prediction
+from occ_core.evaluation.predictions import prediction_files, read_prediction
 from occ_core.frame import Frame
 from occ_core.geometry import apply, inverse
 from occ_core.grid import OCC3D_GRID, SEMANTIC_KITTI_VOXELS, VoxelGrid
@@ -184,6 +184,7 @@ def score_lidar_rays(
     data: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
     workers: int = 1,
+    version: str | None = None,
 ) -> dict[str, Any]:
     """Score every frame of a data set that has a prediction. See `prediction_files` for what a folder may hold.
 
@@ -191,6 +192,7 @@ def score_lidar_rays(
         data: what `open_source` opens; of nuScenes layout, keyframes. Its kind says grid and classes: SemanticKITTI's
             own, else Occ3D's.
         workers: processes.
+        version: table folder of nuScenes layout.
 
     Returns:
         as LidarRayScores.report, with `frames_without_prediction` and `predictions_without_frame`.
@@ -203,7 +205,7 @@ def score_lidar_rays(
         raise InvalidInput(f"workers must be 1 or more, got {workers}")
     need("numba", "world")
     predictions = Path(predictions)
-    known, source = prediction_files(predictions), open_source(data)
+    known, source = prediction_files(predictions), open_source(data, version=version)
     files = _files_of(predictions, known, source)
     if not files:
         raise MissingInput(

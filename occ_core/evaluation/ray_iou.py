@@ -45,12 +45,15 @@ def ray_directions() -> np.ndarray:
     return np.stack([np.cos(pitch) * np.cos(azimuth), np.cos(pitch) * np.sin(azimuth), np.sin(pitch)], axis=1)
 
 
-def ray_origins(dataroot: Path | NuScenesTables, tokens: Iterable[str]) -> dict[str, np.ndarray]:
+def ray_origins(
+    dataroot: Path | NuScenesTables, tokens: Iterable[str], version: str | None = None
+) -> dict[str, np.ndarray]:
     """Where the rays of each sample start: where the LiDAR is at the keyframes of its scene.
 
     Args:
         dataroot: data set in nuScenes layout; no sensor file of it is read.
         tokens: of the samples.
+        version: table folder, as of NuScenesTables.
 
     Returns:
         sample token -> float64 (1..8, 3), metres in the ego frame of the sample's LiDAR sweep.
@@ -59,7 +62,7 @@ def ray_origins(dataroot: Path | NuScenesTables, tokens: Iterable[str]) -> dict[
         MissingInput: no such data set, or a sample that is not in it or has no LiDAR sweep. CorruptInput.
         MissingPackage: without nuscenes-devkit.
     """
-    tables = dataroot if isinstance(dataroot, NuScenesTables) else NuScenesTables(dataroot)
+    tables = dataroot if isinstance(dataroot, NuScenesTables) else NuScenesTables(dataroot, version)
     wanted, found = set(tokens), {}
     for scene in tables.scenes:
         if wanted.isdisjoint(token for token, _ in tables.samples(scene)):

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
+from occ_core.evaluation.predictions import prediction_files, read_prediction, visible
 from occ_core.evaluation.ray_iou import THRESHOLDS_M, RayScores
+from occ_core.evaluation.suspicions import FreeCells, other_axes
 from occ_core.evaluation.voxel_iou import confusion_matrix, scores
 from occ_core.grid import OCC3D_GRID, VoxelGrid
-from occ_core.occupancy import Occupancy, load_occ3d, read_npz
+from occ_core.occupancy import Occupancy, load_occ3d
 from occ_core.parallel import Step, run_in_processes
 from occ_core.taxonomy import OCC3D, Taxonomy
 
@@ -24,41 +26,67 @@ PROTOCOLS = {
     "camera_and_lidar": "cells that a camera and the LiDAR observe",
     "full": "all cells; what nobody observed counts as free",
 }
+AXES_SAMPLES = 16
+"""At most so many samples, evenly chosen, are tried with other axes."""
+
+
+def protocol_masks(truth: Occupancy) -> dict[str, np.ndarray]:
+    """The cells that count, bool (X, Y, Z), of each protocol whose masks the truth has."""
+    masks = {"full": np.ones_like(truth.observed)}
+    if truth.is_masked:
+        masks["camera"] = truth.observed
+    if truth.is_masked and truth.mask_lidar is not None:
+        masks["camera_and_lidar"] = truth.observed & truth.mask_lidar
+    return masks
 
 
 class VoxelScores:
-    """One confusion matrix a protocol, summed over all samples."""
+    """One confusion matrix a protocol, summed over all samples that have its masks."""
 
     def __init__(self, taxonomy: Taxonomy = OCC3D):
         self.taxonomy = taxonomy
         self.samples = 0
+        self.counted = dict.fromkeys(PROTOCOLS, 0)  # samples of each protocol
+        self.free = FreeCells(taxonomy)
         self.matrices = {name: np.zeros((len(taxonomy), len(taxonomy)), dtype=np.int64) for name in PROTOCOLS}
 
     def add(self, truth: Occupancy, predicted: np.ndarray) -> None:
         """Count one sample.
 
         Args:
-            truth: with `observed` as the cameras' mask, and `mask_lidar`.
+            truth: with `observed` as the cameras' mask, and `mask_lidar`; protocols whose masks it lacks stay as they
+                are.
             predicted: uint8 (X, Y, Z) class ids.
         """
-        lidar = truth.observed if truth.mask_lidar is None else truth.mask_lidar
-        everywhere = np.ones_like(truth.observed)
-        masks = {"camera": truth.observed, "camera_and_lidar": truth.observed & lidar, "full": everywhere}
-        classes = len(self.taxonomy)
+        masks, classes = protocol_masks(truth), len(self.taxonomy)
         added = {name: confusion_matrix(truth.labels, predicted, mask, classes) for name, mask in masks.items()}
         for name, matrix in added.items():
             self.matrices[name] += matrix
+            self.counted[name] += 1
+        self.free.add(added["full"])
         self.samples += 1
 
     def merge(self, other: VoxelScores) -> None:
         """Count all that `other` counted."""
         for name, matrix in other.matrices.items():
             self.matrices[name] += matrix
+            self.counted[name] += other.counted[name]
+        self.free.merge(other.free)
         self.samples += other.samples
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """{protocol: {iou, miou_17, miou_15, per_class}} in percent."""
+        """{protocol: {iou, miou_17, miou_15, per_class}} in percent; NaN and None where no sample has its masks."""
         return {name: scores(matrix, self.taxonomy) for name, matrix in self.matrices.items()}
+
+    def warnings(self) -> list[str]:
+        """One line a reason why numbers may not be what they seem: masks that are not there, ids of another kind."""
+        lacking = [
+            f"'{name.replace('_', ' ')}' leaves out {self.samples - n} of {self.samples} samples"
+            for name, n in self.counted.items()
+            if n < self.samples
+        ]
+        masks = f"the truth lacks masks: {', '.join(lacking)}"
+        return [*([masks] if lacking else []), *self.free.warnings()]
 
 
 class SetScores:
@@ -133,8 +161,10 @@ def evaluate_folders(
     progress: Callable[[int, int], None] = lambda done, total: None,
     origins_ego_m: dict[str, np.ndarray] | None = None,
     workers: int = 1,
-) -> tuple[dict[str, dict[str, Any]], int]:
+) -> tuple[dict[str, Any], int]:
     """Score every prediction, and the number of samples scored. See `prediction_files` for what a folder may hold.
+
+    The report has a list `warnings` of lines, if there is one: see VoxelScores.warnings and suspicions.other_axes.
 
     Args:
         origins_ego_m: by sample token, see `ray_iou.ray_origins`; None: no RayIoU.
@@ -146,7 +176,7 @@ def evaluate_folders(
         InvalidInput: no worker. MissingPackage: origins, but no numba.
     """
     files = prediction_files(Path(predictions))
-    answers = {path.parent.name: path for path in Path(truths).glob("*/*/labels.npz")}
+    answers = {path.parent.name: path for path in visible(Path(truths), "*/*/labels.npz")}
     if workers < 1:
         raise InvalidInput(f"workers must be 1 or more, got {workers}")
     if not answers:
@@ -169,7 +199,16 @@ def evaluate_folders(
     work = partial(_score_pairs, taxonomy, grid)
     for part in run_in_processes(work, [pairs[i::workers] for i in range(workers)], workers, step):
         total.merge(part)
-    return total.report(), total.voxels.samples
+    report: dict[str, Any] = total.report()
+    some = pairs[:: -(-len(pairs) // AXES_SAMPLES)]
+    if warnings := [*total.voxels.warnings(), *filter(None, [_axes_of(some, taxonomy, grid)])]:
+        report["warnings"] = warnings
+    return report, total.voxels.samples
+
+
+def _axes_of(pairs: list[_Pair], taxonomy: Taxonomy, grid: VoxelGrid) -> str | None:
+    labels = ((load_occ3d(p.truth, grid, taxonomy).labels, read_prediction(p.prediction, grid)) for p in pairs)
+    return other_axes(labels, taxonomy)
 
 
 def _score_pairs(taxonomy: Taxonomy, grid: VoxelGrid, pairs: list[_Pair], step: Step) -> SetScores:
@@ -182,58 +221,6 @@ def _score_pairs(taxonomy: Taxonomy, grid: VoxelGrid, pairs: list[_Pair], step: 
             raise CorruptInput(f"{pair.prediction}: {error}") from error
         step()
     return total
-
-
-def prediction_files(folder: Path) -> dict[str, Path]:
-    """Prediction file by sample token: `<token>.npz`, or `<scene>/<token>/labels.npz` as labels are stored.
-
-    Raises:
-        MissingInput: neither is there.
-    """
-    if not folder.is_dir():
-        raise MissingInput(f"{folder}: no such folder")
-    files = {path.stem: path for path in folder.glob("*.npz")}
-    files = files or {path.parent.name: path for path in folder.glob("*/*/labels.npz")}
-    if not files:
-        raise MissingInput(f"{folder}: neither <token>.npz nor <scene>/<token>/labels.npz in it")
-    return files
-
-
-def read_prediction(path: Path, grid: VoxelGrid) -> np.ndarray:
-    """Class ids uint8 (X, Y, Z) from key `pred`, or `semantics` as in Occ3D's labels.
-
-    Raises:
-        MissingInput, CorruptInput.
-    """
-    array = _read_cells(path, grid, ("pred", "semantics"), "ui", "integers")
-    if array is None:
-        raise CorruptInput(f"{path}: neither 'pred' nor 'semantics' in it")
-    if array.min() < 0 or array.max() > 255:
-        wrong = array.min() if array.min() < 0 else array.max()
-        raise CorruptInput(f"{path}: holds label {wrong}, limits 0 and 255")
-    return array.astype(np.uint8)
-
-
-def read_observed(path: Path, grid: VoxelGrid) -> np.ndarray:
-    """Which cells a prediction or label speaks of, bool (X, Y, Z); all of them where the file does not say.
-
-    Raises:
-        MissingInput, CorruptInput.
-    """
-    array = _read_cells(path, grid, ("observed", "mask_camera"), "bui", "bool or integers")
-    return np.ones(grid.shape, dtype=bool) if array is None else array.astype(bool)
-
-
-def _read_cells(path: Path, grid: VoxelGrid, keys: tuple[str, ...], kinds: str, wanted: str) -> np.ndarray | None:
-    """The array under the first of `keys` that the file has, if it has one of them."""
-    arrays = read_npz(path, grid)
-    for key in keys:
-        if key in arrays:
-            array = arrays[key]
-            if array.shape != grid.shape or array.dtype.kind not in kinds:
-                raise CorruptInput(f"{path}: '{key}' must be {wanted} {grid.shape}, is {array.dtype} {array.shape}")
-            return array
-    return None
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:

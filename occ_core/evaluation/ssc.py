@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
-from occ_core.evaluation.report import prediction_files, read_prediction
+from occ_core.evaluation.predictions import SUBMITTED, prediction_files, read_prediction, visible
+from occ_core.evaluation.suspicions import FreeCells
 from occ_core.evaluation.voxel_iou import confusion_matrix, scores
 from occ_core.grid import SEMANTIC_KITTI_GRID
 from occ_core.taxonomy import SEMANTIC_KITTI
@@ -29,6 +30,7 @@ class SscScores:
     def __init__(self) -> None:
         n = len(SEMANTIC_KITTI)
         self.samples = 0
+        self.free = FreeCells(SEMANTIC_KITTI)
         self.matrices = {range_m: np.zeros((n, n), dtype=np.int64) for range_m in RANGES_M}
 
     def add(self, truth: np.ndarray, predicted: np.ndarray) -> None:
@@ -48,12 +50,14 @@ class SscScores:
         added = [confusion_matrix(truth, predicted, known & within(r), len(SEMANTIC_KITTI)) for r in RANGES_M]
         for range_m, matrix in zip(RANGES_M, added, strict=True):
             self.matrices[range_m] += matrix
+        self.free.add(added[-1])
         self.samples += 1
 
     def merge(self, other: SscScores) -> None:
         """Count all that `other` counted."""
         for range_m, matrix in other.matrices.items():
             self.matrices[range_m] += matrix
+        self.free.merge(other.free)
         self.samples += other.samples
 
     def report(self) -> dict[str, dict[str, Any]]:
@@ -90,21 +94,25 @@ def within(range_m: float) -> np.ndarray:
 
 def holds_voxels(folder: Path) -> bool:
     """A folder of SemanticKITTI's `voxels/<frame>.label`."""
-    return any(Path(folder).glob("*.label"))
+    return any(visible(Path(folder), "*.label"))
 
 
 def evaluate_voxels(
     predictions: Path, voxels: Path, progress: Callable[[int, int], None] = lambda done, total: None
-) -> tuple[dict[str, dict[str, Any]], int]:
+) -> tuple[dict[str, Any], int]:
     """Score every prediction against `voxels`; and the number of samples scored.
 
-    A prediction is <frame>.npz, or <scene>_<frame>.npz as `occ predict` calls it, of the scene whose voxels these are.
+    A prediction is <frame>.npz, or <scene>_<frame>.npz as `occ predict` calls it, of the scene whose voxels these are;
+    or as it is submitted, <frame>.label, in `predictions` or below it in sequences/<scene>/predictions. The report has
+    a list `warnings`, if there is one.
 
     Raises:
         MissingInput: no prediction, or no truth for one. CorruptInput: an unreadable file, naming it.
     """
-    of_scene, total = f"{Path(voxels).resolve().parent.name}_", SscScores()
-    files = {name.removeprefix(of_scene): path for name, path in prediction_files(Path(predictions)).items()}
+    scene, total = Path(voxels).resolve().parent.name, SscScores()
+    files = _of_scene(prediction_files(Path(predictions)), scene)
+    if not files:
+        raise MissingInput(f"{predictions}: no prediction of scene '{scene}'")
     if unmatched := sorted(frame for frame in files if not (voxels / f"{frame}.label").is_file()):
         raise MissingInput(f"{predictions}: no ground truth for {len(unmatched)} predictions, first: {unmatched[0]}")
     for frame, path in sorted(files.items()):
@@ -114,7 +122,17 @@ def evaluate_voxels(
         except InvalidInput as error:
             raise CorruptInput(f"{path}: {error}") from error
         progress(total.samples, len(files))
-    return total.report(), total.samples
+    report: dict[str, Any] = total.report()
+    if warnings := total.free.warnings():
+        report["warnings"] = warnings
+    return report, total.samples
+
+
+def _of_scene(files: dict[str, Path], scene: str) -> dict[str, Path]:
+    """By the number of the frame; what is submitted of other scenes is left out."""
+    submitted = {path.suffix for path in files.values()} == {SUBMITTED}
+    own = {name: path for name, path in files.items() if not submitted or name in (path.stem, f"{scene}_{path.stem}")}
+    return {name.removeprefix(f"{scene}_"): path for name, path in own.items()}
 
 
 def read_ssc_truth(path: Path) -> np.ndarray:

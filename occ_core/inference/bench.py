@@ -23,6 +23,7 @@ from occ_core.inference.engine import build_engine
 from occ_core.inference.export import PRECISIONS, export_onnx
 from occ_core.inference.predictor import Predictor
 from occ_core.occupancy import load_occ3d
+from occ_core.sources.nuscenes_tables import root_of
 from occ_core.sources.open import open_source
 
 Network = Callable[[np.ndarray, Rig], np.ndarray]  # images uint8 [N, H, W, 3] -> labels uint8 [X, Y, Z]
@@ -64,7 +65,8 @@ def bench_backends(
         raise InvalidInput(f"{data}: no frames")
     chosen = np.unique(np.linspace(0, len(source) - 1, frames).round().astype(int))
     eager = Predictor.load(checkpoint, "torch", threads)
-    scored = eager.taxonomy if (Path(data) / "gts").is_dir() else None
+    truths = root_of(data) / "gts"
+    scored = eager.taxonomy if truths.is_dir() else None
     rows, left_out = _rows(checkpoint, folder, calibrate, threads)
     rows = {"torch fp32": _network(eager), **rows}
     measured = [Row(name, network, VoxelScores(scored) if scored else None) for name, network in rows.items()]
@@ -74,7 +76,7 @@ def bench_backends(
         measured.append(Row(found["peer"]["name"], network, None))
     for index in chosen:
         frame = source[int(index)]
-        truth = Path(data) / "gts" / frame.scene / frame.token / "labels.npz"
+        truth = truths / frame.scene / frame.token / "labels.npz"
         _measure(measured, frame, eager, truth if scored and truth.is_file() else None, repeats)
     return {
         "model": checkpoint.name,

@@ -43,17 +43,22 @@ class Calibration:
 
 
 def read_calibration(
-    path: Path, frames: int, config: EasyOccConfig, remembering: Predictor | None = None
+    path: Path,
+    frames: int,
+    config: EasyOccConfig,
+    remembering: Predictor | None = None,
+    version: str | None = None,
 ) -> Calibration:
     """`frames` frames, evenly spread over a bag or data set; all of them if it has fewer.
 
     Args:
         remembering: of a network with memory: itself, as it was before; what it remembers is an input, too.
+        version: table folder of nuScenes layout.
 
     Raises:
         InvalidInput: no frame with an image, or with memory none with a past; and what the source raises.
     """
-    source, preprocess = open_source(path), Preprocess(config.input_width, config.input_height)
+    source, preprocess = open_source(path, version=version), Preprocess(config.input_width, config.input_height)
     tables: dict[str, Any] = {}
     found = []
     for index in np.unique(np.linspace(0, len(source) - 1, frames).round().astype(int)) if len(source) else []:

@@ -30,12 +30,14 @@ def export_onnx(
     precision: str = "fp32",
     calibrate: Path | None = None,
     frames: int = CALIBRATION_FRAMES,
+    version: str | None = None,
 ) -> Path:
     """Write `out` atomically and check it with onnx's own checker. The number of cameras stays free.
 
     Args:
         precision: fp32 | fp16 | int8, of the network's layers; inputs and outputs are the same in all three.
         calibrate: for int8: ROS 2 bag or data set like those the robot will see. frames: how many of its frames.
+            version: its table folder, in nuScenes layout.
 
     Raises:
         InvalidInput: a kind of model that cannot be exported, or a precision and calibration that do not fit.
@@ -57,7 +59,7 @@ def export_onnx(
         )
     with tempfile.TemporaryDirectory() as folder:
         traced = _traced(checkpoint, Path(folder))
-        graph, made = _at_precision(traced, record, precision, calibrate, frames, Path(folder))
+        graph, made = _at_precision(traced, record, precision, (calibrate, frames, version), Path(folder))
     _describe(graph, {METADATA_KEY: record, EXPORT_KEY: made})
     need("onnx", "onnx").checker.check_model(graph)
     write_atomically(out, graph.SerializeToString())
@@ -97,8 +99,7 @@ def _at_precision(
     traced: tuple[Any, Any],
     record: dict[str, Any],
     precision: str,
-    calibrate: Path | None,
-    frames: int,
+    calibrate: tuple[Path | None, int, str | None],  # data, how many of its frames, its table folder
     folder: Path,
 ) -> tuple[Any, dict[str, Any]]:
     """The graph at a precision, and how it was made."""
@@ -107,13 +108,14 @@ def _at_precision(
         from occ_core.inference.half import to_half
 
         to_half(graph.graph)
-    if calibrate is None:
+    data, frames, version = calibrate
+    if data is None:
         return graph, {"precision": precision}
     from occ_core.inference.calibrate import read_calibration
     from occ_core.inference.int8 import to_int8
 
     remembering = _described_predictor(graph, record, folder) if config.memory_channels else None
-    calibration = read_calibration(calibrate, frames, config, remembering)
+    calibration = read_calibration(data, frames, config, remembering, version)
     return to_int8(graph, calibration.inputs), {"precision": precision, "calibration": calibration.record}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, cast
@@ -12,7 +12,8 @@ from typing import Protocol, cast
 import numpy as np
 
 from occ_core.camera import Camera, Rig
-from occ_core.errors import InvalidInput, MissingInput
+from occ_core.errors import CannotWrite, InvalidInput, MissingInput
+from occ_core.files import require_writable
 from occ_core.frame import Frame, LidarSweep
 from occ_core.inference.memory import Memory, Moment, Past
 from occ_core.inference.preprocess import Preprocess
@@ -22,6 +23,8 @@ from occ_core.models.config import CameraModelConfig, LidarInput
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.occupancy import Occupancy
 from occ_core.sources.images import REDUCED
+
+log = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "torch", "torch-compiled", "onnxruntime", "openvino", "tensorrt")
 FASTEST_FIRST = ("openvino", "onnxruntime")  # on processors, for an exported network; see docs/backends.md
@@ -91,7 +94,8 @@ class Predictor:
         Args:
             backend: one of BACKENDS. auto: `.engine` runs in TensorRT; `.onnx` in the fastest runtime that is
                 installed, openvino before onnxruntime; `.safetensors` likewise on an export kept in the user's cache
-                if the packages are there and the kind of network can be exported, else in torch.
+                if the packages are there, the kind of network can be exported and the cache can be written, else in
+                torch.
             threads: of the CPU, for the network.
 
         Raises:
@@ -159,11 +163,12 @@ class Predictor:
         Args:
             sweeps: for a model with LiDAR, what the source's `sweeps_before` gives. None: the frame's own.
         """
-        if sweeps is None:
-            sweeps = [] if frame.lidar is None else [frame.lidar]
         cloud = None
-        if self.lidar is not None and sweeps:
-            cloud = lidar_points(sweeps, frame.stamp_ns, frame.world_from_ego, self.lidar.points)
+        if self.lidar is not None:  # else its file is not even read
+            if sweeps is None:
+                sweeps = [] if frame.lidar is None else [frame.lidar]
+            if sweeps:
+                cloud = lidar_points(sweeps, frame.stamp_ns, frame.world_from_ego, self.lidar.points)
         rig = frame.rig_at_stamps if self.moving_rig else frame.rig
         return self.predict(frame.images, rig, cloud, Moment.of(frame) if self.memory else None)
 
@@ -258,14 +263,6 @@ class Predictor:
         return False
 
 
-def save_prediction(path: Path, labels: np.ndarray, observed: np.ndarray | None = None) -> None:
-    """Write `<token>.npz` atomically: `pred`, uint8 (X, Y, Z), which the field's evaluators read, and `observed`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.savez_compressed(file, pred=labels, **({} if observed is None else {"observed": observed}))
-    os.replace(temporary, path)
-
-
 def _session(path: Path, backend: str, threads: int) -> Session:
     exported, engine = path.suffix == ".onnx", path.suffix == ".engine"
     if backend == "tensorrt" or engine:
@@ -284,6 +281,16 @@ def _session(path: Path, backend: str, threads: int) -> Session:
         if not exported and not (installed and _can_export(path)):
             return _torch_session(path, "torch", threads)
         backend = installed[0] if installed else FASTEST_FIRST[-1]
+        if not exported:
+            try:
+                return _exported_session(cached_export(path), backend, threads)
+            except CannotWrite as error:
+                log.warning(
+                    "an export that runs faster is not kept, the model runs in torch: %s; XDG_CACHE_HOME names another "
+                    "folder, `occ export` writes a file to run instead",
+                    error,
+                )
+                return _torch_session(path, "torch", threads)
     return _exported_session(path if exported else cached_export(path), backend, threads)
 
 
@@ -312,7 +319,11 @@ def _exported_session(path: Path, backend: str, threads: int) -> Session:
 
 
 def cached_export(checkpoint: Path) -> Path:
-    """ONNX export of a checkpoint in the user's cache, made on first use; keyed by weights, json and code."""
+    """ONNX export of a checkpoint in the user's cache, made on first use; keyed by weights, json and code.
+
+    Raises:
+        CannotWrite: there is none yet, and the cache cannot be written.
+    """
     from occ_core.inference.export import export_onnx
     from occ_core.training.cache import default_cache
     from occ_core.training.checkpoint import load_record
@@ -324,4 +335,7 @@ def cached_export(checkpoint: Path) -> Path:
     for code in sorted([*(package / "models").rglob("*.py"), *(package / "inference").rglob("*.py")]):
         digest.update(code.read_bytes())
     out = default_cache() / "onnx" / f"{digest.hexdigest()[:16]}.onnx"
-    return out if out.is_file() else export_onnx(checkpoint, out)
+    if out.is_file():
+        return out
+    require_writable(out.parent)  # before a minute of tracing
+    return export_onnx(checkpoint, out)

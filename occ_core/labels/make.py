@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from occ_core import __version__
 from occ_core.errors import CannotWrite, InvalidInput, OccError
+from occ_core.files import content_key
 from occ_core.frame import Frame
 from occ_core.grid import OCC3D_GRID
 from occ_core.labels.ray_engine import run_on_ray
@@ -56,6 +57,7 @@ class Job:
     recipe: Recipe
     teacher: TeacherChoice
     sweeps: bool
+    version: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def make_labels(
     scenes: list[str] | None = None,
     sweeps: bool = False,
     gpus: float = 0.0,
+    version: str | None = None,
     show_progress: bool = True,
 ) -> list[Done]:
     """Label the keyframes of a data set, or those that the store `out` lacks; equal input gives equal bytes.
@@ -98,6 +101,7 @@ def make_labels(
         scenes: names; None: all.
         sweeps: windows of the recipe count all frames, not keyframes only.
         gpus: for ray, the share of a GPU that one scene's teachers take.
+        version: table folder, as of NuScenesTables.
 
     Returns:
         one entry a scene that had work to do. A scene that cannot be labelled does not stop the others.
@@ -110,13 +114,14 @@ def make_labels(
         raise InvalidInput(f"engine must be one of {', '.join(ENGINES)}, got '{engine}'")
     run = partial(run_in_processes, restarts=RESTARTS) if engine == "local" else partial(run_on_ray, gpus=gpus)
     _forget()
-    job = Job(Path(dataroot), Path(out), recipe, teacher, sweeps)
-    tables = _tables(job.dataroot)
+    job = Job(Path(dataroot), Path(out), recipe, teacher, sweeps, version)
+    tables = _tables(job.dataroot, version)
     tasks = [Task(s, tuple(token for token, _ in tables.samples(s))) for s in tables.require_scenes(scenes)]
     store = LabelStore(out)
     (versions,) = run(partial(_versions, job), [None], 1)  # where the teachers will run, for the same is loaded there
     if workers > 1:
         _load_teachers.cache_clear()  # the workers' memory is theirs
+    _require_same_files(job, tasks, store)
     store.claim(_made_with(job, versions), {task.scene: task.tokens for task in tasks})
     lacking = [[not store.is_complete(task.scene, token) for token in task.tokens] for task in tasks]
     todo = [task for task, lacks in zip(tasks, lacking, strict=True) if any(lacks)]
@@ -145,10 +150,11 @@ def label_one(job: Job, task: Task, step: Step) -> Done | CannotWrite:
     wanted = {token for token in task.tokens if not store.is_complete(task.scene, token)}
     written, skipped, unlabelled = 0, list[str](), dict[str, str]()
     try:
-        source = NuScenesSource(_tables(job.dataroot), scenes=[task.scene], sweeps=job.sweeps)
+        source = NuScenesSource(_tables(job.dataroot, job.version), scenes=[task.scene], sweeps=job.sweeps)
         frames = cast(Sequence[Frame], source)  # it has what of a sequence is asked for: length and index
+        index_of = {token: index for index, token in enumerate(source.tokens)}
         for label in label_scene(frames, _teachers(job), job.recipe, wanted, unlabelled=unlabelled):
-            store.write(task.scene, label.token, label)
+            store.write(task.scene, label.token, label, _key_of(job, source, index_of[label.token]))
             written += 1
             skipped += [reason for reason in label.skipped if reason not in skipped]
             step()
@@ -161,6 +167,31 @@ def label_one(job: Job, task: Task, step: Step) -> Done | CannotWrite:
         reason = f"{len(unlabelled)} of its keyframes cannot be read and have no label, first: {first}"
         return Done(task.scene, written, tuple(skipped), reason)
     return Done(task.scene, written, tuple(skipped))
+
+
+def _require_same_files(job: Job, tasks: list[Task], store: LabelStore) -> None:
+    """Refuse a store whose labels are of other images than the data set has under the same names."""
+    for task in tasks:
+        made_of = {token: key for token in task.tokens if (key := store.made_of(task.scene, token))}
+        if not made_of:
+            continue
+        source = NuScenesSource(_tables(job.dataroot, job.version), scenes=[task.scene])
+        for index, token in enumerate(source.tokens):
+            if made_of.get(token, key := _key_of(job, source, index)) != key:
+                raise InvalidInput(
+                    f"{store.folder}: its label of {task.scene}, sample '{token}' was made of other files than are in "
+                    f"{job.dataroot}; choose another folder"
+                )
+
+
+def _key_of(job: Job, source: NuScenesSource, index: int) -> str:
+    """Hash of the files that a keyframe's images and its teachers' knowledge are read from."""
+    teachers = job.teacher.name.split("+")
+    scene, token = source.samples[index]
+    knows = {"oracle", "realistic"} & set(teachers)
+    folder = source.tables.dataroot / "truth" / scene / token
+    truth = sorted(path for path in folder.glob("*.npz") if not path.name.startswith(".")) if knows else []
+    return content_key([*source.files(index, "lidar" in teachers), *truth])
 
 
 def _versions(job: Job, _: None, step: Step) -> tuple[str, str]:
@@ -195,8 +226,8 @@ def _forget() -> None:
 
 
 @lru_cache(maxsize=1)
-def _tables(dataroot: Path) -> NuScenesTables:
-    return NuScenesTables(dataroot)
+def _tables(dataroot: Path, version: str | None) -> NuScenesTables:
+    return NuScenesTables(dataroot, version)
 
 
 def _teachers(job: Job) -> Teachers:

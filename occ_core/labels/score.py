@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from occ_core.errors import MissingInput
-from occ_core.evaluation.report import PROTOCOLS, VoxelScores, table
+from occ_core.evaluation.report import PROTOCOLS, VoxelScores, protocol_masks, table
 from occ_core.evaluation.voxel_iou import confusion_matrix
+from occ_core.files import is_there
 from occ_core.labels.store import LabelStore
 from occ_core.lidar_points import OWN_BODY_M
 from occ_core.occupancy import Occupancy, load_occ3d
@@ -30,12 +31,10 @@ class LabelScores:
     def add(self, truth: Occupancy, label: Occupancy) -> None:
         """Count one sample; of `truth`, `observed` is the cameras' mask."""
         self.voxels.add(truth, label.labels)
-        lidar = truth.observed if truth.mask_lidar is None else truth.mask_lidar
         everywhere = np.ones_like(truth.observed)
-        masks = {"camera": truth.observed, "camera_and_lidar": truth.observed & lidar, "full": everywhere}
         free = label.observed & (label.labels == self.taxonomy.free_id)
         rightly = free & (truth.labels == self.taxonomy.free_id)
-        for name, mask in masks.items():
+        for name, mask in protocol_masks(truth).items():
             self.counts[name] += [(mask & cells).sum() for cells in (everywhere, label.observed, free, rightly)]
 
     def merge(self, other: LabelScores) -> None:
@@ -110,18 +109,20 @@ def score_store(
     dataroot: Path,
     scenes: Sequence[str] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    version: str | None = None,
 ) -> dict[str, Any]:
     """Score the labels of a store against the data set's gts/ and LiDAR, whichever is there.
 
     Returns:
-        {samples, lacking (labels that are not there yet), camera, camera_and_lidar, full, lidar}; see LabelScores and
+        {samples, lacking (labels that are not there yet), sweeps_missing (LiDAR files of them that are not there),
+        warnings (if there are any, as of VoxelScores), camera, camera_and_lidar, full, lidar}; see LabelScores and
         PointScores.
 
     Raises:
         MissingInput: no label at all, or neither truth nor LiDAR for any.
         CorruptInput.
     """
-    store, tables = LabelStore(folder), NuScenesTables(dataroot)
+    store, tables = LabelStore(folder), NuScenesTables(dataroot, version)
     wanted = [pair for pair in store.samples if scenes is None or pair[0] in scenes]
     there = [pair for pair in wanted if store.path(*pair).is_file()]
     if not there:
@@ -134,15 +135,19 @@ def score_store(
         label = store.read(scene, token).occupancy
         if (truth := tables.truth_path(scene, token)).is_file():
             voxels.add(load_occ3d(truth), label)
-        if token in sweeps:
+        if token in sweeps and is_there(sweeps[token].path):
             points.add(label, _without_own_body(read_lidar(sweeps[token])))
         progress(number + 1, len(there))
-    report: dict[str, Any] = {"samples": len(there), "lacking": len(wanted) - len(there)}
+    missing = sum(token in sweeps and not is_there(sweeps[token].path) for _, token in there)
+    counts = {"samples": len(there), "lacking": len(wanted) - len(there), "sweeps_missing": missing}
+    report: dict[str, Any] = dict(counts)
     if voxels.voxels.samples:
         report |= voxels.report()
+        if warnings := voxels.voxels.warnings():
+            report["warnings"] = warnings
     if points.points.sum():
         report["lidar"] = points.report()
-    if len(report) == 2:
+    if report == counts:
         raise MissingInput(f"{dataroot}: neither gts/ nor LiDAR for any of the {len(there)} labels of {folder}")
     return report
 

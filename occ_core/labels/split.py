@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from occ_core.errors import CannotWrite, InvalidInput, MissingInput
+from occ_core.evaluation.predictions import visible
 from occ_core.files import write_atomically
 from occ_core.labels.store import SPLIT_FILE, STORE_FILE, LabelStore
 
@@ -77,10 +78,10 @@ def find_labels(folder: Path) -> list[Sample]:
         MissingInput: there is none.
     """
     samples = []
-    for path in sorted(folder.glob("*/*/labels.npz")):
+    for path in sorted(visible(folder, "*/*/labels.npz")):
         beside = [other for other in (path, path.with_suffix(".json")) if other.is_file()]
         samples.append(Sample(path.parts[-3], path.parts[-2], tuple(beside)))
-    for path in sorted(folder.glob("sequences/*/voxels/*.label")):
+    for path in sorted(visible(folder, "sequences/*/voxels/*.label")):
         masks = (path, path.with_suffix(".invalid"), path.with_suffix(".occluded"))
         samples.append(Sample(path.parts[-3], path.stem, tuple(other for other in masks if other.is_file())))
     if not samples:

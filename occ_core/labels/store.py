@@ -120,8 +120,11 @@ class LabelStore:
         """Where the label of a sample is."""
         return self.folder / scene / token / "labels.npz"
 
-    def write(self, scene: str, token: str, label: SceneLabel) -> None:
+    def write(self, scene: str, token: str, label: SceneLabel, made_of: str = "") -> None:
         """Write one label; it counts as there when the hash of its bytes is written, last.
+
+        Args:
+            made_of: hash of the files that its own frame was read from.
 
         Raises:
             CannotWrite: no half-written label is left.
@@ -141,10 +144,18 @@ class LabelStore:
                 "unobserved": self.grid.cells - observed,
             },
             "skipped": list(label.skipped),
+            **({"made_of": made_of} if made_of else {}),
         }
         remove(path.with_suffix(".json"))  # or it would vouch for the bytes that were there before
         write_atomically(path, data)
         write_atomically(path.with_suffix(".json"), _dumps(record))
+
+    def made_of(self, scene: str, token: str) -> str:
+        """As `write` was told; nothing where no label is there, or it does not say."""
+        try:
+            return str(read_json(self.path(scene, token).with_suffix(".json")).get("made_of", ""))
+        except (OSError, CorruptInput):
+            return ""
 
     def is_complete(self, scene: str, token: str) -> bool:
         """The label is there, unharmed, and made with the store's settings."""

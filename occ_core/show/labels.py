@@ -42,6 +42,7 @@ def show_labels(
     pictures: int = 4,
     recording: bool = True,
     teachers: Teachers | None = None,
+    version: str | None = None,
 ) -> list[Path]:
     """Write `out/pictures/<scene>_<n>.png` and `out/recording.rrd`.
 
@@ -49,6 +50,7 @@ def show_labels(
         store: labels of keyframes of `dataroot`; its `gts/` is shown beside them where it is there.
         pictures: at most this many, spread evenly over the labels.
         teachers: asked for the maps to show; None: only images are shown.
+        version: table folder, as of NuScenesTables.
 
     Returns:
         paths of what was written.
@@ -56,7 +58,7 @@ def show_labels(
     Raises:
         MissingInput: no label is there.
     """
-    source = NuScenesSource(dataroot, scenes=list(scenes) if scenes else None)
+    source = NuScenesSource(dataroot, version, list(scenes) if scenes else None)
     scene_of = {token: scene for scene, token in store.samples if store.path(scene, token).is_file()}
     labelled = [i for i, token in enumerate(source.tokens) if token in scene_of]
     if not labelled:

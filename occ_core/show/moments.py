@@ -9,7 +9,7 @@ import numpy as np
 
 from occ_core.clouds import TRUTH_POINT, VOXEL_POINT, occupancy_of
 from occ_core.errors import InvalidInput, MissingInput
-from occ_core.evaluation.report import prediction_files, read_observed, read_prediction
+from occ_core.evaluation.predictions import prediction_files, read_observed, read_prediction
 from occ_core.evaluation.ssc import read_ssc_truth
 from occ_core.frame import Frame
 from occ_core.grid import OCC3D_GRID, SEMANTIC_KITTI_VOXELS
@@ -45,12 +45,13 @@ class Moments:
         data: what the predictions are of: nuScenes layout, SemanticKITTI or a ROS 2 bag. None with a bag.
         truth: folder of labels to show instead of those that the data set has: <scene>/<token>/labels.npz, or of
             SemanticKITTI sequences/<scene>/voxels/<token>.label.
+        version: table folder of data in nuScenes layout.
 
     Raises:
         MissingInput: no such folder, no `data`, or no frame of it has a prediction.
     """
 
-    def __init__(self, path: Path, data: Path | None, truth: Path | None = None) -> None:
+    def __init__(self, path: Path, data: Path | None, truth: Path | None = None, version: str | None = None) -> None:
         bag = is_bag(path)
         if bag == (data is not None):
             raise MissingInput(
@@ -60,7 +61,7 @@ class Moments:
             )
         self.title = path.stem
         self._files = {} if bag else prediction_files(path)
-        self._source: FrameSource = open_source(path if data is None else data)
+        self._source: FrameSource = open_source(path if data is None else data, version=version)
         self._clouds = _Clouds(self._source) if isinstance(self._source, BagFrames) else None
         self._truth, self._grid, self._taxonomy = truth, OCC3D_GRID, OCC3D
         if isinstance(self._source, SemanticKittiSource):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from occ_core.camera import Camera, Rig
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, OccError
+from occ_core.files import is_there
 from occ_core.frame import Frame, LidarSweep
 from occ_core.geometry import inverse, require_rigid
 from occ_core.sources.clouds import rows_of_file
@@ -88,10 +90,14 @@ class SemanticKittiSource:
         """What a prediction for each frame is called: <scene>_<token>, since each sequence counts from 0."""
         return [f"{name}_{number:06d}" for name, number in self._entries]
 
-    def check(self) -> list[Path]:
+    def files(self, index: int, lidar: bool = False) -> list[Path]:
+        """What a frame's image is read from, and with `lidar` its sweep."""
+        name, number = self._entries[index]
+        return list(_files(self._sequences[name].folder, number)[: 1 + lidar])
+
+    def check(self, lidar: bool = True) -> list[Path]:
         """All images and sweeps of the chosen frames that are absent or empty."""
-        paths = [path for name, number in self._entries for path in _files(self._sequences[name].folder, number)[:2]]
-        return [path for path in paths if not path.is_file() or path.stat().st_size == 0]
+        return [path for index in range(len(self)) for path in self.files(index, lidar) if not is_there(path)]
 
     def labels_path(self, index: int) -> Path:
         """Where the labels of a frame's points are, if it has any; `teachers.lidar.read_kitti_labels` reads them."""
@@ -114,7 +120,7 @@ class SemanticKittiSource:
             images={CAMERA: image},
             camera_stamp_ns={CAMERA: stamp_ns},
             camera_world_from_ego={CAMERA: world_from_ego},
-            lidar=self._sweep(name, number),
+            lidar=partial(self._sweep, name, number),
             token=f"{number:06d}",
             scene=name,
         )

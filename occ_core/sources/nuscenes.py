@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import numpy as np
 
 from occ_core.camera import Camera, Rig
 from occ_core.errors import CorruptInput, MissingInput, OccError
+from occ_core.files import is_there
 from occ_core.frame import Frame, LidarSweep
 from occ_core.sources.clouds import rows_of_file
 from occ_core.sources.images import decode_compressed
-from occ_core.sources.nuscenes_tables import NuScenesTables, SensorRecord, is_there, pose_between
+from occ_core.sources.nuscenes_tables import NuScenesTables, SensorRecord, pose_between
 
 CAMERA_ORDER = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
 MAX_SPREAD_NS = 100_000_000
@@ -38,12 +40,13 @@ class NuScenesSource:
     """Frames of a nuScenes v1.0 data set, scene by scene in time order: `len(source)`, `source[i]`, or iterate.
 
     A keyframe's reference is the LiDAR's stamp and ego pose; without LiDAR the sample's stamp and the pose between the
-    cameras' ego poses. With `sweeps`, each image of the key camera (CAM_FRONT) between two keyframes makes one more
+    cameras' ego poses. A LiDAR's file is read when `frame.lidar` is asked for: its row alone gives stamp and pose.
+    With `sweeps`, each image of the key camera (CAM_FRONT) between two keyframes makes one more
     frame: the nearest image of every other camera, reference = the key camera's stamp and pose, no token.
 
     Args:
         dataroot: folder of the data set, or its tables where they are open already.
-        version: table folder; None: the only `v1.0-*` there is.
+        version: table folder, as of NuScenesTables.
         scenes: names; None: all.
         sweeps: also yield what lies between keyframes.
 
@@ -85,10 +88,15 @@ class NuScenesSource:
         """What a prediction for each frame is called: its token, which no other sample has."""
         return self.tokens
 
-    def check(self) -> list[Path]:
+    def files(self, index: int, lidar: bool = False) -> list[Path]:
+        """What a frame's images are read from, and with `lidar` its sweep, if it has one."""
+        entry = self._sets[index]
+        records = [*entry.cameras, *([entry.lidar] if lidar and entry.lidar else [])]
+        return [record.path for record in records]
+
+    def check(self, lidar: bool = True) -> list[Path]:
         """All sensor files of the chosen frames that are absent or empty."""
-        records = (record for entry in self._sets for record in (*entry.cameras, entry.lidar))
-        return [record.path for record in records if record is not None and not is_there(record.path)]
+        return [path for index in range(len(self)) for path in self.files(index, lidar) if not is_there(path)]
 
     def __getitem__(self, index: int) -> Frame:
         entry = self._sets[index]
@@ -100,7 +108,7 @@ class NuScenesSource:
             images={record.channel: read_image(record) for record in entry.cameras},
             camera_stamp_ns={record.channel: record.stamp_ns for record in entry.cameras},
             camera_world_from_ego={record.channel: record.world_from_ego for record in entry.cameras},
-            lidar=None if entry.lidar is None else read_lidar(entry.lidar),
+            lidar=None if entry.lidar is None else partial(read_lidar, entry.lidar),
             token=entry.token,
             scene=entry.scene,
             is_keyframe=bool(entry.token),

@@ -6,6 +6,7 @@ Opened through nuscenes-devkit; real data sets and the simulated city look the s
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, need
+from occ_core.files import is_there
 from occ_core.geometry import interpolate, pose
 
 TABLES = (
@@ -78,17 +80,17 @@ class NuScenesTables:
     """A nuScenes v1.0 data set.
 
     Args:
-        dataroot: folder with `v1.0-*`, `samples`, ....
+        dataroot: folder with `v1.0-*`, `samples`, ...; or such a `v1.0-*` itself, which says the version.
         version: name of the table folder; None: the only one there is.
 
     Raises:
+        InvalidInput: several table folders and no version, or a version that `dataroot` contradicts.
         MissingInput, CorruptInput: naming the first file that is missing or the row that is broken.
         MissingPackage: without nuscenes-devkit.
     """
 
     def __init__(self, dataroot: Path | str, version: str | None = None) -> None:
-        self.dataroot = Path(dataroot)
-        self.version = version or _only_version(self.dataroot)
+        self.dataroot, self.version = root_and_version(dataroot, version)
         self._folder = self.dataroot / self.version
         if not self._folder.is_dir():
             raise MissingInput(f"{self._folder}: no such folder of nuScenes tables")
@@ -240,14 +242,6 @@ class NuScenesTables:
         ]
 
 
-def is_there(path: Path) -> bool:
-    """The file exists and is not empty."""
-    try:
-        return path.stat().st_size > 0
-    except OSError:
-        return False
-
-
 def pose_between(records: list[SensorRecord], stamp_ns: int) -> np.ndarray:
     """`world_from_ego` (4, 4) at a time: between the ego poses around it, or the nearest one at the ends."""
     stamps = np.array([record.stamp_ns for record in records])
@@ -260,14 +254,47 @@ def pose_between(records: list[SensorRecord], stamp_ns: int) -> np.ndarray:
     return interpolate(records[at - 1].world_from_ego, records[at].world_from_ego, float(fraction))
 
 
+def root_and_version(path: Path | str, version: str | None = None) -> tuple[Path, str]:
+    """Folder and table folder of a data set in nuScenes layout.
+
+    Args:
+        path: the data set's folder, or its table folder DATAROOT/v1.0-mini.
+        version: name of the table folder; None: what the path says, or else the only one there is.
+
+    Raises:
+        MissingInput: no such folder, or no tables. InvalidInput: several versions, or the path is of another one.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise MissingInput(f"{path}: no such folder")
+    if is_table_folder(path):
+        whole = Path(os.path.abspath(path))  # `.` has a name, too; a link stays where it is, beside `samples`
+        if version not in (None, whole.name):
+            raise InvalidInput(f"{path}: is of version {whole.name}, asked for {version}")
+        return whole.parent, whole.name
+    return path, version or _only_version(path)
+
+
+def root_of(path: Path | str) -> Path:
+    """The data set's folder of `path`, which may be its table folder; anything else as it is."""
+    return root_and_version(path)[0] if is_table_folder(Path(path)) else Path(path)
+
+
+def is_table_folder(path: Path) -> bool:
+    """A folder of nuScenes tables, v1.0-mini and the like."""
+    return (path / "sample_data.json").is_file() and (path / "scene.json").is_file()
+
+
 def _only_version(dataroot: Path) -> str:
-    if not dataroot.is_dir():
-        raise MissingInput(f"{dataroot}: no such folder")
     found = sorted(path.name for path in dataroot.glob("v1.0-*") if path.is_dir())
     if not found:
         raise MissingInput(f"{dataroot}: no folder v1.0-* of nuScenes tables in it")
+    found = [name for name in found if is_table_folder(dataroot / name)] or found  # others are folders of archives
     if len(found) > 1:
-        raise InvalidInput(f"{dataroot}: several versions ({', '.join(found)}), say which one")
+        raise InvalidInput(
+            f"{dataroot}: several versions ({', '.join(found)}); say which one: --version {found[0]}, or "
+            f"{dataroot / found[0]} as its path"
+        )
     return found[0]
 
 

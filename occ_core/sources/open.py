@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from occ_core.errors import MissingInput
+from occ_core.files import content_key
 from occ_core.frame import FULL_INTENSITY, Frame, LidarSweep
+from occ_core.sources.nuscenes_tables import is_table_folder
+
+BAG_FILES = (".mcap", ".db3")
 
 
 class FrameSource(Protocol):
@@ -37,7 +42,10 @@ class FrameSource(Protocol):
 
 
 def open_source(
-    path: Path | str, scenes: Sequence[str] | None = None, intensity_max: float = FULL_INTENSITY
+    path: Path | str,
+    scenes: Sequence[str] | None = None,
+    intensity_max: float = FULL_INTENSITY,
+    version: str | None = None,
 ) -> FrameSource:
     """Open a ROS 2 bag, a SemanticKITTI folder or a data set in nuScenes layout.
 
@@ -45,6 +53,7 @@ def open_source(
         path: what it is, its content says.
         scenes: names; None: all.
         intensity_max: of a LiDAR return in a bag, as its driver counts; the other kinds say it themselves.
+        version: table folder of nuScenes layout, as of NuScenesTables; the other kinds have none.
 
     Raises:
         MissingInput: no such path, none of the three, or no such scene; and what the source itself raises.
@@ -52,20 +61,44 @@ def open_source(
     path = Path(path)
     if not path.exists():
         raise MissingInput(f"{path}: no such folder")
-    if path.suffix in (".mcap", ".db3") or (path / "metadata.yaml").is_file():
+    if path.suffix in BAG_FILES or (path / "metadata.yaml").is_file():
         return _open_bag(path, scenes, intensity_max)
     if (path / "sequences").is_dir():
         from occ_core.sources.kitti import SemanticKittiSource
 
         return SemanticKittiSource(path, None if scenes is None else list(scenes))
-    if any(path.glob("v1.0-*")):
+    if is_table_folder(path) or any(path.glob("v1.0-*")):
         from occ_core.sources.nuscenes import NuScenesSource
 
-        return NuScenesSource(path, scenes=None if scenes is None else list(scenes))
+        return NuScenesSource(path, version, None if scenes is None else list(scenes))
     raise MissingInput(
         f"{path}: no data set: no metadata.yaml (ROS 2 bag), no sequences/ (SemanticKITTI), no folder v1.0-* of "
         "nuScenes tables in it"
     )
+
+
+def frame_files(source: FrameSource, index: int, lidar: bool = False) -> list[Path]:
+    """The files of a frame's images, and with `lidar` of its sweep; none of a bag, whose frames have no files."""
+    from occ_core.sources.kitti import SemanticKittiSource
+    from occ_core.sources.nuscenes import NuScenesSource
+
+    return source.files(index, lidar) if isinstance(source, NuScenesSource | SemanticKittiSource) else []
+
+
+def frame_key(path: Path | str, source: FrameSource, index: int, lidar: bool = False) -> str:
+    """Hash of what a frame of `open_source(path)` is read from: other images under the same name, another key.
+
+    Of a bag, its files' sizes and times, for what makes one frame is spread over it.
+
+    Args:
+        lidar: the frame's sweep counts, too.
+    """
+    if files := frame_files(source, index, lidar):
+        return content_key(files)
+    path = Path(path)
+    stats = [(file.name, file.stat()) for file in ([path] if path.is_file() else sorted(path.iterdir()))]
+    said = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats if name.endswith(BAG_FILES)]
+    return hashlib.blake2b("\n".join(said).encode(), digest_size=16).hexdigest()
 
 
 def _open_bag(path: Path, scenes: Sequence[str] | None, intensity_max: float) -> FrameSource:

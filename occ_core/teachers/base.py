@@ -6,12 +6,15 @@ when the camera is `resized` to the size of the map.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from occ_core.errors import InvalidInput
+from occ_core.files import content_key
 from occ_core.frame import Frame
 
 UNKNOWN = 255
@@ -86,6 +89,20 @@ class DepthTeacher(Protocol):
 
     def depth(self, frame: Frame) -> dict[str, DepthMap]:
         """Depth maps by camera name, of the cameras that have an image."""
+
+
+def reads_of(teacher: object, frame: Frame) -> list[Path | np.ndarray]:
+    """Files and arrays, beside the images, that a teacher's maps of a frame depend on; its `reads`, if it has any."""
+    reads = getattr(teacher, "reads", None)
+    return [] if reads is None else list(reads(frame))
+
+
+def seen_key(teacher: object, frame: Frame) -> str:
+    """Hash of all that a teacher's maps of a frame depend on: what its images are, and what else the teacher reads."""
+    digest = hashlib.blake2b(frame.images_key.encode(), digest_size=16)
+    for part in reads_of(teacher, frame):
+        digest.update(content_key([part]).encode() if isinstance(part, Path) else np.ascontiguousarray(part).data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

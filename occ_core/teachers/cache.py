@@ -1,15 +1,17 @@
 """Teachers' answers on disk, small: a network's answer costs seconds, reading it back milliseconds.
 
-One file a frame: `<folder>/<hash of the teacher's version>/<scene>/<token>-<rig>.classes.zip` or `.depth.zip`. In it,
-of each camera, PNGs of the classes as they are and of scores and confidences in steps of 1/16, and a lossless JPEG 2000
-of the depth in 2046 steps of its logarithm between 0.3 and 300 m (0.34 % each). What is read back is what the asker of
-the first time got as well, so labels do not depend on whether a map was cached.
+One file a frame: `<folder>/<hash of the teacher's version>/<scene>/<token>-<rig>-<key>.classes.zip` or `.depth.zip`.
+The key is a hash of what the teacher looked at: two data sets with the same names and other images share no map. In
+it, of each camera, PNGs of the classes as they are and of scores and confidences in steps of 1/16, and a lossless JPEG
+2000 of the depth in 2046 steps of its logarithm between 0.3 and 300 m (0.34 % each). What is read back is what the
+asker of the first time got as well, so labels do not depend on whether a map was cached.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +19,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from occ_core.errors import CorruptInput, OccError
+from occ_core.errors import CannotWrite, CorruptInput, OccError
 from occ_core.files import write_atomically
 from occ_core.frame import Frame
-from occ_core.teachers.base import ClassMap, ClassTeacher, DepthMap, DepthTeacher
+from occ_core.teachers.base import ClassMap, ClassTeacher, DepthMap, DepthTeacher, reads_of, seen_key
+
+log = logging.getLogger(__name__)
 
 SHARE_STEPS = 16
 NEAR_M, FAR_M = 0.3, 300.0
@@ -28,7 +32,25 @@ NAN_CODE, INF_CODE = 0, 2047  # between them: 1 = NEAR_M ... 2046 = FAR_M
 SPAN = np.log(FAR_M / NEAR_M) / (INF_CODE - 2)
 
 
-class CachedClasses:
+class _Kept:
+    """What teachers whose answers are kept have in common."""
+
+    def __init__(self, teacher: ClassTeacher | DepthTeacher, folder: Path) -> None:
+        self.folder, self.version = Path(folder), f"{teacher.version} cached-1"
+        self._writable = True
+
+    def _keep(self, path: Path, maps: Mapping[str, tuple[bytes, bytes]]) -> None:
+        """Write maps; where that cannot be done, say so once and go on."""
+        if not self._writable:
+            return
+        try:
+            _write(path, maps)
+        except CannotWrite as error:
+            self._writable = False
+            log.warning("teachers' maps are not kept, each is made whenever it is needed: %s", error)
+
+
+class CachedClasses(_Kept):
     """A class teacher that is asked once for every frame.
 
     Args:
@@ -37,19 +59,24 @@ class CachedClasses:
     """
 
     def __init__(self, teacher: ClassTeacher, folder: Path) -> None:
-        self.teacher, self.folder, self.version = teacher, Path(folder), f"{teacher.version} cached-1"
+        super().__init__(teacher, folder)
+        self.teacher = teacher
+
+    def reads(self, frame: Frame) -> list[Path | np.ndarray]:
+        """See `base.seen_key`: what the teacher looks at."""
+        return reads_of(self.teacher, frame)
 
     def classes(self, frame: Frame) -> dict[str, ClassMap]:
-        path = _path(self.folder, self.version, frame, "classes")
+        path = _path(self.folder, self.version, frame, "classes", seen_key(self.teacher, frame))
         try:
             return {name: decode_classes(*pictures) for name, pictures in _read(path, frame).items()}
         except OccError:
             maps = {name: encode_classes(given) for name, given in self.teacher.classes(frame).items()}
-            _write(path, maps)
+            self._keep(path, maps)
             return {name: decode_classes(*pictures) for name, pictures in maps.items()}
 
 
-class CachedDepth:
+class CachedDepth(_Kept):
     """A depth teacher that is asked once for every frame.
 
     Args:
@@ -58,15 +85,20 @@ class CachedDepth:
     """
 
     def __init__(self, teacher: DepthTeacher, folder: Path) -> None:
-        self.teacher, self.folder, self.version = teacher, Path(folder), f"{teacher.version} cached-1"
+        super().__init__(teacher, folder)
+        self.teacher = teacher
+
+    def reads(self, frame: Frame) -> list[Path | np.ndarray]:
+        """See `base.seen_key`: what the teacher looks at."""
+        return reads_of(self.teacher, frame)
 
     def depth(self, frame: Frame) -> dict[str, DepthMap]:
-        path = _path(self.folder, self.version, frame, "depth")
+        path = _path(self.folder, self.version, frame, "depth", seen_key(self.teacher, frame))
         try:
             return {name: decode_depth(*pictures) for name, pictures in _read(path, frame).items()}
         except OccError:
             maps = {name: encode_depth(given) for name, given in self.teacher.depth(frame).items()}
-            _write(path, maps)
+            self._keep(path, maps)
             return {name: decode_depth(*pictures) for name, pictures in maps.items()}
 
 
@@ -126,10 +158,10 @@ def _image(data: bytes, dtype: type) -> np.ndarray:
     return image
 
 
-def _path(folder: Path, version: str, frame: Frame, kind: str) -> Path:
+def _path(folder: Path, version: str, frame: Frame, kind: str, key: str) -> Path:
     teacher = hashlib.sha256(version.encode()).hexdigest()[:16]
     # A sweep has no token; depth depends on the rig's focal lengths, so another calibration is another answer.
-    name = f"{frame.token or frame.stamp_ns}-{frame.rig.fingerprint}.{kind}.zip"
+    name = f"{frame.token or frame.stamp_ns}-{frame.rig.fingerprint}-{key}.{kind}.zip"
     return folder / teacher / (frame.scene or "-") / name
 
 

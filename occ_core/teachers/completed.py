@@ -9,12 +9,14 @@ fine, each level explains what the coarser ones left over; where returns are rar
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numba
 import numpy as np
 
 from occ_core.frame import Frame
-from occ_core.teachers.base import DepthMap, DepthTeacher
+from occ_core.teachers.base import DepthMap, DepthTeacher, reads_of
 
 SEEN = 0.5  # least confidence of a return that is used; LidarDepth gives less to what the camera hardly sees
 LEVELS = ((1 / 5, 0.4), (1 / 10, 0.2), (1 / 20, 0.1), (1 / 40, 0.05), (1 / 80, 0.05))
@@ -38,6 +40,10 @@ class CompletedDepth:
     def __init__(self, dense: DepthTeacher, lidar: DepthTeacher) -> None:
         self.dense, self.lidar = dense, lidar
         self.version = f"completed-2 ({dense.version}) by ({lidar.version})"
+
+    def reads(self, frame: Frame) -> list[Path | np.ndarray]:
+        """See `base.seen_key`: what either of the two looks at."""
+        return [*reads_of(self.dense, frame), *reads_of(self.lidar, frame)]
 
     def depth(self, frame: Frame) -> dict[str, DepthMap]:
         """Maps of the dense teacher's size.

@@ -50,6 +50,10 @@ class LidarDepth:
         """
         return {name: self._map(frame, name) for name in frame.images}
 
+    def reads(self, frame: Frame) -> list[np.ndarray]:
+        """See `base.seen_key`: the sweep, and where sensors were."""
+        return _seen(frame)
+
     def _map(self, frame: Frame, name: str) -> DepthMap:
         rows, columns, depth_m, _ = project(frame, name)
         camera = frame.rig[name]
@@ -106,6 +110,13 @@ class LidarClasses:
         labels = self._labels(frame) if self.has_labels else None
         return {name: self._map(frame, name, labels) for name in frame.images}
 
+    def reads(self, frame: Frame) -> list[Path | np.ndarray]:
+        """See `base.seen_key`: nothing more without labels, else the sweep, where sensors were, and the labels."""
+        return [*_seen(frame), self._path(frame)] if self.has_labels else []
+
+    def _path(self, frame: Frame) -> Path:
+        return self.dataroot / "sequences" / frame.scene / "labels" / f"{frame.token}.label"
+
     def _map(self, frame: Frame, name: str, labels: np.ndarray | None) -> ClassMap:
         width, height = frame.rig[name].size
         class_id = np.full((height, width), UNKNOWN, dtype=np.uint8)
@@ -115,7 +126,7 @@ class LidarClasses:
         return ClassMap(class_id, (class_id != UNKNOWN).astype(np.float32))
 
     def _labels(self, frame: Frame) -> np.ndarray:
-        path = self.dataroot / "sequences" / frame.scene / "labels" / f"{frame.token}.label"
+        path = self._path(frame)
         if not path.is_file():
             raise MissingInput(f"{path}: no per-point labels of frame '{frame.token}'")
         labels = read_kitti_labels(path, self.taxonomy)
@@ -191,6 +202,12 @@ def visible_points(frame: Frame, name: str) -> tuple[np.ndarray, np.ndarray, np.
     visible &= np.linalg.norm(sweep.points_lidar_m, axis=1) >= MIN_RANGE_M
     index = np.flatnonzero(visible)
     return pixels[index], points_cam_m[index, 2], index
+
+
+def _seen(frame: Frame) -> list[np.ndarray]:
+    sweep = _sweep(frame)
+    poses = [sweep.ego_from_lidar, sweep.world_from_ego, *(p for _, p in sorted(frame.camera_world_from_ego.items()))]
+    return [sweep.points_lidar_m, *poses]
 
 
 def _sweep(frame: Frame) -> LidarSweep:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from occ_core.errors import InvalidInput
+from occ_core.sources.nuscenes_tables import root_of
 from occ_core.taxonomy import Taxonomy
 from occ_core.teachers.base import ClassTeacher, DepthTeacher, Teachers
 from occ_core.teachers.oracle import Oracle
@@ -39,6 +40,7 @@ def load_teachers(
         InvalidInput: a name that is no teacher.
         MissingInput, MissingPackage: what the teacher needs is not there.
     """
+    dataroot = root_of(dataroot)
     first, _, rest = name.partition("+")
     second, completes, completed_by = rest.partition("+")
     if completes and completed_by != "lidar":

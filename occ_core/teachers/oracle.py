@@ -54,6 +54,10 @@ class Oracle:
             maps[name] = DepthMap(depth_m, np.ones(depth_m.shape, dtype=np.float32))
         return maps
 
+    def reads(self, frame: Frame) -> list[Path]:
+        """See `base.seen_key`: the truth of the frame's images."""
+        return [self.truth / frame.scene / frame.token / f"{name}.npz" for name in sorted(frame.images)]
+
     def read(self, frame: Frame, camera: str) -> tuple[np.ndarray, np.ndarray]:
         """class_id uint8 (h, w) and depth_m float32 (h, w) of one image; the caller's own copies."""
         if not frame.token:

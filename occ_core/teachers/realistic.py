@@ -61,6 +61,10 @@ class Realistic:
     def depth(self, frame: Frame) -> dict[str, DepthMap]:
         return {name: self._wrong_depth(self._look(frame, name), frame, name) for name in frame.images}
 
+    def reads(self, frame: Frame) -> list[Path | np.ndarray]:
+        """See `base.seen_key`: the truth, and the poses, for errors belong to places."""
+        return [*self.oracle.reads(frame), *(pose for _, pose in sorted(frame.camera_world_from_ego.items()))]
+
     def _rng(self, *key: str) -> np.random.Generator:
         digest = hashlib.sha256("\0".join((str(self.seed), *key)).encode()).digest()
         return np.random.default_rng(int.from_bytes(digest[:16], "little"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -26,7 +27,11 @@ from occ_core.losses.ray import IGNORE
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
 from occ_core.occupancy import load_occ3d
 from occ_core.sources.nuscenes import NuScenesSource
+from occ_core.sources.nuscenes_tables import root_of
+from occ_core.training.file_check import require_files
 from occ_core.training.rays import ray_targets
+
+log = logging.getLogger(__name__)
 
 VERSION = 5  # of the arrays' meaning
 ARRAYS = (
@@ -59,14 +64,20 @@ class SceneCache:
 
 def labels_folder(dataroot: Path, labels: str) -> Path:
     """Folder of Occ3D labels: `labels` inside the data set, or a path of its own."""
-    for folder in (Path(dataroot) / labels, Path(labels)):
+    inside = root_of(dataroot) / labels
+    for folder in (inside, Path(labels)):
         if folder.is_dir():
             return folder
-    raise MissingInput(f"no labels: neither {Path(dataroot) / labels} nor {labels} is a folder")
+    raise MissingInput(f"no labels: neither {inside} nor {labels} is a folder")
 
 
 def default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "occ_core"
+    """In the user's cache folder; of a user without a home, a folder that is not there and cannot be made."""
+    try:
+        home = Path.home()
+    except RuntimeError:  # a container's number without an entry in /etc/passwd
+        home = Path("/nonexistent")
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "occ_core"
 
 
 def open_scenes(
@@ -76,12 +87,14 @@ def open_scenes(
     cache: Path,
     scenes: list[str] | None = None,
     progress: Callable[[str], None] = lambda scene: None,
+    version: str | None = None,
 ) -> list[SceneCache]:
     """All scenes of a data set that have labels, from the cache or built now; an interrupted build goes on."""
     folder = labels_folder(dataroot, labels)
     require_same_meaning(folder, config.grid, config.classes)
-    source = NuScenesSource(dataroot)
-    opened = []
+    source = NuScenesSource(dataroot, version)
+    dataroot = source.tables.dataroot
+    opened: list[SceneCache] = []
     for scene in source.scenes if scenes is None else scenes:
         samples = NuScenesSource(source.tables, scenes=[scene])
         files = {token: folder / scene / token / "labels.npz" for token in samples.tokens}
@@ -90,9 +103,7 @@ def open_scenes(
         if files:
             masks = Path(dataroot) / "masks" / scene
             at = cache / f"{scene}-{_key(Path(dataroot), {**files, **_by_name(masks)}, config)}"
-            if not at.is_dir():
-                _build(samples, files, masks, config, at)
-            opened.append(_open(at, scene))
+            opened.append(_open(at, scene) if at.is_dir() else _build(samples, files, masks, config, at, scene))
     if not opened:
         raise MissingInput(f"{folder}: no <scene>/<token>/labels.npz for any keyframe of {dataroot}")
     return opened
@@ -119,14 +130,17 @@ def _open(at: Path, scene: str) -> SceneCache:
     return SceneCache(scene, tokens, lambda name: np.load(at / f"{name}.npy", mmap_mode="r"))
 
 
-def _build(source: NuScenesSource, files: dict[str, Path], masks: Path, config: EasyOccConfig, at: Path) -> None:
+def _build(
+    source: NuScenesSource, files: dict[str, Path], masks: Path, config: EasyOccConfig, at: Path, scene: str
+) -> SceneCache:
+    """The arrays of a scene, kept at `at`; in memory where nothing can be written there."""
+    places = [i for i, token in enumerate(source.tokens) if token in files]
+    require_files(path for i in places for path in (*source.files(i), files[source.tokens[i]]))
     rows: dict[str, list[np.ndarray]] = {name: [] for name in ARRAYS}
     tables: dict[str, int] = {}
     tokens, preprocess = [], Preprocess(config.input_width, config.input_height)
-    for i, token in enumerate(source.tokens):
-        if token not in files:
-            continue
-        frame = source[i]
+    for i in places:
+        token, frame = source.tokens[i], source[i]
         if frame.rig.fingerprint not in tables:
             tables[frame.rig.fingerprint] = len(tables)
             table = build_table(frame.rig, config)
@@ -146,7 +160,13 @@ def _build(source: NuScenesSource, files: dict[str, Path], masks: Path, config: 
         for name, array in zip(("depth", "pixel_class"), ray_targets(labels, frame.rig, config), strict=True):
             rows[name].append(np.where(own, np.uint8(IGNORE), array))
         tokens.append(token)
-    _write(rows, tokens, at)
+    arrays = {name: np.stack(parts) for name, parts in rows.items()}
+    try:
+        _write(arrays, tokens, at)
+    except OSError as error:
+        log.warning("%s: cannot be written (%s); %s is kept in memory, to be read again next time", at, error, scene)
+        return SceneCache(scene, tokens, arrays.__getitem__)
+    return _open(at, scene)
 
 
 def own_pixels(masks: Path, rig: Rig, config: EasyOccConfig) -> np.ndarray:
@@ -170,11 +190,15 @@ def own_pixels(masks: Path, rig: Rig, config: EasyOccConfig) -> np.ndarray:
     return own
 
 
-def _write(rows: dict[str, list[np.ndarray]], tokens: list[str], at: Path) -> None:
+def _write(arrays: dict[str, np.ndarray], tokens: list[str], at: Path) -> None:
     temporary = at.with_name(f".{at.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, arrays in rows.items():
-        np.save(temporary / f"{name}.npy", np.stack(arrays))
-    (temporary / "tokens.json").write_text(json.dumps(tokens))
-    os.replace(temporary, at)
+    try:
+        temporary.mkdir(parents=True)
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array)
+        (temporary / "tokens.json").write_text(json.dumps(tokens))
+        os.replace(temporary, at)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -56,6 +56,7 @@ class TrainingConfig(BaseModel):
 
     model: SerializeAsAny[ModelConfig] = EasyOccConfig()  # by its `kind`; without one, EasyOcc nano
     data: tuple[Path, ...] = ()  # nuScenes layout, ROS 2 bags, SemanticKITTI
+    version: str | None = None  # table folder of data in nuScenes layout, v1.0-mini and the like; None: the only one
     labels: str = "gts"  # folder of Occ3D labels in each, or a path; "voxels": SemanticKITTI's
     unlabelled: bool = False  # also take moments without labels, whose cells nobody knows: for losses that need none
     pseudo_labels: str | None = None  # folder or path: what `occ labels make` made, for moments without label
@@ -128,6 +129,23 @@ def load_config(path: Path, **changes: Any) -> TrainingConfig:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InvalidInput(f"{path}: {where}: {first['msg']}, got {first['input']!r:.80}") from error
+
+
+def with_steps(config: TrainingConfig, total: int, begun: tuple[int, int] | None = None) -> TrainingConfig:
+    """The same run with `total` steps in all its phases together, each with its share of them.
+
+    Args:
+        begun: steps and image_steps of a run that goes on. Before, `--steps` did not count image_steps; a run that was
+            started so is meant as it was.
+    """
+    nano = config.nano
+    if not isinstance(config.model, EasyOccConfig) or begun == (total, nano.image_steps):
+        return config.model_copy(update={"steps": total})
+    whole = config.steps + nano.image_steps
+    image = nano.image_steps * total // whole
+    memory = nano.memory_steps and max(1, nano.memory_steps * total // whole)
+    parts = nano.model_copy(update={"image_steps": image, "memory_steps": memory})
+    return config.model_copy(update={"steps": total - image, "nano": parts})
 
 
 def difference(name: str, was: Any, now: Any) -> str | None:

@@ -42,6 +42,11 @@ class LabelFiles:
             return self.folder / scene / VOXELS / f"{token}.label"
         return self.folder / scene / token / "labels.npz"
 
+    def files(self, scene: str, token: str) -> list[Path]:
+        """What `read` reads."""
+        path = self.path(scene, token)
+        return [path, path.with_suffix(".invalid")] if self.voxels else [path]
+
     def read(self, scene: str, token: str, model: CameraModelConfig) -> np.ndarray:
         """uint8 (X, Y, Z), class ids of the model's taxonomy, IGNORE where nobody looked.
 

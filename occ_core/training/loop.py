@@ -19,13 +19,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from occ_core.errors import InvalidInput
 from occ_core.evaluation.voxel_iou import scores
+from occ_core.files import remove
 from occ_core.training.config import TrainingConfig
 from occ_core.training.lessons import Lessons, open_lessons
 from occ_core.training.log import Clock, Log, measured, training_record
 from occ_core.training.ranks import Ranks, batch_of_all, joined
-from occ_core.training.state import State, learning_rate, new_state, restore, save, update_average
+from occ_core.training.state import NOT_VALIDATED, State, learning_rate, new_state, restore, save, update_average
 
 LEAST_SCALE = 1.0  # of fp16's loss: below it the gradient overflows however small it is made
+RUN_FILES = ("model.safetensors", "model.json", "last.safetensors", "last.json", "log.csv")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -56,16 +58,20 @@ class CtrlC:
             signal.signal(signal.SIGINT, self._before)
 
 
-def train(config: TrainingConfig, out: Path, resume: bool = False) -> Path:
+def train(config: TrainingConfig, out: Path, resume: bool = False, overwrite: bool = False) -> Path:
     """Train, and return the path of the checkpoint `model.safetensors`. Ctrl-C saves before it ends the run.
+
+    A folder that holds a run is refused, unless it is to `resume` it or to `overwrite` it: then what it holds is
+    removed, once data and settings are known to be good.
 
     Started by `torchrun`, all its processes train one network on different samples; the first one logs and saves.
 
     Raises:
-        InvalidInput: settings that do not fit data, model, machine or the run to be resumed; or training diverged,
-            then no file is overwritten.
+        InvalidInput: `out` holds a run; settings that do not fit data, model, machine or the run to be resumed; or
+            training diverged, then no file is overwritten.
         MissingInput, CorruptInput.
     """
+    _require_new(out, resume, overwrite)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -84,8 +90,22 @@ def train(config: TrainingConfig, out: Path, resume: bool = False) -> Path:
             record["start_from_lacked"] = list(state.lacked)
         if resume:
             restore(state, out / "last.safetensors", record, config)
+        elif ranks.first:
+            for name in RUN_FILES:
+                remove(out / name)
         run_steps(state, lessons, config, out, record, ranks, progress)
     return out / "model.safetensors"
+
+
+def _require_new(out: Path, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise InvalidInput("--resume goes on with a run, --overwrite removes it: one of them")
+    there = [name for name in ("model.safetensors", "last.safetensors") if (out / name).exists()]
+    if there and not (resume or overwrite):
+        raise InvalidInput(
+            f"{out} holds a run ({' and '.join(there)}): --resume goes on with it, --overwrite removes it, --out names "
+            "another folder"
+        )
 
 
 def run_steps(
@@ -103,6 +123,8 @@ def run_steps(
     batches = Timed(lessons.batches(state.step))
     log, clock = Log(out / "log.csv", state.step + 1) if ranks.first else None, Clock()
     task = progress.add_task("training", total=total, completed=state.step)
+    if record.pop(NOT_VALIDATED, False):  # it was killed while it was validated
+        judge(state, lessons, config, out, record, ranks, progress)
     with CtrlC(ranks.world) as ctrl_c:
         while state.step < total:
             began, waited = time.perf_counter(), batches.waited
@@ -113,11 +135,13 @@ def run_steps(
             if log and (state.step % config.log_every == 0 or last):
                 lr = learning_rate(state.step, config.learning_rate, config.warmup_steps, lessons.phases)
                 log.write(state.step, losses | clock.lap() | {"learning_rate": lr})
-            if state.step > warm and (state.step % config.validate_every == 0 or last):
-                validate(state, lessons, record, ranks, progress)
-            if ranks.first and (state.step % config.checkpoint_every == 0 or last or stopped):
+            due = state.step > warm and (state.step % config.validate_every == 0 or last)
+            if ranks.first and (due or stopped or state.step % config.checkpoint_every == 0):
                 record["host"] |= measured(clock, ranks.device)
-                save(state, out, record, config, ship=state.step > warm)
+                before = {NOT_VALIDATED: True} if due else {}
+                save(state, out, record | before, config, ship=state.step > warm and not due)
+            if due:
+                judge(state, lessons, config, out, record, ranks, progress)
             if stopped and not last:
                 progress.console.print(f"stopped at step {state.step}; go on with --resume")
                 raise KeyboardInterrupt
@@ -196,6 +220,21 @@ def train_step(
     state.step += 1
     update_average(state, config.ema_decay, lessons.fitted)
     return values
+
+
+def judge(
+    state: State,
+    lessons: Lessons,
+    config: TrainingConfig,
+    out: Path,
+    record: dict[str, Any],
+    ranks: Ranks,
+    progress: Progress,
+) -> None:
+    """Validate, and save what came of it."""
+    validate(state, lessons, record, ranks, progress)
+    if ranks.first:
+        save(state, out, record, config, ship=True)
 
 
 def validate(state: State, lessons: Lessons, record: dict[str, Any], ranks: Ranks, progress: Progress) -> None:

@@ -137,9 +137,9 @@ def run_one(run: Run, step: Callable[[], object]) -> dict[str, Any]:
     run.folder.mkdir(parents=True, exist_ok=True)
     config.write_text(yaml.safe_dump(dict(run.config), sort_keys=False))
     model, predictions = run.folder / "model.safetensors", run.folder / "predictions"
-    shutil.rmtree(predictions, ignore_errors=True)  # `occ predict` keeps what is there
+    shutil.rmtree(predictions, ignore_errors=True)  # of a run that was stopped
     commands = [
-        ["train", str(config), "--out", str(run.folder)],
+        ["train", str(config), "--out", str(run.folder), "--overwrite"],
         ["predict", str(model), str(run.held_out), str(predictions), "--backend", "torch", "--threads", "1"],
         ["eval", str(predictions), str(run.held_out / "gts"), "--json", str(run.folder / "eval.json")],
     ]

@@ -24,6 +24,7 @@ from occ_core.training.balance import fit_balance
 from occ_core.training.cache import SceneCache, default_cache, labels_folder, open_scenes
 from occ_core.training.config import TrainingConfig
 from occ_core.training.data import Batch, Draw, DrawImages, ImageBatch, tensors_of
+from occ_core.training.hold_out import hold_out
 from occ_core.training.memory import Chain, DrawChains, follow, last_columns
 from occ_core.training.ranks import Ranks
 from occ_core.training.thresholds import fit_thresholds
@@ -141,17 +142,17 @@ def open_data(config: TrainingConfig, told: Callable[[str], None] = lambda scene
 
     def opened(roots: tuple[Path, ...]) -> list[SceneCache]:
         model = nano_config(config)
-        return [scene for root in roots for scene in open_scenes(root, config.labels, model, cache, None, told)]
+        return [
+            scene
+            for root in roots
+            for scene in open_scenes(root, config.labels, model, cache, None, told, config.version)
+        ]
 
     scenes = opened(config.data)
     held_out = opened(config.validation)
-    cut = len(scenes) - (0 if config.validation else last)
-    first = cut - config.nano.threshold_scenes
-    if first < 1:
-        raise InvalidInput(
-            f"no scene is left to train on: {len(scenes)} in the data, validation_scenes {len(scenes) - cut}, "
-            f"threshold_scenes {config.nano.threshold_scenes}"
-        )
+    kept = hold_out(len(scenes), 0 if config.validation else last, config.nano.threshold_scenes)
+    cut = len(scenes) - kept.validation
+    first = cut - kept.thresholds
     training = {token for scene in scenes[:cut] for token in scene.tokens}
     if twice := training & {token for scene in held_out for token in scene.tokens}:
         raise InvalidInput(f"{len(twice)} samples are in training and validation data, first: {min(twice)}")

@@ -9,10 +9,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from occ_core.camera import Camera
+from occ_core.files import is_there
 from occ_core.frame import Frame
 from occ_core.geometry import inverse
 from occ_core.sources.nuscenes import NuScenesSource, camera_of, read_image
-from occ_core.sources.nuscenes_tables import SensorRecord, is_there
+from occ_core.sources.nuscenes_tables import SensorRecord
 from occ_core.sources.open import FrameSource
 
 BEFORE_AND_AFTER = (-1, 1)

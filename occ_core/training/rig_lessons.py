@@ -19,12 +19,14 @@ from occ_core.errors import InvalidInput, OccError
 from occ_core.evaluation.voxel_iou import confusion_matrix
 from occ_core.frame import FULL_INTENSITY
 from occ_core.models.config import CameraModelConfig
-from occ_core.sources.open import FrameSource, open_source
+from occ_core.sources.open import FrameSource, frame_files, open_source
 from occ_core.teachers.base import Teachers
 from occ_core.teachers.load import load_teachers
 from occ_core.training.cache import default_cache
 from occ_core.training.config import TrainingConfig
 from occ_core.training.counts import count_classes
+from occ_core.training.file_check import require_files
+from occ_core.training.hold_out import hold_out
 from occ_core.training.label_files import IGNORE, open_labels
 from occ_core.training.moments import (
     NEEDS,
@@ -187,14 +189,12 @@ def open_data(config: TrainingConfig, needs: frozenset[str], told: Callable[[str
     if not config.data:
         raise InvalidInput("no training data: name folders under 'data' in the config, or with --data")
     model = cast(CameraModelConfig, config.model)
-    sets, others = ([_Set.open(root, model, told) for root in roots] for roots in (config.data, config.validation))
+    sets, others = ([_Set.open(root, config, told) for root in roots] for roots in (config.data, config.validation))
     scenes = [(i, scene) for i, opened in enumerate(sets) for scene in opened.frames.scenes]
     apart = _held_out(scenes, config)
     kept = [place for place in scenes if place not in apart]
     if not kept:
-        raise InvalidInput(
-            f"no scene is left to train on: {len(scenes)} in the data, validation_scenes {config.validation_scenes}"
-        )
+        raise InvalidInput(f"no scene is left to train on of {len(scenes)}: validation_scenes names them all")
     if config.validation:
         held_out = [(opened, set(opened.frames.scenes)) for opened in others]
     else:
@@ -220,7 +220,18 @@ def open_data(config: TrainingConfig, needs: frozenset[str], told: Callable[[str
         )
     if twice := set(moments[0].names) & set(moments[1].names):
         raise InvalidInput(f"{len(twice)} samples are in training and validation data, first: {min(twice)}")
+    told("which files are there")
+    require_files(path for part in moments for path in _files_of(part, model.lidar is not None))
     return Held(*moments, held_out_scenes)
+
+
+def _files_of(moments: Moments, lidar: bool) -> Iterator[Path]:
+    """What is read of each keyframe itself."""
+    for source in moments.sources:
+        for scene, token, place, labelled in source.keyframes:
+            yield from frame_files(source.frames, place, lidar)
+            if source.labels is not None and labelled:
+                yield from source.labels.files(scene, token)
 
 
 def _held_out(
@@ -232,7 +243,7 @@ def _held_out(
     if config.validation:
         return set()
     if isinstance(asked, int):
-        return set(scenes[max(0, len(scenes) - asked) :])
+        return set(scenes[len(scenes) - hold_out(len(scenes), asked).validation :])
     names = [scene for _, scene in scenes]
     if absent := [name for name in asked if name not in names]:
         raise InvalidInput(
@@ -249,10 +260,11 @@ class _Set:
     frames: FrameSource
 
     @staticmethod
-    def open(root: Path, model: CameraModelConfig, told: Callable[[str], None]) -> _Set:
+    def open(root: Path, config: TrainingConfig, told: Callable[[str], None]) -> _Set:
         told(str(root.name))
+        model = cast(CameraModelConfig, config.model)
         intensity_max = model.lidar.intensity_max if model.lidar else FULL_INTENSITY
-        return _Set(root, open_source(root, intensity_max=intensity_max))
+        return _Set(root, open_source(root, intensity_max=intensity_max, version=config.version))
 
     def part(
         self, scenes: set[str], labels: str | None, config: TrainingConfig, teachers: bool, unlabelled: bool

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from occ_core.errors import InvalidInput, MissingInput
+from occ_core.files import read_json
 from occ_core.models.build import build_model, kind_of, parse_config
 from occ_core.models.config import IMAGENET
 from occ_core.training.checkpoint import describe, load_checkpoint, load_into, save_checkpoint
@@ -23,6 +24,8 @@ MAY_CHANGE = frozenset(
 )  # when a run is resumed
 READ = {"samples": "tokens_sha256", "labels made as": "labels", "pseudo-labels made as": "pseudo_labels"}
 
+NOT_VALIDATED = "not_validated"
+"""In the record of a checkpoint that is saved before a validation: a run that goes on from it validates first."""
 NOT_THE_NETWORK = frozenset({"name", "backbone_weights", "loss", "checkpoint", "memory_interval_s"})  # of a config
 MEMORY = "birds_eye.memory."  # of EasyOcc nano: weights that a start may lack
 
@@ -184,7 +187,15 @@ def restore(state: State, path: Path, record: dict[str, Any], config: TrainingCo
         state.scaler.load_state_dict({k: int(v) if k.startswith(("growth_i", "_")) else v for k, v in of.items()})
     state.step = int(parts["run"]["step"])
     training = described["training"]
-    record |= {key: training[key] for key in ("metrics", "start_from_lacked") if key in training}
+    record |= {key: training[key] for key in ("metrics", "start_from_lacked", NOT_VALIDATED) if key in training}
+
+
+def recorded_steps(out: Path) -> tuple[int, int] | None:
+    """`steps` and `nano.image_steps` of the run in a folder; None: it holds none, or one without images alone."""
+    path = out / "last.json"
+    run = read_json(path).get("training", {}).get("config", {}) if path.is_file() else {}
+    nano = run.get("nano") or {}
+    return (run["steps"], nano["image_steps"]) if "steps" in run and "image_steps" in nano else None
 
 
 def _require_same_run(path: Path, described: dict[str, Any], record: dict[str, Any], config: TrainingConfig) -> None:

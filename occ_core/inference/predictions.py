@@ -1,0 +1,85 @@
+"""Predictions on disk: one `<token>.npz` a frame, each with what made it, so that none is taken for another model's."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from occ_core.errors import InvalidInput
+from occ_core.files import write_atomically
+
+CURE = "choose another folder, or make all anew with --overwrite"
+
+
+class MadeBy(NamedTuple):
+    """What decides a prediction. model: hash of its file. images: hash of what its frame was read from."""
+
+    model: str
+    images: str
+
+
+def save_prediction(
+    path: Path, labels: np.ndarray, observed: np.ndarray | None = None, made_by: MadeBy | None = None
+) -> None:
+    """Write `<token>.npz` atomically: `pred`, uint8 (X, Y, Z), which the field's evaluators read, and `observed`; and
+    as texts of one element, what made it.
+
+    Raises:
+        CannotWrite.
+    """
+    extra = {} if observed is None else {"observed": observed}
+    said = {} if made_by is None else {name: np.array(value) for name, value in made_by._asdict().items()}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, pred=labels, **extra, **said)
+    write_atomically(path, buffer.getvalue())
+
+
+def made_by(path: Path) -> MadeBy | None:
+    """Who made a prediction, with empty fields where it does not say; None: the file is not there, or not whole."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return None
+        with np.load(path, allow_pickle=False) as record:
+            return MadeBy(*(str(record[name]) if name in record.files else "" for name in MadeBy._fields))
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile):
+        return None
+
+
+def lacking(files: list[Path], model: str, images: Callable[[int], str]) -> list[bool]:
+    """Which predictions have to be made; cut files are made anew.
+
+    Args:
+        files: of one folder, which may hold those of other frames, too.
+        model: hash of the one that predicts.
+        images: hash of what the frame of a number is read from; asked of predictions that are there.
+
+    Raises:
+        InvalidInput: a file in the folder is of another model or of other images, or does not say.
+    """
+    there = {path: made_by(path) for folder in {path.parent for path in files} for path in sorted(folder.glob("*.npz"))}
+    for path, found in there.items():
+        if found is not None and found.model != model:
+            why = "was made by another model" if found.model else "does not say which model made it"
+            raise InvalidInput(f"{path}: {why}; {CURE}")
+    for number, path in enumerate(files):
+        found = there.get(path)
+        if found is not None and found.images != images(number):
+            raise InvalidInput(f"{path}: was made of other images than are here now; {CURE}")
+    return [there.get(path) is None for path in files]
+
+
+def model_key(path: Path, *settings: str) -> str:
+    """Hash of a model's file, of the json beside a checkpoint, and of settings that change its answers."""
+    digest = hashlib.sha256()
+    for part in (path, *([path.with_suffix(".json")] if path.suffix == ".safetensors" else [])):
+        digest.update(part.read_bytes())
+    digest.update(" ".join(settings).encode())
+    return digest.hexdigest()[:32]
