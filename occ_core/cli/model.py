@@ -115,11 +115,16 @@ def predict(
     files = [out / f"{name}.npz" for name in source.names]
     missing = [not path.exists() for path in files]
     wanted = _until_the_last(missing, source.samples) if predictor.memory else missing
+    cautions = set[str]()
     for i, path in enumerate(track(files, description="predicting")):
         if wanted[i]:
+            frame = source[i]
+            if (caution := predictor.caution(frame.rig)) and caution not in cautions:
+                cautions.add(caution)
+                typer.secho(f"warning: {caution}", err=True, fg=typer.colors.YELLOW)
             sweeps = source.sweeps_before(i, predictor.lidar.sweeps) if predictor.lidar else None
             try:
-                answer = predictor.predict_frame(source[i], sweeps)
+                answer = predictor.predict_frame(frame, sweeps)
             except InvalidInput as error:
                 raise InvalidInput(f"{dataroot}, frame '{path.stem}': {error}") from error
             if missing[i]:

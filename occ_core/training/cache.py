@@ -14,11 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from occ_core.camera import Rig
-from occ_core.errors import CorruptInput, MissingInput
+from occ_core.ego_mask import mask_files
+from occ_core.errors import MissingInput
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.table import build_table
 from occ_core.labels.store import require_same_meaning
@@ -28,7 +28,7 @@ from occ_core.occupancy import load_occ3d
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.training.rays import ray_targets
 
-VERSION = 4  # of the arrays' meaning
+VERSION = 5  # of the arrays' meaning
 ARRAYS = (
     "images", "present", "stamp_ns", "world_from_ego", "labels", "depth", "pixel_class", "rig", "voxel_index",
     "pillar_index", "rays",
@@ -87,18 +87,14 @@ def open_scenes(
         files = {token: path for token, path in files.items() if path.is_file()}
         progress(scene)
         if files:
-            masks = Path(dataroot) / "masks" / scene
-            at = cache / f"{scene}-{_key(Path(dataroot), {**files, **_by_name(masks)}, config)}"
+            masks = mask_files(Path(dataroot), scene, samples.cameras)
+            at = cache / f"{scene}-{_key(Path(dataroot), {**files, **masks}, config)}"
             if not at.is_dir():
-                _build(samples, files, masks, config, at)
+                _build(samples, files, config, at)
             opened.append(_open(at, scene))
     if not opened:
         raise MissingInput(f"{folder}: no <scene>/<token>/labels.npz for any keyframe of {dataroot}")
     return opened
-
-
-def _by_name(masks: Path) -> dict[str, Path]:
-    return {path.name: path for path in masks.glob("*.png")}
 
 
 def _key(dataroot: Path, files: dict[str, Path], config: EasyOccConfig) -> str:
@@ -118,7 +114,7 @@ def _open(at: Path, scene: str) -> SceneCache:
     return SceneCache(scene, tokens, lambda name: np.load(at / f"{name}.npy", mmap_mode="r"))
 
 
-def _build(source: NuScenesSource, files: dict[str, Path], masks: Path, config: EasyOccConfig, at: Path) -> None:
+def _build(source: NuScenesSource, files: dict[str, Path], config: EasyOccConfig, at: Path) -> None:
     rows: dict[str, list[np.ndarray]] = {name: [] for name in ARRAYS}
     tables: dict[str, int] = {}
     tokens, preprocess = [], Preprocess(config.input_width, config.input_height)
@@ -139,32 +135,42 @@ def _build(source: NuScenesSource, files: dict[str, Path], masks: Path, config: 
         truth = load_occ3d(files[token], config.grid, config.classes)
         labels = np.where(truth.observed, truth.labels, np.uint8(IGNORE))
         rows["labels"].append(labels)
-        own = _own_pixels(masks, frame.rig, config)
+        own = _own_pixels(frame.rig, config)
         for name, array in zip(("depth", "pixel_class"), ray_targets(labels, frame.rig, config), strict=True):
             rows[name].append(np.where(own, np.uint8(IGNORE), array))
         tokens.append(token)
-    _write(rows, tokens, at)
+    _write(_evened(rows, config), tokens, at)
 
 
-def _own_pixels(masks: Path, rig: Rig, config: EasyOccConfig) -> np.ndarray:
-    """bool (N, h, w): feature pixels on which a camera sees mostly the robot itself, by `<camera>.png` where there is
-    one: what labels say of the cells behind it, the image does not show.
-
-    Raises:
-        CorruptInput: a mask is no picture, or not of the image's size.
-    """
+def _own_pixels(rig: Rig, config: EasyOccConfig) -> np.ndarray:
+    """bool (N, h, w): feature pixels on which a camera sees mostly the robot itself: what labels say of the cells
+    behind it, the image does not show."""
     preprocess, (w, h) = Preprocess(config.input_width, config.input_height), config.feature_size
     own = np.zeros((len(rig), h, w), dtype=np.bool_)
     for i, camera in enumerate(rig):
-        path = masks / f"{camera.name}.png"
-        if path.is_file():
-            mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-            if mask is None or mask.shape != camera.size[::-1]:
-                found = "no picture" if mask is None else f"{mask.shape[1]} x {mask.shape[0]} px"
-                raise CorruptInput(f"{path}: must be {camera.size[0]} x {camera.size[1]} px as its image, is {found}")
-            tiles = (preprocess.nearest(mask, camera.size) > 127).reshape(h, STRIDE, w, STRIDE)
-            own[i] = tiles.mean(axis=(1, 3)) > 0.5
+        blind = preprocess.camera(camera).blind
+        if blind is not None:
+            own[i] = blind.reshape(h, STRIDE, w, STRIDE).mean(axis=(1, 3)) > 0.5
     return own
+
+
+ABSENT = {"images": 0, "present": False, "depth": IGNORE, "pixel_class": IGNORE, "rays": 0}
+"""What stands for a camera that a keyframe's rig lacks, in the arrays that have a row for each."""
+
+
+def _evened(rows: dict[str, list[np.ndarray]], config: EasyOccConfig) -> dict[str, list[np.ndarray]]:
+    """The same rows for as many cameras as the scene's largest rig has: what is not there, no cell is seen by."""
+    (w, h), most = config.feature_size, max(map(len, rows["present"]))
+    out = dict(rows)
+    for name, per_pixel in (("voxel_index", config.depth_bins), ("pillar_index", 1)):
+        unseen = [len(rays) * h * w * per_pixel for rays in rows["rays"]]
+        tables = zip(rows[name], unseen, strict=True)
+        out[name] = [np.where(t == end, most * h * w * per_pixel, t).astype(np.int32) for t, end in tables]
+    for name, value in ABSENT.items():
+        out[name] = [
+            np.concatenate([a, np.full((most - len(a), *a.shape[1:]), value, dtype=a.dtype)]) for a in rows[name]
+        ]
+    return out
 
 
 def _write(rows: dict[str, list[np.ndarray]], tokens: list[str], at: Path) -> None:
