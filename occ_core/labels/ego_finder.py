@@ -1,0 +1,199 @@
+"""Finds ego masks in a recording: pixels that do not change while the robot moves.
+
+Sky and empty road hardly change either. What tells the robot from them is its outline: an edge that keeps its place in
+the image stays sharp in the median of all images, the world's edges do not. So what is found are regions that hardly
+change, reach the image's border, and whose outline is sharp in the median image. A robot's shadow may pass for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from occ_core.ego_mask import FOLDER, file_name, write_mask
+from occ_core.files import write_atomically
+from occ_core.frame import Frame
+from occ_core.sources.nuscenes import NuScenesSource
+from occ_core.sources.nuscenes_tables import NuScenesTables
+
+WIDTH_PX = 320  # that images are compared at
+STEP_M, STEP_RAD = 0.5, 0.15  # least motion between two images that are compared
+KEPT = 48  # images a camera; of longer ways every second, fourth, ...
+LEAST = 6
+QUANTILE = 0.8  # of a pixel's differences from its median: a few odd images do not count
+STILL_SHARE, STILL_LEVELS = 0.3, (3.0, 8.0)  # what hardly changes: by that share of the image's median change, within
+SHARP_SHARE, SHARP_LEVELS = 0.45, 12  # of an edge: so much of the contrast around it lies within two pixels
+OUTLINE_SHARE = 0.5  # of a region's outline that is sharp
+LEAST_AREA = 0.002  # of the image
+PICTURE = "ego_masks.jpg"
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a recording says of one camera's mask.
+
+    Attributes:
+        mask: bool (h, w), of the images' size; nowhere True where nothing was found.
+        median: uint8 (h', w', 3), RGB: the median of the images that were compared, or the last one.
+        images: how many were compared.
+        reason: why nothing can be said; empty: something can.
+    """
+
+    mask: np.ndarray
+    median: np.ndarray
+    images: int
+    reason: str = ""
+
+
+@dataclass
+class _Seen:
+    """Of one camera: small images, each taken at least a step further on than the one before."""
+
+    size: tuple[int, int]
+    steps: int = 1  # only every so many-th is kept
+    moves: int = 0
+    at: np.ndarray | None = None  # world_from_ego of the last image that counted
+    images: list[np.ndarray] = field(default_factory=list)
+    last: np.ndarray | None = None
+
+
+class MaskFinder:
+    """Takes the frames of one drive, in order; holds KEPT small images a camera."""
+
+    def __init__(self) -> None:
+        self._cameras: dict[str, _Seen] = {}
+        self._is_placed = True
+
+    def add(self, frame: Frame) -> None:
+        """Look at a frame; its images count where the robot has moved on since the last that did."""
+        self._is_placed &= frame.is_placed
+        for name, image in frame.images.items():
+            size = image.shape[1], image.shape[0]
+            seen = self._cameras.setdefault(name, _Seen(size))
+            pose = frame.camera_world_from_ego[name]
+            if size != seen.size or (seen.at is not None and not _moved(seen.at, pose)):
+                continue
+            seen.at = pose
+            if seen.moves % seen.steps == 0:
+                seen.images.append(_small(image))
+            seen.moves += 1
+            if len(seen.images) > KEPT:
+                seen.images, seen.steps = seen.images[::2], 2 * seen.steps
+
+    def found(self) -> dict[str, Found]:
+        """By camera name."""
+        return {name: self._judged(seen) for name, seen in self._cameras.items()}
+
+    def _judged(self, seen: _Seen) -> Found:
+        images, (w, h) = np.stack(seen.images), seen.size
+        median = np.median(images, axis=0).astype(np.uint8)
+        reason = ""
+        if not self._is_placed:
+            reason = "no poses: nobody says whether the robot moves"
+        elif len(images) < LEAST:
+            reason = f"too little motion: {len(images)} images {STEP_M} m or {STEP_RAD} rad apart, {LEAST} are needed"
+        if reason:
+            return Found(np.zeros((h, w), dtype=np.bool_), median, len(images), reason)
+        own = own_pixels(images).astype(np.float32)
+        return Found(cv2.resize(own, (w, h), interpolation=cv2.INTER_LINEAR) > 0.5, median, len(images))
+
+
+def own_pixels(
+    images: np.ndarray,  # uint8 (T, h, w, 3), of one camera while it moves
+) -> np.ndarray:
+    """bool (h, w): what shows the robot itself."""
+    smooth = np.stack([cv2.GaussianBlur(image, (0, 0), 1.0) for image in images]).astype(np.int16)
+    median = np.sort(smooth, axis=0)[len(smooth) // 2]
+    change = np.sort(np.abs(smooth - median).max(axis=3), axis=0)[round(QUANTILE * (len(smooth) - 1))]
+    limit = np.clip(STILL_SHARE * np.median(change), *STILL_LEVELS)
+    still = cv2.morphologyEx((change < limit).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    sharp = cv2.dilate(
+        _sharp_edges(cv2.cvtColor(median.astype(np.uint8), cv2.COLOR_RGB2GRAY)), np.ones((3, 3), np.uint8)
+    )
+    count, region, boxes, _ = cv2.connectedComponentsWithStats(still, connectivity=4)
+    out, (h, w) = np.zeros_like(still), still.shape
+    for i in range(1, count):
+        left, top, wide, tall, area = boxes[i]
+        at_border = left == 0 or top == 0 or left + wide == w or top + tall == h
+        if not at_border or area < LEAST_AREA * still.size:
+            continue
+        inside = (region == i).astype(np.uint8)
+        outline = (cv2.dilate(inside, np.ones((5, 5), np.uint8)) > 0) & (inside == 0)
+        if not outline.any() or sharp[outline].mean() >= OUTLINE_SHARE:
+            out |= inside
+    grown = cv2.dilate(out, np.ones((3, 3), np.uint8))
+    return cv2.morphologyEx(grown, cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8)) > 0
+
+
+def write_found(found: dict[str, Found], out: Path) -> list[str]:
+    """Write the masks that were found as `out/<camera>.png`, and a picture of all; one line a camera."""
+    lines = []
+    for name, one in sorted(found.items()):
+        if one.mask.any():
+            write_mask(out / file_name(name), one.mask)
+            where = f"{100 * one.mask.mean():.1f} % of the image show the robot itself: {out / file_name(name)}"
+        else:
+            where = one.reason or "no pixel shows the robot itself"
+        lines.append(f"{name}: {where} ({one.images} images compared)")
+    if found:
+        write_atomically(out / PICTURE, cv2.imencode(".jpg", picture(found)[..., ::-1])[1].tobytes())
+    return lines
+
+
+def find_masks(dataroot: Path, scenes: list[str] | None = None) -> Iterator[str]:
+    """Find and write the masks of each scene of a data set in nuScenes layout that has none, beside the data; one line
+    a camera, as of `write_found`."""
+    tables = NuScenesTables(dataroot)
+    for scene in tables.require_scenes(scenes):
+        out = Path(dataroot) / FOLDER / scene
+        if (out / PICTURE).exists() or any(out.glob("*.png")):
+            continue
+        finder = MaskFinder()
+        for frame in NuScenesSource(tables, scenes=[scene]):
+            finder.add(frame)
+        yield from (f"{scene}, {line}" for line in write_found(finder.found(), out))
+
+
+def picture(found: dict[str, Found], columns: int = 3) -> np.ndarray:
+    """RGB uint8: each camera's median image, red where its mask is."""
+    tiles = []
+    for name, one in sorted(found.items()):
+        tile = cv2.resize(one.median, (WIDTH_PX, WIDTH_PX * one.median.shape[0] // one.median.shape[1]))
+        mask = cv2.resize(one.mask.astype(np.uint8), tile.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
+        tile[mask] = (0.5 * tile[mask] + 0.5 * np.array([255, 0, 0])).astype(np.uint8)
+        text = f"{name} {100 * one.mask.mean():.1f} %" if not one.reason else f"{name}: {one.reason.split(':')[0]}"
+        for color, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+            cv2.putText(tile, text, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.42, color, width, cv2.LINE_AA)
+        tiles.append(tile)
+    tall = max(tile.shape[0] for tile in tiles)
+    columns = min(columns, len(tiles))
+    sheet = np.zeros((-(-len(tiles) // columns) * tall, columns * WIDTH_PX, 3), dtype=np.uint8)
+    for i, tile in enumerate(tiles):
+        row, column = divmod(i, columns)
+        sheet[row * tall : row * tall + tile.shape[0], column * WIDTH_PX : (column + 1) * WIDTH_PX] = tile
+    return sheet
+
+
+def _moved(before: np.ndarray, now: np.ndarray) -> bool:
+    turn = (np.trace(before[:3, :3].T @ now[:3, :3]) - 1) / 2
+    far = float(np.linalg.norm(now[:3, 3] - before[:3, 3]))
+    return far >= STEP_M or float(np.arccos(np.clip(turn, -1, 1))) >= STEP_RAD
+
+
+def _small(image: np.ndarray) -> np.ndarray:
+    h, w = image.shape[:2]
+    return cv2.resize(image, (WIDTH_PX, max(1, round(WIDTH_PX * h / w))), interpolation=cv2.INTER_AREA)
+
+
+def _sharp_edges(grey: np.ndarray) -> np.ndarray:
+    """uint8 (h, w): 1 where most of the contrast around a pixel lies within two pixels."""
+    around, level = np.ones((7, 7), np.uint8), grey.astype(np.int16)
+    contrast = cv2.dilate(level, around) - cv2.erode(level, around)
+    step = np.zeros_like(level)
+    step[:, 1:-1] = np.abs(level[:, 2:] - level[:, :-2])
+    step[1:-1] = np.maximum(step[1:-1], np.abs(level[2:] - level[:-2]))
+    return ((step > SHARP_SHARE * contrast) & (contrast > SHARP_LEVELS)).astype(np.uint8)
