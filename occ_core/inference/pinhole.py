@@ -1,6 +1,6 @@
 """Pinhole views of lenses that are none: what networks and teachers are given that know pinhole images only.
 
-A lens up to NARROW_DEG wide is rectified: one view of the same size. A wider one gets as many views as it needs to show
+A lens up to WIDEST_DEG wide is rectified: one view of the same size. A wider one gets as many views as it needs to show
 what stands around: level, side by side, each at most WIDEST_DEG wide, in as many rows as cover the elevations of
 BAND_DEG. What a view shows beyond the lens, or of the robot itself, is blind. docs/backends.md says what that costs.
 """
@@ -23,8 +23,7 @@ from occ_core.geometry import inverse
 
 PINHOLE = ("none",)
 NOT_FISHEYE = tuple(model for model in COEFFICIENTS if model != "equidistant")
-NARROW_DEG = 100.0
-WIDEST_DEG = 90.0
+WIDEST_DEG = 100.0
 BAND_DEG = (-45.0, 10.0)  # of a camera 1 m up: the ground from 1 m on; of what is 20 m away: 3.5 m up
 ROW_OVERLAP = 0.1  # of a view's height: its corners reach less far up and down than its middle
 LEAST_SHARE = 0.05  # of a view's pixels that the lens has; those with fewer are left out
@@ -89,7 +88,7 @@ def views_of(lens: Camera, size: tuple[int, int]) -> tuple[View, ...]:
             f"camera '{lens.name}': no pixel of its image shows the world: look at its mask and its lens"
         )
     slopes = np.abs(directions[:, :2]).max(axis=1) / np.maximum(directions[:, 2], 1e-9)
-    if slopes.max() < math.tan(math.radians(NARROW_DEG / 2)):
+    if slopes.max() < math.tan(math.radians(WIDEST_DEG / 2)):
         return (_view(lens, _rectified(lens)),)
     views = [_view(lens, camera) for camera in _level(lens, directions, size)]
     seeing = [view for view in views if view.camera.blind is None or view.camera.blind.mean() < 1 - LEAST_SHARE]
