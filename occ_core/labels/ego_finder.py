@@ -1,8 +1,8 @@
 """Finds ego masks in a recording: pixels that do not change while the robot moves.
 
-Sky and empty road hardly change either. What tells the robot from them is its outline: an edge that keeps its place in
-the image stays sharp in the median of all images, the world's edges do not. So what is found are regions that hardly
-change, reach the image's border, and whose outline is sharp in the median image. A robot's shadow may pass for it.
+Sky, empty road and the lines beside it hardly change either on a straight way, so bends are asked for. Of what is left,
+the robot is told by its outline: in most images there is an edge where it ends, and where it reaches the image's border
+there is none to be had. A robot's own shadow may pass for it: look at the picture.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.sources.nuscenes_tables import NuScenesTables
 
 WIDTH_PX = 320  # that images are compared at
-STEP_M, STEP_RAD = 0.5, 0.15  # least motion between two images that are compared
-KEPT = 48  # images a camera; of longer ways every second, fourth, ...
-LEAST = 6
+STEP_M, STEP_RAD = 0.5, 0.1  # least motion between two images that are kept
+KEPT = 64  # images a camera; of longer ways every second, fourth, ...
+LEAST = 12  # images
+LEAST_TURN_DEG = 20.0  # between the headings of two of them
 QUANTILE = 0.8  # of a pixel's differences from its median: a few odd images do not count
-STILL_SHARE, STILL_LEVELS = 0.3, (3.0, 8.0)  # what hardly changes: by that share of the image's median change, within
-SHARP_SHARE, SHARP_LEVELS = 0.45, 12  # of an edge: so much of the contrast around it lies within two pixels
-OUTLINE_SHARE = 0.5  # of a region's outline that is sharp
+STILL_SHARE, STILL_LEVELS = 0.4, (6.0, 20.0)  # what hardly changes: by that share of the median pixel's change, within
+EDGE_LEVELS = 2.0  # a pixel, in the median image: of an edge that is always there
+OUTLINE_SHARE = 0.5  # of a region's outline that is such an edge
 LEAST_AREA = 0.002  # of the image
 PICTURE = "ego_masks.jpg"
 
@@ -58,7 +59,7 @@ class _Seen:
     moves: int = 0
     at: np.ndarray | None = None  # world_from_ego of the last image that counted
     images: list[np.ndarray] = field(default_factory=list)
-    last: np.ndarray | None = None
+    headings: list[float] = field(default_factory=list)  # rad
 
 
 class MaskFinder:
@@ -80,40 +81,51 @@ class MaskFinder:
             seen.at = pose
             if seen.moves % seen.steps == 0:
                 seen.images.append(_small(image))
+                seen.headings.append(float(np.arctan2(pose[1, 0], pose[0, 0])))
             seen.moves += 1
             if len(seen.images) > KEPT:
-                seen.images, seen.steps = seen.images[::2], 2 * seen.steps
+                seen.images, seen.headings, seen.steps = seen.images[::2], seen.headings[::2], 2 * seen.steps
 
     def found(self) -> dict[str, Found]:
         """By camera name."""
         return {name: self._judged(seen) for name, seen in self._cameras.items()}
 
     def _judged(self, seen: _Seen) -> Found:
-        images, (w, h) = np.stack(seen.images), seen.size
+        headings, (w, h) = np.unwrap(seen.headings), seen.size
+        images = np.stack([seen.images[i] for i in _spread(headings)])
         median = np.median(images, axis=0).astype(np.uint8)
-        reason = ""
+        turn_deg, reason = float(np.degrees(np.ptp(headings))), ""
         if not self._is_placed:
             reason = "no poses: nobody says whether the robot moves"
-        elif len(images) < LEAST:
-            reason = f"too little motion: {len(images)} images {STEP_M} m or {STEP_RAD} rad apart, {LEAST} are needed"
+        elif len(seen.images) < LEAST:
+            reason = f"too little motion: {STEP_M} m or {STEP_RAD} rad apart, {LEAST} are needed"
+        elif turn_deg < LEAST_TURN_DEG:
+            reason = f"too little motion: it turned by {turn_deg:.0f} degrees, {LEAST_TURN_DEG:.0f} are needed"
         if reason:
-            return Found(np.zeros((h, w), dtype=np.bool_), median, len(images), reason)
+            return Found(np.zeros((h, w), dtype=np.bool_), median, len(seen.images), reason)
         own = own_pixels(images).astype(np.float32)
         return Found(cv2.resize(own, (w, h), interpolation=cv2.INTER_LINEAR) > 0.5, median, len(images))
+
+
+def _spread(headings: np.ndarray) -> list[int]:
+    """Which images to compare: as many of a bend as of a long straight way."""
+    wanted = np.linspace(headings.min(), headings.max(), len(headings))
+    return sorted({int(np.abs(headings - heading).argmin()) for heading in wanted} | {0})
 
 
 def own_pixels(
     images: np.ndarray,  # uint8 (T, h, w, 3), of one camera while it moves
 ) -> np.ndarray:
     """bool (h, w): what shows the robot itself."""
-    smooth = np.stack([cv2.GaussianBlur(image, (0, 0), 1.0) for image in images]).astype(np.int16)
-    median = np.sort(smooth, axis=0)[len(smooth) // 2]
-    change = np.sort(np.abs(smooth - median).max(axis=3), axis=0)[round(QUANTILE * (len(smooth) - 1))]
+    smooth = np.stack([cv2.GaussianBlur(image, (0, 0), 1.0) for image in images]).astype(np.float32)
+    change, median = _change(smooth)
+    steady = change <= np.percentile(change, 10)
+    for image in smooth:  # exposure changes from image to image: by what changes least
+        image *= np.clip((image[steady] * median[steady]).sum() / max((image[steady] ** 2).sum(), 1.0), 0.5, 2.0)
+    change, _ = _change(smooth)
     limit = np.clip(STILL_SHARE * np.median(change), *STILL_LEVELS)
     still = cv2.morphologyEx((change < limit).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    sharp = cv2.dilate(
-        _sharp_edges(cv2.cvtColor(median.astype(np.uint8), cv2.COLOR_RGB2GRAY)), np.ones((3, 3), np.uint8)
-    )
+    edge = cv2.dilate((_edges(smooth) > EDGE_LEVELS).astype(np.uint8), np.ones((3, 3), np.uint8))
     count, region, boxes, _ = cv2.connectedComponentsWithStats(still, connectivity=4)
     out, (h, w) = np.zeros_like(still), still.shape
     for i in range(1, count):
@@ -123,10 +135,23 @@ def own_pixels(
             continue
         inside = (region == i).astype(np.uint8)
         outline = (cv2.dilate(inside, np.ones((5, 5), np.uint8)) > 0) & (inside == 0)
-        if not outline.any() or sharp[outline].mean() >= OUTLINE_SHARE:
+        if not outline.any() or edge[outline].mean() >= OUTLINE_SHARE:
             out |= inside
     grown = cv2.dilate(out, np.ones((3, 3), np.uint8))
     return cv2.morphologyEx(grown, cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8)) > 0
+
+
+def _change(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How far each pixel goes from its median, (h, w); and the median, (h, w, 3)."""
+    median, place = np.median(images, axis=0), round(QUANTILE * (len(images) - 1))
+    return np.partition(np.abs(images - median).max(axis=3), place, axis=0)[place], median
+
+
+def _edges(images: np.ndarray) -> np.ndarray:
+    """Levels a pixel: the slope of most images, (h, w)."""
+    grey = images.mean(axis=3)
+    slopes = [np.hypot(cv2.Sobel(one, cv2.CV_32F, 1, 0), cv2.Sobel(one, cv2.CV_32F, 0, 1)) / 8 for one in grey]
+    return np.median(slopes, axis=0)
 
 
 def write_found(found: dict[str, Found], out: Path) -> list[str]:
@@ -187,13 +212,3 @@ def _moved(before: np.ndarray, now: np.ndarray) -> bool:
 def _small(image: np.ndarray) -> np.ndarray:
     h, w = image.shape[:2]
     return cv2.resize(image, (WIDTH_PX, max(1, round(WIDTH_PX * h / w))), interpolation=cv2.INTER_AREA)
-
-
-def _sharp_edges(grey: np.ndarray) -> np.ndarray:
-    """uint8 (h, w): 1 where most of the contrast around a pixel lies within two pixels."""
-    around, level = np.ones((7, 7), np.uint8), grey.astype(np.int16)
-    contrast = cv2.dilate(level, around) - cv2.erode(level, around)
-    step = np.zeros_like(level)
-    step[:, 1:-1] = np.abs(level[:, 2:] - level[:, :-2])
-    step[1:-1] = np.maximum(step[1:-1], np.abs(level[2:] - level[:-2]))
-    return ((step > SHARP_SHARE * contrast) & (contrast > SHARP_LEVELS)).astype(np.uint8)
