@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import cv2
 import numpy as np
@@ -216,11 +215,6 @@ class Camera:
         k[1, 2] -= top
         blind = None if self.blind is None else self.blind[top : top + size[1], left : left + size[0]]
         return Camera(self.name, k, size, self.ego_from_cam, self.distortion_model, self.distortion, blind)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of everything that changes a projection, the name included."""
-        return _fingerprint((self,))
 
 
 @dataclass(frozen=True, eq=False)
