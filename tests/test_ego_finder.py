@@ -110,3 +110,43 @@ def test_too_little_motion_is_said_and_nothing_claimed(ground):
     assert not straight.mask.any() and "turned by 3 degrees" in straight.reason
     lost = drive(ground, own, way(70), placed=False).found()["front"]
     assert not lost.mask.any() and "no poses" in lost.reason
+
+
+def test_a_bag_is_searched_and_its_masks_are_used_when_it_is_read_again(ground, tmp_path):
+    """`occ bag check --ego-mask BAG/masks`: a robot that turns, its images raw in a bag."""
+    pytest.importorskip("rosbags")
+    from bag_robot import T0, Robot, S
+    from typer.testing import CliRunner
+
+    from occ_core.bags import messages as msg
+    from occ_core.cli.main import app
+    from occ_core.geometry import quaternion_from_rotation
+    from occ_core.sources.open import open_source
+
+    robot, rng, own = Robot(), np.random.default_rng(0), body()
+    optical = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
+    mount = pose((0, 0, 1.5), quaternion_from_rotation(optical))
+    robot.add("/tf_static", T0, msg.transforms(T0, [("base_link", "front", mount)]))
+    info = msg.camera_info(T0, "front", Camera("front", K, SIZE, np.eye(4)))
+    robot.add("/front/camera_info", T0, info)
+    for number, (x_m, y_m, yaw) in enumerate(way(70, 16, 2.0)):
+        stamp, at = T0 + number * S // 2, pose((x_m, y_m, 0.0), (math.cos(yaw / 2), 0, 0, math.sin(yaw / 2)))
+        robot.add("/tf", stamp, msg.transforms(stamp, [("odom", "base_link", at)]))
+        robot.add("/front/image_raw", stamp, msg.image(stamp, "front", looking(at, ground, own, rng)))
+    bag = robot.write(tmp_path / "drive")
+    result = CliRunner().invoke(app, ["bag", "check", str(bag), "--ego-mask", str(bag / "masks")])
+    assert result.exit_code == 0, result.output
+    assert "show the robot itself" in " ".join(result.output.split()) and (bag / "masks" / PICTURE).is_file()
+    blind = open_source(bag)[0].rig["front"].blind
+    assert (blind & own).sum() / (blind | own).sum() > 0.8
+
+
+def test_a_short_data_set_says_why_nothing_was_found_and_is_asked_once(tmp_path):
+    import small_nuscenes
+
+    from occ_core.labels.ego_finder import find_masks
+
+    small_nuscenes.make(tmp_path, keyframes=3, sweeps=0)
+    lines = list(find_masks(tmp_path))
+    assert len(lines) == 2 and all("too little motion" in line and line.startswith("scene-") for line in lines)
+    assert list(find_masks(tmp_path)) == [] and len(list(tmp_path.glob(f"masks/*/{PICTURE}"))) == 1
