@@ -118,15 +118,15 @@ def predict(
     cautions = set[str]()
     for i, path in enumerate(track(files, description="predicting")):
         if wanted[i]:
-            frame = source[i]
-            if (caution := predictor.caution(frame.rig)) and caution not in cautions:
-                cautions.add(caution)
-                typer.secho(f"warning: {caution}", err=True, fg=typer.colors.YELLOW)
             sweeps = source.sweeps_before(i, predictor.lidar.sweeps) if predictor.lidar else None
             try:
+                frame = source[i]
                 answer = predictor.predict_frame(frame, sweeps)
             except InvalidInput as error:
                 raise InvalidInput(f"{dataroot}, frame '{path.stem}': {error}") from error
+            if (caution := predictor.caution(frame.rig)) and caution not in cautions:
+                cautions.add(caution)
+                typer.secho(f"warning: {caution}", err=True, fg=typer.colors.YELLOW)
             if missing[i]:
                 save_prediction(path, answer.labels, answer.observed)
     typer.echo(f"{len(source)} predictions in {out}")

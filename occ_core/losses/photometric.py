@@ -137,7 +137,7 @@ def photometric_loss(
         present = neighbour_present[:, k].reshape(-1, 1, 1)
         errors.append(photometric_error(images, warped).squeeze(1))
         if sees is not None:
-            there, _ = warp(sees.unsqueeze(1).float(), depth_m, intrinsics, neighbour_from_cam[:, k])
+            there, _ = warp(sees.unsqueeze(1).float(), depth_m.detach(), intrinsics, neighbour_from_cam[:, k])
             seen = seen & sees & (there.squeeze(1) > WHOLE)
         valid.append(seen & present)
         as_it_is = photometric_error(images, neighbours[:, k]).squeeze(1)

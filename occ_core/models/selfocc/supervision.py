@@ -103,7 +103,7 @@ def _warped(
     there, there_m = reproject(pixels, depth_m.reshape(1, -1), view.intrinsics, neighbour_from_cam)
     colours, inside = sample_image(neighbour, there)
     if view.sees is not None:
-        shown, _ = sample_image(view.sees[None, None].float(), there)
+        shown, _ = sample_image(view.sees[None, None].float(), there.detach())
         inside = inside & (shown[:, 0] > WHOLE)
     return colours, inside & (there_m > NEAREST_M)
 
