@@ -188,3 +188,18 @@ def test_nano_trains_on_a_scene_whose_keyframes_lack_a_camera(tmp_path):
     assert np.array_equal(
         read_sample(scene, 1, config).table.voxel_index, read_sample(whole, 1, config).table.voxel_index
     )
+
+
+def test_occ_predict_answers_a_smaller_rig_and_says_so_once(tmp_path):
+    from typer.testing import CliRunner
+
+    from occ_core.cli.main import app
+
+    small_nuscenes.make(tmp_path / "data", keyframes=2, sweeps=0)  # two cameras
+    model = checkpoint("nano", tmp_path)
+    arguments = ["predict", str(model), str(tmp_path / "data"), str(tmp_path / "out"), "--backend", "torch"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert said.count("trained on 6 cameras, this rig has 2 (CAM_FRONT, CAM_BACK)") == 1
+    assert len(list((tmp_path / "out").glob("*.npz"))) == 2
