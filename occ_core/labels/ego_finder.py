@@ -93,7 +93,7 @@ class MaskFinder:
     def _judged(self, seen: _Seen) -> Found:
         headings, (w, h) = np.unwrap(seen.headings), seen.size
         images = np.stack([seen.images[i] for i in _spread(headings)])
-        median = np.median(images, axis=0).astype(np.uint8)
+        median = np.sort(images, axis=0)[len(images) // 2]
         turn_deg, reason = float(np.degrees(np.ptp(headings))), ""
         if not self._is_placed:
             reason = "no poses: nobody says whether the robot moves"
@@ -117,15 +117,16 @@ def own_pixels(
     images: np.ndarray,  # uint8 (T, h, w, 3), of one camera while it moves
 ) -> np.ndarray:
     """bool (h, w): what shows the robot itself."""
-    smooth = np.stack([cv2.GaussianBlur(image, (0, 0), 1.0) for image in images]).astype(np.float32)
-    change, median = _change(smooth)
+    smooth = [cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (0, 0), 1.0) for image in images]
+    grey = np.stack(smooth, axis=-1).astype(np.float32)  # (h, w, T): a pixel's values side by side
+    change, median = _change(grey)
     steady = change <= np.percentile(change, 10)
-    for image in smooth:  # exposure changes from image to image: by what changes least
-        image *= np.clip((image[steady] * median[steady]).sum() / max((image[steady] ** 2).sum(), 1.0), 0.5, 2.0)
-    change, _ = _change(smooth)
+    here, usual = grey[steady], median[steady]  # exposure changes from image to image: by what changes least
+    grey *= np.clip((here * usual[:, None]).sum(axis=0) / np.maximum((here**2).sum(axis=0), 1.0), 0.5, 2.0)
+    change, _ = _change(grey)
     limit = np.clip(STILL_SHARE * np.median(change), *STILL_LEVELS)
     still = cv2.morphologyEx((change < limit).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    edge = cv2.dilate((_edges(smooth) > EDGE_LEVELS).astype(np.uint8), np.ones((3, 3), np.uint8))
+    edge = cv2.dilate((_edges(grey) > EDGE_LEVELS).astype(np.uint8), np.ones((3, 3), np.uint8))
     count, region, boxes, _ = cv2.connectedComponentsWithStats(still, connectivity=4)
     out, (h, w) = np.zeros_like(still), still.shape
     for i in range(1, count):
@@ -141,17 +142,18 @@ def own_pixels(
     return cv2.morphologyEx(grown, cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8)) > 0
 
 
-def _change(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How far each pixel goes from its median, (h, w); and the median, (h, w, 3)."""
-    median, place = np.median(images, axis=0), round(QUANTILE * (len(images) - 1))
-    return np.partition(np.abs(images - median).max(axis=3), place, axis=0)[place], median
+def _change(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How far each pixel of (h, w, T) goes from its median, and the median, (h, w) each."""
+    count = grey.shape[2]
+    median, place = np.partition(grey, count // 2)[..., count // 2], round(QUANTILE * (count - 1))
+    return np.partition(np.abs(grey - median[..., None]), place)[..., place], median
 
 
-def _edges(images: np.ndarray) -> np.ndarray:
-    """Levels a pixel: the slope of most images, (h, w)."""
-    grey = images.mean(axis=3)
-    slopes = [np.hypot(cv2.Sobel(one, cv2.CV_32F, 1, 0), cv2.Sobel(one, cv2.CV_32F, 0, 1)) / 8 for one in grey]
-    return np.median(slopes, axis=0)
+def _edges(grey: np.ndarray) -> np.ndarray:
+    """Levels a pixel: the slope in most images, (h, w)."""
+    planes = [np.ascontiguousarray(plane) for plane in np.moveaxis(grey, 2, 0)]
+    slopes = [np.hypot(cv2.Sobel(one, cv2.CV_32F, 1, 0), cv2.Sobel(one, cv2.CV_32F, 0, 1)) / 8 for one in planes]
+    return np.partition(np.stack(slopes, axis=-1), len(planes) // 2)[..., len(planes) // 2]
 
 
 def write_found(found: dict[str, Found], out: Path) -> list[str]:
