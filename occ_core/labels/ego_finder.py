@@ -27,7 +27,7 @@ LEAST = 12  # images
 LEAST_TURN_DEG = 20.0  # between the headings of two of them
 QUANTILE = 0.8  # of a pixel's differences from its median: a few odd images do not count
 STILL_SHARE, STILL_LEVELS = 0.4, (6.0, 20.0)  # what hardly changes: by that share of the median pixel's change, within
-EDGE_LEVELS = 2.0  # a pixel, in the median image: of an edge that is always there
+EDGE_LEVELS, ALIGNED = 2.0, 0.7  # of an edge that is always there: levels a pixel, and how far its directions agree
 OUTLINE_SHARE = 0.5  # of a region's outline that is such an edge
 LEAST_AREA = 0.002  # of the image
 PICTURE = "ego_masks.jpg"
@@ -126,7 +126,7 @@ def own_pixels(
     change, _ = _change(grey)
     limit = np.clip(STILL_SHARE * np.median(change), *STILL_LEVELS)
     still = cv2.morphologyEx((change < limit).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    edge = cv2.dilate((_edges(grey) > EDGE_LEVELS).astype(np.uint8), np.ones((3, 3), np.uint8))
+    edge = cv2.dilate(_edges(grey).astype(np.uint8), np.ones((3, 3), np.uint8))
     count, region, boxes, _ = cv2.connectedComponentsWithStats(still, connectivity=4)
     out, (h, w) = np.zeros_like(still), still.shape
     for i in range(1, count):
@@ -150,10 +150,15 @@ def _change(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _edges(grey: np.ndarray) -> np.ndarray:
-    """Levels a pixel: the slope in most images, (h, w)."""
+    """bool (h, w): an edge in most images of (h, w, T), and of one direction in nearly all: leaves have edges, too."""
     planes = [np.ascontiguousarray(plane) for plane in np.moveaxis(grey, 2, 0)]
-    slopes = [np.hypot(cv2.Sobel(one, cv2.CV_32F, 1, 0), cv2.Sobel(one, cv2.CV_32F, 0, 1)) / 8 for one in planes]
-    return np.partition(np.stack(slopes, axis=-1), len(planes) // 2)[..., len(planes) // 2]
+    slope = np.stack([cv2.Sobel(p, cv2.CV_32F, 1, 0) + 1j * cv2.Sobel(p, cv2.CV_32F, 0, 1) for p in planes], -1) / 8
+    size = np.abs(slope)
+    weight = np.minimum(size, 2 * EDGE_LEVELS)
+    turned = slope**2 / np.maximum(size**2, 1e-6)  # twice the angle: darker or brighter does not count
+    aligned = np.abs((weight * turned).sum(axis=2)) / np.maximum(weight.sum(axis=2), 1e-6)
+    most = np.partition(size, len(planes) // 2)[..., len(planes) // 2]
+    return (most > EDGE_LEVELS) & (aligned > ALIGNED)
 
 
 def write_found(found: dict[str, Found], out: Path) -> list[str]:
