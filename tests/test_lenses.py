@@ -115,7 +115,7 @@ def test_a_wide_lens_gets_level_views_that_show_what_it_sees_of_the_ground_aroun
         column, row = np.rint(at[seen & visible]).astype(int).T
         assert np.abs(view.pixels[row, column] - pixels[seen & visible]).max() < 3.0
         shown |= seen
-    assert (shown & band).sum() > 0.93 * band.sum()
+    assert (shown & band).sum() > 0.9 * band.sum()
 
 
 def test_a_spot_in_the_fisheyes_image_is_where_the_view_says():

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -25,6 +25,8 @@ PINHOLE = ("none",)
 NOT_FISHEYE = tuple(model for model in COEFFICIENTS if model != "equidistant")
 WIDEST_DEG = 100.0
 BAND_DEG = (-45.0, 10.0)  # of a camera 1 m up: the ground from 1 m on; of what is 20 m away: 3.5 m up
+LEVEL_DEG = 15.0  # up and down, where it counts how far to the sides a lens sees
+SLACK = 0.05  # of a view, that may be lacking before there is one more
 ROW_OVERLAP = 0.1  # of a view's height: its corners reach less far up and down than its middle
 LEAST_SHARE = 0.05  # of a view's pixels that the lens has; those with fewer are left out
 FINEST = 4  # times a view's size, before it is scaled down
@@ -46,9 +48,10 @@ class View:
 
     def image(self, image: np.ndarray) -> np.ndarray:
         """uint8 (h, w, 3) of the view from that of the lens, or from a smaller version of that; black where blind."""
-        share = np.array([image.shape[1], image.shape[0]], dtype=np.float32) / np.float32(self.lens.size)
+        share = (np.array([image.shape[1], image.shape[0]]) / self.lens.size).astype(np.float32)
         pixels = self.pixels * share + 0.5 * (share - 1)
-        out = cv2.remap(image, pixels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        nothing: Any = None  # the second map; cv2's types do not know that there may be none
+        out = cv2.remap(image, pixels, nothing, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         if self.camera.blind is not None:
             out[self.camera.blind] = 0
         return out
@@ -111,16 +114,20 @@ def pinhole_frame(frame: Frame, size: tuple[int, int] | None = None, kept: tuple
     if not views:
         return frame
     cameras: list[Camera] = []
-    images, stamps_ns, poses = (dict(d) for d in (frame.images, frame.camera_stamp_ns, frame.camera_world_from_ego))
+    images, stamps_ns, poses = (
+        dict(frame.images),
+        dict(frame.camera_stamp_ns),
+        dict(frame.camera_world_from_ego),
+    )
     for camera in frame.rig:
         cameras += [view.camera for view in views.get(camera.name, ())] or [camera]
         for view in views.get(camera.name, ()):
             if camera.name in frame.images:
                 images[view.camera.name] = view.image(frame.images[camera.name])
-            for given in (stamps_ns, poses):
+            for given in cast(tuple[dict[str, Any], ...], (stamps_ns, poses)):
                 if camera.name in given:
                     given[view.camera.name] = given[camera.name]
-    for given in (images, stamps_ns, poses):
+    for given in cast(tuple[dict[str, Any], ...], (images, stamps_ns, poses)):
         for name in views:
             given.pop(name, None)
     return replace(
@@ -170,13 +177,15 @@ def _level(lens: Camera, directions: np.ndarray, size: tuple[int, int]) -> list[
     low, high = np.radians(BAND_DEG)
     within = (elevation >= low) & (elevation <= high)
     within = within if within.any() else np.ones_like(within)
-    middle = math.atan2(y[within].mean(), x[within].mean())
-    turn = (azimuth[within] - middle + np.pi) % (2 * np.pi) - np.pi
-    columns = max(1, math.ceil(np.degrees(np.ptp(turn)) / WIDEST_DEG - 1e-3))
+    ahead = within & (np.abs(elevation) < np.radians(LEVEL_DEG))
+    ahead = ahead if ahead.any() else within  # a camera that looks down sees all around
+    middle = math.atan2(y[ahead].mean(), x[ahead].mean())
+    turn = (azimuth[ahead] - middle + np.pi) % (2 * np.pi) - np.pi
+    columns = max(1, math.ceil(np.degrees(np.ptp(turn)) / WIDEST_DEG - SLACK))
     wide = max(np.ptp(turn) / columns, np.radians(1.0))
     focal_px = size[0] / 2 / math.tan(wide / 2)
     tall = 2 * math.atan(size[1] / 2 / focal_px)
-    rows = max(1, math.ceil(np.ptp(elevation[within]) / (tall * (1 - ROW_OVERLAP)) - 1e-3))
+    rows = max(1, math.ceil(np.ptp(elevation[within]) / (tall * (1 - ROW_OVERLAP)) - SLACK))
     step = np.ptp(elevation[within]) / rows
     times = int(np.clip(round(lens.intrinsics[0, 0] / focal_px), 1, FINEST))
     (w, h), focal_px = (times * size[0], times * size[1]), times * focal_px
