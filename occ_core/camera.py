@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from occ_core import fisheye
 from occ_core.errors import InvalidInput
 from occ_core.geometry import require_rigid
 from occ_core.limits import MAX_CALIBRATION, MAX_COEFFICIENTS, MAX_PIXELS, MAX_SIDE_PX, MIN_FOCAL_PX, shown
@@ -30,6 +31,8 @@ class Camera:
         ego_from_cam: (4, 4), optical camera frame to ego frame.
         distortion_model: none | plumb_bob | rational_polynomial | equidistant (fisheye).
         distortion: coefficients of the model.
+        blind: bool (height, width), pixels that show nothing of the world: the robot itself, see `ego_mask`, or what
+            lies beyond the lens. None: all show it.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Camera:
     ego_from_cam: np.ndarray
     distortion_model: str = "none"
     distortion: tuple[float, ...] = ()
+    blind: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         k = np.asarray(self.intrinsics, dtype=np.float64)
@@ -77,7 +81,11 @@ class Camera:
             raise InvalidInput(
                 f"camera '{self.name}': distortion coefficients must be within +-{MAX_CALIBRATION:g}, got {list(d)}"
             )
-        if not any(d):  # all-zero coefficients are the pinhole
+        if self.blind is not None and (self.blind.shape != (h, w) or self.blind.dtype != np.bool_):
+            raise InvalidInput(
+                f"camera '{self.name}': blind must be bool {(h, w)}, got {self.blind.dtype} {self.blind.shape}"
+            )
+        if not any(d) and self.distortion_model != "equidistant":  # all-zero coefficients are the pinhole
             object.__setattr__(self, "distortion_model", "none")
             d = ()
         object.__setattr__(self, "intrinsics", k)
@@ -94,24 +102,42 @@ class Camera:
             points_cam_m: (N, 3) metres.
 
         Returns:
-            pixels float64 (N, 2); visible bool (N,): in front of the camera (z > 1 mm) and within the image.
+            pixels float64 (N, 2), NaN out of view; visible bool (N,): in front of the camera (z > 1 mm; of a fisheye:
+            in its field, which may be wider), within the image and on no blind pixel.
         """
         points = np.asarray(points_cam_m, dtype=np.float64).reshape(-1, 3)
-        front = points[:, 2] > 1e-3
         pixels = np.full((len(points), 2), np.nan)
-        if front.any():
-            pixels[front] = self._project_front(points[front])
+        if self.distortion_model == "equidistant":
+            plane, front = fisheye.project(points, self.distortion)
+            pixels[front] = self._pixels_of(*plane[front].T)
+        else:
+            front = points[:, 2] > 1e-3
+            if front.any():
+                pixels[front] = self._project_front(points[front])
+        return pixels, self.sees(pixels)
+
+    def sees(self, pixels: np.ndarray) -> np.ndarray:
+        """bool (N,): which of (N, 2) are in the image and on no blind pixel."""
         w, h = self.size
         with np.errstate(invalid="ignore"):
-            inside = (pixels > -0.5).all(axis=1) & (pixels[:, 0] < w - 0.5) & (pixels[:, 1] < h - 0.5)
-        return pixels, front & inside
+            seen = (pixels > -0.5).all(axis=1) & (pixels[:, 0] < w - 0.5) & (pixels[:, 1] < h - 0.5)
+        if self.blind is not None:
+            column, row = np.rint(pixels[seen]).astype(np.intp).T
+            seen[seen] = ~self.blind[np.clip(row, 0, h - 1), np.clip(column, 0, w - 1)]
+        return seen
+
+    def _pixels_of(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """(N, 2) of places in the image plane, in focal lengths."""
+        k = self.intrinsics
+        return np.stack([k[0, 0] * x + k[0, 1] * y + k[0, 2], k[1, 1] * y + k[1, 2]], axis=1)
+
+    def _plane_of(self, pixels: np.ndarray) -> np.ndarray:
+        """The inverse of `_pixels_of`."""
+        k = self.intrinsics
+        y = (pixels[:, 1] - k[1, 2]) / k[1, 1]
+        return np.stack([(pixels[:, 0] - k[0, 2] - k[0, 1] * y) / k[0, 0], y], axis=1)
 
     def _project_front(self, points: np.ndarray) -> np.ndarray:
-        if self.distortion_model == "equidistant":
-            out, _ = cv2.fisheye.projectPoints(
-                points[:, None], np.zeros(3), np.zeros(3), self.intrinsics, np.array(self.distortion)
-            )
-            return out[:, 0]
         x, y = points[:, 0] / points[:, 2], points[:, 1] / points[:, 2]
         if self.distortion_model != "none":
             # Beyond the lens' field the polynomial folds back and would put far-off points into the image.
@@ -123,8 +149,7 @@ class Camera:
                 )
                 out[keep] = projected[:, 0]
             return out
-        k = self.intrinsics
-        return np.stack([k[0, 0] * x + k[0, 1] * y + k[0, 2], k[1, 1] * y + k[1, 2]], axis=1)
+        return self._pixels_of(x, y)
 
     def _max_radius(self) -> float:
         """Largest undistorted radius at which the radial polynomial still grows."""
@@ -135,12 +160,13 @@ class Camera:
         return float(r[falling[0]]) if len(falling) else np.inf
 
     def rays(self, pixels: np.ndarray) -> np.ndarray:
-        """Viewing directions (N, 3) with z = 1 in the camera frame, of pixels (N, 2); times depth = point."""
+        """Viewing directions (N, 3) with z = 1 in the camera frame, of pixels (N, 2); times depth = point.
+
+        Beside a camera there are none: of a fisheye's outermost pixels ask `directions`.
+        """
         uv = np.asarray(pixels, dtype=np.float64).reshape(-1, 2)
         if self.distortion_model == "none":
-            k = self.intrinsics
-            y = (uv[:, 1] - k[1, 2]) / k[1, 1]
-            x = (uv[:, 0] - k[0, 2] - k[0, 1] * y) / k[0, 0]
+            x, y = self._plane_of(uv).T
         elif self.distortion_model == "equidistant":
             x, y = cv2.fisheye.undistortPoints(uv[:, None], self.intrinsics, np.array(self.distortion))[:, 0].T
         else:
@@ -148,6 +174,17 @@ class Camera:
             k, d, same = self.intrinsics, np.array(self.distortion), np.eye(3)
             x, y = cv2.undistortPointsIter(uv[:, None], k, d, same, same, stop)[:, 0].T
         return np.stack([x, y, np.ones_like(x)], axis=1)
+
+    def directions(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Unit viewing directions (N, 3) in the camera frame, of pixels (N, 2); which of them the lens has, bool (N,).
+
+        Beyond a fisheye's field, the direction is that of its edge.
+        """
+        uv = np.asarray(pixels, dtype=np.float64).reshape(-1, 2)
+        if self.distortion_model == "equidistant":
+            return fisheye.directions(self._plane_of(uv), self.distortion)
+        rays = self.rays(uv)
+        return rays / np.linalg.norm(rays, axis=1, keepdims=True), np.isfinite(rays).all(axis=1)
 
     def pixel_grid(self) -> np.ndarray:
         """Centres of all pixels, (height * width, 2), row by row."""
@@ -163,14 +200,21 @@ class Camera:
         k[1] *= sy
         k[0, 2] += 0.5 * (sx - 1)
         k[1, 2] += 0.5 * (sy - 1)
-        return Camera(self.name, k, size, self.ego_from_cam, self.distortion_model, self.distortion)
+        blind = None
+        if self.blind is not None:  # of each new pixel, that of the old one in which its centre lies
+            column, row = (
+                ((np.arange(n) + 0.5) * old / n).astype(np.intp) for n, old in zip(size, self.size, strict=True)
+            )
+            blind = self.blind[row[:, None], column]
+        return Camera(self.name, k, size, self.ego_from_cam, self.distortion_model, self.distortion, blind)
 
     def cropped(self, left: int, top: int, size: tuple[int, int]) -> Camera:
         """The same camera after its image was cropped to (width, height) from (left, top)."""
         k = self.intrinsics.copy()
         k[0, 2] -= left
         k[1, 2] -= top
-        return Camera(self.name, k, size, self.ego_from_cam, self.distortion_model, self.distortion)
+        blind = None if self.blind is None else self.blind[top : top + size[1], left : left + size[0]]
+        return Camera(self.name, k, size, self.ego_from_cam, self.distortion_model, self.distortion, blind)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,4 +258,6 @@ def _fingerprint(cameras: tuple[Camera, ...]) -> str:
         digest.update(np.round(camera.intrinsics, 9).tobytes())
         digest.update(np.array(camera.distortion).tobytes())
         digest.update(np.round(camera.ego_from_cam, 9).tobytes())
+        if camera.blind is not None:
+            digest.update(np.packbits(camera.blind).tobytes())
     return digest.hexdigest()[:16]

@@ -10,6 +10,7 @@ cameras:
     distortion: [-0.1, 0.02, 0.0, 0.0]
     position_m: [1.7, 0.0, 1.5]                # of the camera in the ego frame: x forward, y left, z up
     quaternion_xyzw: [-0.5, 0.5, -0.5, 0.5]    # ego_from_cam, of the optical frame: x right, y down, z forward
+    ego_mask: masks/front.png                  # optional; white: the robot itself; beside this file
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ import numpy as np
 import yaml
 
 from occ_core.camera import COEFFICIENTS, Camera
+from occ_core.ego_mask import masked
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.geometry import pose
 
 MAX_BYTES = 1_000_000
 # Name -> how many numbers.
 NEEDED = {"size_px": 2, "focal_px": 2, "center_px": 2, "position_m": 3, "quaternion_xyzw": 4}
-OPTIONAL = ("image_topic", "distortion_model", "distortion")
+OPTIONAL = ("image_topic", "distortion_model", "distortion", "ego_mask")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def load_rig_file(path: Path | str) -> tuple[RigFileCamera, ...]:
     """The cameras, in the order of the file.
 
     Raises:
-        MissingInput, CorruptInput: no file, or no YAML in it.
+        MissingInput, CorruptInput: no file, or no YAML in it; no mask where one is named, or one that does not fit.
         InvalidInput: naming camera and field.
     """
     path = Path(path)
@@ -58,10 +60,10 @@ def load_rig_file(path: Path | str) -> tuple[RigFileCamera, ...]:
     cameras = content.get("cameras") if isinstance(content, dict) else None
     if not isinstance(cameras, dict) or not cameras:
         raise InvalidInput(f"{path}: needs 'cameras:' with one entry per camera")
-    return tuple(_camera(f"{path}: camera '{name}'", str(name), entry) for name, entry in cameras.items())
+    return tuple(_camera(f"{path}: camera '{name}'", str(name), entry, path.parent) for name, entry in cameras.items())
 
 
-def _camera(where: str, name: str, entry: Any) -> RigFileCamera:
+def _camera(where: str, name: str, entry: Any, folder: Path) -> RigFileCamera:
     if not isinstance(entry, dict):
         raise InvalidInput(f"{where}: must have the fields {', '.join(NEEDED)}, got {entry!r:.80}")
     if unknown := sorted(str(field) for field in entry if field not in NEEDED and field not in OPTIONAL):
@@ -79,6 +81,8 @@ def _camera(where: str, name: str, entry: Any) -> RigFileCamera:
         camera = Camera(name, intrinsics, (width, height), ego_from_cam, model, distortion)
     except InvalidInput as error:
         raise InvalidInput(f"{where}: {error}") from None
+    if mask := entry.get("ego_mask"):
+        camera = masked(camera, folder / str(mask))
     return RigFileCamera(camera, str(entry.get("image_topic", "")))
 
 

@@ -74,8 +74,9 @@ def test_training_learns_logs_and_its_checkpoint_predicts(data, tmp_path):
     assert (both.labels[:, :, 0] == 11).mean() > 0.9
     assert predictor.predict({"CAM_BACK": frame.images["CAM_BACK"]}, frame.rig).labels.shape == both.labels.shape
     assert record["training"]["data"]["cameras"] == 2
-    with pytest.raises(InvalidInput, match=r"has 1 cameras \(CAM_BACK\), the model was trained on 2;"):
-        predictor.predict({"CAM_BACK": frame.images["CAM_BACK"]}, Rig((frame.rig["CAM_BACK"],)))
+    back = Rig((frame.rig["CAM_BACK"],))
+    assert "trained on 2 cameras, this rig has 1 (CAM_BACK)" in predictor.caution(back)
+    assert predictor.predict({"CAM_BACK": frame.images["CAM_BACK"]}, back).observed.any()
     with pytest.raises(InvalidInput, match="no camera 'CAM_SIDE'"):
         predictor.predict({"CAM_SIDE": frame.images["CAM_BACK"]}, frame.rig)
     with pytest.raises(InvalidInput, match="kind 'tiny', which cannot be exported"):

@@ -64,20 +64,28 @@ def check(
     base_frame: Annotated[str, typer.Option(help="Frame of the vehicle.")] = "base_link",
     world_frame: Annotated[str | None, typer.Option(help="Default: map, else odom, else odometry's.")] = None,
     camera: Annotated[list[str] | None, typer.Option(help="Camera to use; repeat. Default: all.")] = None,
+    ego_mask: Annotated[
+        Path | None,
+        typer.Option(help="Folder for masks of what shows the robot itself, found in the bag, and a picture."),
+    ] = None,
 ) -> None:
     """Read a bag as everything else here reads it, and say what is in it or what is missing.
 
     Decodes every image once, so a damaged one shows here and not in the middle of a training. Example:
 
         occ bag check drive
+
+    With --ego-mask drive/masks, everything that reads the bag afterwards uses the masks: look at them first.
     """
     from rich.console import Console
     from rich.progress import Progress, TextColumn
     from rich.table import Table
 
+    from occ_core.labels.ego_finder import MaskFinder, write_found
     from occ_core.sources.bag import BagSource
 
     source = BagSource(bag, camera, base_frame, world_frame)
+    finder = None if ego_mask is None else MaskFinder()
     images = dict.fromkeys((each.name for each in source.cameras), 0)
     latest = dict.fromkeys(images, 0.0)
     sweeps, first, last = 0, None, 0
@@ -87,6 +95,8 @@ def check(
             bar.update(task, description=f"reading: {number} sets")
             first, last = frame.stamp_ns if first is None else first, frame.stamp_ns
             sweeps += frame.lidar is not None
+            if finder is not None:
+                finder.add(frame)
             for name, stamp_ns in frame.camera_stamp_ns.items():
                 images[name] += 1
                 latest[name] = max(latest[name], abs(stamp_ns - frame.stamp_ns) / 1e6)
@@ -106,6 +116,9 @@ def check(
     console.print(f"LiDAR: {f'{sweeps} sweeps on {source.lidar_topic}' if source.lidar_topic else 'none'}")
     for reason, count in source.skipped.items():
         console.print(f"skipped {count}: {reason}")
+    if finder is not None and ego_mask is not None:
+        for line in write_found(finder.found(), ego_mask):
+            console.print(line, soft_wrap=True)
 
 
 def _print_summary(summary) -> None:  # type: ignore[no-untyped-def]

@@ -70,6 +70,10 @@ def make(
     cache: Annotated[
         Path | None, typer.Option(help="Folder to keep the teachers' maps in, for other recipes. Default: not kept.")
     ] = None,
+    find_ego_masks: Annotated[
+        bool,
+        typer.Option("--find-ego-masks", help="First find what shows the robot itself; kept in DATAROOT/masks."),
+    ] = False,
 ) -> None:
     """Label every keyframe of a data set, in Occ3D's format.
 
@@ -88,6 +92,11 @@ def make(
     from occ_core.labels.make import TeacherChoice, make_labels
     from occ_core.labels.recipes import load_recipe
 
+    if find_ego_masks:
+        from occ_core.labels.ego_finder import find_masks
+
+        for line in find_masks(dataroot, scene):
+            typer.echo(line)
     if workers == 0 and engine == "local":
         workers = os.cpu_count() or 1
     choice = TeacherChoice(teacher, weights, device, seed, cache)

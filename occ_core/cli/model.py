@@ -137,13 +137,18 @@ def predict(
 
     missing = [True] * len(files) if overwrite else lacking(files, model, images)
     wanted = _until_the_last(missing, source.samples) if predictor.memory else missing
+    cautions = set[str]()
     for i, path in enumerate(track(files, description="predicting")):
         if wanted[i]:
             sweeps = source.sweeps_before(i, predictor.lidar.sweeps) if predictor.lidar else None
             try:
-                answer = predictor.predict_frame(source[i], sweeps)
+                frame = source[i]
+                answer = predictor.predict_frame(frame, sweeps)
             except InvalidInput as error:
                 raise InvalidInput(f"{dataroot}, frame '{path.stem}': {error}") from error
+            if (caution := predictor.caution(frame.rig)) and caution not in cautions:
+                cautions.add(caution)
+                typer.secho(f"warning: {caution}", err=True, fg=typer.colors.YELLOW)
             if missing[i]:
                 save_prediction(path, answer.labels, answer.observed, MadeBy(model, images(i)))
     kept = len(files) - sum(missing)

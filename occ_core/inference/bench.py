@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -91,9 +91,8 @@ def bench_backends(
 
 
 def _measure(rows: list[Row], frame: Frame, eager: Predictor, truth_file: Path | None, repeats: int) -> None:
-    images = eager.images_of(
-        {k: eager.preprocess_one(image, frame.rig[k]) for k, image in frame.images.items()}, frame.rig
-    )
+    inputs = {name: eager.preprocess_one(image, frame.rig[name]) for name, image in frame.images.items()}
+    images = eager.images_of(cast(dict[str, np.ndarray], inputs), frame.rig)  # EasyOcc nano takes lenses as they are
     truth = None if truth_file is None else load_occ3d(truth_file, eager.grid, eager.taxonomy)
     expected = None
     for row in rows:

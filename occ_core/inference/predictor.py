@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -16,6 +16,7 @@ from occ_core.errors import CannotWrite, InvalidInput, MissingInput
 from occ_core.files import require_writable
 from occ_core.frame import Frame, LidarSweep
 from occ_core.inference.memory import Memory, Moment, Past
+from occ_core.inference.pinhole import PINHOLE, ViewImages, expanded, views_of
 from occ_core.inference.preprocess import Preprocess
 from occ_core.lidar_points import COLUMNS, lidar_points, require_finite
 from occ_core.models.build import ModelConfig, kind_of
@@ -110,16 +111,17 @@ class Predictor:
 
     def prepare(self, rig: Rig) -> None:
         """Run once, so that the first real answer is not late: tables are built (about a second) and kept."""
-        blank = np.zeros((self.config.input_height, self.config.input_width, 3), dtype=np.uint8)
+        blanks = {c.name: self.preprocess_one(np.zeros((c.size[1], c.size[0], 3), dtype=np.uint8), c) for c in rig}
         cloud = None if self.lidar is None else np.array([[10, 0, 0, 0, 0]], dtype=np.float32)
         if self.memory is None:
-            self.predict_preprocessed(dict.fromkeys(rig.names, blank), rig, cloud)
+            self.predict_preprocessed(blanks, rig, cloud)
         else:  # nothing is to be remembered of it
-            stack, past = self.images_of(dict.fromkeys(rig.names, blank), rig), self.memory.empty
+            stack, past = self.images_of(cast(dict[str, np.ndarray], blanks), rig), self.memory.empty
             cast(MemorySession, self.session).run_after(stack, rig, frozenset(), past)
 
-    def preprocess_one(self, image: np.ndarray, camera: Camera) -> np.ndarray:
-        """The network's input, uint8 (H, W, 3), from an RGB image uint8 (h, w, 3) of the camera's size.
+    def preprocess_one(self, image: np.ndarray, camera: Camera) -> np.ndarray | ViewImages:
+        """The network's input, uint8 (H, W, 3), from an RGB image uint8 (h, w, 3) of the camera's size; for a camera
+        network, of a lens that is no pinhole: of each of its pinhole views.
 
         It may also be a 2, 4 or 8 times smaller version, as `decode_compressed` makes with `useful_size`.
         """
@@ -128,7 +130,10 @@ class Predictor:
             raise InvalidInput(
                 f"image of '{camera.name}' is {image.shape[1]} x {image.shape[0]} px, its calibration says {w} x {h}"
             )
-        return self._preprocess.image(image, camera.size)
+        if not self.moving_rig or camera.distortion_model in PINHOLE:
+            return self._preprocess.image(image, camera.size)
+        views = views_of(camera, (self._preprocess.width, self._preprocess.height))
+        return ViewImages(np.stack([self._preprocess.image(view.image(image)) for view in views]), views)
 
     def useful_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(width, height) of which a smaller version of an image of `size` must not fall short.
@@ -170,11 +175,12 @@ class Predictor:
             if sweeps:
                 cloud = lidar_points(sweeps, frame.stamp_ns, frame.world_from_ego, self.lidar.points)
         rig = frame.rig_at_stamps if self.moving_rig else frame.rig
-        return self.predict(frame.images, rig, cloud, Moment.of(frame) if self.memory else None)
+        ready = {name: self.preprocess_one(image, frame.rig[name]) for name, image in frame.images.items()}
+        return self.predict_preprocessed(ready, rig, cloud, Moment.of(frame) if self.memory else None)
 
     def predict_preprocessed(
         self,
-        images: dict[str, np.ndarray],
+        images: Mapping[str, np.ndarray | ViewImages],
         rig: Rig,
         lidar: np.ndarray | None = None,
         moment: Moment | None = None,
@@ -187,13 +193,13 @@ class Predictor:
                 knows, so nothing is remembered, and the answer is of these images alone.
 
         Raises:
-            InvalidInput: no image, one that does not fit, or a rig of fewer cameras than the model was trained on; no
-                LiDAR point where the model cannot do without, a cloud of another shape, or one for a model of cameras.
+            InvalidInput: no image, or one that does not fit; no LiDAR point where the model cannot do without, a cloud
+                of another shape, or one for a model of cameras.
         """
-        self._require_cameras(rig)
         has_points = self._require_lidar(lidar)
-        stack = self.images_of(images, rig)
-        missing = frozenset(rig.names) - frozenset(images)
+        inputs, rig = expanded(images, rig) if self.moving_rig else (cast(Mapping[str, np.ndarray], images), rig)
+        stack = self.images_of(inputs, rig)
+        missing = frozenset(rig.names) - frozenset(inputs)
         if self.memory is not None:
             return self._remembering(self.memory, stack, rig, missing, moment)
         if has_points:
@@ -215,7 +221,7 @@ class Predictor:
     def _occupancy(self, labels: np.ndarray, confidence: np.ndarray, observed: np.ndarray) -> Occupancy:
         return Occupancy(self.grid, self.taxonomy, labels, observed.astype(bool), confidence.astype(np.float32) / 255)
 
-    def images_of(self, images: dict[str, np.ndarray], rig: Rig) -> np.ndarray:
+    def images_of(self, images: Mapping[str, np.ndarray], rig: Rig) -> np.ndarray:
         """uint8 (N, H, W, 3) of the rig's cameras, black where one has no image; overwritten by the next call.
 
         Raises:
@@ -235,13 +241,18 @@ class Predictor:
             self._stack[i] = images.get(name, 0)
         return self._stack
 
-    def _require_cameras(self, rig: Rig) -> None:
+    def caution(self, rig: Rig) -> str:
+        """What a user should know before trusting answers for a rig; empty: nothing.
+
+        Networks answer rigs of any number of cameras: one that a rig lacks is to them as one without an image.
+        """
         trained = self.session.cameras
-        if trained is not None and len(rig) < trained:
-            raise InvalidInput(
-                f"the rig has {len(rig)} cameras ({', '.join(rig.names)}), the model was trained on {trained}; a "
-                "camera without an image stays in the rig"
-            )
+        if trained is None or len(rig) >= trained:
+            return ""
+        return (
+            f"the model was trained on {trained} cameras, this rig has {len(rig)} ({', '.join(rig.names)}): what only "
+            "others would see is not observed"
+        )
 
     def _require_lidar(self, lidar: np.ndarray | None) -> bool:
         """Whether there is a point; refuses clouds that the model cannot take."""

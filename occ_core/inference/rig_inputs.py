@@ -19,14 +19,26 @@ def rig_inputs(
     preprocess: Preprocess,
     lidar: np.ndarray | None = None,  # float32 [P, 5], what `occ_core.lidar_points` made of the sweeps
 ) -> RigImages:
-    """One moment, without the batch axis.
+    """One moment, without the batch axis. A lens that is no pinhole is given as the views of `inference.pinhole`.
 
     Raises:
         InvalidInput: a camera of the rig is no pinhole.
     """
     intrinsics, ego_from_cam = calibration(rig, preprocess)
     cloud = None if lidar is None else torch.from_numpy(lidar)
-    return RigImages(torch.from_numpy(images), intrinsics, ego_from_cam, torch.from_numpy(present), cloud)
+    sees = seeing_pixels(rig, preprocess)
+    return RigImages(torch.from_numpy(images), intrinsics, ego_from_cam, torch.from_numpy(present), cloud, sees)
+
+
+def seeing_pixels(rig: Rig, preprocess: Preprocess) -> Tensor | None:
+    """Pixels of the preprocessed images that show the world, bool [N, H, W]; None: all do."""
+    if all(camera.blind is None for camera in rig):
+        return None
+    sees = np.ones((len(rig), preprocess.height, preprocess.width), dtype=np.bool_)
+    for i, camera in enumerate(rig):
+        if camera.blind is not None:
+            sees[i] = ~preprocess.nearest(camera.blind, camera.size)
+    return torch.from_numpy(sees)
 
 
 def calibration(rig: Rig, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
@@ -39,7 +51,7 @@ def calibration(rig: Rig, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
         if camera.distortion_model != "none":
             raise InvalidInput(
                 f"camera '{camera.name}' has a lens of model '{camera.distortion_model}', camera networks take pinhole "
-                "images: rectify them first"
+                "images: rectify them first, as `inference.pinhole` does"
             )
     cameras = [preprocess.camera(camera) for camera in rig]
     matrices = (np.stack([c.intrinsics for c in cameras]), np.stack([c.ego_from_cam for c in cameras]))

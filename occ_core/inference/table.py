@@ -124,9 +124,8 @@ def _view(points_ego_m: np.ndarray, camera: Camera, number: int, config: EasyOcc
     """What a camera, the `number`th of its rig, sees of points (K, 3)."""
     w, h = config.feature_size
     points_cam_m = apply(inverse(camera.ego_from_cam), points_ego_m)
-    front = np.flatnonzero(points_cam_m[:, 2] > 0)
-    uv, visible = camera.project(points_cam_m[front])
-    point, uv = front[visible], uv[visible]
+    uv, visible = camera.project(points_cam_m)
+    point, uv = np.flatnonzero(visible), uv[visible]
     column, row = np.floor((uv + 0.5) / STRIDE).astype(np.int64).T
     pixel = (number * h + np.clip(row, 0, h - 1)) * w + np.clip(column, 0, w - 1)
     off_center = np.abs(uv[:, 0] + 0.5 - camera.size[0] / 2)
@@ -152,8 +151,7 @@ def feature_rays(camera: Camera, config: EasyOccConfig) -> np.ndarray:
     w, h = config.feature_size
     u, v = np.meshgrid(np.arange(w), np.arange(h))
     centers = np.stack([u, v], axis=-1).reshape(-1, 2) * STRIDE + (STRIDE - 1) / 2
-    rays = camera.rays(centers)
-    rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+    rays, _ = camera.directions(centers)
     return (rays @ camera.ego_from_cam[:3, :3].T).reshape(h, w, 3)
 
 

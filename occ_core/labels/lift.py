@@ -91,6 +91,8 @@ class Lifter:
         h, w = depth.depth_m.shape
         rays = self._rays_of(frame.rig.fingerprint, camera, (w, h))
         kind = sort_pixels(depth, class_id, score, self.recipe, self.taxonomy.free_id)
+        if camera.blind is not None:  # what shows the robot itself tells neither what is occupied nor what is free
+            kind[camera.resized((w, h)).blind] = DROP
         depth_m = depth.depth_m
         if self.recipe.ground_z_m is not None:
             road = self._is_road[class_id] & (kind == POINT)

@@ -14,6 +14,7 @@ import numpy as np
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.frame import Frame
 from occ_core.grid import OCC3D_GRID, VoxelGrid
+from occ_core.inference.pinhole import NOT_FISHEYE, pinhole_frame
 from occ_core.labels.fuse import Fuser
 from occ_core.labels.lift import Fold, Lifter
 from occ_core.labels.recipes import Recipe
@@ -86,6 +87,7 @@ def label_scene(
 
 
 def _fold(lifter: Lifter, frame: Frame, teachers: Teachers) -> Fold:
+    frame = pinhole_frame(frame, kept=NOT_FISHEYE)  # no depth along an axis says how far away something beside it is
     return lifter.fold(frame, teachers.classes.classes(frame), teachers.depth.depth(frame))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 C1, C2 = 0.01**2, 0.03**2  # SSIM's stabilisers for values in 0..1
 SSIM_SHARE = 0.85
+WHOLE = 0.999  # all four pixels that a value comes from show the world
 NEAREST_M = 0.1  # what is nearer to the neighbour's image plane, or behind it, is not in its image
 
 
@@ -127,6 +128,7 @@ def photometric_loss(
     intrinsics: Tensor,  # [N, 3, 3] of all of them
     neighbour_from_cam: Tensor,  # [N, K, 4, 4]
     neighbour_present: Tensor,  # [N, K] bool
+    sees: Tensor | None = None,  # [N, h, w] bool: pixels that show the world, of an image and of its neighbours
 ) -> Tensor:
     """Least photometric error over the neighbours that are present, with automask; see `minimum_error`."""
     errors, valid, identity = [], [], []
@@ -134,6 +136,9 @@ def photometric_loss(
         warped, seen = warp(neighbours[:, k], depth_m, intrinsics, neighbour_from_cam[:, k])
         present = neighbour_present[:, k].reshape(-1, 1, 1)
         errors.append(photometric_error(images, warped).squeeze(1))
+        if sees is not None:
+            there, _ = warp(sees.unsqueeze(1).float(), depth_m.detach(), intrinsics, neighbour_from_cam[:, k])
+            seen = seen & sees & (there.squeeze(1) > WHOLE)
         valid.append(seen & present)
         as_it_is = photometric_error(images, neighbours[:, k]).squeeze(1)
         identity.append(torch.where(present, as_it_is, torch.inf))
@@ -143,10 +148,15 @@ def photometric_loss(
 def smoothness_loss(
     inverse_depth: Tensor,  # [N, h, w], any unit
     images: Tensor,  # [N, C, h, w]
+    sees: Tensor | None = None,  # [N, h, w] bool: pixels that show the world
 ) -> Tensor:
     """Mean |slope| of inverse depth over its mean, less where the image has edges (Monodepth2, equation 3)."""
     d = inverse_depth / (inverse_depth.mean(dim=(1, 2), keepdim=True) + 1e-7)
     slope_u, slope_v = (d[:, :, 1:] - d[:, :, :-1]).abs(), (d[:, 1:] - d[:, :-1]).abs()
     edge_u = (images[..., 1:] - images[..., :-1]).abs().mean(1)
     edge_v = (images[..., 1:, :] - images[..., :-1, :]).abs().mean(1)
-    return (slope_u * torch.exp(-edge_u)).mean() + (slope_v * torch.exp(-edge_v)).mean()
+    slope_u, slope_v = slope_u * torch.exp(-edge_u), slope_v * torch.exp(-edge_v)
+    if sees is None:
+        return slope_u.mean() + slope_v.mean()
+    pairs = (slope_u, sees[:, :, 1:] & sees[:, :, :-1]), (slope_v, sees[:, 1:] & sees[:, :-1])
+    return sum(((slope * both).sum() / both.sum().clamp(min=1) for slope, both in pairs), slope_u.new_zeros(()))

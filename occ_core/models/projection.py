@@ -54,7 +54,7 @@ def project(
 
     Returns:
         pixels float32 [B, N, K, 2], meaningful where visible; depth_m float32 [B, N, K], along the optical axis;
-        visible bool [B, N, K], never of a camera that is absent.
+        visible bool [B, N, K], never of a camera that is absent, nor on a pixel that shows the robot itself.
     """
     height, width = rig_images.images.shape[2:4]
     x, y, z = points_ego_m.float().expand(len(rig_images.images), -1, 3)[:, None].unbind(-1)  # [B, 1, K] each
@@ -64,8 +64,11 @@ def project(
     front = depth_m > NEAREST_M
     scale = 1 / depth_m.clamp(min=NEAREST_M)
     u, v = u * scale, v * scale
-    inside = (u > -0.5) & (u < width - 0.5) & (v > -0.5) & (v < height - 0.5)
-    return torch.stack([u, v], dim=-1), depth_m, front & inside & rig_images.present[..., None]
+    visible = (u > -0.5) & (u < width - 0.5) & (v > -0.5) & (v < height - 0.5) & front & rig_images.present[..., None]
+    if rig_images.sees is not None:
+        pixel = v.round().clamp(0, height - 1).long() * width + u.round().clamp(0, width - 1).long()
+        visible &= rig_images.sees.flatten(2).gather(2, pixel)
+    return torch.stack([u, v], dim=-1), depth_m, visible
 
 
 def in_view(

@@ -27,6 +27,7 @@ class RigImages:
         lidar: float32 [B, P, 5]: x, y, z in metres in the ego frame at the moment's stamp, intensity 0..1, age_s (>= 0,
             how much older than the moment); rows of NaN pad, and a moment without a point has no others. None: the
             network takes none.
+        sees: bool [B, N, H, W], False on pixels that show nothing of the world (see `Camera.blind`); None: all show it.
     """
 
     images: Tensor
@@ -34,6 +35,7 @@ class RigImages:
     ego_from_cam: Tensor
     present: Tensor
     lidar: Tensor | None = None
+    sees: Tensor | None = None
 
     def to(self, device: torch.device) -> RigImages:
         return _each(self, lambda tensor: tensor.to(device, non_blocking=True))

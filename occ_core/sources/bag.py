@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from occ_core.camera import Camera, Rig
+from occ_core.ego_mask import with_masks
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, MissingTransform, OccError
 from occ_core.frame import FULL_INTENSITY, Frame, LidarSweep
 from occ_core.geometry import pose
@@ -175,7 +176,7 @@ class BagSource:
                 rectified = _is_rectified(camera.image_topic)
                 cameras.append(camera_from_info(camera.name, info, ego_from_cam, rectified, self._where(camera)))
         if self._rig is None or any(new is not old for new, old in zip(cameras, self._rig, strict=True)):
-            self._rig = Rig(tuple(cameras))
+            self._rig = with_masks(Rig(tuple(cameras)), self.path, self.path.stem)
         return self._rig
 
     def _where(self, camera: BagCamera) -> str:

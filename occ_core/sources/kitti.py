@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from occ_core.camera import Camera, Rig
+from occ_core.ego_mask import with_masks
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, OccError
 from occ_core.files import is_there
 from occ_core.frame import Frame, LidarSweep
@@ -142,7 +143,8 @@ class SemanticKittiSource:
     def _rig(self, name: str, size: tuple[int, int]) -> Rig:
         if (name, size) not in self._rigs:
             sequence = self._sequences[name]
-            self._rigs[name, size] = Rig((Camera(CAMERA, sequence.intrinsics, size, sequence.lidar_from_cam),))
+            rig = Rig((Camera(CAMERA, sequence.intrinsics, size, sequence.lidar_from_cam),))
+            self._rigs[name, size] = with_masks(rig, self.dataroot, name)
         return self._rigs[name, size]
 
 

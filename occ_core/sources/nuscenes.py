@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from occ_core.camera import Camera, Rig
+from occ_core.ego_mask import with_masks
 from occ_core.errors import CorruptInput, MissingInput, OccError
 from occ_core.files import is_there
 from occ_core.frame import Frame, LidarSweep
@@ -63,7 +64,7 @@ class NuScenesSource:
     ) -> None:
         self.tables = dataroot if isinstance(dataroot, NuScenesTables) else NuScenesTables(dataroot, version)
         self.scenes = self.tables.require_scenes(scenes)
-        self._rigs: dict[tuple[tuple[str, tuple[int, int]], ...], Rig] = {}
+        self._rigs: dict[tuple[str, tuple[tuple[str, tuple[int, int]], ...]], Rig] = {}
         self._lidars: dict[str, list[SensorRecord]] = {}  # scene -> in time order, sweeps included
         self._sets = [entry for scene in self.scenes for entry in self._sets_of(scene, sweeps)]
 
@@ -77,6 +78,11 @@ class NuScenesSource:
     def tokens(self) -> list[str]:
         """Sample token of each frame, empty for sweeps."""
         return [entry.token for entry in self._sets]
+
+    @property
+    def cameras(self) -> list[str]:
+        """Names of all cameras of the chosen frames."""
+        return sorted({record.channel for entry in self._sets for record in entry.cameras})
 
     @property
     def samples(self) -> list[tuple[str, str]]:
@@ -100,7 +106,7 @@ class NuScenesSource:
 
     def __getitem__(self, index: int) -> Frame:
         entry = self._sets[index]
-        rig = self._rig(entry.cameras)
+        rig = self._rig(entry.scene, entry.cameras)
         return Frame(
             stamp_ns=entry.stamp_ns,
             world_from_ego=entry.world_from_ego,
@@ -133,10 +139,11 @@ class NuScenesSource:
         )
         return [read_lidar(record) for record in (own, *islice(earlier, count - 1))]
 
-    def _rig(self, records: tuple[SensorRecord, ...]) -> Rig:
-        key = tuple((record.calibration, record.size) for record in records)
+    def _rig(self, scene: str, records: tuple[SensorRecord, ...]) -> Rig:
+        key = scene, tuple((record.calibration, record.size) for record in records)
         if key not in self._rigs:
-            self._rigs[key] = Rig(tuple(camera_of(record) for record in records))
+            rig = Rig(tuple(camera_of(record) for record in records))
+            self._rigs[key] = with_masks(rig, self.tables.dataroot, scene)
         return self._rigs[key]
 
     def _sets_of(self, scene: str, sweeps: bool) -> list[_Set]:

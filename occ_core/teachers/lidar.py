@@ -199,7 +199,7 @@ def visible_points(frame: Frame, name: str) -> tuple[np.ndarray, np.ndarray, np.
     cam_from_world = inverse(frame.camera_world_from_ego[name] @ camera.ego_from_cam)
     points_cam_m = apply(cam_from_world @ world_from_lidar, sweep.points_lidar_m.astype(np.float64))
     pixels, visible = camera.project(points_cam_m)
-    visible &= np.linalg.norm(sweep.points_lidar_m, axis=1) >= MIN_RANGE_M
+    visible &= (np.linalg.norm(sweep.points_lidar_m, axis=1) >= MIN_RANGE_M) & (points_cam_m[:, 2] > 0)
     index = np.flatnonzero(visible)
     return pixels[index], points_cam_m[index, 2], index
 

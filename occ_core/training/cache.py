@@ -15,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from occ_core.camera import Rig
-from occ_core.errors import CorruptInput, MissingInput
+from occ_core.ego_mask import mask_files
+from occ_core.errors import MissingInput
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.table import build_table
 from occ_core.labels.store import require_same_meaning
@@ -33,7 +33,7 @@ from occ_core.training.rays import ray_targets
 
 log = logging.getLogger(__name__)
 
-VERSION = 5  # of the arrays' meaning
+VERSION = 6  # of the arrays' meaning
 ARRAYS = (
     "images", "present", "stamp_ns", "world_from_ego", "labels", "depth", "pixel_class", "rig", "voxel_index",
     "pillar_index", "rays", "origins_ego_m", "own",
@@ -101,16 +101,12 @@ def open_scenes(
         files = {token: path for token, path in files.items() if path.is_file()}
         progress(scene)
         if files:
-            masks = Path(dataroot) / "masks" / scene
-            at = cache / f"{scene}-{_key(Path(dataroot), {**files, **_by_name(masks)}, config)}"
-            opened.append(_open(at, scene) if at.is_dir() else _build(samples, files, masks, config, at, scene))
+            masks = mask_files(Path(dataroot), scene, samples.cameras)
+            at = cache / f"{scene}-{_key(Path(dataroot), {**files, **masks}, config)}"
+            opened.append(_open(at, scene) if at.is_dir() else _build(samples, files, config, at, scene))
     if not opened:
         raise MissingInput(f"{folder}: no <scene>/<token>/labels.npz for any keyframe of {dataroot}")
     return opened
-
-
-def _by_name(masks: Path) -> dict[str, Path]:
-    return {path.name: path for path in masks.glob("*.png")}
 
 
 def _key(dataroot: Path, files: dict[str, Path], config: EasyOccConfig) -> str:
@@ -130,9 +126,7 @@ def _open(at: Path, scene: str) -> SceneCache:
     return SceneCache(scene, tokens, lambda name: np.load(at / f"{name}.npy", mmap_mode="r"))
 
 
-def _build(
-    source: NuScenesSource, files: dict[str, Path], masks: Path, config: EasyOccConfig, at: Path, scene: str
-) -> SceneCache:
+def _build(source: NuScenesSource, files: dict[str, Path], config: EasyOccConfig, at: Path, scene: str) -> SceneCache:
     """The arrays of a scene, kept at `at`; in memory where nothing can be written there."""
     places = [i for i, token in enumerate(source.tokens) if token in files]
     require_files(path for i in places for path in (*source.files(i), files[source.tokens[i]]))
@@ -147,7 +141,7 @@ def _build(
             for name in ("voxel_index", "pillar_index", "rays"):
                 rows[name].append(getattr(table, name))
             rows["origins_ego_m"].append(np.stack([camera.ego_from_cam[:3, 3] for camera in frame.rig]))
-            rows["own"].append(own_pixels(masks, frame.rig, config))
+            rows["own"].append(own_pixels(frame.rig, config))
         rows["rig"].append(np.array(tables[frame.rig.fingerprint]))
         for name, array in zip(("images", "present"), preprocess.rig(frame.images, frame.rig.names), strict=True):
             rows[name].append(array)
@@ -160,7 +154,7 @@ def _build(
         for name, array in zip(("depth", "pixel_class"), ray_targets(labels, frame.rig, config), strict=True):
             rows[name].append(np.where(own, np.uint8(IGNORE), array))
         tokens.append(token)
-    arrays = {name: np.stack(parts) for name, parts in rows.items()}
+    arrays = {name: np.stack(parts) for name, parts in _evened(rows, config).items()}
     try:
         _write(arrays, tokens, at)
     except OSError as error:
@@ -169,25 +163,37 @@ def _build(
     return _open(at, scene)
 
 
-def own_pixels(masks: Path, rig: Rig, config: EasyOccConfig) -> np.ndarray:
-    """bool (N, h, w): feature pixels on which a camera sees mostly the robot itself, by `<camera>.png` where there is
-    one: what labels say of the cells behind it, the image does not show.
-
-    Raises:
-        CorruptInput: a mask is no picture, or not of the image's size.
-    """
+def own_pixels(rig: Rig, config: EasyOccConfig) -> np.ndarray:
+    """bool (N, h, w): feature pixels on which a camera sees mostly the robot itself: what labels say of the cells
+    behind it, the image does not show."""
     preprocess, (w, h) = Preprocess(config.input_width, config.input_height), config.feature_size
     own = np.zeros((len(rig), h, w), dtype=np.bool_)
     for i, camera in enumerate(rig):
-        path = masks / f"{camera.name}.png"
-        if path.is_file():
-            mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-            if mask is None or mask.shape != camera.size[::-1]:
-                found = "no picture" if mask is None else f"{mask.shape[1]} x {mask.shape[0]} px"
-                raise CorruptInput(f"{path}: must be {camera.size[0]} x {camera.size[1]} px as its image, is {found}")
-            tiles = (preprocess.nearest(mask, camera.size) > 127).reshape(h, STRIDE, w, STRIDE)
-            own[i] = tiles.mean(axis=(1, 3)) > 0.5
+        blind = preprocess.camera(camera).blind
+        if blind is not None:
+            own[i] = blind.reshape(h, STRIDE, w, STRIDE).mean(axis=(1, 3)) > 0.5
     return own
+
+
+ABSENT = {
+    "images": 0, "present": False, "depth": IGNORE, "pixel_class": IGNORE, "rays": 0, "origins_ego_m": 0.0, "own": False
+}  # fmt: skip
+"""What stands for a camera that a keyframe's rig lacks, in the arrays that have a row for each."""
+
+
+def _evened(rows: dict[str, list[np.ndarray]], config: EasyOccConfig) -> dict[str, list[np.ndarray]]:
+    """The same rows for as many cameras as the scene's largest rig has: what is not there, no cell is seen by."""
+    (w, h), most = config.feature_size, max(map(len, rows["present"]))
+    out = dict(rows)
+    for name, per_pixel in (("voxel_index", config.depth_bins), ("pillar_index", 1)):
+        unseen = [len(rays) * h * w * per_pixel for rays in rows["rays"]]
+        tables = zip(rows[name], unseen, strict=True)
+        out[name] = [np.where(t == end, most * h * w * per_pixel, t).astype(np.int32) for t, end in tables]
+    for name, value in ABSENT.items():
+        out[name] = [
+            np.concatenate([a, np.full((most - len(a), *a.shape[1:]), value, dtype=a.dtype)]) for a in rows[name]
+        ]
+    return out
 
 
 def _write(arrays: dict[str, np.ndarray], tokens: list[str], at: Path) -> None:

@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from occ_core.camera import Camera
 from occ_core.errors import InvalidInput
 from occ_core.frame import Frame, LidarSweep
 from occ_core.geometry import inverse
+from occ_core.inference.pinhole import PINHOLE, pinhole_frame, views_of
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.rig_inputs import rig_inputs
 from occ_core.lidar_points import absent_points, lidar_points
@@ -133,7 +135,8 @@ class Moments(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Moment:
         draw, index = key
         source, keyframe = self._keys[index]
-        frame = source.frames[keyframe.place]
+        whole = source.frames[keyframe.place]
+        frame = pinhole_frame(whole, self._size)
         images, present = self._preprocess.rig(frame.images, frame.rig.names)
         arrays: dict[str, np.ndarray] = {}
         if "labels" in self.needs:
@@ -145,7 +148,7 @@ class Moments(Dataset):
         if source.teachers is not None and "depth_m" in self.needs:
             arrays["depth_m"] = self._depth(frame, source.teachers)
         if "neighbours" in self.needs:
-            arrays |= self._neighbour_arrays(source, frame, keyframe.place)
+            arrays |= self._neighbour_arrays(source, whole, keyframe.place)
         lidar = None
         if self.config.lidar is not None:
             lidar, origin_m = self._lidar(self.config.lidar, source, frame, keyframe.place)
@@ -195,7 +198,11 @@ class Moments(Dataset):
         source, keyframe = self._keys[index]
         if source.teachers is None:
             raise InvalidInput(f"keyframe {keyframe.token} was opened without teachers")
-        return self._class_map(source.frames[keyframe.place], source.teachers)
+        return self._class_map(pinhole_frame(source.frames[keyframe.place], self._size), source.teachers)
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.config.input_width, self.config.input_height
 
     @property
     def _shape(self) -> tuple[int, int]:
@@ -207,6 +214,7 @@ class Moments(Dataset):
         for i, camera in enumerate(frame.rig):
             if camera.name in maps:
                 out[i] = self._preprocess.nearest(maps[camera.name].class_id, camera.size)
+                out[i][self._blind(camera)] = UNKNOWN
         return out
 
     def _depth(self, frame: Frame, teachers: Teachers) -> np.ndarray:
@@ -215,7 +223,14 @@ class Moments(Dataset):
         for i, camera in enumerate(frame.rig):
             if camera.name in maps:
                 out[i] = self._preprocess.nearest(maps[camera.name].depth_m, camera.size)
+                out[i][self._blind(camera)] = np.nan
         return out
+
+    def _blind(self, camera: Camera) -> np.ndarray:
+        """Pixels of the network's input that no teacher is believed on, bool (H, W): they show the robot itself."""
+        if camera.blind is None:
+            return np.zeros(self._shape, dtype=np.bool_)
+        return self._preprocess.nearest(camera.blind, camera.size)
 
     def _lidar(
         self, asked: LidarInput, source: MomentSource, frame: Frame, place: int
@@ -242,15 +257,21 @@ class Moments(Dataset):
 
     def _neighbour_arrays(self, source: MomentSource, frame: Frame, place: int) -> dict[str, np.ndarray]:
         """The same cameras' images before and after, and how the camera moved in between."""
-        n = len(frame.rig)
+        views = [views_of(c, self._size) if c.distortion_model not in PINHOLE else () for c in frame.rig]
+        first = np.cumsum([0, *(len(of) or 1 for of in views)])  # row of each camera, or of its first view
+        n = int(first[-1])
         images = np.zeros((n, 2, *self._shape, 3), dtype=np.uint8)
         moved = np.tile(np.eye(4, dtype=np.float32), (n, 2, 1, 1))
         present = np.zeros((n, 2), dtype=bool)
         for neighbour in self._neighbours[source].around(frame, place):
-            at = neighbour.camera, neighbour.side
-            images[at] = self._preprocess.image(neighbour.image)
-            moved[at] = neighbour.from_cam(frame)
-            present[at] = True
+            row, from_cam = first[neighbour.camera], neighbour.from_cam(frame)
+            present[row : first[neighbour.camera + 1], neighbour.side] = True
+            if not views[neighbour.camera]:
+                images[row, neighbour.side] = self._preprocess.image(neighbour.image)
+                moved[row, neighbour.side] = from_cam
+            for i, view in enumerate(views[neighbour.camera], start=row):
+                images[i, neighbour.side] = self._preprocess.image(view.image(neighbour.image))
+                moved[i, neighbour.side] = inverse(view.lens_from_view) @ from_cam @ view.lens_from_view
         return {"neighbours": images, "neighbour_from_cam": moved, "neighbour_present": present}
 
 
@@ -299,9 +320,10 @@ def collate(moments: list[Moment]) -> Moment:
     rig_images: dict[str, Any] = {
         f.name: torch.stack([_padded(getattr(m.rig_images, f.name), cameras, f.name) for m in moments])
         for f in fields(RigImages)
-        if f.name != "lidar"
+        if f.name not in ("lidar", "sees")
     }
     rig_images["lidar"] = _clouds([moment.rig_images.lidar for moment in moments])
+    rig_images["sees"] = _seeing([moment.rig_images for moment in moments], cameras)
     targets = {}
     for f in fields(Targets):
         parts = [getattr(m.targets, f.name) for m in moments]
@@ -316,6 +338,14 @@ def _clouds(clouds: list[Tensor | None]) -> Tensor | None:
     """[B, P, 5] of clouds [P_b, 5]; None if the network takes none."""
     given = [cloud for cloud in clouds if cloud is not None]
     return pad_sequence(given, batch_first=True, padding_value=float("nan")) if given else None
+
+
+def _seeing(parts: list[RigImages], cameras: int) -> Tensor | None:
+    """`RigImages.sees` of a batch; None if all pixels of all moments show the world."""
+    if all(part.sees is None for part in parts):
+        return None
+    whole = [torch.ones(part.images.shape[:3], dtype=torch.bool) if part.sees is None else part.sees for part in parts]
+    return torch.stack([_padded(sees, cameras, "sees") for sees in whole])
 
 
 OF_THE_MOMENT = ("labels", "pseudo_labels", "lidar_origin_m")  # all other targets have a row for each camera

@@ -122,10 +122,11 @@ class OccNerf(nn.Module):
                 align_corners=False,
             ).squeeze(1)
             images = as_float(rig_images.images[present])
+            sees = None if rig_images.sees is None else rig_images.sees[present]
             if loss.photometric > 0:
                 losses["photometric"] = loss.photometric * _photometric(depth_m, images, rig_images, targets)
             if loss.smoothness > 0:
-                losses["smoothness"] = loss.smoothness * smoothness_loss(1 / depth_m, images)
+                losses["smoothness"] = loss.smoothness * smoothness_loss(1 / depth_m, images, sees)
         if loss.entropy > 0:
             losses["entropy"] = loss.entropy * entropy_loss(seen.opacity[present])
         if loss.distortion > 0:
@@ -189,7 +190,8 @@ def _photometric(depth_m: Tensor, images: Tensor, rig_images: RigImages, targets
         for field in ("neighbours", "neighbour_from_cam", "neighbour_present")
     )
     intrinsics = rig_images.intrinsics[present]
-    return photometric_loss(depth_m, images, as_float(neighbours), intrinsics, from_cam, there)
+    sees = None if rig_images.sees is None else rig_images.sees[present]
+    return photometric_loss(depth_m, images, as_float(neighbours), intrinsics, from_cam, there, sees)
 
 
 def _at_rays(

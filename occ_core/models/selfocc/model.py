@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from occ_core.losses.labels import label_losses
-from occ_core.losses.photometric import as_float, photometric_error, smoothness_loss
+from occ_core.losses.photometric import as_float, smoothness_loss
 from occ_core.models.image_network import FeaturePyramid
 from occ_core.models.projection import cell_centers_m, project
 from occ_core.models.rig_images import RigImages, Targets, VoxelAnswer
@@ -25,10 +25,10 @@ from occ_core.models.selfocc.rendering import Box, RenderedRays, Tables, camera_
 from occ_core.models.selfocc.sdf import eikonal_loss, hessian_loss, sdf_gradient, sharpness, sparsity_loss
 from occ_core.models.selfocc.supervision import (
     View,
-    nearest_classes,
+    colour_loss,
+    nearest_values,
     neighbour_loss,
     ray_class_loss,
-    rendered_colours,
 )
 
 ANNEALED = 1 / 6  # share of the run after which only a falling field stops rays, as in NeuS
@@ -169,7 +169,8 @@ class SelfOcc(nn.Module):
         if self.training:  # all rays of a camera move together: windows of SSIM stay regular
             shift = torch.rand_like(shift) - 0.5
         pixels = pixel_grid(self.config.rays, (width, height), shift)
-        view = View(pixels, as_float(rig_images.images[b, n][None]), rig_images.intrinsics[b, n][None])
+        sees = None if rig_images.sees is None else rig_images.sees[b, n]
+        view = View(pixels, as_float(rig_images.images[b, n][None]), rig_images.intrinsics[b, n][None], sees)
         rays = self._render(tables, rig_images, b, n, pixels.flatten(0, 1), anneal)
         weights, losses = self.config.loss, {}
         target = view.colours(view.image)
@@ -180,12 +181,12 @@ class SelfOcc(nn.Module):
                 poses = targets.need("neighbour_from_cam", "photometric")[b, n][there]
                 losses["photometric"] = neighbour_loss(rays, view, neighbours, poses, self.config.mvs)
         if weights.rgb:
-            losses["rgb"] = photometric_error(target, rendered_colours(rays, view)).mean()
+            losses["rgb"] = colour_loss(rays, view, target)
         if weights.smoothness:
             inverse_depth = (1 / rays.depth_m).view(1, *pixels.shape[:2])
-            losses["smoothness"] = smoothness_loss(inverse_depth, target)
+            losses["smoothness"] = smoothness_loss(inverse_depth, target, None if sees is None else view.shown[:, 0])
         if weights.semantic:
-            classes = nearest_classes(targets.need("class_map", "semantic")[b, n], pixels)
+            classes = nearest_values(targets.need("class_map", "semantic")[b, n], pixels)
             pixel_weights = targets.need("pixel_weights", "semantic")
             losses["semantic"] = ray_class_loss(rays, classes, pixel_weights, self.config.classes.free_id)
         return losses

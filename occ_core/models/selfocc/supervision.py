@@ -10,6 +10,7 @@ from torch import Tensor
 from occ_core.losses.mvs import mvs_photometric_error
 from occ_core.losses.photometric import (
     NEAREST_M,
+    WHOLE,
     minimum_error,
     photometric_error,
     reproject,
@@ -27,11 +28,25 @@ class View(NamedTuple):
     pixels: Tensor  # [h, w, 2], of the rays
     image: Tensor  # [1, 3, H, W], 0..1
     intrinsics: Tensor  # [1, 3, 3]
+    sees: Tensor | None = None  # [H, W] bool: pixels that show the world; None: all
 
     def colours(self, image: Tensor) -> Tensor:  # [1, 3, h, w]
         """Of an image [1, 3, H, W] at the rays' pixels."""
         values, _ = sample_image(image, self.pixels.flatten(0, 1)[None])
         return values.unflatten(2, self.pixels.shape[:2])
+
+    @property
+    def shown(self) -> Tensor:  # [1, 1, h, w] bool
+        """Rays whose pixels show the world."""
+        if self.sees is None:
+            return self.pixels.new_ones(1, 1, *self.pixels.shape[:2], dtype=torch.bool)
+        return nearest_values(self.sees, self.pixels).view(1, 1, *self.pixels.shape[:2])
+
+
+def colour_loss(rays: RenderedRays, view: View, target: Tensor) -> Tensor:
+    """Mean photometric error of the rendered colours, where the image shows the world."""
+    error = photometric_error(target, rendered_colours(rays, view))
+    return (error * view.shown).sum() / view.shown.sum().clamp(min=1)
 
 
 def rendered_colours(rays: RenderedRays, view: View) -> Tensor:  # [1, 3, h, w]
@@ -52,7 +67,7 @@ def neighbour_loss(
     for image, pose in zip(neighbours[:, None], neighbour_from_cam[:, None], strict=True):
         error, seen = error_of(rays, view, target, image, pose)
         errors.append(error)
-        valid.append(seen)
+        valid.append(seen & view.shown)
         identity.append(photometric_error(target, view.colours(image)))
     return minimum_error(torch.cat(errors, 1), torch.cat(valid, 1), torch.cat(identity, 1))
 
@@ -87,6 +102,9 @@ def _warped(
     pixels = view.pixels.flatten(0, 1).repeat_interleave(depth_m.shape[1], dim=0)[None]
     there, there_m = reproject(pixels, depth_m.reshape(1, -1), view.intrinsics, neighbour_from_cam)
     colours, inside = sample_image(neighbour, there)
+    if view.sees is not None:
+        shown, _ = sample_image(view.sees[None, None].float(), there.detach())
+        inside = inside & (shown[:, 0] > WHOLE)
     return colours, inside & (there_m > NEAREST_M)
 
 
@@ -110,10 +128,10 @@ def ray_class_loss(
     return -(weights * likelihood.log()).sum() / weights.sum().clamp(min=SMALLEST)
 
 
-def nearest_classes(
-    class_map: Tensor,  # [H, W] uint8
+def nearest_values(
+    values: Tensor,  # [H, W]
     pixels: Tensor,  # [h, w, 2]
 ) -> Tensor:  # [h * w]
-    height, width = class_map.shape
+    height, width = values.shape
     x, y = pixels.flatten(0, 1).round().long().unbind(-1)
-    return class_map[y.clamp(0, height - 1), x.clamp(0, width - 1)]
+    return values[y.clamp(0, height - 1), x.clamp(0, width - 1)]
