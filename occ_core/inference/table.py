@@ -175,7 +175,7 @@ def zoomed_rays(
     """`Table.rays` of one camera for a part of its image, scaled up by `zoom` to the size of the whole."""
     u, v = (grid.astype(np.float32) for grid in np.meshgrid(columns, rows))
     direction = np.stack([cv2.remap(channel, u, v, cv2.INTER_LINEAR) for channel in rays[:3]])
-    direction /= np.linalg.norm(direction, axis=0)
+    direction = direction / np.linalg.norm(direction, axis=0)
     return _with_ground(direction, rays[3:4] * np.float32(zoom), rays[5:6])
 
 
