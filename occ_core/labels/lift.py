@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numba
 import numpy as np
@@ -90,9 +90,12 @@ class Lifter:
         class_id, score, depth = _agreeing(camera, classes, depth)
         h, w = depth.depth_m.shape
         rays = self._rays_of(frame.rig.fingerprint, camera, (w, h))
+        own = None if camera.blind is None else camera.resized((w, h)).blind
+        if own is not None:  # what shows the robot itself tells neither what is occupied nor what is free, nor of edges
+            depth = replace(depth, depth_m=np.where(own, np.float32(np.nan), depth.depth_m))
         kind = sort_pixels(depth, class_id, score, self.recipe, self.taxonomy.free_id)
-        if camera.blind is not None:  # what shows the robot itself tells neither what is occupied nor what is free
-            kind[camera.resized((w, h)).blind] = DROP
+        if own is not None:
+            kind[own] = DROP
         depth_m = depth.depth_m
         if self.recipe.ground_z_m is not None:
             road = self._is_road[class_id] & (kind == POINT)
