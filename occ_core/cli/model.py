@@ -88,6 +88,9 @@ def predict(
     alone: Annotated[
         bool, typer.Option("--alone", help="A model with memory: each frame as if it were the first.")
     ] = False,
+    camera: Annotated[list[str] | None, typer.Option(help="Of a bag: camera to use, by name or topic; repeat.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Of a bag: camera to leave out; repeat.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Of a bag: stop at the first problem.")] = False,
 ) -> None:
     """Predict the voxels of every keyframe of a data set, or of every frame of a ROS 2 bag or of SemanticKITTI.
 
@@ -104,11 +107,14 @@ def predict(
     from occ_core.errors import InvalidInput
     from occ_core.frame import FULL_INTENSITY
     from occ_core.inference.predictor import Predictor, save_prediction
-    from occ_core.sources.open import open_source
+    from occ_core.sources.open import Choice, left_out, open_source
 
     predictor = Predictor.load(checkpoint, backend, threads)
     intensity_max = predictor.lidar.intensity_max if predictor.lidar else FULL_INTENSITY
-    source = open_source(dataroot, scene or None, intensity_max)
+    choice = Choice(tuple(camera or ()), tuple(exclude or ()), strict)
+    source = open_source(dataroot, scene or None, intensity_max, choice)
+    for line in left_out(source):
+        typer.echo(f"left out: {line}", err=True)
     out.mkdir(parents=True, exist_ok=True)
     if alone:
         predictor.memory = None

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from occ_core.errors import MissingInput
 from occ_core.frame import FULL_INTENSITY, Frame, LidarSweep
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which cameras of a recording to use, by name or topic.
+
+    Attributes:
+        cameras: empty: all that can be used.
+        exclude: not looked at.
+        strict: stop at the first problem, instead of leaving out what has it.
+    """
+
+    cameras: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    strict: bool = False
+
+
+EVERY_CAMERA = Choice()
 
 
 class FrameSource(Protocol):
@@ -37,7 +56,10 @@ class FrameSource(Protocol):
 
 
 def open_source(
-    path: Path | str, scenes: Sequence[str] | None = None, intensity_max: float = FULL_INTENSITY
+    path: Path | str,
+    scenes: Sequence[str] | None = None,
+    intensity_max: float = FULL_INTENSITY,
+    choice: Choice = EVERY_CAMERA,
 ) -> FrameSource:
     """Open a ROS 2 bag, a SemanticKITTI folder or a data set in nuScenes layout.
 
@@ -45,6 +67,7 @@ def open_source(
         path: what it is, its content says.
         scenes: names; None: all.
         intensity_max: of a LiDAR return in a bag, as its driver counts; the other kinds say it themselves.
+        choice: which of a bag's cameras; the other kinds have no bad ones, and take every camera.
 
     Raises:
         MissingInput: no such path, none of the three, or no such scene; and what the source itself raises.
@@ -53,7 +76,7 @@ def open_source(
     if not path.exists():
         raise MissingInput(f"{path}: no such folder")
     if path.suffix in (".mcap", ".db3") or (path / "metadata.yaml").is_file():
-        return _open_bag(path, scenes, intensity_max)
+        return _open_bag(path, scenes, intensity_max, choice)
     if (path / "sequences").is_dir():
         from occ_core.sources.kitti import SemanticKittiSource
 
@@ -68,10 +91,22 @@ def open_source(
     )
 
 
-def _open_bag(path: Path, scenes: Sequence[str] | None, intensity_max: float) -> FrameSource:
+def _open_bag(path: Path, scenes: Sequence[str] | None, intensity_max: float, choice: Choice) -> FrameSource:
     from occ_core.sources.bag import BagSource
     from occ_core.sources.bag_frames import BagFrames
 
     if other := [scene for scene in scenes or () if scene != path.stem]:
         raise MissingInput(f"{path}: no scene '{other[0]}', a bag is the one scene '{path.stem}'")
-    return BagFrames(BagSource(path, intensity_max=intensity_max))
+    cameras = list(choice.cameras) or None
+    return BagFrames(
+        BagSource(path, cameras, intensity_max=intensity_max, exclude=choice.exclude, strict=choice.strict)
+    )
+
+
+def left_out(source: FrameSource) -> list[str]:
+    """One line for each thing of a data set that is not used, or looks wrong."""
+    from occ_core.sources.bag_frames import BagFrames
+
+    if not isinstance(source, BagFrames):
+        return []
+    return [f"{count} x {problem}" if count > 1 else str(problem) for problem, count in source.bag.tally]
