@@ -17,7 +17,8 @@ from occ_core.geometry import require_rigid
 from occ_core.limits import MAX_CALIBRATION, MAX_COEFFICIENTS, MAX_PIXELS, MAX_SIDE_PX, MIN_FOCAL_PX, shown
 
 PINHOLE_COEFFICIENTS = (4, 5, 8, 12, 14)
-"""OpenCV's: radial and tangential, k3, rational, thin prism, tilted sensor. Both pinhole names take each, as in image_geometry."""
+"""OpenCV's: radial and tangential, k3, rational, thin prism, tilted sensor. Both pinhole names take each, as they do in
+image_geometry."""
 COEFFICIENTS = {
     "none": (0,), "plumb_bob": PINHOLE_COEFFICIENTS, "rational_polynomial": PINHOLE_COEFFICIENTS, "equidistant": (4,)
 }  # fmt: skip

@@ -250,7 +250,9 @@ def _raw_header(message: Any, where: str) -> Header:
         text = f"image encoding '{shown(message.encoding)}' is not one of {', '.join(ENCODINGS)}"
         raise Unusable(Problem("encoding", where, text))
     require_image_fields(message.encoding, message.width, message.height, message.step, len(message.data))
-    channels = ENCODINGS[message.encoding][0] if not message.encoding.startswith(("yuv", "uyvy", "yuyv", "bayer")) else 3
+    channels = (
+        ENCODINGS[message.encoding][0] if not message.encoding.startswith(("yuv", "uyvy", "yuyv", "bayer")) else 3
+    )
     return Header((message.width, message.height), message.encoding, channels)
 
 

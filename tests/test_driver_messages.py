@@ -60,10 +60,26 @@ CALIBRATIONS = [
     ("plumb_bob of 6", {"d": [*RADIAL, 0.01, 0.1]}, "distortion"),
     ("plumb_bob of 3", {"d": [0.1, 0, 0]}, "distortion"),
     ("rational of 5", {"distortion_model": "rational_polynomial", "d": [*RADIAL, 0]}, ("rational_polynomial", 5)),
-    ("rational of 12", {"distortion_model": "rational_polynomial", "d": [*RATIONAL, 1e-3, 0, 1e-3, 0]}, ("rational_polynomial", 12)),
-    ("tilted sensor", {"distortion_model": "rational_polynomial", "d": [*RATIONAL, 1e-3, 0, 1e-3, 0, 2e-3, 1e-3]}, ("rational_polynomial", 14)),
-    ("rational of 14, no tilt", {"distortion_model": "rational_polynomial", "d": [*RATIONAL, 0, 0, 0, 0, 0, 0]}, ("rational_polynomial", 14)),
-    ("equidistant of 8, zeros behind", {"distortion_model": "equidistant", "d": [-0.01, 0.04, -0.04, 0.006, 0, 0, 0, 0]}, ("equidistant", 4)),
+    (
+        "rational of 12",
+        {"distortion_model": "rational_polynomial", "d": [*RATIONAL, 1e-3, 0, 1e-3, 0]},
+        ("rational_polynomial", 12),
+    ),
+    (
+        "tilted sensor",
+        {"distortion_model": "rational_polynomial", "d": [*RATIONAL, 1e-3, 0, 1e-3, 0, 2e-3, 1e-3]},
+        ("rational_polynomial", 14),
+    ),
+    (
+        "rational of 14, no tilt",
+        {"distortion_model": "rational_polynomial", "d": [*RATIONAL, 0, 0, 0, 0, 0, 0]},
+        ("rational_polynomial", 14),
+    ),
+    (
+        "equidistant of 8, zeros behind",
+        {"distortion_model": "equidistant", "d": [-0.01, 0.04, -0.04, 0.006, 0, 0, 0, 0]},
+        ("equidistant", 4),
+    ),
     ("equidistant of 5", {"distortion_model": "equidistant", "d": [-0.01, 0.04, -0.04, 0.006, 0.1]}, "distortion"),
     ("a model of nobody", {"distortion_model": "magic", "d": [0.1] * 5}, "distortion"),
     ("a model of nobody, all zero", {"distortion_model": "magic", "d": [0.0] * 5}, ("none", 0)),
@@ -77,12 +93,20 @@ CALIBRATIONS = [
     ("binned", {"width": 2 * W, "height": 2 * H, "k": SENSOR, "binning_x": 2, "binning_y": 2}, HALF),
     ("binned, size of the image", {"k": SENSOR, "binning_x": 2, "binning_y": 2}, HALF),
     ("binning said, K of the image", {"binning_x": 2, "binning_y": 2}, K),
-    ("cut", {"width": 2 * W, "height": 2 * H, "k": SENSOR, "roi": (16, 12, W, H)}, SENSOR - [[0, 0, 16], [0, 0, 12], [0, 0, 0]]),
+    (
+        "cut",
+        {"width": 2 * W, "height": 2 * H, "k": SENSOR, "roi": (16, 12, W, H)},
+        SENSOR - [[0, 0, 16], [0, 0, 12], [0, 0, 0]],
+    ),
     ("cut, size of the image", {"k": SENSOR, "roi": (16, 12, W, H)}, SENSOR - [[0, 0, 16], [0, 0, 12], [0, 0, 0]]),
-    ("cut and binned", {"width": 4 * W, "height": 4 * H, "k": SENSOR, "roi": (8, 4, 2 * W, 2 * H), "binning_x": 2, "binning_y": 2}, [[20, 0, 11.75], [0, 21, 9.75], [0, 0, 1]]),
+    (
+        "cut and binned",
+        {"width": 4 * W, "height": 4 * H, "k": SENSOR, "roi": (8, 4, 2 * W, 2 * H), "binning_x": 2, "binning_y": 2},
+        [[20, 0, 11.75], [0, 21, 9.75], [0, 0, 1]],
+    ),
     ("whole region", {"roi": (0, 0, W, H)}, K),
     ("binning that leaves another size", {"width": 4 * W, "height": 4 * H, "binning_x": 2, "binning_y": 2}, "size"),
-]  # fmt: skip
+]
 IMAGES = [
     ("depth", raw("16UC1", DEPTH), "depth"),
     ("depth of floats", raw("32FC1", DEPTH.astype(np.float32)), "depth"),
@@ -96,9 +120,13 @@ IMAGES = [
     ("grey", raw("8UC1", GREY), ""),
     ("Bayer in a JPEG", coded(".jpg", GREY, "bayer_rggb8; jpeg compressed "), ""),
     ("Bayer of 12 bits in a grey PNG", coded(".png", GREY, "bayer_rggb12; png compressed "), "encoding"),
-    ("cut short", msg.compressed_image(T0, "odd_optical", "jpeg", coded(".jpg", GREY, "").data[:-60].tobytes()), "damaged image"),
+    (
+        "cut short",
+        msg.compressed_image(T0, "odd_optical", "jpeg", coded(".jpg", GREY, "").data[:-60].tobytes()),
+        "damaged image",
+    ),
     ("no image at all", msg.compressed_image(T0, "odd_optical", "jpeg", b"hello"), "damaged image"),
-]  # fmt: skip
+]
 CASES = [
     *((name, info(**changes), raw("rgb8", picture(1)), verdict) for name, changes, verdict in CALIBRATIONS),
     *((name, info(), image, verdict) for name, image, verdict in IMAGES),
@@ -156,7 +184,9 @@ def in_the_node(calibration_message, image):
     return errors[0].kind if errors else calibration.rig({"odd": T0}).rig["odd"]
 
 
-@pytest.mark.parametrize(("calibration", "image", "verdict"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(
+    ("calibration", "image", "verdict"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
 def test_one_verdict_in_bag_and_node(tmp_path, calibration, image, verdict):
     pytest.importorskip("rclpy", reason="needs ROS 2 (pip install -e '.[ros]')")
     for found in (in_a_bag(tmp_path, calibration, image), in_the_node(calibration, image)):
@@ -209,7 +239,9 @@ def test_rectified_is_told_by_the_last_part_of_a_name():
 
 
 @pytest.mark.parametrize("extension", [".png", ".jpg"])
-@pytest.mark.parametrize(("pattern", "at_red"), [("rggb", (0, 0)), ("bggr", (1, 1)), ("gbrg", (1, 0)), ("grbg", (0, 1))])
+@pytest.mark.parametrize(
+    ("pattern", "at_red"), [("rggb", (0, 0)), ("bggr", (1, 1)), ("gbrg", (1, 0)), ("grbg", (0, 1))]
+)
 def test_a_mosaic_in_a_file_becomes_colours(extension, pattern, at_red):
     rgb = np.zeros((48, 64, 3), np.uint8)
     rgb[:, :32], rgb[:, 32:] = (220, 30, 30), (30, 30, 220)

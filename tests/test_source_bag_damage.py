@@ -14,7 +14,7 @@ from bag_robot import T0, H, W, picture, robot
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from occ_core.bags import messages as msg
-from occ_core.errors import CorruptInput, InvalidInput, MissingInput
+from occ_core.errors import CorruptInput, InvalidInput, MissingInput, MissingTransform
 from occ_core.sources.bag import BagSource
 
 

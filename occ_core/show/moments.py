@@ -14,12 +14,12 @@ from occ_core.evaluation.ssc import read_ssc_truth
 from occ_core.frame import Frame
 from occ_core.grid import OCC3D_GRID, SEMANTIC_KITTI_VOXELS
 from occ_core.occupancy import Occupancy, load_occ3d
+from occ_core.sensor_messages import stamp_of
 from occ_core.show.album import write_album
 from occ_core.show.pictures import compare
 from occ_core.show.recording import Recording
-from occ_core.sensor_messages import stamp_of
-from occ_core.sources.bag_survey import CLOUD
 from occ_core.sources.bag_frames import BagFrames
+from occ_core.sources.bag_survey import CLOUD
 from occ_core.sources.clouds import points_of
 from occ_core.sources.kitti import SemanticKittiSource
 from occ_core.sources.nuscenes import NuScenesSource

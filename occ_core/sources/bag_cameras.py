@@ -121,7 +121,9 @@ def infrared(device: Device, topic: str, found: ImageTopic) -> Problem | None:
     return Problem("infrared", topic, f"grey images of '{said[0]}'")
 
 
-def same_views(cameras: list[BagCamera], survey: Survey, frames: dict[str, str], infos: dict[str, Any]) -> dict[str, str]:
+def same_views(
+    cameras: list[BagCamera], survey: Survey, frames: dict[str, str], infos: dict[str, Any]
+) -> dict[str, str]:
     """Camera name -> name of the camera that shows the same: images of one device in several namespaces have one frame
     and one stamp each. Of a stereo pair in one frame the second one's P says how far it is from the first."""
     same: dict[str, str] = {}
@@ -133,10 +135,11 @@ def same_views(cameras: list[BagCamera], survey: Survey, frames: dict[str, str],
     kept: list[BagCamera] = []
     for camera in sorted(cameras, key=lambda c: rank(c)[1:]):
         for other in kept:
-            if frames[camera.name] == frames[other.name] and _share(camera, other, survey) > SAME_STAMPS:
-                if abs(float(infos[camera.name].p[3]) - float(infos[other.name].p[3])) < 1e-6:
-                    same[camera.name] = other.name
-                    break
+            apart_px = abs(float(infos[camera.name].p[3]) - float(infos[other.name].p[3]))
+            one_frame = frames[camera.name] == frames[other.name] and apart_px < 1e-6
+            if one_frame and _share(camera, other, survey) > SAME_STAMPS:
+                same[camera.name] = other.name
+                break
         else:
             kept.append(camera)
     return same

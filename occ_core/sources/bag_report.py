@@ -1,4 +1,4 @@
-"""What `occ bag check` says of a bag: a row for each camera with verdict, cause and cure, then places, motion, LiDAR."""
+"""What `occ bag check` says of a bag: a row for each camera with verdict, cause and cure; places, motion, LiDAR."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class BagReport:
                 if axis := axis_problem(camera, source.frame_of(camera.name)):
                     self._axis.setdefault(camera.name, axis)
         self.seconds = (max(stamps) - min(stamps)) / 1e9 if stamps else 0.0
-        self.rows = [self._row(device) for device in source.devices if device.name not in source.views]
+        self.rows = [self._row(device) for device in source.devices if device.name not in source.roster.views]
 
     @property
     def well(self) -> bool:
@@ -104,8 +104,8 @@ class BagReport:
         row.rate_hz = f"{1e9 / median(steps):.1f}" if steps else ""
         if (header := found.header) is not None:
             row.size, row.encoding = f"{header.size[0]} x {header.size[1]}", header.encoding
-        if device.name in source.offsets_s:
-            row.offset_ms = f"{source.offsets_s[device.name] * 1e3:+.0f}"
+        if device.name in source.roster.offsets_s:
+            row.offset_ms = f"{source.roster.offsets_s[device.name] * 1e3:+.0f}"
         if row.used:
             lens = source.lenses_of(device.name)[-1]
             row.lens, row.path = lens_words(lens.frame_from_cam), tf_path(source.tree, source.base_frame, lens.frame)
@@ -161,7 +161,7 @@ class BagReport:
 
     def view_lines(self) -> list[str]:
         """Of topics that show what another camera does."""
-        return [f"{name}: shows what {other} does, not used" for name, other in self.source.views.items()]
+        return [f"{name}: shows what {other} does, not used" for name, other in self.source.roster.views.items()]
 
 
 def tf_path(tree: TransformTree, base_frame: str, frame: str) -> str:

@@ -45,11 +45,14 @@ def wild_stamps(places: Sequence[Place]) -> np.ndarray:
 
 def clock_offset_s(places: Sequence[Place], reference: Sequence[Place]) -> float:
     """By how much stamps are ahead of those that the reference has at the same log times; the median."""
-    log_ns, stamp_ns = (np.array(column, dtype=np.int64) for column in zip(*sorted(reference, key=lambda p: p.log_ns)))
+    columns = zip(*sorted(reference, key=lambda place: place.log_ns), strict=True)
+    stamp_ns, log_ns = (np.array(column, dtype=np.int64) for column in columns)
     own = np.array(places, dtype=np.int64)
     zero_stamp, zero_log = stamp_ns[0], log_ns[0]  # small numbers, as floats hold 0.1 us of an epoch
     at = np.clip(own[:, 1], log_ns[0], log_ns[-1])
-    expected = np.interp((at - zero_log).astype(float), (log_ns - zero_log).astype(float), (stamp_ns - zero_stamp) * 1.0)
+    expected = np.interp(
+        (at - zero_log).astype(float), (log_ns - zero_log).astype(float), (stamp_ns - zero_stamp) * 1.0
+    )
     expected += own[:, 1] - at  # beyond the reference's ends time goes on
     return float(np.median((own[:, 0] - zero_stamp) - expected)) / 1e9
 

@@ -75,7 +75,9 @@ class Survey:
     """
 
     def __init__(self, reader: BagReader, lidar: str | None, tally: Tally, cameras: set[str]) -> None:
-        seen = {kind: [t for t in reader.of_type(*kind) if t in cameras] for kind in ((IMAGE, COMPRESSED), (CAMERA_INFO,))}
+        seen = {
+            kind: [t for t in reader.of_type(*kind) if t in cameras] for kind in ((IMAGE, COMPRESSED), (CAMERA_INFO,))
+        }
         self.images: dict[str, ImageTopic] = {topic: ImageTopic() for topic in seen[IMAGE, COMPRESSED]}
         self.infos: dict[str, list[Any]] = {topic: [] for topic in seen[CAMERA_INFO,]}
         self.links: dict[str, list[Logged]] = {topic: [] for topic in reader.of_type(TF)}

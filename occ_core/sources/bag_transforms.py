@@ -1,4 +1,4 @@
-"""The transform tree of a recording: the links of one robot's namespace, one parent a frame, odometry where TF has none."""
+"""The transform tree of a recording: the links of one robot, one parent a frame, odometry where TF has none."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def robot_of(topic: str, spaces: Sequence[str]) -> str:
 
 
 def build_tree(survey: Survey, space: str, tally: Tally) -> TransformTree:
-    """All links of a namespace and of the root, those of the namespace first. Of several parents of a frame the one with
-    most samples is taken and the others named."""
+    """All links of a namespace and of the root, those of the namespace first. Of several parents of a frame the one
+    with most samples is taken and the others named."""
     claims: dict[str, dict[tuple[str, bool], tuple[list[Logged], str]]] = {}
     for topic, links in survey.links.items():
         if namespace_of(topic) not in ("", space):
