@@ -211,6 +211,30 @@ def test_info_stamped_apart_is_no_loss():
     assert (watch.lost_frames, dict(watch.lost_images)) == (0, {})
 
 
+def test_camera_info_at_a_rate_of_its_own_is_no_loss():
+    """Three CameraInfos an image, as where images are throttled; the gaps of the images tell."""
+    watch = TransportWatch("a", 0.05)
+    for i in range(120):
+        stamp_ns = 10 * S + i * S // 10
+        watch.info("a", stamp_ns, stamp_ns)
+        if i % 3 == 0 and i not in (60, 63):
+            watch.image("a", stamp_ns, stamp_ns)
+        watch.poll(stamp_ns)
+    watch.finish()
+    assert (watch.lost_frames, watch.lost_images) == (0, {"a": 2})
+
+
+def test_stamps_that_coincide_by_chance_make_no_driver_exact():
+    watch = TransportWatch("a", 0.05)
+    for i in range(60):
+        stamp_ns = 10 * S + i * S // 10
+        watch.info("a", stamp_ns + (i * 7919 % 20) * 1_000_000, stamp_ns)
+        watch.image("a", stamp_ns, stamp_ns)
+        watch.poll(stamp_ns)
+    watch.finish()
+    assert (watch.lost_frames, dict(watch.lost_images)) == (0, {})
+
+
 def test_without_camera_infos_gaps_between_stamps_count():
     watch = TransportWatch("a", 0.05, announced=False)
     for i in (*range(12), *range(14, 20), *range(21, 30)):

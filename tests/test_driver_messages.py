@@ -1,5 +1,7 @@
 """What drivers send, through node and bag reader: one verdict."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -260,3 +262,9 @@ def test_a_mosaic_in_a_file_becomes_colours(extension, pattern, at_red):
 def test_every_kind_has_cause_and_cure():
     for kind, (cause, cure) in KINDS.items():
         assert cause and cure and cause[0].islower(), kind
+
+
+def test_the_page_of_troubles_has_the_words_that_are_printed():
+    page = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text()
+    for kind, (cause, cure) in KINDS.items():
+        assert f"| {kind} | {cause} | {cure} |" in page, kind
