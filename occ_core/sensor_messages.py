@@ -34,9 +34,6 @@ STEEP_DEG = 70.0
 NUMBERS = re.compile(r"\d+")
 
 
-# --- names ------------------------------------------------------------------------------------------------------------
-
-
 def words_of(name: str) -> set[str]:
     """Of the last part of a topic, or of a frame: lower case, numbers dropped (`infra1` is `infra`)."""
     return {NUMBERS.sub("", word) for word in name.rpartition("/")[2].lower().split("_")}
@@ -86,7 +83,7 @@ def camera_from_info(
 
     k, p = np.array(info.k, dtype=np.float64).reshape(3, 3), np.array(info.p, dtype=np.float64)
     if not k.any():
-        raise unusable("uncalibrated", f"camera '{name}': K is zero, so there is no focal length")
+        raise unusable("uncalibrated", f"camera '{name}': K is zero, focal lengths must be > 0 px")
     if not (info.width and info.height):
         raise unusable("uncalibrated", f"camera '{name}': size is {info.width} x {info.height} px, must be 1 or more")
     if rectified and p.size == 12 and p.any():
@@ -275,20 +272,25 @@ def _compressed_header(message: Any, where: str) -> Header:
 
 def _require_eight_bits(encoding: str, where: str) -> None:
     if encoding in DEPTH_ENCODINGS:
-        text = f"image encoding '{encoding}' is of distances or raw sensor counts; only 8 bits a sample are supported"
+        text = f"image encoding '{encoding}' is not one of colours; only 8 bits a sample are supported"
         raise Unusable(Problem("depth", where, text))
     if any(bits in encoding for bits in ("10", "12", "16", "32", "64")) and len(encoding) < MAX_NAME:
         text = f"image encoding '{shown(encoding)}' has too many bits; only 8 bits a sample are supported"
         raise Unusable(Problem("bits", where, text))
 
 
-def image_of(message: Any, at_least: tuple[int, int] | None = None, where: str = "") -> np.ndarray:
+def image_of(
+    message: Any, at_least: tuple[int, int] | None = None, where: str = "", header: Header | None = None
+) -> np.ndarray:
     """RGB uint8 (height, width, 3) of an image message; of a JPEG perhaps smaller, see `decode_compressed`.
+
+    Args:
+        header: where it is known already.
 
     Raises:
         Unusable: as `image_header`.
     """
-    header = image_header(message, where)
+    header = header or image_header(message, where)
     try:
         if hasattr(message, "format"):
             return decode_compressed(message.data, at_least=at_least, mosaic=header.mosaic)

@@ -140,7 +140,7 @@ class ImageSlot:
             header = image_header(message, self.camera.image_topic)
             self.camera.encoding, self.size = header.encoding, header.size
             require_size(header.size, size, self.camera.image_topic)
-            image = image_of(message, useful)
+            image = image_of(message, useful, header)
         except Unusable as error:
             self.camera.rejected += 1
             self.camera.problem = error.problem

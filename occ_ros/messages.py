@@ -16,6 +16,7 @@ from std_msgs.msg import Header
 from occ_core.clouds import fields_of
 from occ_core.errors import InvalidInput
 from occ_core.grid import VoxelGrid
+from occ_core.sensor_messages import Header as ImageHeader
 from occ_core.sensor_messages import image_header
 from occ_core.sensor_messages import image_of as any_image_of
 from occ_core.sources.clouds import points_of as any_points_of
@@ -34,19 +35,22 @@ def header_of(stamp_ns: int, frame_id: str) -> Header:
     return Header(stamp=Time(sec=stamp_ns // 1_000_000_000, nanosec=stamp_ns % 1_000_000_000), frame_id=frame_id)
 
 
-def image_of(message: Image | CompressedImage, at_least: tuple[int, int] | None = None) -> np.ndarray:
+def image_of(
+    message: Image | CompressedImage, at_least: tuple[int, int] | None = None, header: ImageHeader | None = None
+) -> np.ndarray:
     """RGB uint8 (height, width, 3); of a JPEG perhaps a smaller version, see `decode_compressed`.
 
-    An Image goes through cv_bridge where that is installed.
+    An Image goes through cv_bridge where that is installed. `header` is the image's, where it is known already.
 
     Raises:
         Unusable: as `occ_core.sensor_messages` finds it.
     """
     bridge = None if isinstance(message, CompressedImage) else _bridge()
     if bridge is not None and message.encoding in BRIDGED and len(message.data) >= message.step * message.height:
-        image_header(message)
+        if header is None:
+            image_header(message)
         return bridge.imgmsg_to_cv2(message, "rgb8")
-    return any_image_of(message, at_least)
+    return any_image_of(message, at_least, header=header)
 
 
 @functools.cache

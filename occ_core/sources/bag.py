@@ -90,7 +90,7 @@ class BagSource:
         self._usable, self.refused = self.roster.usable, self.roster.refused
         self.cameras = [each.camera for each in self._usable.values()]
         if not self.cameras:
-            why = "; ".join(dict.fromkeys(map(str, self.refused.values())))
+            why = "; ".join(f"{p} (cause: {p.cause}; cure: {p.cure})" for p in dict.fromkeys(self.refused.values()))
             raise InvalidInput(f"{self.path}: no camera can be used: {why}")
         self.key = self._key_camera(asked=cameras is not None)
         self._spread_ns = int(max_spread_s * 1e9)
