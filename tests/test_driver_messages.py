@@ -259,11 +259,6 @@ def test_a_mosaic_in_a_file_becomes_colours(extension, pattern, at_red):
     np.testing.assert_array_equal(image_of(already), rgb)
 
 
-def test_every_kind_has_cause_and_cure():
-    for kind, (cause, cure) in KINDS.items():
-        assert cause and cure and cause[0].islower(), kind
-
-
 def test_the_page_of_troubles_has_the_words_that_are_printed():
     page = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text()
     for kind, (cause, cure) in KINDS.items():

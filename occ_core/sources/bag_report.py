@@ -105,13 +105,13 @@ class BagReport:
         if (header := found.header) is not None:
             row.size, row.encoding = f"{header.size[0]} x {header.size[1]}", header.encoding
         if device.name in source.roster.offsets_s:
-            row.offset_ms = f"{source.roster.offsets_s[device.name] * 1e3:+.0f}"
+            row.offset_ms = f"{round(source.roster.offsets_s[device.name] * 1e3):+d}"
         if row.used:
             lens = source.lenses_of(device.name)[-1]
             row.lens, row.path = lens_words(lens.frame_from_cam), tf_path(source.tree, source.base_frame, lens.frame)
             if device.name in self._placed:
                 azimuth_deg, elevation_deg = self._placed[device.name]
-                row.looks = f"{azimuth_deg:+.0f} / {elevation_deg:+.0f}"
+                row.looks = f"{round(azimuth_deg):+d} / {round(elevation_deg):+d}"
             row.images = f"{self._decoded[device.name]} of {found.messages}"
         row.problems = tuple(self._problems(device, topic))
         return row
