@@ -35,6 +35,9 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Optimiser steps, instead of the config's.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads, instead of the config's.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/last.safetensors.")] = False,
+    camera: Annotated[list[str] | None, typer.Option(help="Of bags: camera to use, by name or topic; repeat.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Of bags: camera to leave out; repeat.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Of bags: stop at the first problem.")] = False,
 ) -> None:
     """Train a model of any kind: on labels in Occ3D format, on the images themselves, or on both.
 
@@ -67,6 +70,9 @@ def train(
         workers=workers,
         steps=steps,
         threads=threads,
+        cameras=tuple(camera or ()) or None,
+        exclude=tuple(exclude or ()) or None,
+        strict=strict or None,
     )
     try:
         path = run(settings, out, resume)

@@ -72,6 +72,8 @@ def find_devices(reader: BagReader, wanted: Iterable[str] | None, excluded: Iter
         if not any(device.is_called(name) for device in devices):
             raise _unknown(reader, name, devices)
     devices = [device for device in devices if not any(device.is_called(name) for name in excluded)]
+    if not devices:
+        raise MissingInput(f"{reader.path}: no camera is left: all are excluded")
     if wanted is not None:
         devices = [_wanted(reader, name, devices) for name in wanted]
     elif not any(device.info_topic for device in devices):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from occ_core.errors import InvalidInput, OccError
 from occ_core.evaluation.voxel_iou import confusion_matrix
 from occ_core.frame import FULL_INTENSITY
 from occ_core.models.config import CameraModelConfig
-from occ_core.sources.open import FrameSource, open_source
+from occ_core.sources.open import Choice, FrameSource, left_out, open_source
 from occ_core.teachers.base import Teachers
 from occ_core.teachers.load import load_teachers
 from occ_core.training.cache import default_cache
@@ -187,7 +188,10 @@ def open_data(config: TrainingConfig, needs: frozenset[str], told: Callable[[str
     if not config.data:
         raise InvalidInput("no training data: name folders under 'data' in the config, or with --data")
     model = cast(CameraModelConfig, config.model)
-    sets, others = ([_Set.open(root, model, told) for root in roots] for roots in (config.data, config.validation))
+    choice = Choice(config.cameras, config.exclude, config.strict)
+    sets, others = (
+        [_Set.open(root, model, choice, told) for root in roots] for roots in (config.data, config.validation)
+    )
     scenes = [(i, scene) for i, opened in enumerate(sets) for scene in opened.frames.scenes]
     apart = _held_out(scenes, config)
     kept = [place for place in scenes if place not in apart]
@@ -249,10 +253,13 @@ class _Set:
     frames: FrameSource
 
     @staticmethod
-    def open(root: Path, model: CameraModelConfig, told: Callable[[str], None]) -> _Set:
+    def open(root: Path, model: CameraModelConfig, choice: Choice, told: Callable[[str], None]) -> _Set:
         told(str(root.name))
         intensity_max = model.lidar.intensity_max if model.lidar else FULL_INTENSITY
-        return _Set(root, open_source(root, intensity_max=intensity_max))
+        frames = open_source(root, intensity_max=intensity_max, choice=choice)
+        for line in left_out(frames):
+            print(f"left out: {line}", file=sys.stderr)
+        return _Set(root, frames)
 
     def part(
         self, scenes: set[str], labels: str | None, config: TrainingConfig, teachers: bool, unlabelled: bool
