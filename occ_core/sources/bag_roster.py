@@ -18,7 +18,7 @@ from occ_core.sources.bag_survey import Place, Survey
 from occ_core.sources.bag_transforms import motion_places, namespaces, robot_of
 from occ_core.transforms import TransformTree
 
-LATE_S = 2.0
+LATE_S = 1.0
 """Images that reach the recorder so much later than the others' are worth a word."""
 FEW = 0.5
 """Share of what most cameras have of images; with fewer a camera is worth a word, and is no key camera."""
