@@ -48,7 +48,8 @@ class TransportWatch:
     def image(self, camera: str, stamp_ns: int, now_ns: int) -> None:
         """An image came."""
         stamps = self._stamps_ns[camera]
-        if (self._by_gaps or not self._announces(camera)) and len(stamps) >= 8:
+        own_rate = len(self._matches[camera]) >= JUDGED // 4 and not self._announces(camera)
+        if (self._by_gaps or own_rate) and len(stamps) >= 8:
             steps = [b - a for a, b in zip(stamps, list(stamps)[1:], strict=False)]
             period = statistics.median(steps[-32:])
             if GAPS[0] * period < stamp_ns - stamps[-1] < GAPS[1] * period:
