@@ -74,10 +74,9 @@ def check(
 
         occ bag check drive
     """
-    from rich.console import Console
     from rich.progress import Progress, TextColumn
 
-    from occ_core.cli.doctor_table import camera_table, problem_lines
+    from occ_core.cli.doctor_table import make_console, print_cameras
     from occ_core.sources.bag import BagSource
     from occ_core.sources.bag_report import BagReport
 
@@ -85,10 +84,8 @@ def check(
     with Progress(TextColumn("{task.description}"), transient=True) as bar:
         task = bar.add_task("reading", total=None)
         report = BagReport(source, lambda sets: bar.update(task, description=f"reading: {sets} sets"))
-    console = Console()
-    console.print(camera_table(f"{bag}: {report.sets} image sets in {report.seconds:.1f} s", report.rows))
-    for line in problem_lines(report.rows):
-        console.print(line)
+    console = make_console()
+    print_cameras(console, f"{bag}: {report.sets} image sets in {report.seconds:.1f} s", report.rows)
     sections = {
         "TF": report.tf_lines(),
         "motion": report.motion_lines(),

@@ -18,9 +18,7 @@ def doctor(
 
         occ doctor
     """
-    from rich.console import Console
-
-    from occ_core.cli.doctor_table import camera_table, problem_lines
+    from occ_core.cli.doctor_table import make_console, print_cameras
     from occ_core.errors import MissingInput, need
 
     need("rclpy", "ros")
@@ -31,10 +29,8 @@ def doctor(
         raise MissingInput(
             f"nothing on /diagnostics in {seconds:g} s: is an occupancy node running, with this ROS_DOMAIN_ID?"
         )
-    console = Console()
-    console.print(camera_table("cameras", rows))
-    for line in problem_lines(rows):
-        console.print(line)
+    console = make_console()
+    print_cameras(console, "cameras", rows)
     for line in live.other_lines(heard):
         console.print(line, markup=False, highlight=False)
     if not rows or not live.well(rows):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from occ_core.camera import Camera, Rig
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, MissingTransform
 from occ_core.frame import FULL_INTENSITY, Frame, LidarSweep
 from occ_core.problems import Tally, Unusable
-from occ_core.sensor_messages import image_of, stamp_of
+from occ_core.sensor_messages import axis_problem, image_of, stamp_of
 from occ_core.sources.bag_cameras import BagCamera, chosen_topic, find_devices
 from occ_core.sources.bag_reader import BagReader
 from occ_core.sources.bag_roster import FEW, Lens, Roster, alike
@@ -117,10 +118,6 @@ class BagSource:
     def lenses_of(self, name: str) -> list[Lens]:
         """Of a camera that is used, in time."""
         return self._usable[name].lenses
-
-    def frame_of(self, name: str) -> str:
-        """That the CameraInfo of a camera that is used names."""
-        return self._usable[name].lenses[-1].frame
 
     # --- frames ---------------------------------------------------------------------------------------------------
 
@@ -238,7 +235,13 @@ class BagSource:
                 continue
             ego_from_cam = ego_from_frame @ lens.frame_from_cam.ego_from_cam
             same = old is not None and np.allclose(old.ego_from_cam, ego_from_cam, atol=1e-9) and alike(old, lens)
-            cameras.append(old if old is not None and same else _moved(lens.frame_from_cam, ego_from_cam))
+            if old is not None and same:
+                cameras.append(old)
+                continue
+            cameras.append(_moved(lens.frame_from_cam, ego_from_cam))
+            axis, topic = axis_problem(cameras[-1], lens.frame), each.camera.image_topic
+            if axis and axis.kind not in {problem.kind for problem, _ in self.tally.of(topic)}:
+                self.tally.note(replace(axis, where=topic))
         if self._rig is None or any(new is not old for new, old in zip(cameras, self._rig, strict=True)):
             self._rig = Rig(tuple(cameras))
         return self._rig, placed

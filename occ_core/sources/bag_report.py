@@ -9,7 +9,7 @@ from statistics import median
 
 from occ_core.errors import MissingTransform
 from occ_core.problems import Problem
-from occ_core.sensor_messages import axis_problem, lens_words, looks_like_a_mosaic, view_deg
+from occ_core.sensor_messages import lens_words, looks_like_a_mosaic, view_deg
 from occ_core.sources.bag import BagSource
 from occ_core.sources.bag_cameras import Device
 from occ_core.sources.bag_transforms import namespaces
@@ -66,7 +66,6 @@ class BagReport:
         self._decoded: Counter[str] = Counter()
         self._mosaics: Counter[str] = Counter()
         self._placed: dict[str, tuple[float, float]] = {}
-        self._axis: dict[str, Problem] = {}
         self.sets, self.sweeps, stamps = 0, 0, []
         for frame in source:
             self.sets += 1
@@ -78,8 +77,6 @@ class BagReport:
                 self._mosaics[name] += self._decoded[name] <= 3 and looks_like_a_mosaic(image)
             for camera in frame.rig:
                 self._placed.setdefault(camera.name, view_deg(camera))
-                if axis := axis_problem(camera, source.frame_of(camera.name)):
-                    self._axis.setdefault(camera.name, axis)
         self.seconds = (max(stamps) - min(stamps)) / 1e9 if stamps else 0.0
         self.rows = [self._row(device) for device in source.devices if device.name not in source.roster.views]
 
@@ -126,8 +123,6 @@ class BagReport:
             said.insert(0, (refused, counts.get(refused.kind, 1)))
         if self._mosaics[device.name]:
             said.append((Problem("mosaic", topic, "grey images with a Bayer pattern"), 1))
-        if device.name in self._axis:
-            said.append((self._axis[device.name], 1))
         if device.name not in source.refused and not self._decoded[device.name]:
             said.append((Problem("few images", topic, "no image in any set"), 1))
         return said
