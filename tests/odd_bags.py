@@ -95,10 +95,13 @@ def frame(made: Robot, camera: str, rng: random.Random) -> None:
 
 
 def binning(made: Robot, camera: str, rng: random.Random) -> None:
+    """Of the sensor, as REP 104 has it, with which the images are as they were; or of a size that does not fit."""
     x, y = rng.choice(((2, 2), (1, 2), (4, 1), (100, 100)))
+    fits = rng.random() < 0.5
     for message in infos(made, camera):
         message.binning_x, message.binning_y = x, y
-        message.width, message.height = message.width * rng.choice((1, x)), message.height * y
+        message.width, message.height = message.width * x * (1 if fits else 3), message.height * y
+        message.k = message.k * np.repeat([x, y, 1], 3)
 
 
 def transform(made: Robot, camera: str, rng: random.Random) -> None:
