@@ -137,15 +137,15 @@ def compressed_info(data: Bytes, max_side: int = MAX_SIDE_PX) -> tuple[str, int,
 
 def samples_of(data: Bytes) -> tuple[int, int]:
     """(channels, bits a sample) of a JPEG or PNG file that `compressed_info` takes."""
-    raw = memoryview(data)  # no copy: the node asks for each image
+    raw = np.frombuffer(data, dtype=np.uint8)  # no copy: the node asks for each image
     if raw[0] == 0x89:
-        return {0: 1, 3: 3, 4: 2, 6: 4}.get(raw[25], 3), max(8, raw[24])
+        return {0: 1, 3: 3, 4: 2, 6: 4}.get(int(raw[25]), 3), max(8, int(raw[24]))
     at = 2
     while at + 10 <= len(raw):
-        marker = raw[at + 1]
+        marker = int(raw[at + 1])
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return raw[at + 9], raw[at + 4]
-        at += 1 if marker == 0xFF else 2 + max(int.from_bytes(raw[at + 2 : at + 4], "big"), 2)
+            return int(raw[at + 9]), int(raw[at + 4])
+        at += 1 if marker == 0xFF else 2 + max(256 * int(raw[at + 2]) + int(raw[at + 3]), 2)
     return 3, 8
 
 
