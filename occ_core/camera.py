@@ -17,7 +17,12 @@ from occ_core.errors import InvalidInput
 from occ_core.geometry import require_rigid
 from occ_core.limits import MAX_CALIBRATION, MAX_COEFFICIENTS, MAX_PIXELS, MAX_SIDE_PX, MIN_FOCAL_PX, shown
 
-COEFFICIENTS = {"none": (0,), "plumb_bob": (4, 5), "rational_polynomial": (8,), "equidistant": (4,)}
+PINHOLE_COEFFICIENTS = (4, 5, 8, 12, 14)
+"""OpenCV's: radial and tangential, k3, rational, thin prism, tilted sensor. Both pinhole names take each, as they do in
+image_geometry."""
+COEFFICIENTS = {
+    "none": (0,), "plumb_bob": PINHOLE_COEFFICIENTS, "rational_polynomial": PINHOLE_COEFFICIENTS, "equidistant": (4,)
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +158,7 @@ class Camera:
 
     def _max_radius(self) -> float:
         """Largest undistorted radius at which the radial polynomial still grows."""
-        k1, k2, _, _, k3, k4, k5, k6 = (*self.distortion, *([0.0] * (8 - len(self.distortion))))
+        k1, k2, _, _, k3, k4, k5, k6 = (*self.distortion, *([0.0] * 8))[:8]
         r = np.linspace(0, 10, 2001)
         scaled = r * (1 + k1 * r**2 + k2 * r**4 + k3 * r**6) / (1 + k4 * r**2 + k5 * r**4 + k6 * r**6)
         falling = np.flatnonzero(np.diff(scaled) <= 0)

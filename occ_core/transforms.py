@@ -134,6 +134,17 @@ class TransformTree:
             except MissingTransform as error:
                 raise type(error)(f"no transform '{target}' <- '{source}': {error}") from None
 
+    def require_connected(self, target: str, source: str) -> None:
+        """Whether the two frames are in one tree, at whatever time.
+
+        Raises:
+            MissingTransform: naming the link that is missing.
+        """
+        target, source = target.lstrip("/"), source.lstrip("/")
+        with self._lock:
+            if target != source and not set(self._to_root(target)) & set(self._to_root(source)):
+                raise MissingTransform(self._why_apart(target, source))
+
     def parent(self, frame: str) -> str | None:
         """Name of the parent of a frame; None for a root or an unknown frame."""
         link = self._links.get(frame.lstrip("/"))

@@ -13,9 +13,10 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo
 
 from occ_core.camera import Camera, Rig
-from occ_core.errors import InvalidInput, MissingTransform, TransformNotYet
+from occ_core.errors import MissingTransform, TransformNotYet
+from occ_core.problems import Problem, Unusable
+from occ_core.sensor_messages import add_transforms, camera_from_info, stamp_of
 from occ_core.transforms import TransformTree
-from occ_ros.messages import add_transforms, camera_of, stamp_ns_of
 
 SAME_PLACE = 1e-6
 """Interpolating between equal samples of a link changes last digits; every change of a camera costs a new table."""
@@ -34,7 +35,8 @@ class _Source:
     frame_id: str = ""
     message: CameraInfo | None = None
     stamp_ns: int = 0
-    info_error: str = ""
+    image_size: tuple[int, int] | None = None  # where it is not what the CameraInfo says
+    problem: Problem | None = None  # of the last CameraInfo
     camera: Camera | None = None  # lens with its pose
     placed_lens: Camera | None = None  # of which `camera` was made
     moves: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=100))  # (when, by how many metres)
@@ -89,35 +91,62 @@ class Calibration:
         self._lock = threading.Lock()  # of the sources
 
     def add_info(self, camera: str, message: CameraInfo) -> None:
-        """Take a CameraInfo; one that cannot be used is counted and its reason kept in `info_error`."""
+        """Take a CameraInfo; one that cannot be used is counted and kept in `info_problem`."""
         source = self._sources[camera]
         old = source.message
-        source.stamp_ns = stamp_ns_of(message.header.stamp)
-        if old is not None and not source.info_error and _same_lens(old, message):
+        source.stamp_ns = stamp_of(message)
+        if old is not None and not source.problem and _same_lens(old, message):
             return
+        self._judge(camera, source, message)
+
+    def _judge(self, camera: str, source: _Source, message: CameraInfo) -> None:
         try:
             if not message.header.frame_id:
-                raise InvalidInput(f"'{source.info_topic}': empty frame_id")
-            lens = camera_of(message, camera, np.eye(4), source.info_topic, source.rectified)
-        except InvalidInput as error:
+                raise Unusable(Problem("camera frame", source.info_topic, "empty frame_id"))
+            at_origin, size = np.eye(4), source.image_size
+            lens = camera_from_info(camera, message, at_origin, source.rectified, source.info_topic, size)
+        except Unusable as error:
             self.rejected_infos += 1
-            source.info_error = str(error)
+            source.problem = error.problem
             return
         with self._lock:
-            source.info_error = ""
+            source.problem = None
             source.message, source.lens, source.frame_id = message, lens, message.header.frame_id
         self.changes += 1
 
-    def add_transforms(self, message: Any, static: bool) -> list[str]:
-        """Take a TFMessage; returns what was refused and why."""
-        refused = add_transforms(self.tree, message, static)
-        self.rejected_transforms += len(refused)
-        self._refused.extend((time.monotonic(), child, why) for child, why in refused)
-        return [why for _, why in refused]
+    def images_have(self, camera: str, size: tuple[int, int]) -> None:
+        """Images come in another (width, height) than their CameraInfo says; with binning or a region of interest it
+        may mean the sensor's."""
+        source = self._sources[camera]
+        message = source.message
+        if message is None or source.image_size == size:
+            return
+        source.image_size = size
+        if message.binning_x > 1 or message.binning_y > 1 or message.roi.width or message.roi.height:
+            self._judge(camera, source, message)
 
-    def info_error(self, camera: str) -> str:
-        """Why the last CameraInfo was rejected; empty if it was not."""
-        return self._sources[camera].info_error
+    def add_transforms(self, message: Any, static: bool) -> list[Problem]:
+        """Take a TFMessage; returns what was refused."""
+        refused = add_transforms(self.tree, message, static, "/tf_static" if static else "/tf")
+        self.rejected_transforms += len(refused)
+        self._refused.extend((time.monotonic(), child, problem.found) for child, problem in refused)
+        return [problem for _, problem in refused]
+
+    def info_problem(self, camera: str) -> Problem | None:
+        """Why the last CameraInfo was rejected; None if it was not."""
+        return self._sources[camera].problem
+
+    def lens(self, camera: str) -> Camera | None:
+        """The camera in the frame that its CameraInfo names."""
+        return self._sources[camera].lens
+
+    def frame(self, camera: str) -> str:
+        """That its CameraInfo names; empty for a camera of a rig file."""
+        return self._sources[camera].frame_id
+
+    def placed(self, camera: str) -> Camera | None:
+        """The camera where it was last on the vehicle."""
+        return self._sources[camera].camera
 
     def has_info(self, camera: str) -> bool:
         return self._sources[camera].lens is not None
@@ -183,7 +212,7 @@ class Calibration:
         if lens.name in self._fixed:
             return lens
         try:
-            base_from_cam = self.tree.lookup(self.base_frame, source.frame_id, stamp_ns)
+            base_from_cam = self.tree.lookup(self.base_frame, source.frame_id, stamp_ns) @ lens.ego_from_cam
         except MissingTransform as error:
             self.awaited = self.awaited or isinstance(error, TransformNotYet)
             return None
@@ -217,6 +246,7 @@ def _same_lens(a: CameraInfo, b: CameraInfo) -> bool:
         and (a.width, a.height, a.distortion_model) == (b.width, b.height, b.distortion_model)
         and np.array_equal(a.k, b.k)
         and np.array_equal(a.p, b.p)
+        and np.array_equal(a.r, b.r)
         and list(a.d) == list(b.d)
         and (a.binning_x, a.binning_y) == (b.binning_x, b.binning_y)
         and a.roi == b.roi

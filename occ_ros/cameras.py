@@ -9,12 +9,15 @@ from statistics import median
 import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 
-from occ_core.errors import InvalidInput, OccError
+from occ_core.errors import InvalidInput
+from occ_core.problems import Problem, Unusable
+from occ_core.sensor_messages import axis_problem, image_header, is_rectified, require_size
 from occ_ros.calibration import MANY_MOVES, RECENT_S, Calibration
-from occ_ros.messages import image_of, image_size_of
+from occ_ros.messages import image_of
 from occ_ros.sensors import (
     ERROR,
     WARN,
+    Found,
     SensorInput,
     Surroundings,
     connection_problems,
@@ -30,63 +33,67 @@ class CameraInput(SensorInput):
     """One camera as the node sees it.
 
     Attributes:
-        image_error: why the last image could not be used; empty if it could.
+        problem: why the last image could not be used; None if it could.
+        encoding: of the last image that was looked at.
     """
 
     name: str
     image_topic: str
     info_topic: str
     compressed: bool
-    image_error: str = ""
+    problem: Problem | None = None
+    encoding: str = ""
 
     @property
     def rectified(self) -> bool:
-        """By the habit of image_proc's names: image_rect, image_rect_color."""
-        return "rect" in self.image_topic.removesuffix("/compressed").rpartition("/")[2]
+        return is_rectified(self.image_topic)
 
 
-def problems(camera: CameraInput, calibration: Calibration, around: Surroundings) -> list[tuple[int, str]]:
-    """(diagnostic level, one sentence) of all that is wrong; errors first, among them the most specific first."""
+def problems(camera: CameraInput, calibration: Calibration, around: Surroundings) -> list[Found]:
+    """All that is wrong; errors first, among them the most specific first."""
     kind, hint = _type_of(camera), ": see 'transport'"
     found = [*connection_problems(camera, camera.image_topic, kind, NOUNS, around, hint)]
     found += [*_calibration(camera, calibration, around), *_images(camera, around), *_place(camera, calibration)]
     return sorted(found, key=lambda problem: -problem[0])  # stable
 
 
-def _calibration(camera: CameraInput, calibration: Calibration, around: Surroundings) -> Iterator[tuple[int, str]]:
-    if error := calibration.info_error(camera.name):
+def _calibration(camera: CameraInput, calibration: Calibration, around: Surroundings) -> Iterator[Found]:
+    if problem := calibration.info_problem(camera.name):
         kept = ", the last good one stays in use" if calibration.has_info(camera.name) else ""
-        yield ERROR, f"CameraInfo rejected: {error}{kept}"
+        yield Found(ERROR, f"CameraInfo rejected: {problem}{kept}", problem.kind)
     elif not calibration.has_info(camera.name):
         hint = "a publisher is there but nothing came" if around.info_publishers else "no publisher"
-        yield ERROR, f"no CameraInfo on {camera.info_topic}: {hint}"
+        yield Found(ERROR, f"no CameraInfo on {camera.info_topic}: {hint}", "no CameraInfo")
 
 
-def _images(camera: CameraInput, around: Surroundings) -> Iterator[tuple[int, str]]:
+def _images(camera: CameraInput, around: Surroundings) -> Iterator[Found]:
     if camera.arrival_s is None:
         return
-    if camera.image_error:
-        yield ERROR, f"image rejected: {camera.image_error}"
+    if camera.problem:
+        yield Found(ERROR, f"image rejected: {camera.problem.found}", camera.problem.kind)
     if not camera.stamp_ns:
-        yield ERROR, "images carry no stamp (header.stamp is zero)"
+        yield Found(ERROR, "images carry no stamp (header.stamp is zero)", "no stamp")
     elif around.unused and around.lag_s:
         side = "behind" if around.lag_s > 0 else "ahead of"
         by = f"{abs(around.lag_s):.3f} s {side} the other cameras'"
-        yield ERROR, f"stamps are {by} when the images come: none gets into a set (see deadline_s, max_spread_s)"
+        text = f"stamps are {by} when the images come: none gets into a set (see deadline_s, max_spread_s)"
+        yield Found(ERROR, text, "clock")
     else:
         yield from stamp_problems(camera, NOUNS, around)
     yield from lost_problems(NOUNS, around)
 
 
-def _place(camera: CameraInput, calibration: Calibration) -> Iterator[tuple[int, str]]:
+def _place(camera: CameraInput, calibration: Calibration) -> Iterator[Found]:
     if refused := calibration.refused_transform(camera.name):
-        yield ERROR, f"transform refused: {refused}"
+        yield Found(ERROR, f"transform refused: {refused}", "transform")
     if transform_error := calibration.transform_error(camera.name):
-        yield ERROR, transform_error
+        yield Found(ERROR, transform_error, "place")
+    if (placed := calibration.placed(camera.name)) and (axis := axis_problem(placed, calibration.frame(camera.name))):
+        yield Found(WARN, axis.found, axis.kind)
     times, farthest_m = calibration.moves(camera.name)
     if times >= MANY_MOVES:
         moved = f"its place on the vehicle changed {times} times in {RECENT_S:.0f} s, by up to {farthest_m:.3f} m"
-        yield WARN, f"{moved}: do two nodes publish its transform? Each change costs a new table"
+        yield Found(WARN, f"{moved}: do two nodes publish its transform? Each change costs a new table", "moves")
 
 
 def _type_of(camera: CameraInput) -> str:
@@ -113,6 +120,7 @@ class ImageSlot:
         self.camera = camera
         self.arrival_s = arrival_s
         self.array: np.ndarray | None = None
+        self.size: tuple[int, int] | None = None  # of the image, once it was looked at
         self._message: Image | CompressedImage | None = message
 
     @property
@@ -129,17 +137,15 @@ class ImageSlot:
         if message is None:
             return None
         try:
-            there = image_size_of(message)
-            if there != size:
-                raise InvalidInput(
-                    f"image is {there[0]} x {there[1]} px, its calibration says {size[0]} x {size[1]} px"
-                )
-            image = image_of(message, useful)
-        except OccError as error:
+            header = image_header(message, self.camera.image_topic)
+            self.camera.encoding, self.size = header.encoding, header.size
+            require_size(header.size, size, self.camera.image_topic)
+            image = image_of(message, useful, header)
+        except Unusable as error:
             self.camera.rejected += 1
-            self.camera.image_error = str(error)
+            self.camera.problem = error.problem
             return None
-        self.camera.image_error = ""
+        self.camera.problem = None
         return image
 
 

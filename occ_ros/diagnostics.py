@@ -11,6 +11,8 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import ReliabilityPolicy
 
+from occ_core.sensor_messages import lens_words, view_deg
+from occ_ros.calibration import Calibration
 from occ_ros.cameras import CameraInput, lags_s, problems
 from occ_ros.inference_worker import InferenceWorker
 from occ_ros.inputs import LIDAR, Inputs
@@ -19,7 +21,7 @@ from occ_ros.messages import header_of, status_of
 from occ_ros.outputs import Outputs
 from occ_ros.pipeline import Pipeline
 from occ_ros.runtime import Guard
-from occ_ros.sensors import ERROR, OK, WARN, Surroundings
+from occ_ros.sensors import ERROR, OK, WARN, Found, Surroundings
 from occ_ros.sweeps import Sweeps
 
 CHECK_S = 0.25
@@ -42,6 +44,8 @@ class Diagnostics:
         self.state, self.failure = "unconfigured", ""
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._calm = 0
+        self._told: dict[str, tuple[int, str]] = {}  # by camera: level and kind that were logged
+        self._unsure: dict[str, tuple[int, str]] = {}  # that the last check found
         self._used: dict[str, tuple[int, float]] = {}  # by camera: images in sets, and when that number last rose
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         node.create_timer(CHECK_S, guard("diagnostics", self._check), clock=steady)
@@ -80,9 +84,13 @@ class Diagnostics:
 
     def _camera(self, pipeline: Pipeline, camera: CameraInput, now_s: float, lag_s: float) -> DiagnosticStatus:
         inputs = pipeline.inputs
-        around = self._surroundings(inputs, camera, now_s, lag_s)
+        around = self._surroundings(pipeline, camera, now_s, lag_s)
         found = problems(camera, pipeline.calibration, around)
-        level, text = found[0] if found else (OK, "ok")
+        if found and found[0].kind == "place" and (volatile := inputs.follow_static()):
+            text = f"/tf_static is published volatile by {volatile}, so what was sent before does not arrive"
+            found[0] = Found(ERROR, f"{found[0].text}; {text}", "qos")
+        level, text = found[0][:2] if found else (OK, "ok")
+        self._tell(camera.name, found[0] if found else Found(OK, "ok"))
         s = inputs.sync.statistics
         values = {
             "image_topic": camera.image_topic,
@@ -92,16 +100,30 @@ class Diagnostics:
             "dropped_by_synchroniser": s.dropped[camera.name],
             "lost_on_the_way": inputs.transport.lost_images[camera.name],
             "rejected": camera.rejected,
-            "also": "; ".join(other for _, other in found[1:]),
+            "also": "; ".join(other.text for other in found[1:]),
+            **(found[0].help if found else {}),
+            **_lens_values(pipeline.calibration, camera, lag_s),
         }
         return self._status(level, f"camera {camera.name}", camera.name, text, values)
 
-    def _surroundings(self, inputs: Inputs, camera: CameraInput, now_s: float, lag_s: float) -> Surroundings:
-        stale_s = self._values["stale_s"]
+    def _tell(self, camera: str, first: Found) -> None:
+        """One line in the log for each change of a camera's state that two checks in a row find."""
+        state = first.level, first.kind or first.text
+        before, self._unsure[camera] = self._unsure.get(camera), state
+        if before != state or self._told.get(camera, (OK, "ok")) == state:
+            return
+        self._told[camera] = state
+        help = "".join(f"; {word}: {text}" for word, text in first.help.items())
+        self._node.get_logger().warning(f"camera {camera}: {first.text}{help}")
+
+    def _surroundings(self, pipeline: Pipeline, camera: CameraInput, now_s: float, lag_s: float) -> Surroundings:
+        inputs, stale_s = pipeline.inputs, self._values["stale_s"]
         types, reliable_only = frozenset[str](), False
         if camera.silent_s(now_s) > stale_s:
             types, reliable_only = self._publishers(camera.image_topic)
             inputs.follow_type(camera, types)
+        if camera.info_topic and not pipeline.calibration.has_info(camera.name):
+            inputs.follow_info(camera)
         used = inputs.sync.statistics.used[camera.name]
         if used != self._used.get(camera.name, (-1, 0.0))[0]:
             self._used[camera.name] = used, now_s
@@ -134,7 +156,7 @@ class Diagnostics:
         lost = inputs.lidar_transport.recently_lost(LIDAR, inputs.now_ns())
         around = Surroundings(now_s, stale_s, self._values["max_age_s"], types, reliable_only, lost=lost)
         found = lidar_problems(lidar, around)
-        level, text = found[0] if found else (OK, "ok")
+        level, text = found[0][:2] if found else (OK, "ok")
         values = {
             "topic": lidar.topic,
             "publishers": self._node.count_publishers(lidar.topic),
@@ -143,7 +165,7 @@ class Diagnostics:
             "lost_on_the_way": inputs.lidar_transport.lost_images[LIDAR],
             "rejected": lidar.rejected,
             "repeated": lidar.repeated,
-            "also": "; ".join(other for _, other in found[1:]),
+            "also": "; ".join(other for _, other, *_ in found[1:]),
         }
         return self._status(level, LIDAR, lidar.topic, text, values)
 
@@ -206,6 +228,19 @@ class Diagnostics:
         broken = [f"{output.topic}: {output.error}" for output in outputs.all if output.error]
         text = "ok" if outputs.wanted() else "idle: no subscribers"
         return self._status(ERROR if broken else OK, "outputs", "", "; ".join(broken) or text, outputs.table(now_s))
+
+
+def _lens_values(calibration: Calibration, camera: CameraInput, lag_s: float) -> dict[str, Any]:
+    """What `occ doctor` shows beside the state."""
+    lens, placed = calibration.lens(camera.name), calibration.placed(camera.name)
+    values: dict[str, Any] = {"stamps_behind_s": round(lag_s, 3), "encoding": camera.encoding or "?"}
+    if lens is not None:
+        values |= {"size": f"{lens.size[0]} x {lens.size[1]}", "lens": lens_words(lens)}
+    if placed is not None:
+        azimuth_deg, elevation_deg = view_deg(placed)
+        values |= {"azimuth_deg": round(azimuth_deg), "elevation_deg": round(elevation_deg)}
+        values["tf"] = calibration.frame(camera.name) or "rig file"
+    return values
 
 
 def _memory(worker: InferenceWorker) -> str:

@@ -288,6 +288,8 @@ class InferenceWorker:
             calibrated = known.rig[camera]
             with self._times.measure("decode"):
                 image = slot.pixels(calibrated.size, self._predictor.useful_size(calibrated.size))
+            if image is None and slot.size not in (None, calibrated.size):
+                self._calibration.images_have(camera, slot.size)
             if image is not None:
                 with self._times.measure("preprocess"):
                     slot.array = self._predictor.preprocess_one(image, calibrated)

@@ -22,6 +22,12 @@ from occ_ros.sweeps import Sweeps, SweepWait
 from occ_ros.transport_watch import TransportWatch
 
 LIDAR = "lidar"
+LATCHED = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+def is_latched(publisher: Any) -> bool:
+    """Of what `get_publishers_info_by_topic` tells: it keeps its last messages for those who come later."""
+    return publisher.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
 
 
 class Inputs:
@@ -55,6 +61,7 @@ class Inputs:
         self._images: dict[str, Any] = {}
         self._others: list[Any] = []
         self._timer: Any = None
+        self._latched: set[str] = set()  # cameras and topics that were subscribed to with another QoS
 
     # --- wiring -------------------------------------------------------------------------------------------------
 
@@ -78,6 +85,7 @@ class Inputs:
         if self._timer is not None:
             self._node.destroy_timer(self._timer)
         self._images, self._others, self._timer = {}, [], None
+        self._latched.clear()
         self._offer(self.sync.flush())
         self._offer_now(self._sweep_wait.flush() if self._sweep_wait else [])
         self.transport.finish()
@@ -98,23 +106,18 @@ class Inputs:
 
     def _subscribe_infos(self) -> list[Any]:
         many = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
-        return [
-            self._node.create_subscription(
-                CameraInfo,
-                camera.info_topic,
-                self._guard("CameraInfo", lambda message, name=camera.name: self._on_info(name, message)),
-                many,
-            )
-            for camera in self.cameras
-        ]
+        return [self._subscribe_info(camera, many) for camera in self.cameras]
+
+    def _subscribe_info(self, camera: CameraInput, qos: QoSProfile) -> Any:
+        callback = self._guard("CameraInfo", lambda message: self._on_info(camera.name, message))
+        return self._node.create_subscription(CameraInfo, camera.info_topic, callback, qos)
 
     def _subscribe_transforms(self) -> list[Any]:
-        latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         on_tf = self._guard("TF", lambda message: self._on_transforms(message, False))
         on_static = self._guard("TF", lambda message: self._on_transforms(message, True))
         return [
             self._node.create_subscription(TFMessage, "/tf", on_tf, QoSProfile(depth=100)),
-            self._node.create_subscription(TFMessage, "/tf_static", on_static, latched),
+            self._node.create_subscription(TFMessage, "/tf_static", on_static, LATCHED),
         ]
 
     def follow_type(self, camera: CameraInput, types: frozenset[str]) -> None:
@@ -124,6 +127,26 @@ class Inputs:
             self._node.destroy_subscription(self._images[camera.name])
             camera.compressed = not camera.compressed
             self._images[camera.name] = self._subscribe_image(camera)
+
+    def follow_info(self, camera: CameraInput) -> None:
+        """Subscribe anew to a CameraInfo topic that is silent because it was sent once, before this node was there."""
+        infos = self._node.get_publishers_info_by_topic(self._node.resolve_topic_name(camera.info_topic))
+        if camera.name in self._latched or not infos or not all(map(is_latched, infos)):
+            return
+        self._latched.add(camera.name)
+        self._others.append(self._subscribe_info(camera, LATCHED))
+
+    def follow_static(self) -> str:
+        """Listen to volatile publishers of /tf_static, too; returns their nodes' names."""
+        infos = self._node.get_publishers_info_by_topic(self._node.resolve_topic_name("/tf_static"))
+        volatile = sorted({info.node_name for info in infos if not is_latched(info)})
+        if volatile and "/tf_static" not in self._latched:
+            self._latched.add("/tf_static")
+            on_static = self._guard("TF", lambda message: self._on_transforms(message, True))
+            self._others.append(
+                self._node.create_subscription(TFMessage, "/tf_static", on_static, QoSProfile(depth=100))
+            )
+        return ", ".join(volatile)
 
     # --- what comes ---------------------------------------------------------------------------------------------
 
@@ -170,7 +193,7 @@ class Inputs:
         rejected = self._calibration.rejected_infos
         self._calibration.add_info(camera, message)
         if self._calibration.rejected_infos > rejected:
-            why = self._calibration.info_error(camera)
+            why = self._calibration.info_problem(camera)
             self._node.get_logger().error(f"CameraInfo rejected: {why}", throttle_duration_sec=5.0)
         self._tell_changes()
 

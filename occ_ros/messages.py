@@ -10,19 +10,16 @@ from typing import Any
 import numpy as np
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
-from occ_core.camera import Camera
 from occ_core.clouds import fields_of
 from occ_core.errors import InvalidInput
-from occ_core.geometry import pose
 from occ_core.grid import VoxelGrid
-from occ_core.limits import shown
-from occ_core.sources.bag import camera_from_info
+from occ_core.sensor_messages import Header as ImageHeader
+from occ_core.sensor_messages import image_header
+from occ_core.sensor_messages import image_of as any_image_of
 from occ_core.sources.clouds import points_of as any_points_of
-from occ_core.sources.images import compressed_info, decode_compressed, decode_image, require_image_fields
-from occ_core.transforms import TransformTree
 
 BRIDGED = frozenset(("rgb8", "bgr8", "rgba8", "bgra8", "mono8", "yuv422", "yuv422_yuy2")) | {
     f"bayer_{pattern}8" for pattern in ("rggb", "bggr", "gbrg", "grbg")
@@ -38,34 +35,22 @@ def header_of(stamp_ns: int, frame_id: str) -> Header:
     return Header(stamp=Time(sec=stamp_ns // 1_000_000_000, nanosec=stamp_ns % 1_000_000_000), frame_id=frame_id)
 
 
-def image_size_of(message: Image | CompressedImage) -> tuple[int, int]:
-    """(width, height), before anything is decoded.
-
-    Raises:
-        InvalidInput, CorruptInput: as `image_of`.
-    """
-    if isinstance(message, CompressedImage):
-        _, width, height = compressed_info(message.data)
-        return width, height
-    require_image_fields(message.encoding, message.width, message.height, message.step, len(message.data))
-    return message.width, message.height
-
-
-def image_of(message: Image | CompressedImage, at_least: tuple[int, int] | None = None) -> np.ndarray:
+def image_of(
+    message: Image | CompressedImage, at_least: tuple[int, int] | None = None, header: ImageHeader | None = None
+) -> np.ndarray:
     """RGB uint8 (height, width, 3); of a JPEG perhaps a smaller version, see `decode_compressed`.
 
-    An Image goes through cv_bridge where that is installed.
+    An Image goes through cv_bridge where that is installed. `header` is the image's, where it is known already.
 
     Raises:
-        InvalidInput, CorruptInput: as `occ_core.sources.images` finds it.
+        Unusable: as `occ_core.sensor_messages` finds it.
     """
-    if isinstance(message, CompressedImage):
-        return decode_compressed(message.data, at_least=at_least)
-    bridge, whole = _bridge(), len(message.data) >= message.step * message.height
-    if bridge is not None and whole and message.encoding in BRIDGED:
-        require_image_fields(message.encoding, message.width, message.height, message.step, len(message.data))
+    bridge = None if isinstance(message, CompressedImage) else _bridge()
+    if bridge is not None and message.encoding in BRIDGED and len(message.data) >= message.step * message.height:
+        if header is None:
+            image_header(message)
         return bridge.imgmsg_to_cv2(message, "rgb8")
-    return decode_image(message.encoding, message.width, message.height, message.step, message.data)
+    return any_image_of(message, at_least, header=header)
 
 
 @functools.cache
@@ -75,37 +60,6 @@ def _bridge() -> Any | None:
     except ImportError:
         return None
     return CvBridge()
-
-
-def camera_of(message: CameraInfo, name: str, ego_from_cam: np.ndarray, topic: str, rectified: bool = False) -> Camera:
-    """Calibration of an image: K, D and the size; of a rectified one P instead.
-
-    Raises:
-        InvalidInput: a size of zero, focal lengths not above zero or not finite, coefficients that do not fit the
-            model, or binning or a region of interest, which this does not support.
-    """
-    roi = message.roi
-    cut = (roi.width, roi.height) not in ((0, 0), (message.width, message.height)) or roi.x_offset or roi.y_offset
-    if message.binning_x > 1 or message.binning_y > 1 or cut:
-        raise InvalidInput(
-            f"'{topic}': binning {message.binning_x} x {message.binning_y} and region of interest "
-            f"{roi.width} x {roi.height} are not supported, only whole images at full resolution"
-        )
-    return camera_from_info(name, message, ego_from_cam, rectified, where=f"'{topic}'")
-
-
-def add_transforms(tree: TransformTree, message: Any, static: bool) -> list[tuple[str, str]]:
-    """Put a tf2_msgs/TFMessage into the tree; returns child frame and reason of each transform that was refused."""
-    refused = []
-    for transform in message.transforms:
-        t, q = transform.transform.translation, transform.transform.rotation
-        parent, child = transform.header.frame_id, transform.child_frame_id
-        try:
-            matrix = pose((t.x, t.y, t.z), (q.w, q.x, q.y, q.z))
-            tree.set(parent, child, stamp_ns_of(transform.header.stamp), matrix, static)
-        except InvalidInput as error:
-            refused.append((child.lstrip("/"), f"'{shown(parent)}' -> '{shown(child)}': {error}"))
-    return refused
 
 
 def cloud_of(points: np.ndarray, stamp_ns: int, frame_id: str) -> PointCloud2:

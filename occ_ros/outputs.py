@@ -9,6 +9,7 @@ from typing import Any
 
 from nav_msgs.msg import OccupancyGrid
 from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import PointCloud2
 from visualization_msgs.msg import MarkerArray
 
@@ -28,9 +29,9 @@ RATE_OVER_S = 5.0
 class Output:
     """One topic: its publisher, and how often it was used."""
 
-    def __init__(self, node: Node, kind: Any, topic: str, depth: int) -> None:
+    def __init__(self, node: Node, kind: Any, topic: str, qos: int | QoSProfile) -> None:
         self._node, self.topic = node, topic
-        self._publisher = node.create_publisher(kind, topic, depth)
+        self._publisher = node.create_publisher(kind, topic, qos)
         self._recent_s: deque[float] = deque(maxlen=256)
         self.published = 0
         self.error = ""  # why the last message could not be made
@@ -76,7 +77,8 @@ class Outputs:
         self._values, self._tree, self.fused = values, tree, fused
         self._cloud = Output(node, PointCloud2, "~/occupancy", 5)
         self._markers = Output(node, MarkerArray, "~/markers", 1)
-        self._grid = Output(node, OccupancyGrid, "~/grid", 1)
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)  # as Nav2's static layer asks for
+        self._grid = Output(node, OccupancyGrid, "~/grid", latched)
         self.withheld = 0  # answers that were not current
 
     @property

@@ -4,12 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
+
+from occ_core.problems import KINDS
 
 OK, WARN, ERROR = 0, 1, 2
 FUTURE_NS = 1_000_000_000  # clocks of several machines may differ by less
 PROFILE = "config/fastdds.xml"
+
+
+class Found(NamedTuple):
+    """Something that is wrong.
+
+    Attributes:
+        level: of the diagnostics.
+        text: one sentence.
+        kind: one of `occ_core.problems.KINDS`, which has cause and cure; empty where the text says all.
+    """
+
+    level: int
+    text: str
+    kind: str = ""
+
+    @property
+    def help(self) -> dict[str, str]:
+        """Cause and cure, as values of a status."""
+        return KINDS[self.kind]._asdict() if self.kind else {}
 
 
 @dataclass(kw_only=True)
@@ -66,8 +88,8 @@ class Surroundings:
 
 def connection_problems(
     sensor: SensorInput, topic: str, kind: str, nouns: tuple[str, str], around: Surroundings, hint: str = ""
-) -> Iterator[tuple[int, str]]:
-    """(diagnostic level, one sentence) of why nothing comes; nothing while something does.
+) -> Iterator[Found]:
+    """Why nothing comes; nothing while something does.
 
     Args:
         kind: type that the topic should have, without the package.
@@ -78,30 +100,32 @@ def connection_problems(
     if silent_s <= around.stale_s:
         return
     if not around.types and sensor.arrival_s is None:
-        yield ERROR, f"no publisher on {topic}"
+        yield Found(ERROR, f"no publisher on {topic}", "no publisher")
     elif around.types and kind not in around.types:
-        yield ERROR, f"{topic} has type {', '.join(sorted(around.types))}, not {kind}{hint}"
+        yield Found(ERROR, f"{topic} has type {', '.join(sorted(around.types))}, not {kind}{hint}", "type")
     elif around.reliable_only:
-        yield ERROR, f"{topic} is published best effort, the node asks for reliable: set image_reliability:=best_effort"
+        text = f"{topic} is published best effort, the node asks for reliable: set image_reliability:=best_effort"
+        yield Found(ERROR, text, "qos")
     elif sensor.arrival_s is None:
-        yield ERROR, f"no {message} on {topic}, though it has a publisher: is the {device} running?"
+        text = f"no {message} on {topic}, though it has a publisher: is the {device} running?"
+        yield Found(ERROR, text, "silent")
     else:
         why = f"its publisher is silent, or its {message}s get lost" if around.types else "its publisher is gone"
-        yield WARN, f"no {message} for {silent_s:.1f} s (limit {around.stale_s} s): {why}"
+        yield Found(WARN, f"no {message} for {silent_s:.1f} s (limit {around.stale_s} s): {why}", "silent")
 
 
-def stamp_problems(sensor: SensorInput, nouns: tuple[str, str], around: Surroundings) -> Iterator[tuple[int, str]]:
-    """(diagnostic level, one sentence) of stamps that do not go with the node's clock; nouns as above."""
+def stamp_problems(sensor: SensorInput, nouns: tuple[str, str], around: Surroundings) -> Iterator[Found]:
+    """Stamps that do not go with the node's clock; nouns as above."""
     if sensor.age_ns < -FUTURE_NS and sensor.silent_s(around.now_s) <= around.stale_s:
-        yield WARN, f"stamps are {-sensor.age_ns / 1e9:.1f} s in the future by the node's clock"
+        yield Found(WARN, f"stamps are {-sensor.age_ns / 1e9:.1f} s in the future by the node's clock", "future")
     elif 0 < around.max_age_s < sensor.age_ns / 1e9:
         old = f"stamps are {sensor.age_ns / 1e9:.1f} s old when the {nouns[0]}s come"
-        yield WARN, f"{old} (max_age_s {around.max_age_s})"
+        yield Found(WARN, f"{old} (max_age_s {around.max_age_s})", "old")
 
 
-def lost_problems(nouns: tuple[str, str], around: Surroundings) -> Iterator[tuple[int, str]]:
-    """(diagnostic level, one sentence) of messages that do not arrive; nouns as in `connection_problems`."""
+def lost_problems(nouns: tuple[str, str], around: Surroundings) -> Iterator[Found]:
+    """Messages that do not arrive; nouns as in `connection_problems`."""
     message, device = nouns
     if around.lost:
         mend = f"start the {device} driver with FASTDDS_DEFAULT_PROFILES_FILE={PROFILE} (docs/node.md, Transport)"
-        yield WARN, f"{around.lost} {message}s were lost on their way in the last seconds: {mend}"
+        yield Found(WARN, f"{around.lost} {message}s were lost on their way in the last seconds: {mend}", "lost")

@@ -15,6 +15,8 @@ from occ_core.sync import FrameSynchroniser, SyncedSet
 WAIT_NS = 1_000_000_000  # an image that comes later than this after its CameraInfo counts as lost
 RECENT_NS = 5_000_000_000  # losses are worth a word for so long
 REMEMBERED = 256  # stamps a camera
+JUDGED = 32  # CameraInfos a camera, by which it is told whether they go with its images
+KNOWN = 3  # of these that did
 GAPS = 1.75, 20.0  # periods from one stamp to the next that mean that some are missing; more are an outage
 
 
@@ -36,7 +38,8 @@ class TransportWatch:
         self._by_gaps = not announced
         self._tolerance_ns = round(max_spread_s * 1e9)
         self._stamps_ns: dict[str, deque[int]] = {name: deque(maxlen=REMEMBERED) for name in cameras}
-        self._exact: set[str] = set()  # cameras whose CameraInfos are known to carry the stamps of their images
+        # Of each camera's last CameraInfos: whether an image came with it, and whether with its very stamp.
+        self._matches: dict[str, deque[tuple[bool, bool]]] = {name: deque(maxlen=JUDGED) for name in cameras}
         self._due: deque[tuple[int, SyncedSet]] = deque()
         self._losses_ns: dict[str, deque[int]] = {name: deque(maxlen=REMEMBERED) for name in cameras}
         self.lost_frames = 0
@@ -45,7 +48,8 @@ class TransportWatch:
     def image(self, camera: str, stamp_ns: int, now_ns: int) -> None:
         """An image came."""
         stamps = self._stamps_ns[camera]
-        if self._by_gaps and len(stamps) >= 8:
+        own_rate = len(self._matches[camera]) >= JUDGED // 4 and not self._announces(camera)
+        if (self._by_gaps or own_rate) and len(stamps) >= 8:
             steps = [b - a for a, b in zip(stamps, list(stamps)[1:], strict=False)]
             period = statistics.median(steps[-32:])
             if GAPS[0] * period < stamp_ns - stamps[-1] < GAPS[1] * period:
@@ -80,19 +84,30 @@ class TransportWatch:
 
     def _judge(self, frame: SyncedSet, now_ns: int) -> None:
         came = {camera: self._came(camera, stamp_ns) for camera, stamp_ns in frame.stamps_ns.items()}
-        self.lost_frames += not any(came.values())
-        for camera, there in came.items():
+        lost = {camera for camera, there in came.items() if not there and self._announces(camera)}
+        self.lost_frames += len(lost) == len(came)
+        for camera in lost:
             seen = self._stamps_ns[camera]
-            if not there and seen and frame.stamps_ns[camera] > seen[0]:  # before its first image it was not connected
+            if seen and frame.stamps_ns[camera] > seen[0]:  # before its first image it was not connected
                 self._lose(camera, 1, now_ns)
 
+    def _announces(self, camera: str) -> bool:
+        """Most CameraInfos of this camera had an image; not so where images are throttled, or CameraInfo comes at a
+        rate of its own. A camera of which no image came is taken to be one that should send them."""
+        came = sum(there for there, _ in self._matches[camera])
+        return not self._stamps_ns[camera] or (came >= KNOWN and 2 * came >= len(self._matches[camera]))
+
     def _came(self, camera: str, stamp_ns: int) -> bool:
-        stamps = self._stamps_ns[camera]
-        if stamp_ns in stamps:
-            self._exact.add(camera)
-            return True
-        # Some drivers stamp image and CameraInfo apart; their nearest image then has to do.
-        return camera not in self._exact and any(abs(other - stamp_ns) <= self._tolerance_ns for other in stamps)
+        stamps, matches = self._stamps_ns[camera], self._matches[camera]
+        exact = stamp_ns in stamps
+        # Some drivers stamp image and CameraInfo apart; their nearest image then has to do. Stamps that coincide by
+        # chance do not make a driver exact.
+        exactly = sum(was_exact for _, was_exact in matches)
+        is_exact = exactly >= KNOWN and 2 * exactly >= len(matches)
+        there = exact or (not is_exact and any(abs(other - stamp_ns) <= self._tolerance_ns for other in stamps))
+        if stamps:
+            matches.append((there, exact))
+        return there
 
     def _lose(self, camera: str, count: int, now_ns: int) -> None:
         self.lost_images[camera] += count

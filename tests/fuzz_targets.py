@@ -143,7 +143,7 @@ def _image(_: Path) -> Target:
 def _camera_info(_: Path) -> Target:
     from occ_core.bags import messages as msg
     from occ_core.camera import Camera
-    from occ_core.sources.bag import camera_from_info
+    from occ_core.sensor_messages import camera_from_info
 
     k = np.array([[60.0, 0, 40], [0, 60, 24], [0, 0, 1]])
     lenses = [("none", ()), ("plumb_bob", (-0.3, 0.1, 1e-3, 1e-3, 0.01)), ("equidistant", (0.1, 0.01, 0.0, 0.0))]

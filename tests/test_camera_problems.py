@@ -17,6 +17,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.geometry import inverse
+from occ_core.problems import Problem
 from occ_core.rig_file import load_rig_file
 from occ_ros import messages
 from occ_ros.calibration import Calibration
@@ -40,7 +41,7 @@ def info(**changes):
 def calibrated(frame_known=True, **changes):
     calibration = Calibration({"a": ("/a/camera_info", False)}, "base_link")
     if frame_known:
-        calibration.tree.set("base_link", "cam", 0, np.eye(4), static=True)
+        calibration.tree.set("base_link", "cam", 0, AHEAD, static=True)
     calibration.add_info("a", info(**changes))
     return calibration
 
@@ -59,6 +60,7 @@ def around(**what):
     )
 
 
+AHEAD = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
 NEVER = {"arrival_s": None, "stamp_ns": 0}
 
 
@@ -69,7 +71,7 @@ NEVER = {"arrival_s": None, "stamp_ns": 0}
         (NEVER, {"types": frozenset({"String"})}, ERROR, "has type String, not CompressedImage"),
         (NEVER, {"reliable_only": True}, ERROR, "set image_reliability:=best_effort"),
         (NEVER, {}, ERROR, "no image on /a/image, though it has a publisher"),
-        ({"image_error": "JPEG is cut"}, {}, ERROR, "image rejected: JPEG is cut"),
+        ({"problem": Problem("damaged image", "/a/image", "JPEG is cut")}, {}, ERROR, "image rejected: JPEG is cut"),
         ({"stamp_ns": 0}, {}, ERROR, "carry no stamp"),
         ({}, {"unused": True, "lag_s": 3.0}, ERROR, "3.000 s behind the other cameras'"),
         ({}, {"unused": True, "lag_s": -3.0}, ERROR, "3.000 s ahead of the other cameras'"),
@@ -93,12 +95,13 @@ def test_nothing_wrong():
 
 def test_calibration_faults_are_named():
     nothing = Calibration({"a": ("/a/camera_info", False)}, "base_link")
-    assert problems(camera(), nothing, around()) == [(ERROR, "no CameraInfo on /a/camera_info: no publisher")]
-    ((level, text),) = problems(camera(), calibrated(k=[0.0] * 9), around())
-    assert level == ERROR
+    (found,) = problems(camera(), nothing, around())
+    assert found == (ERROR, "no CameraInfo on /a/camera_info: no publisher", "no CameraInfo")
+    ((level, text, kind),) = problems(camera(), calibrated(k=[0.0] * 9), around())
+    assert (level, kind) == (ERROR, "uncalibrated")
     assert text.startswith("CameraInfo rejected: '/a/camera_info'")
-    ((level, text),) = problems(camera(), calibrated(frame_known=False), around())
-    assert level == ERROR
+    ((level, text, kind),) = problems(camera(), calibrated(frame_known=False), around())
+    assert (level, kind) == (ERROR, "place")
     assert "no transform 'base_link' <- 'cam'" in text
 
 
@@ -114,12 +117,12 @@ def test_a_refused_transform_is_named_where_it_matters():
 
 def test_a_camera_that_jumps_is_named_and_one_that_stands_keeps_its_table():
     calibration = calibrated(frame_known=False)
-    away = np.eye(4)
+    away = AHEAD.copy()
     for i in range(8):
         away[0, 3] = 0.1 + 0.2 * (i % 2)
         calibration.tree.set("base_link", "cam", i * S, away, static=False)
         calibration.rig({"a": i * S})
-    ((level, text),) = problems(camera(), calibration, around(now_s=100.1))
+    ((level, text, _),) = problems(camera(), calibration, around(now_s=100.1))
     assert level == WARN
     assert "changed 7 times in 2 s, by up to 0.200 m" in text
 
@@ -134,7 +137,7 @@ def test_a_camera_that_jumps_is_named_and_one_that_stands_keeps_its_table():
 
 def test_errors_come_before_warnings():
     found = problems(camera(), calibrated(frame_known=False), around(lost=2))
-    assert [level for level, _ in found] == [ERROR, WARN]
+    assert [level for level, *_ in found] == [ERROR, WARN]
 
 
 def test_a_camera_is_behind_the_middle_of_the_others():
@@ -149,12 +152,12 @@ def test_size_and_damage_are_found_before_decoding():
     state = camera()
     png = cv2.imencode(".png", np.zeros((48, 64, 3), dtype=np.uint8))[1].tobytes()
     assert ImageSlot(state, CompressedImage(data=png), 0.0).pixels((64, 40), (1, 1)) is None
-    assert state.image_error == "image is 64 x 48 px, its calibration says 64 x 40 px"
+    assert state.problem.found == "image is 64 x 48 px, its calibration says 64 x 40 px"
     assert ImageSlot(state, Image(encoding="mono16", width=64, height=48), 0.0).pixels((64, 48), (1, 1)) is None
-    assert "'mono16'" in state.image_error
-    assert "only 8 bits a sample" in state.image_error
+    assert "'mono16'" in state.problem.found
+    assert "only 8 bits a sample" in state.problem.found
     assert ImageSlot(state, CompressedImage(data=png), 0.0).pixels((64, 48), (1, 1)).shape == (48, 64, 3)
-    assert (state.image_error, state.rejected) == ("", 2)
+    assert (state.problem, state.rejected) == (None, 2)
 
 
 # --- what is lost on its way ------------------------------------------------------------------------------------------
@@ -204,6 +207,30 @@ def test_info_stamped_apart_is_no_loss():
     for i in range(20):
         watch.info("a", 10 * S + i * S // 10 + 3_000_000, 10 * S + i * S // 10)
         watch.image("a", 10 * S + i * S // 10, 10 * S + i * S // 10)
+    watch.finish()
+    assert (watch.lost_frames, dict(watch.lost_images)) == (0, {})
+
+
+def test_camera_info_at_a_rate_of_its_own_is_no_loss():
+    """Three CameraInfos an image, as where images are throttled; the gaps of the images tell."""
+    watch = TransportWatch("a", 0.05)
+    for i in range(120):
+        stamp_ns = 10 * S + i * S // 10
+        watch.info("a", stamp_ns, stamp_ns)
+        if i % 3 == 0 and i not in (60, 63):
+            watch.image("a", stamp_ns, stamp_ns)
+        watch.poll(stamp_ns)
+    watch.finish()
+    assert (watch.lost_frames, watch.lost_images) == (0, {"a": 2})
+
+
+def test_stamps_that_coincide_by_chance_make_no_driver_exact():
+    watch = TransportWatch("a", 0.05)
+    for i in range(60):
+        stamp_ns = 10 * S + i * S // 10
+        watch.info("a", stamp_ns + (i * 7919 % 20) * 1_000_000, stamp_ns)
+        watch.image("a", stamp_ns, stamp_ns)
+        watch.poll(stamp_ns)
     watch.finish()
     assert (watch.lost_frames, dict(watch.lost_images)) == (0, {})
 

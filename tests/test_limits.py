@@ -22,7 +22,7 @@ from occ_core.labels.store import LabelStore
 from occ_core.limits import MAX_UNPACKED_BYTES, shown
 from occ_core.models.build import parse_config
 from occ_core.occupancy import load_occ3d, read_npz
-from occ_core.sources.bag import camera_from_info
+from occ_core.sensor_messages import camera_from_info
 from occ_core.sources.images import decode_compressed, decode_image
 from occ_core.training.checkpoint import trained_cameras
 from occ_core.transforms import TransformTree

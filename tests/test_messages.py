@@ -15,9 +15,10 @@ from std_msgs.msg import ColorRGBA
 from visualization_msgs.msg import Marker, MarkerArray
 
 from occ_core.clouds import TRUTH_POINT, VOXEL_POINT, occupancy_of, truth_points, voxel_points
-from occ_core.errors import CorruptInput, InvalidInput
+from occ_core.errors import InvalidInput
 from occ_core.grid import VoxelGrid
 from occ_core.occupancy import Occupancy
+from occ_core.sensor_messages import add_transforms, camera_from_info
 from occ_core.taxonomy import OCC3D
 from occ_core.transforms import TransformTree
 from occ_ros import messages
@@ -126,7 +127,7 @@ def info(**changes):
 
 
 def test_camera_info():
-    camera = messages.camera_of(info(), "front", np.eye(4), "/front/camera_info")
+    camera = camera_from_info("front", info(), np.eye(4), where="/front/camera_info")
     assert (camera.name, camera.size, camera.distortion_model) == ("front", (64, 48), "plumb_bob")
     assert camera.distortion == (0.1, -0.05, 0.001, 0.002, 0.0)
     expected, _ = cv2.projectPoints(
@@ -134,12 +135,12 @@ def test_camera_info():
     )
     np.testing.assert_allclose(camera.project(np.array([[0.1, 0.2, 1.0]]))[0][0], expected[0, 0], atol=1e-9)
     for undistorted in (info(d=[]), info(d=[0.0] * 5), info(d=[], distortion_model="")):
-        assert messages.camera_of(undistorted, "front", np.eye(4), "/front/camera_info").distortion_model == "none"
+        assert camera_from_info("front", undistorted, np.eye(4)).distortion_model == "none"
 
 
 def test_camera_info_of_a_rectified_image():
     p = [40.0, 0.0, 30.0, 0.0, 0.0, 41.0, 20.0, 0.0, 0.0, 0.0, 1.0, 0.0]
-    camera = messages.camera_of(info(p=p), "front", np.eye(4), "/front/camera_info", rectified=True)
+    camera = camera_from_info("front", info(p=p), np.eye(4), rectified=True)
     assert camera.distortion_model == "none"
     assert camera.intrinsics.tolist() == [[40.0, 0.0, 30.0], [0.0, 41.0, 20.0], [0.0, 0.0, 1.0]]
 
@@ -153,12 +154,11 @@ def test_camera_info_of_a_rectified_image():
         {"d": [0.1, 0.2]},
         {"d": [float("nan")] * 5},
         {"distortion_model": "magic"},
-        {"binning_x": 2},
     ],
 )
 def test_bad_camera_info_is_refused(changes):
     with pytest.raises(InvalidInput, match="'/front/camera_info'"):
-        messages.camera_of(info(**changes), "front", np.eye(4), "/front/camera_info")
+        camera_from_info("front", info(**changes), np.eye(4), where="/front/camera_info")
 
 
 def test_images():
@@ -169,7 +169,7 @@ def test_images():
     np.testing.assert_array_equal(messages.image_of(through_the_wire(png)), rgb)
     with pytest.raises(InvalidInput, match="step"):
         messages.image_of(Image(width=16, height=12, encoding="rgb8", step=10, data=bytes(576)))
-    with pytest.raises(CorruptInput):
+    with pytest.raises(InvalidInput, match="cut short"):
         messages.image_of(CompressedImage(format="jpeg", data=b"\xff\xd8\xff nothing"))
 
 
@@ -181,11 +181,11 @@ def test_transforms():
         transform.header.frame_id = "base_link"
     good.transform.translation.x = 1.5
     bad.transform.rotation.w = 0.0  # a quaternion of norm zero
-    refused = messages.add_transforms(tree, through_the_wire(TFMessage(transforms=[good, bad])), static=True)
+    refused = add_transforms(tree, through_the_wire(TFMessage(transforms=[good, bad])), True, "/tf_static")
     assert tree.lookup("base_link", "cam", STAMP)[:3, 3].tolist() == [1.5, 0, 0]
     ((child, why),) = refused
     assert child == "odd"
-    assert "'base_link' -> 'odd'" in why
+    assert "'base_link' -> 'odd'" in why.found
 
 
 def test_status():

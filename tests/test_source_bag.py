@@ -64,18 +64,6 @@ def test_nearest_images_whatever_arrives_late_or_never(tmp_path):
     assert len(frames) == 10
 
 
-def test_memory_is_bounded_when_a_camera_dies(tmp_path):
-    from occ_core.sources import bag
-
-    grouping = bag.Grouping(["a", "b"], "a", 100_000_000)
-    closed = []
-    for step in range(1000):
-        closed += list(grouping.add("a", step * S // 10, step))
-        assert sum(len(held) for held in grouping._held.values()) < 16
-    assert len(closed) >= 990
-    assert [images["a"] for images, _ in closed] == list(range(len(closed)))
-
-
 def test_odometry_places_the_robot_where_tf_does_not(tmp_path):
     made = robot(tf=False)
     made.static("left", "right")

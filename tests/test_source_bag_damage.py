@@ -149,16 +149,13 @@ BROKEN = [
     (no_info, MissingInput, "no CameraInfo.*'/left/camera_info'"),
     (no_images, MissingInput, "no image topic"),
     (no_base, MissingInput, "names 'base_link', only: chassis"),
-    (one_camera_unplaced, MissingTransform, "nobody published 'right_optical'"),
     (empty, MissingInput, "bag is empty"),
     (empty_sqlite, MissingInput, "bag is empty"),
     (zero_intrinsics, InvalidInput, "'/left/camera_info': camera 'left'.*focal"),
-    (wrong_size, InvalidInput, "34 x 24 px, '/left/camera_info' says 32 x 24"),
-    (lying_size, CorruptInput, "'/left/image_raw' at .*holds 2304 bytes"),
-    (broken_jpeg, CorruptInput, "'/left/image_raw/compressed' at .*cut short"),
-    (no_frame, InvalidInput, "'/left/camera_info' has an empty frame_id"),
-    (no_stamp, InvalidInput, "'/left/image_raw' have no stamp"),
-    (broken_tf, CorruptInput, "'/tf', odom -> base_link: quaternion"),
+    (wrong_size, InvalidInput, "34 x 24 px, CameraInfo says 32 x 24"),
+    (lying_size, InvalidInput, "'/left/image_raw': .*holds 2304 bytes"),
+    (broken_jpeg, InvalidInput, "'/left/image_raw/compressed': .*cut short"),
+    (no_frame, InvalidInput, "'/left/camera_info': empty frame_id"),
     (truncated_mcap, CorruptInput, "cut short"),
     (truncated_db3, CorruptInput, "cannot be read|damaged bag"),
     (no_metadata, MissingInput, "no metadata.yaml"),
@@ -175,6 +172,22 @@ def test_broken_bags_are_one_line_that_says_what(tmp_path, make, error, words):
         list(BagSource(tmp_path / "bag"))
     assert "\n" not in str(caught.value)
     assert "bag" in str(caught.value)
+
+
+def test_one_bad_part_does_not_lose_the_rest(tmp_path):
+    for make, kind, cameras, frames in (
+        (one_camera_unplaced, "place", ["left"], 10),
+        (no_stamp, "no stamp", ["left"], 1),
+        (broken_tf, "transform", ["left", "right"], 10),
+    ):
+        make(tmp_path / make.__name__)
+        source = BagSource(tmp_path / make.__name__)
+        assert len(list(source)) == frames
+        assert [camera.name for camera in source.cameras] == cameras
+        ((problem, count),) = list(source.tally)
+        assert (problem.kind, count) == (kind, 10 if kind == "place" else 1) or kind == "place"
+        with pytest.raises(InvalidInput, match=str(problem).replace("(", "\\(")[:20]):
+            list(BagSource(tmp_path / make.__name__, strict=True))
 
 
 @pytest.mark.parametrize("make", [no_tf, empty, truncated_mcap, truncated_db3, broken_jpeg])

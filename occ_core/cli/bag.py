@@ -63,62 +63,60 @@ def check(
     bag: Annotated[Path, typer.Argument(help="Folder of a ROS 2 bag, or its .mcap or .db3 file.")],
     base_frame: Annotated[str, typer.Option(help="Frame of the vehicle.")] = "base_link",
     world_frame: Annotated[str | None, typer.Option(help="Default: map, else odom, else odometry's.")] = None,
-    camera: Annotated[list[str] | None, typer.Option(help="Camera to use; repeat. Default: all.")] = None,
+    camera: Annotated[list[str] | None, typer.Option(help="Camera to use, by name or topic; repeat.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Camera to leave out, by name or topic; repeat.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first problem (exit code 2).")] = False,
     ego_mask: Annotated[
         Path | None,
         typer.Option(help="Folder for masks of what shows the robot itself, found in the bag, and a picture."),
     ] = None,
 ) -> None:
-    """Read a bag as everything else here reads it, and say what is in it or what is missing.
+    """The doctor of recordings: what each camera is, whether it can be used, and if not why, and what helps.
 
-    Decodes every image once, so a damaged one shows here and not in the middle of a training. Example:
+    Reads a bag as everything else here reads it, and decodes every image once. Exit code 1 if a camera cannot be used
+    or looks unusable, 2 if none can. docs/troubleshooting.md says more. Example:
 
         occ bag check drive
 
     With --ego-mask drive/masks, everything that reads the bag afterwards uses the masks: look at them first.
     """
-    from rich.console import Console
     from rich.progress import Progress, TextColumn
-    from rich.table import Table
 
+    from occ_core.cli.doctor_table import make_console, print_cameras
+    from occ_core.frame import Frame
     from occ_core.labels.ego_finder import MaskFinder, write_found
     from occ_core.sources.bag import BagSource
+    from occ_core.sources.bag_report import BagReport
 
-    source = BagSource(bag, camera, base_frame, world_frame)
+    source = BagSource(bag, camera or None, base_frame, world_frame, exclude=exclude or (), strict=strict)
     finder = None if ego_mask is None else MaskFinder()
-    images = dict.fromkeys((each.name for each in source.cameras), 0)
-    latest = dict.fromkeys(images, 0.0)
-    sweeps, first, last = 0, None, 0
     with Progress(TextColumn("{task.description}"), transient=True) as bar:
         task = bar.add_task("reading", total=None)
-        for number, frame in enumerate(source, start=1):
-            bar.update(task, description=f"reading: {number} sets")
-            first, last = frame.stamp_ns if first is None else first, frame.stamp_ns
-            sweeps += frame.lidar is not None
+
+        def seen(sets: int, frame: Frame) -> None:
+            bar.update(task, description=f"reading: {sets} sets")
             if finder is not None:
                 finder.add(frame)
-            for name, stamp_ns in frame.camera_stamp_ns.items():
-                images[name] += 1
-                latest[name] = max(latest[name], abs(stamp_ns - frame.stamp_ns) / 1e6)
-    sets = max(images.values())
-    table = Table(title=f"{bag}: {sets} image sets in {(last - (first or last)) / 1e9:.1f} s", title_justify="left")
-    for heading in ("camera", "topic", "size", "images", "off the key camera by"):
-        table.add_column(heading)
-    for each in source.cameras:
-        info = source.infos[each.name]
-        size = f"{info.width} x {info.height}"
-        table.add_row(each.name, each.image_topic, size, str(images[each.name]), f"{latest[each.name]:.1f} ms at most")
-    console = Console()
-    console.print(table)
-    console.print(
-        f"key camera {source.key.name}; base {source.base_frame}; world {source.world_frame or '(standing still)'}"
-    )
-    console.print(f"LiDAR: {f'{sweeps} sweeps on {source.lidar_topic}' if source.lidar_topic else 'none'}")
-    for reason, count in source.skipped.items():
-        console.print(f"skipped {count}: {reason}")
+
+        report = BagReport(source, seen)
+    console = make_console()
+    print_cameras(console, f"{bag}: {report.sets} image sets in {report.seconds:.1f} s", report.rows)
+    sections = {
+        "TF": report.tf_lines(),
+        "motion": report.motion_lines(),
+        "same view": report.view_lines(),
+        "skipped": [f"{count} x {reason}" for reason, count in source.skipped.items()],
+    }
+    console.print(f"key camera {source.key.name}; base {source.base_frame}; world {source.world_frame or '(none)'}")
+    for title, lines in sections.items():
+        for line in lines:
+            console.print(f"{title}: {line}", markup=False, highlight=False)
+    console.print(f"LiDAR: {f'{report.sweeps} sweeps on {source.lidar_topic}' if source.lidar_topic else 'none'}")
     if finder is not None and ego_mask is not None:
         for line in write_found(finder.found(), ego_mask):
             console.print(line, soft_wrap=True)
+    if not report.well:
+        raise typer.Exit(1)
 
 
 def _print_summary(summary) -> None:  # type: ignore[no-untyped-def]

@@ -44,6 +44,9 @@ def train(
     threads: Annotated[int | None, typer.Option(help="CPU threads, instead of the config's.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/last.safetensors.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the run that OUT holds.")] = False,
+    camera: Annotated[list[str] | None, typer.Option(help="Of bags: camera to use, by name or topic; repeat.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Of bags: camera to leave out; repeat.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Of bags: stop at the first problem.")] = False,
 ) -> None:
     """Train a model of any kind: on labels in Occ3D format, on the images themselves, or on both.
 
@@ -78,6 +81,9 @@ def train(
         cache=cache,
         workers=workers,
         threads=threads,
+        cameras=tuple(camera or ()) or None,
+        exclude=tuple(exclude or ()) or None,
+        strict=strict or None,
     )
     if steps is not None:
         settings = with_steps(settings, steps, recorded_steps(out) if resume else None)
@@ -103,6 +109,9 @@ def predict(
         bool, typer.Option("--alone", help="A model with memory: each frame as if it were the first.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make anew what OUT already holds.")] = False,
+    camera: Annotated[list[str] | None, typer.Option(help="Of a bag: camera to use, by name or topic; repeat.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Of a bag: camera to leave out; repeat.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Of a bag: stop at the first problem.")] = False,
 ) -> None:
     """Predict the voxels of every keyframe of a data set, or of every frame of a ROS 2 bag or of SemanticKITTI.
 
@@ -121,11 +130,14 @@ def predict(
     from occ_core.frame import FULL_INTENSITY
     from occ_core.inference.predictions import MadeBy, lacking, model_key, save_prediction
     from occ_core.inference.predictor import Predictor
-    from occ_core.sources.open import frame_key, open_source
+    from occ_core.sources.open import Choice, frame_key, left_out, open_source
 
     predictor = Predictor.load(checkpoint, backend, threads)
     intensity_max = predictor.lidar.intensity_max if predictor.lidar else FULL_INTENSITY
-    source = open_source(dataroot, scene or None, intensity_max, version)
+    choice = Choice(tuple(camera or ()), tuple(exclude or ()), strict)
+    source = open_source(dataroot, scene or None, intensity_max, version, choice)
+    for line in left_out(source):
+        typer.echo(f"left out: {line}", err=True)
     out.mkdir(parents=True, exist_ok=True)
     if alone:
         predictor.memory = None

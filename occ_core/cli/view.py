@@ -27,6 +27,9 @@ def view(
     port: Annotated[int, typer.Option(help="Port to serve on; 0: any that is free.", min=0, max=65535)] = 8765,
     rate: Annotated[float, typer.Option(help="Speed of serving; 2 is twice as fast.", min=0.01, max=100)] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="End after the last frame instead of starting over.")] = False,
+    camera: Annotated[list[str] | None, typer.Option(help="Of a bag: camera to use, by name or topic; repeat.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Of a bag: camera to leave out; repeat.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Of a bag: stop at the first problem.")] = False,
 ) -> None:
     """Cameras and voxels, predicted and true, as pictures, as a recording, or live in Foxglove.
 
@@ -43,8 +46,11 @@ def view(
     and import the layout config/foxglove_layout.json.
     """
     from occ_core.show.moments import Moments, write_pictures
+    from occ_core.sources.open import Choice
 
-    moments = Moments(path, data, truth, version)
+    moments = Moments(path, data, truth, version, Choice(tuple(camera or ()), tuple(exclude or ()), strict))
+    for line in moments.left_out:
+        typer.echo(f"left out: {line}", err=True)
     if not foxglove:
         for written in write_pictures(moments, out, pictures, recording):
             typer.echo(written)

@@ -14,15 +14,16 @@ from occ_core.evaluation.ssc import read_ssc_truth
 from occ_core.frame import Frame
 from occ_core.grid import OCC3D_GRID, SEMANTIC_KITTI_VOXELS
 from occ_core.occupancy import Occupancy, load_occ3d
+from occ_core.sensor_messages import stamp_of
 from occ_core.show.album import write_album
 from occ_core.show.pictures import compare
 from occ_core.show.recording import Recording
-from occ_core.sources.bag import CLOUD, stamp_of
 from occ_core.sources.bag_frames import BagFrames
+from occ_core.sources.bag_survey import CLOUD
 from occ_core.sources.clouds import points_of
 from occ_core.sources.kitti import SemanticKittiSource
 from occ_core.sources.nuscenes import NuScenesSource
-from occ_core.sources.open import FrameSource, open_source
+from occ_core.sources.open import EVERY_CAMERA, Choice, FrameSource, left_out, open_source
 from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI
 
 SAME_NS = 100_000_000  # a cloud belongs to the frame whose stamp it has within this
@@ -46,12 +47,23 @@ class Moments:
         truth: folder of labels to show instead of those that the data set has: <scene>/<token>/labels.npz, or of
             SemanticKITTI sequences/<scene>/voxels/<token>.label.
         version: table folder of data in nuScenes layout.
+        choice: which cameras of a bag.
+
+    Attributes:
+        left_out: one line for each thing of a bag that is not used.
 
     Raises:
         MissingInput: no such folder, no `data`, or no frame of it has a prediction.
     """
 
-    def __init__(self, path: Path, data: Path | None, truth: Path | None = None, version: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        data: Path | None,
+        truth: Path | None = None,
+        version: str | None = None,
+        choice: Choice = EVERY_CAMERA,
+    ) -> None:
         bag = is_bag(path)
         if bag == (data is not None):
             raise MissingInput(
@@ -61,7 +73,8 @@ class Moments:
             )
         self.title = path.stem
         self._files = {} if bag else prediction_files(path)
-        self._source: FrameSource = open_source(path if data is None else data, version=version)
+        self._source: FrameSource = open_source(path if data is None else data, version=version, choice=choice)
+        self.left_out = left_out(self._source)
         self._clouds = _Clouds(self._source) if isinstance(self._source, BagFrames) else None
         self._truth, self._grid, self._taxonomy = truth, OCC3D_GRID, OCC3D
         if isinstance(self._source, SemanticKittiSource):

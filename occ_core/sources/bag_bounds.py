@@ -17,6 +17,17 @@ from occ_core.limits import MAX_METADATA_BYTES, MAX_UNPACKED_BYTES
 
 
 @cache
+def allow_empty_storage_id() -> None:
+    """Let every rosbags reader of this process tell the storage by the files' names where metadata.yaml does not, as
+    after some `ros2 bag reindex`."""
+    reader = need("rosbags.rosbag2.reader", "bags")
+    plugins = reader.Reader.STORAGE_PLUGINS
+    known = dict(reader.DirectoryReader.STORAGE_PLUGINS)
+    known[""] = lambda path: plugins[path.suffix if path.suffix in plugins else ".mcap"](path)
+    reader.DirectoryReader.STORAGE_PLUGINS = known
+
+
+@cache
 def bound_unpacking() -> None:
     """Let every rosbags reader of this process refuse what unpacks to more than `MAX_UNPACKED_BYTES`."""
     mcap, reader = need("rosbags.rosbag2.storage_mcap", "bags"), need("rosbags.rosbag2.reader", "bags")

@@ -5,25 +5,19 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from itertools import islice
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import numpy as np
 
-from occ_core.errors import CorruptInput, MissingInput, MissingTransform
+from occ_core.errors import MissingInput, MissingTransform
 from occ_core.frame import Frame, LidarSweep
-from occ_core.sources.bag import BagSource, stamp_of
+from occ_core.sources.bag import BagSource
+from occ_core.sources.bag_survey import Place
 
 KEYFRAME_TOPIC, KEYFRAME_TYPE = "/keyframe", "std_msgs/msg/String"
 """Where bags of `occ bag make` have the token of a sample, at the sample's time."""
 TOKEN_SPREAD_NS = 100_000_000
 """A token is that of the frame nearest to it, if that is no farther away."""
-
-
-class _Place(NamedTuple):
-    """A message's stamp in its header, and its time in the bag."""
-
-    stamp_ns: int
-    log_ns: int
 
 
 class BagFrames:
@@ -56,14 +50,7 @@ class BagFrames:
         return list(self._tokens)
 
     def __getitem__(self, index: int) -> Frame:
-        places, cloud = self._sets[index]
-        topics = {camera.image_topic: camera.name for camera in self.bag.cameras if camera.name in places}
-        wanted: dict[str, _Place] = {topic: places[name] for topic, name in topics.items()}
-        if cloud is not None and self.bag.lidar_topic is not None:
-            wanted[self.bag.lidar_topic] = cloud
-        found = self._messages(wanted)
-        images = {name: found[topic] for topic, name in topics.items()}
-        frame = self.bag.frame(images, found.get(self.bag.lidar_topic))
+        frame = self.bag.frame(*self.bag.read(*self._sets[index]))
         return replace(frame, token=self._tokens[index])
 
     def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:
@@ -80,30 +67,17 @@ class BagFrames:
         for place in islice(clouds, count):
             topic = cast(str, self.bag.lidar_topic)
             try:
-                sweeps.append(self.bag.sweep(self._messages({topic: place})[topic]))
+                sweeps.append(self.bag.sweep(self.bag.messages({topic: place})[topic]))
             except MissingTransform:
                 if not sweeps:
                     raise
                 break
         return sweeps
 
-    def _messages(self, wanted: dict[str, _Place]) -> dict[str | None, Any]:
-        """The messages of the wanted topics, each at its place."""
-        first, last = (pick(place.log_ns for place in wanted.values()) for pick in (min, max))
-        found: dict[str | None, Any] = {}
-        for topic, log_ns, message in self.bag.reader.messages(list(wanted), first, last + 1):
-            if wanted[topic] == (stamp_of(message), log_ns):
-                found[topic] = message
-        if lost := sorted(set(wanted) - set(found)):
-            raise CorruptInput(
-                f"{self.bag.path}: changed since it was opened: no message of {', '.join(lost)} any more"
-            )
-        return found
-
-    def _placed(self) -> list[tuple[dict[str, _Place], _Place | None]]:
+    def _placed(self) -> list[tuple[dict[str, Place], Place | None]]:
         """(camera name -> its image's place, that of the cloud) of each set that can be placed in the world."""
         placed, reason = [], None
-        for places, cloud in self.bag.sets(lambda log_ns, message: _Place(stamp_of(message), log_ns)):
+        for places, cloud in self.bag.sets():
             try:
                 self.bag.place({name: place.stamp_ns for name, place in places.items()})
             except MissingTransform as error:

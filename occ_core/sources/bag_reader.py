@@ -13,7 +13,7 @@ from typing import Any
 
 from occ_core.errors import CorruptInput, MissingInput, OccError, need
 from occ_core.limits import shown
-from occ_core.sources.bag_bounds import bound_unpacking, require_bounded_metadata
+from occ_core.sources.bag_bounds import allow_empty_storage_id, bound_unpacking, require_bounded_metadata
 
 
 class BagReader:
@@ -32,6 +32,7 @@ class BagReader:
         self.path = Path(path)
         self._rosbag2 = need("rosbags.rosbag2", "bags")
         bound_unpacking()
+        allow_empty_storage_id()
         self._kept: dict[int, Any] = {}
         typesys = need("rosbags.typesys", "bags")
         self._store = typesys.get_typestore(typesys.Stores.ROS2_JAZZY)
@@ -66,6 +67,24 @@ class BagReader:
         Raises:
             CorruptInput: where the bag is damaged.
         """
+        for topic, stamp_ns, kind, raw in self.raw_messages(topics, start_ns, stop_ns):
+            yield topic, stamp_ns, self.parsed(kind, raw)
+
+    def parsed(self, kind: str, raw: bytes) -> Any:
+        """The message of type and bytes of `raw_messages`.
+
+        Raises:
+            CorruptInput: they are not of the topic's type.
+        """
+        try:
+            return self._store.deserialize_cdr(raw, kind)
+        except Exception as error:  # rosbags and struct raise a dozen types on damaged bytes
+            raise CorruptInput(f"{self.path}: damaged bag: {_brief(error)}") from error
+
+    def raw_messages(
+        self, topics: list[str], start_ns: int | None = None, stop_ns: int | None = None
+    ) -> Iterator[tuple[str, int, str, bytes]]:
+        """(topic, log time in ns, type, bytes); arguments and errors as of `messages`."""
         if not topics:
             return
         wanted = set(topics)
@@ -76,13 +95,12 @@ class BagReader:
             while True:
                 try:
                     connection, stamp_ns, raw = next(stream)
-                    message = self._store.deserialize_cdr(raw, connection.msgtype)
                 except StopIteration:
                     break
                 except Exception as error:  # rosbags, apsw, zstd, struct raise a dozen types on damaged files
                     raise CorruptInput(f"{self.path}: damaged bag: {_brief(error)}") from error
                 seen += 1
-                yield connection.topic, stamp_ns, message
+                yield connection.topic, stamp_ns, connection.msgtype, raw
         if not seen and any(self.counts.get(topic) for topic in wanted):
             raise CorruptInput(f"{self.path}: damaged bag: none of the messages of {', '.join(topics)} can be found")
 

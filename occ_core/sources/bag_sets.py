@@ -1,64 +1,86 @@
-"""Which of a bag's messages make one frame."""
+"""Which of a bag's images make one frame, and whose clock is another one. All by where messages are, none is read.
+
+A recording is known as a whole, so no set waits for a camera: an image joins by its own stamp, however late it reached
+the recorder, as long as its clock is the others'.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from typing import Any
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from statistics import median
 
-from occ_core.transforms import JUMP_BACK_NS
+import numpy as np
 
-WAIT_NS = 500_000_000
-"""A set is closed when the bag is this far past it, even if a camera is silent."""
-HELD_IMAGES = 64
-"""At most so many images a camera are held; bounds the memory that odd stamps can ask for."""
+from occ_core.sources.bag_survey import Place
+
+AHEAD_S = 0.5
+"""A camera's stamps cannot be ahead of the others' by more: no recorder logs an image before it was taken."""
+BEHIND_S = 5.0
+"""By so much images may reach the recorder late; stamps farther behind are those of another clock."""
+WILD_S = 1.0
+NEIGHBOURS = 2  # on each side, among which a wild stamp stands out
 
 
-class Grouping:
-    """Sets of messages around the key camera's stamps; '' is the LiDAR, which no set waits for longer."""
+def wild_stamps(places: Sequence[Place]) -> np.ndarray:
+    """bool (N,): stamps that are far from the middle one of those around them, as by a clock that jumps once."""
+    stamps_s = np.array([place.stamp_ns for place in places], dtype=np.float64) / 1e9
+    wild = np.zeros(len(stamps_s), dtype=bool)
+    if len(stamps_s) < 2 * NEIGHBOURS + 1:
+        return wild
+    period_s = float(np.median(np.abs(np.diff(stamps_s))))
+    middle_s = np.median(np.lib.stride_tricks.sliding_window_view(stamps_s, 2 * NEIGHBOURS + 1), axis=1)
+    first, last = stamps_s[:NEIGHBOURS], stamps_s[-NEIGHBOURS:]
+    ends = np.array([middle_s[0]] * len(first)), np.array([middle_s[-1]] * len(last))
+    off_s = np.abs(stamps_s - np.concatenate([ends[0], middle_s, ends[1]]))
+    wild[:] = off_s > WILD_S + 5 * period_s
+    # A pause at one end of a recording is none: stamps there that go up with the log time are right.
+    for i in np.flatnonzero(wild):
+        if i < NEIGHBOURS or i >= len(wild) - NEIGHBOURS:
+            j = NEIGHBOURS if i < NEIGHBOURS else len(wild) - 1 - NEIGHBOURS
+            logged_s = abs(places[i].log_ns - places[j].log_ns) / 1e9
+            wild[i] = abs(abs(stamps_s[i] - stamps_s[j]) - logged_s) > WILD_S + 5 * period_s
+    return wild
 
-    def __init__(self, names: list[str], key: str, spread_ns: int) -> None:
-        self._held: dict[str, deque[tuple[int, Any]]] = {name: deque(maxlen=HELD_IMAGES) for name in (*names, "")}
-        self._newest: dict[str, int] = dict.fromkeys(names, -1)
-        self._keys: deque[tuple[int, Any]] = deque()
-        self._key, self._spread_ns = key, spread_ns
 
-    def add(self, name: str, stamp_ns: int, message: Any) -> Iterator[tuple[dict[str, Any], Any]]:
-        """Take one message; yields the sets that it completes."""
-        if name and stamp_ns < self._newest[name] - JUMP_BACK_NS:  # the clock was set back: sets must not mix two times
-            yield from self.rest()
-            self._newest = dict.fromkeys(self._newest, -1)
-            for held in self._held.values():
-                held.clear()
-        self._held[name].append((stamp_ns, message))
-        if name == self._key:
-            self._keys.append((stamp_ns, message))
-        if name:
-            self._newest[name] = max(self._newest[name], stamp_ns)
-        while self._keys and self._is_over(self._keys[0][0]):
-            yield self._close()
+def clock_offset_s(places: Sequence[Place], reference: Sequence[Place]) -> float:
+    """By how much stamps are ahead of those that the reference has at the same log times; the median."""
+    columns = zip(*sorted(reference, key=lambda place: place.log_ns), strict=True)
+    stamp_ns, log_ns = (np.array(column, dtype=np.int64) for column in columns)
+    own = np.array(places, dtype=np.int64)
+    zero_stamp, zero_log = stamp_ns[0], log_ns[0]  # small numbers, as floats hold 0.1 us of an epoch
+    at = np.clip(own[:, 1], log_ns[0], log_ns[-1])
+    expected = np.interp(
+        (at - zero_log).astype(float), (log_ns - zero_log).astype(float), (stamp_ns - zero_stamp) * 1.0
+    )
+    expected += own[:, 1] - at  # beyond the reference's ends time goes on
+    return float(np.median((own[:, 0] - zero_stamp) - expected)) / 1e9
 
-    def rest(self) -> Iterator[tuple[dict[str, Any], Any]]:
-        """What is still open at the end."""
-        while self._keys:
-            yield self._close()
 
-    def _is_over(self, stamp_ns: int) -> bool:
-        """Nothing nearer to this stamp can come, or the wait for it was long enough."""
-        past_all = min(self._newest.values()) >= stamp_ns + self._spread_ns
-        return past_all or max(self._newest.values()) >= stamp_ns + self._spread_ns + WAIT_NS or len(self._keys) > 32
+def offsets_s(cameras: dict[str, Sequence[Place]], reference: Sequence[Place]) -> tuple[dict[str, float], float]:
+    """Of each camera with images how far its stamps are ahead of the other cameras', and all of them of the
+    reference's (0 without one)."""
+    known = {name: places for name, places in cameras.items() if places}
+    if not known:
+        return {}, 0.0
+    against = reference or max(known.values(), key=len)
+    raw_s = {name: clock_offset_s(places, against) for name, places in known.items()}
+    common_s = median(raw_s.values()) if len(raw_s) > 2 else min(raw_s.values(), key=abs)
+    return {name: value - common_s for name, value in raw_s.items()}, common_s if reference else 0.0
 
-    def _close(self) -> tuple[dict[str, Any], Any]:
-        stamp_ns, message = self._keys.popleft()
-        near = {name: self._nearest(name, stamp_ns) for name in self._held}
-        near[self._key] = message
-        cloud = near.pop("")
-        following = self._keys[0][0] if self._keys else stamp_ns
-        for held in self._held.values():
-            while held and held[0][0] < following - self._spread_ns:
-                held.popleft()
-        return {name: found for name, found in near.items() if found is not None}, cloud
 
-    def _nearest(self, name: str, stamp_ns: int) -> Any:
-        stamp, message = min(self._held[name], key=lambda item: abs(item[0] - stamp_ns), default=(0, None))
-        return message if message is not None and abs(stamp - stamp_ns) <= self._spread_ns else None
+def grouped(keys: Sequence[Place], others: dict[str, Sequence[Place]], spread_ns: int) -> list[dict[str, Place]]:
+    """For each image of the key camera, which of each other sensor is nearest to it and within the spread."""
+    sorted_others = {name: sorted(places) for name, places in others.items()}
+    stamps = {name: [place.stamp_ns for place in places] for name, places in sorted_others.items()}
+    sets = []
+    for key in keys:
+        found = {}
+        for name, places in sorted_others.items():
+            low = bisect_left(stamps[name], key.stamp_ns - spread_ns)
+            high = bisect_right(stamps[name], key.stamp_ns + spread_ns)
+            near = [place for place in places[low:high] if abs(place.log_ns - key.log_ns) <= BEHIND_S * 2e9]
+            if near:
+                found[name] = min(near, key=lambda p: (abs(p.stamp_ns - key.stamp_ns), abs(p.log_ns - key.log_ns)))
+        sets.append(found)
+    return sets

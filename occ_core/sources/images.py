@@ -19,6 +19,7 @@ ENCODINGS: dict[str, tuple[int, int | None]] = {
     "bgra8": (4, cv2.COLOR_BGRA2RGB),
     "8UC3": (3, cv2.COLOR_BGR2RGB),  # says nothing of colours; OpenCV's own order
     "mono8": (1, cv2.COLOR_GRAY2RGB),
+    "8UC1": (1, cv2.COLOR_GRAY2RGB),
     "yuv422": (2, cv2.COLOR_YUV2RGB_UYVY),
     "uyvy": (2, cv2.COLOR_YUV2RGB_UYVY),
     "yuv422_yuy2": (2, cv2.COLOR_YUV2RGB_YUY2),
@@ -77,27 +78,32 @@ def decode_image(encoding: str, width: int, height: int, step: int, data: Bytes)
     return pixels if conversion is None else cv2.cvtColor(pixels, conversion)
 
 
-def decode_compressed(data: Bytes, max_side: int = MAX_SIDE_PX, at_least: tuple[int, int] | None = None) -> np.ndarray:
+def decode_compressed(
+    data: Bytes, max_side: int = MAX_SIDE_PX, at_least: tuple[int, int] | None = None, mosaic: str = ""
+) -> np.ndarray:
     """RGB uint8 (height, width, 3) of a whole JPEG or PNG file. An EXIF orientation is ignored, as calibration does.
 
     Args:
         data: the file.
         max_side: limit of width and height in pixels.
         at_least: (width, height) that is wanted; a JPEG may then come out as many times smaller as still has it.
+        mosaic: the Bayer encoding of what the file holds as grey; it comes whole.
 
     Raises:
         CorruptInput: neither JPEG nor PNG, cut short, or damaged.
         InvalidInput: larger than `max_side` pixels a side or `MAX_PIXELS` in all.
     """
     kind, width, height = compressed_info(data, max_side)
-    times = reduction((width, height), at_least) if kind == "jpeg" and at_least else 1
-    flags = REDUCED.get(times, cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
+    times = reduction((width, height), at_least) if kind == "jpeg" and at_least and not mosaic else 1
+    flags = cv2.IMREAD_GRAYSCALE if mosaic else REDUCED.get(times, cv2.IMREAD_COLOR)
     try:
-        bgr = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
+        bgr = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise CorruptInput(f"image of {len(data)} bytes cannot be decoded ({error.err})") from error
     if bgr is None or bgr.shape[:2] != (-(-height // times), -(-width // times)):
         raise CorruptInput(f"image of {len(data)} bytes is damaged and cannot be decoded")
+    if mosaic:
+        return decode_image(mosaic, width, height, width, bgr)
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
@@ -127,6 +133,20 @@ def compressed_info(data: Bytes, max_side: int = MAX_SIDE_PX) -> tuple[str, int,
     _require_size(width, height, max_side)
     _require_plausible(raw, kind, width, height)
     return kind, width, height
+
+
+def samples_of(data: Bytes) -> tuple[int, int]:
+    """(channels, bits a sample) of a JPEG or PNG file that `compressed_info` takes."""
+    raw = np.frombuffer(data, dtype=np.uint8)  # no copy: the node asks for each image
+    if raw[0] == 0x89:
+        return {0: 1, 3: 3, 4: 2, 6: 4}.get(int(raw[25]), 3), max(8, int(raw[24]))
+    at = 2
+    while at + 10 <= len(raw):
+        marker = int(raw[at + 1])
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return int(raw[at + 9]), int(raw[at + 4])
+        at += 1 if marker == 0xFF else 2 + max(256 * int(raw[at + 2]) + int(raw[at + 3]), 2)
+    return 3, 8
 
 
 def _require_size(width: int, height: int, max_side: int) -> None:

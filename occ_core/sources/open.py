@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,24 @@ from occ_core.frame import FULL_INTENSITY, Frame, LidarSweep
 from occ_core.sources.nuscenes_tables import is_table_folder
 
 BAG_FILES = (".mcap", ".db3")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which cameras of a recording to use, by name or topic.
+
+    Attributes:
+        cameras: empty: all that can be used.
+        exclude: not looked at.
+        strict: stop at the first problem, instead of leaving out what has it.
+    """
+
+    cameras: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    strict: bool = False
+
+
+EVERY_CAMERA = Choice()
 
 
 class FrameSource(Protocol):
@@ -46,6 +65,7 @@ def open_source(
     scenes: Sequence[str] | None = None,
     intensity_max: float = FULL_INTENSITY,
     version: str | None = None,
+    choice: Choice = EVERY_CAMERA,
 ) -> FrameSource:
     """Open a ROS 2 bag, a SemanticKITTI folder or a data set in nuScenes layout.
 
@@ -54,6 +74,7 @@ def open_source(
         scenes: names; None: all.
         intensity_max: of a LiDAR return in a bag, as its driver counts; the other kinds say it themselves.
         version: table folder of nuScenes layout, as of NuScenesTables; the other kinds have none.
+        choice: which of a bag's cameras; the other kinds have no bad ones, and take every camera.
 
     Raises:
         MissingInput: no such path, none of the three, or no such scene; and what the source itself raises.
@@ -62,7 +83,7 @@ def open_source(
     if not path.exists():
         raise MissingInput(f"{path}: no such folder")
     if path.suffix in BAG_FILES or (path / "metadata.yaml").is_file():
-        return _open_bag(path, scenes, intensity_max)
+        return _open_bag(path, scenes, intensity_max, choice)
     if (path / "sequences").is_dir():
         from occ_core.sources.kitti import SemanticKittiSource
 
@@ -101,10 +122,22 @@ def frame_key(path: Path | str, source: FrameSource, index: int, lidar: bool = F
     return hashlib.blake2b("\n".join(said).encode(), digest_size=16).hexdigest()
 
 
-def _open_bag(path: Path, scenes: Sequence[str] | None, intensity_max: float) -> FrameSource:
+def _open_bag(path: Path, scenes: Sequence[str] | None, intensity_max: float, choice: Choice) -> FrameSource:
     from occ_core.sources.bag import BagSource
     from occ_core.sources.bag_frames import BagFrames
 
     if other := [scene for scene in scenes or () if scene != path.stem]:
         raise MissingInput(f"{path}: no scene '{other[0]}', a bag is the one scene '{path.stem}'")
-    return BagFrames(BagSource(path, intensity_max=intensity_max))
+    cameras = list(choice.cameras) or None
+    return BagFrames(
+        BagSource(path, cameras, intensity_max=intensity_max, exclude=choice.exclude, strict=choice.strict)
+    )
+
+
+def left_out(source: FrameSource) -> list[str]:
+    """One line for each thing of a data set that is not used, or looks wrong."""
+    from occ_core.sources.bag_frames import BagFrames
+
+    if not isinstance(source, BagFrames):
+        return []
+    return [f"{count} x {problem}" if count > 1 else str(problem) for problem, count in source.bag.tally]

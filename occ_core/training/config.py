@@ -70,6 +70,9 @@ class TrainingConfig(BaseModel):
     teacher_weights: Path | None = None  # folder of its networks' weights
     start_from: Path | None = None  # checkpoint of the same network: its weights instead of random ones
     cache: Path | None = None  # of decoded data and of teachers' maps; default: in the user's cache folder
+    cameras: tuple[str, ...] = ()  # of bags, by name or topic; default: all that can be used
+    exclude: tuple[str, ...] = ()  # cameras of bags that are not looked at
+    strict: bool = False  # stop at the first thing of a bag that would be left out
     steps: Positive = 8000
     batch_size: Positive = 1  # moments at once, in each process
     accumulate: Positive = 1  # batches whose gradients make one step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from occ_core.errors import InvalidInput, OccError
 from occ_core.evaluation.voxel_iou import confusion_matrix
 from occ_core.frame import FULL_INTENSITY
 from occ_core.models.config import CameraModelConfig
-from occ_core.sources.open import FrameSource, frame_files, open_source
+from occ_core.sources.open import Choice, FrameSource, frame_files, left_out, open_source
 from occ_core.teachers.base import Teachers
 from occ_core.teachers.load import load_teachers
 from occ_core.training.cache import default_cache
@@ -264,7 +265,11 @@ class _Set:
         told(str(root.name))
         model = cast(CameraModelConfig, config.model)
         intensity_max = model.lidar.intensity_max if model.lidar else FULL_INTENSITY
-        return _Set(root, open_source(root, intensity_max=intensity_max, version=config.version))
+        choice = Choice(config.cameras, config.exclude, config.strict)
+        frames = open_source(root, intensity_max=intensity_max, version=config.version, choice=choice)
+        for line in left_out(frames):
+            print(f"left out: {line}", file=sys.stderr)
+        return _Set(root, frames)
 
     def part(
         self, scenes: set[str], labels: str | None, config: TrainingConfig, teachers: bool, unlabelled: bool

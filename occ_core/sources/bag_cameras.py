@@ -1,0 +1,152 @@
+"""Which of a bag's topics are cameras: by what their messages hold and by the last part of their names.
+
+Transports of one image are one camera (`image_raw`, `image_raw/compressed`), and so are several images of one device
+(colour and grey, as it is and rectified).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from occ_core.errors import MissingInput
+from occ_core.problems import Problem
+from occ_core.sensor_messages import base_topic, is_rectified, words_of
+from occ_core.sources.bag_reader import BagReader
+from occ_core.sources.bag_survey import CAMERA_INFO, COMPRESSED, IMAGE, ImageTopic, Survey
+
+INFRARED = {"infra", "ir", "infrared", "thermal", "nir", "lwir"}
+SAME_STAMPS = 0.5  # share of the images of two topics of one device that have one stamp
+
+
+@dataclass(frozen=True)
+class BagCamera:
+    """Topics of one camera; `name` is their common namespace, such as `cam_front`."""
+
+    name: str
+    image_topic: str
+    info_topic: str
+
+
+@dataclass(frozen=True)
+class Device:
+    """Image topics with one CameraInfo topic.
+
+    Attributes:
+        info_topic: empty where there is none.
+        asked: somebody named it.
+    """
+
+    name: str
+    topics: tuple[str, ...]
+    info_topic: str
+    asked: bool = False
+    beside: str = field(default="", compare=False)  # where the CameraInfo topic is looked for
+
+    def is_called(self, name: str) -> bool:
+        return name in (self.name, f"/{self.name}", *self.topics, *map(base_topic, self.topics))
+
+
+def find_devices(reader: BagReader, wanted: Iterable[str] | None, excluded: Iterable[str] = ()) -> list[Device]:
+    """Devices by name; the wanted ones in their order.
+
+    Raises:
+        MissingInput: no images, no CameraInfo at all, or no such camera.
+    """
+    infos, topics = set(reader.of_type(CAMERA_INFO)), reader.of_type(IMAGE, COMPRESSED)
+    if not topics:
+        raise MissingInput(f"{reader.path}: no image topic ({IMAGE} or {COMPRESSED}) with messages")
+    groups: dict[str, list[str]] = {}
+    for topic in topics:
+        base = base_topic(topic)
+        beside = f"{base.rpartition('/')[0]}/camera_info"
+        own = next((info for info in (f"{base}/camera_info", beside) if info in infos), beside)
+        groups.setdefault(own, []).append(topic)
+    devices = []
+    for info, names in groups.items():
+        name = info.removesuffix("/camera_info").strip("/") or base_topic(min(names, key=len)).strip("/")
+        devices.append(Device(name, tuple(names), info if info in infos else "", beside=info))
+    devices.sort(key=lambda device: device.name)
+    for name in excluded:
+        if not any(device.is_called(name) for device in devices):
+            raise _unknown(reader, name, devices)
+    devices = [device for device in devices if not any(device.is_called(name) for name in excluded)]
+    if not devices:
+        raise MissingInput(f"{reader.path}: no camera is left: all are excluded")
+    if wanted is not None:
+        devices = [_wanted(reader, name, devices) for name in wanted]
+    elif not any(device.info_topic for device in devices):
+        raise MissingInput(
+            f"{reader.path}: no CameraInfo for any of the image topics {', '.join(topics)} "
+            f"(expected beside them, such as '{next(iter(groups))}')"
+        )
+    return devices
+
+
+def _wanted(reader: BagReader, name: str, devices: list[Device]) -> Device:
+    for device in devices:
+        if device.is_called(name):
+            exact = tuple(topic for topic in device.topics if topic == name) or device.topics
+            return Device(device.name, exact, device.info_topic, True, device.beside)
+    raise _unknown(reader, name, devices)
+
+
+def _unknown(reader: BagReader, name: str, devices: list[Device]) -> MissingInput:
+    known = ", ".join(sorted(device.name for device in devices)) or "none"
+    return MissingInput(f"{reader.path}: no images of camera '{name}', only of: {known}")
+
+
+def chosen_topic(device: Device, survey: Survey) -> str:
+    """Of several image topics of a device: one that has images, colour before grey, as it is before rectified,
+    compressed (less to read) before raw."""
+    most = max(len(survey.images[topic].places) for topic in device.topics)
+
+    def rank(topic: str) -> tuple[bool, bool, bool, bool, str]:
+        found = survey.images[topic]
+        few = 2 * len(found.places) < most or not found.places
+        return few, is_grey(found), is_rectified(topic), not topic.endswith("/compressed"), topic
+
+    return min(device.topics, key=rank)
+
+
+def is_grey(found: ImageTopic) -> bool:
+    header = found.header
+    return header is not None and header.channels == 1 and not header.mosaic
+
+
+def infrared(device: Device, topic: str, found: ImageTopic) -> Problem | None:
+    """Grey images whose frame or topic says infrared."""
+    said = [name for name in (base_topic(topic), found.frame, device.name) if words_of(name) & INFRARED]
+    if device.asked or not said or not is_grey(found):
+        return None
+    return Problem("infrared", topic, f"grey images of '{said[0]}'")
+
+
+def same_views(
+    cameras: list[BagCamera], survey: Survey, frames: dict[str, str], infos: dict[str, Any]
+) -> dict[str, str]:
+    """Camera name -> name of the camera that shows the same: images of one device in several namespaces have one frame
+    and one stamp each. Of a stereo pair in one frame the second one's P says how far it is from the first."""
+    same: dict[str, str] = {}
+
+    def rank(camera: BagCamera) -> tuple[int, bool, bool, str]:
+        found = survey.images[camera.image_topic]
+        return -len(found.places), is_grey(found), is_rectified(camera.image_topic), camera.name
+
+    kept: list[BagCamera] = []
+    for camera in sorted(cameras, key=lambda c: rank(c)[1:]):
+        for other in kept:
+            apart_px = abs(float(infos[camera.name].p[3]) - float(infos[other.name].p[3]))
+            one_frame = frames[camera.name] == frames[other.name] and apart_px < 1e-6
+            if one_frame and _share(camera, other, survey) > SAME_STAMPS:
+                same[camera.name] = other.name
+                break
+        else:
+            kept.append(camera)
+    return same
+
+
+def _share(a: BagCamera, b: BagCamera, survey: Survey) -> float:
+    ours, theirs = ({p.stamp_ns for p in survey.images[camera.image_topic].places} for camera in (a, b))
+    return len(ours & theirs) / max(1, min(len(ours), len(theirs)))

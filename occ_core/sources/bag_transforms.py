@@ -1,0 +1,118 @@
+"""The transform tree of a recording: the links of one robot, one parent a frame, odometry where TF has none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from occ_core.errors import MissingInput
+from occ_core.problems import Problem, Tally, Unusable
+from occ_core.sensor_messages import put
+from occ_core.sources.bag_survey import Logged, Place, Survey
+from occ_core.transforms import TransformTree
+
+
+def namespace_of(topic: str) -> str:
+    """`/robot1` of `/robot1/tf`; empty for `/tf`."""
+    return topic.rpartition("/")[0]
+
+
+def namespaces(survey: Survey) -> list[str]:
+    """Those that have transforms."""
+    return sorted({namespace_of(topic) for topic, links in survey.links.items() if links})
+
+
+def robot_of(topic: str, spaces: Sequence[str]) -> str:
+    """The namespace of transforms that a camera belongs to: the longest one that its topic is in, else the root's or
+    the only one."""
+    inside = [space for space in spaces if topic.startswith(f"{space}/")]
+    return max(inside, key=len, default=spaces[0] if len(spaces) == 1 else "")
+
+
+def build_tree(survey: Survey, space: str, tally: Tally) -> TransformTree:
+    """All links of a namespace and of the root, those of the namespace first. Of several parents of a frame the one
+    with most samples is taken and the others named."""
+    claims: dict[str, dict[tuple[str, bool], tuple[list[Logged], str]]] = {}
+    for topic, links in survey.links.items():
+        if namespace_of(topic) not in ("", space):
+            continue
+        static = topic.endswith("tf_static")
+        for logged in links:
+            of_child = claims.setdefault(logged.link.child, {})
+            of_child.setdefault((logged.link.parent, static), ([], topic))[0].append(logged)
+    tree = TransformTree(buffer_s=math.inf)
+    for child, of_child in claims.items():
+        ranked = sorted(of_child.items(), key=lambda claim: _rank(claim[1], space), reverse=True)
+        if len(ranked) > 1:
+            said = " and ".join(
+                f"'{parent}' ({'fixed' if static else f'{len(links)} samples'} on {topic})"
+                for (parent, static), (links, topic) in ranked
+            )
+            tally.note(Problem("two parents", ranked[0][1][1], f"'{child}' is below {said}; the first is used"))
+        (_, static), (links, topic) = ranked[0]
+        for logged in links:
+            try:
+                put(tree, logged.link, static, topic)
+            except Unusable as error:
+                tally.add(error.problem)
+    return tree
+
+
+def _rank(claim: tuple[list[Logged], str], space: str) -> tuple[bool, int]:
+    links, topic = claim
+    return namespace_of(topic) == space, len(links)
+
+
+def add_odometry(tree: TransformTree, survey: Survey, space: str, base_frame: str, tally: Tally) -> str:
+    """Where TF does not say how the vehicle moves, the first odometry that does; returns its topic, or nothing."""
+    if tree.ancestors(base_frame)[-1] in ("map", "odom"):
+        return ""
+    for topic in sorted(survey.odometry, key=lambda topic: (not topic.startswith(f"{space}/"), topic)):
+        used = 0
+        for logged in survey.odometry[topic]:
+            link = logged.link
+            try:
+                if link.child not in tree.ancestors(base_frame):
+                    found = f"'{link.parent}' -> '{link.child}': this is neither '{base_frame}' nor a frame above it"
+                    raise Unusable(Problem("odometry", topic, found))
+                if tree.parent(link.child) not in (None, link.parent):
+                    found = f"'{link.child}' is below '{tree.parent(link.child)}' in TF, not below '{link.parent}'"
+                    raise Unusable(Problem("odometry", topic, found))
+                put(tree, link, False, topic, "odometry")
+                used += 1
+            except Unusable as error:
+                tally.add(error.problem)
+        if used:
+            return topic
+    return ""
+
+
+def world_of(tree: TransformTree, base_frame: str, wanted: str | None, path: Path) -> str | None:
+    """The frame in which the vehicle's poses are; None: it counts as standing still.
+
+    Raises:
+        MissingInput: TF does not name the base frame, or the wanted one is not above it.
+    """
+    if base_frame not in tree.frames:
+        raise MissingInput(f"{path}: no transform names '{base_frame}', only: {', '.join(sorted(tree.frames)[:20])}")
+    above = tree.ancestors(base_frame)
+    if wanted is not None:
+        if wanted.lstrip("/") not in above:
+            raise MissingInput(f"{path}: '{base_frame}' is not below '{wanted}', only: {' <- '.join(above)}")
+        return wanted.lstrip("/")
+    known = next((frame for frame in ("map", "odom") if frame in above), None)
+    moves = any(tree.is_moving(frame) for frame in above)  # then its top is a world of some name
+    return known or (above[-1] if moves else None)
+
+
+def motion_places(tree: TransformTree, survey: Survey, base_frame: str) -> list[Place]:
+    """Stamps and log times of the lowest moving link above the base frame: the clock that images are placed by."""
+    moving = next((frame for frame in tree.ancestors(base_frame) if tree.is_moving(frame)), None)
+    parent = tree.parent(moving) if moving else None
+    return [
+        Place(logged.link.stamp_ns, logged.log_ns)
+        for links in (*survey.links.values(), *survey.odometry.values())
+        for logged in links
+        if logged.link.child == moving and logged.link.parent == parent and logged.link.stamp_ns > 0
+    ]
