@@ -108,9 +108,9 @@ def _distortion(info: Any, where: str) -> tuple[str, tuple[float, ...]]:
         text = f"at most {MAX_COEFFICIENTS} distortion coefficients, got {len(info.d)}"
         raise Unusable(Problem("distortion", where, text))
     d = tuple(float(v) for v in info.d)
-    if not any(d):
-        return "none", ()
     model = MODELS.get(info.distortion_model, info.distortion_model)
+    if not any(d):  # of a fisheye that is the ideal one, not a pinhole
+        return ("equidistant", (0.0,) * 4) if model == "equidistant" and d else ("none", ())
     if model not in COEFFICIENTS or model == "none":
         known = ", ".join(name for name in COEFFICIENTS if name != "none")
         text = f"distortion_model '{shown(info.distortion_model)}' is not one of {known}, and D is not zero"
