@@ -73,6 +73,10 @@ KINDS: dict[str, Kind] = {
         "the camera came late, died, or is far slower than the others", "look at its cable, power and frame rate"
     ),
     # --- places
+    "no images": Kind(
+        "the camera was off, or its images were not recorded",
+        "record its image topic, too, or leave its CameraInfo out",
+    ),
     "place": Kind(
         "no chain of transforms leads from the vehicle to the frame that CameraInfo names",
         "publish the camera's mount on /tf_static (robot_state_publisher), with the names as CameraInfo has them",

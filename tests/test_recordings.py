@@ -116,6 +116,18 @@ def test_a_camera_with_few_images_is_no_key_camera(tmp_path):
     assert kinds(source) == {("few images", "/front/image_raw"): 1} and not BagReport(source).well
 
 
+def test_a_camera_whose_images_were_not_recorded_is_named(tmp_path):
+    made = robot(("front", "left", "right"))
+    made.messages = [entry for entry in made.messages if entry[1] != "/left/image_raw"]
+    path = made.write(tmp_path / "bag")
+    source = BagSource(path)
+    assert images_of(source) == {"front": 10, "right": 10}
+    assert kinds(source) == {("no images", "/left/camera_info"): 1} and set(source.refused) == {"left"}
+    report = BagReport(source)
+    assert not report.well and [(row.name, row.used) for row in report.rows if row.images == "0"] == [("left", False)]
+    assert kinds(BagSource(path, ["front"])) == {}
+
+
 def test_stamps_that_come_twice_make_one_frame(tmp_path):
     made = robot()
     restamped(made, "/left/image_raw", lambda number, stamp_ns: stamp_ns - (number % 2) * S // 10)

@@ -20,7 +20,7 @@ from occ_core.errors import CorruptInput, InvalidInput, MissingInput, MissingTra
 from occ_core.frame import FULL_INTENSITY, Frame, LidarSweep
 from occ_core.problems import Tally, Unusable
 from occ_core.sensor_messages import axis_problem, image_of, stamp_of
-from occ_core.sources.bag_cameras import BagCamera, chosen_topic, find_devices
+from occ_core.sources.bag_cameras import BagCamera, chosen_topic, find_devices, without_images
 from occ_core.sources.bag_reader import BagReader
 from occ_core.sources.bag_roster import FEW, Lens, Roster, alike
 from occ_core.sources.bag_sets import grouped
@@ -89,7 +89,11 @@ class BagSource:
         self.world_frame = world_of(self.tree, self.base_frame, world_frame, self.path)
         place = self.tree, self.base_frame, self.robot, self.world_frame is not None
         self.roster = Roster(self.devices, self.image_topics, self.survey, *place, self.tally)
-        self._usable, self.refused = self.roster.usable, self.roster.refused
+        self._usable = self.roster.usable
+        absent = {} if cameras is not None else without_images(self.reader)
+        for problem in absent.values():
+            self.tally.note(problem)
+        self.refused = self.roster.refused | absent
         self.cameras = [each.camera for each in self._usable.values()]
         if not self.cameras:
             why = "; ".join(f"{p} (cause: {p.cause}; cure: {p.cure})" for p in dict.fromkeys(self.refused.values()))

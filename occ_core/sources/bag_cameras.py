@@ -84,6 +84,15 @@ def find_devices(reader: BagReader, wanted: Iterable[str] | None, excluded: Iter
     return devices
 
 
+def without_images(reader: BagReader) -> dict[str, Problem]:
+    """Names of cameras of which the bag has CameraInfo, but no image."""
+    bases = [base_topic(topic) for topic in reader.of_type(IMAGE, COMPRESSED)]
+    used = {f"{place}/camera_info" for base in bases for place in (base, base.rpartition("/")[0])}
+    lonely = [topic for topic in reader.of_type(CAMERA_INFO) if topic not in used]
+    text = "CameraInfo, but no image of this camera"
+    return {topic.removesuffix("/camera_info").strip("/"): Problem("no images", topic, text) for topic in lonely}
+
+
 def _wanted(reader: BagReader, name: str, devices: list[Device]) -> Device:
     for device in devices:
         if device.is_called(name):

@@ -80,6 +80,9 @@ class BagReport:
                 self._placed.setdefault(camera.name, view_deg(camera))
         self.seconds = (max(stamps) - min(stamps)) / 1e9 if stamps else 0.0
         self.rows = [self._row(device) for device in source.devices if device.name not in source.roster.views]
+        names = {device.name for device in source.devices}
+        absent = {name: problem for name, problem in source.refused.items() if name not in names}
+        self.rows += [CameraRow(name, p.where, "0", problems=((p, 1),)) for name, p in absent.items()]
 
     @property
     def well(self) -> bool:
