@@ -370,7 +370,7 @@ def test_kitti_teaches_and_is_answered_on_its_own_grid(tmp_path, monkeypatch):
         loop.train(other, tmp_path / "twice")
 
 
-def test_a_lens_that_distorts_is_refused_when_a_bag_is_trained_on(tmp_path):
+def test_a_bag_whose_lens_distorts_is_trained_on(tmp_path):
     made = robot(names=("left",), images=3)
     made.messages = [entry for entry in made.messages if not entry[1].endswith("camera_info")]
     made.info("left", T0, d=(0.1, 0.0, 0.0, 0.0, 0.0))
@@ -378,6 +378,4 @@ def test_a_lens_that_distorts_is_refused_when_a_bag_is_trained_on(tmp_path):
     tiny.write_labels(tmp_path, "gts", open_source(bag).names, 3)
     (tmp_path / "gts/scene-0001").rename(tmp_path / "gts/bag")
     config = tiny.run_config(bag, labels=str(tmp_path / "gts"), validation_scenes=0)
-    with pytest.raises(InvalidInput, match="camera 'left' has a lens of model 'plumb_bob'.*rectify") as caught:
-        loop.train(config, tmp_path / "out")
-    assert "\n" not in str(caught.value)
+    assert loop.train(config, tmp_path / "out").is_file()
