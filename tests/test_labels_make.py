@@ -129,8 +129,8 @@ def test_ctrl_c_stops_and_the_same_call_goes_on(city, undisturbed, tmp_path, mon
     out, write = tmp_path / "labels", LabelStore.write
     written = []
 
-    def write_and_stop(store, scene, token, label):
-        write(store, scene, token, label)
+    def write_and_stop(store, scene, token, label, *more):
+        write(store, scene, token, label, *more)
         written.append(token)
         if len(written) == 4:
             raise KeyboardInterrupt
@@ -216,11 +216,11 @@ def test_full_disk_leaves_the_labels_that_were_made(city, tmp_path, monkeypatch)
     write = LabelStore.write
     count = []
 
-    def fails_at_the_third(store, scene, token, label):
+    def fails_at_the_third(store, scene, token, label, *more):
         count.append(token)
         if len(count) == 3:
             raise CannotWrite("no space left")
-        write(store, scene, token, label)
+        write(store, scene, token, label, *more)
 
     monkeypatch.setattr(LabelStore, "write", fails_at_the_third)
     with pytest.raises(CannotWrite, match="no space left"):
