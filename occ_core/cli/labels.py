@@ -46,8 +46,8 @@ def make(
     teacher: Annotated[
         str,
         typer.Option(
-            help="oracle or realistic (simulated data), lidar, grounded-sam+metric3d, or another CLASS+DEPTH pair; "
-            "CLASS+DEPTH+lidar completes the depth by the LiDAR (recipe completed)."
+            help="oracle or realistic (simulated data), lidar, files:DIR, grounded-sam+metric3d, or another "
+            "CLASS+DEPTH pair; CLASS+DEPTH+lidar completes the depth by the LiDAR (recipe completed)."
         ),
     ] = "grounded-sam+metric3d",
     engine: Annotated[

@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 
 from occ_core.errors import MissingInput, MissingTransform
-from occ_core.frame import Frame, LidarSweep
+from occ_core.frame import Frame, LidarSweep, Shot
 from occ_core.sources.bag import BagSource
 from occ_core.sources.bag_survey import Place
 
@@ -52,6 +52,10 @@ class BagFrames:
     def __getitem__(self, index: int) -> Frame:
         frame = self.bag.frame(*self.bag.read(*self._sets[index]))
         return replace(frame, token=self._tokens[index])
+
+    def shots(self, index: int) -> dict[str, Shot]:
+        """Which images a frame has, by camera name, those that cannot be decoded included. Reads none."""
+        return {name: Shot(place.stamp_ns) for name, place in self._sets[index][0].items()}
 
     def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:
         """At most `count` sweeps, newest first: that of the frame, then those of earlier frames, each once; none where

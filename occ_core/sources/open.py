@@ -10,7 +10,7 @@ from typing import Protocol
 
 from occ_core.errors import MissingInput
 from occ_core.files import content_key
-from occ_core.frame import FULL_INTENSITY, Frame, LidarSweep
+from occ_core.frame import FULL_INTENSITY, Frame, LidarSweep, Shot
 from occ_core.sources.nuscenes_tables import is_table_folder
 
 BAG_FILES = (".mcap", ".db3")
@@ -46,6 +46,9 @@ class FrameSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Frame: ...
+
+    def shots(self, index: int) -> dict[str, Shot]:
+        """Which images a frame has, by camera name. Reads none."""
 
     def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:
         """At most `count` LiDAR sweeps of a frame's scene, newest first, the frame's own first; none where the frame

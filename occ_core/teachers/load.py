@@ -11,8 +11,10 @@ from occ_core.teachers.base import ClassTeacher, DepthTeacher, Teachers
 from occ_core.teachers.oracle import Oracle
 from occ_core.teachers.realistic import Realistic
 
-CLASS_TEACHERS = ("oracle", "realistic", "lidar", "grounded-sam")
-DEPTH_TEACHERS = ("oracle", "realistic", "lidar", "metric3d", "or the folder or hub name of a transformers depth model")
+CLASS_TEACHERS = ("oracle", "realistic", "lidar", "grounded-sam", "files:DIR")
+DEPTH_TEACHERS = (
+    "oracle", "realistic", "lidar", "metric3d", "files:DIR", "or the folder or hub name of a transformers depth model",
+)  # fmt: skip
 
 
 def load_teachers(
@@ -27,7 +29,8 @@ def load_teachers(
     """The teachers of a name: `A` for both; `A+B` for classes by A, depth by B; `A+B+lidar`: B's set right by a LiDAR.
 
     Args:
-        name: such as `oracle`, `realistic`, `grounded-sam+metric3d`, `oracle+lidar`, `grounded-sam+metric3d+lidar` or
+        name: such as `oracle`, `realistic`, `grounded-sam+metric3d`, `oracle+lidar`, `grounded-sam+metric3d+lidar`,
+            `files:maps`, `files:maps+lidar` or
             `grounded-sam+depth-anything/Depth-Anything-V2-Metric-Outdoor-Large-hf`.
         dataroot: the data set; where oracle and LiDAR teachers find what they know.
         taxonomy: classes to speak in.
@@ -87,6 +90,10 @@ def _class_teacher(
         from occ_core.teachers.grounded_sam import load_grounded_sam
 
         return load_grounded_sam(taxonomy, weights, device)
+    if name.startswith("files:"):
+        from occ_core.teachers.files import FileClasses
+
+        return FileClasses(name.removeprefix("files:"), taxonomy)
     raise InvalidInput(f"'{name}' is no class teacher; there are: {', '.join(CLASS_TEACHERS)}")
 
 
@@ -103,6 +110,10 @@ def _depth_teacher(
         from occ_core.teachers.metric3d import load_metric3d
 
         return load_metric3d(weights, device)
+    if name.startswith("files:"):
+        from occ_core.teachers.files import FileDepth
+
+        return FileDepth(name.removeprefix("files:"))
     if "/" in name or (weights is not None and (weights / name).is_dir()):
         from occ_core.teachers.transformers_depth import load_transformers_depth
 
