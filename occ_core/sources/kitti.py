@@ -102,6 +102,11 @@ class SemanticKittiSource:
         file = file_in(self.dataroot, self.files(index)[0])
         return {CAMERA: Shot(int(self._sequences[name].stamps_ns[number]), file)}
 
+    def moment(self, index: int) -> tuple[int, np.ndarray]:
+        """When a frame is, and where the ego is then: stamp_ns, world_from_ego (4, 4). Reads no file."""
+        name, number = self._entries[index]
+        return int(self._sequences[name].stamps_ns[number]), self._sequences[name].world_from_lidar[number]
+
     def check(self, lidar: bool = True) -> list[Path]:
         """All images and sweeps of the chosen frames that are absent or empty."""
         return [path for index in range(len(self)) for path in self.files(index, lidar) if not is_there(path)]

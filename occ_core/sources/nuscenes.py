@@ -105,6 +105,10 @@ class NuScenesSource:
         root = self.tables.dataroot
         return {r.channel: Shot(r.stamp_ns, file_in(root, r.path)) for r in self._sets[index].cameras}
 
+    def moment(self, index: int) -> tuple[int, np.ndarray]:
+        """When a frame is, and where the ego is then: stamp_ns, world_from_ego (4, 4). Reads no file."""
+        return self._sets[index].stamp_ns, self._sets[index].world_from_ego
+
     def check(self, lidar: bool = True) -> list[Path]:
         """All sensor files of the chosen frames that are absent or empty."""
         return [path for index in range(len(self)) for path in self.files(index, lidar) if not is_there(path)]

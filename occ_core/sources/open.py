@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from occ_core.errors import MissingInput
 from occ_core.files import content_key
 from occ_core.frame import FULL_INTENSITY, Frame, LidarSweep, Shot
@@ -49,6 +51,9 @@ class FrameSource(Protocol):
 
     def shots(self, index: int) -> dict[str, Shot]:
         """Which images a frame has, by camera name. Reads none."""
+
+    def moment(self, index: int) -> tuple[int, np.ndarray]:
+        """When a frame is, and where the ego is then: stamp_ns, world_from_ego (4, 4). Reads no file."""
 
     def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:
         """At most `count` LiDAR sweeps of a frame's scene, newest first, the frame's own first; none where the frame

@@ -15,8 +15,8 @@ from occ_core.teachers.base import UNKNOWN, ClassMap, DepthMap, NoMaps
 from occ_core.teachers.map_files import SETTINGS, MapFolder, class_table, metres_of, open_folder
 
 
-class _Files:
-    """What teachers that read files have in common."""
+class FileMaps:
+    """Map files of one kind (classes | depth) in a folder, as `map_files.open_folder` finds them."""
 
     def __init__(self, folder: Path | str, kind: str) -> None:
         self.maps: MapFolder = open_folder(folder, kind)
@@ -47,7 +47,19 @@ class _Files:
         return hashlib.sha256(said.encode()).hexdigest()[:8]
 
 
-class FileClasses(_Files):
+def file_maps(teacher: str) -> list[FileMaps]:
+    """The map files that a teacher's name, as of `load_teachers`, speaks of: of classes in its first part, of depth in
+    its second, or in the first of a name that has no other.
+
+    Raises:
+        MissingInput, InvalidInput: as of `open_folder`.
+    """
+    first, _, rest = teacher.partition("+")
+    parts = (first, "classes"), (rest.partition("+")[0] or first, "depth")
+    return [FileMaps(name.removeprefix("files:"), kind) for name, kind in parts if name.startswith("files:")]
+
+
+class FileClasses(FileMaps):
     """Class maps from files; images without one have none.
 
     Args:
@@ -84,7 +96,7 @@ class FileClasses(_Files):
         return ClassMap(class_id, np.where(class_id == UNKNOWN, np.float32(0), score))
 
 
-class FileDepth(_Files):
+class FileDepth(FileMaps):
     """Depth maps from files; images without one have none.
 
     Args:
