@@ -24,10 +24,10 @@ TOKEN_SPREAD_NS = 100_000_000
 class BagFrames:
     """The frames of `bag` in time order: `len(frames)`, `frames[i]`. The bag is one scene, named as the bag is.
 
-    A frame's token is what the topic `/keyframe` says at its time, else `<scene>_<stamp_ns>`. What `/keyframe` names has
-    that message's time and the ego's pose then as reference, where TF knows it, for so its data set has it; other
-    frames those of the key camera's image. Frames without transforms are left out; images are decoded when they are
-    asked for, by any process.
+    A frame's token is what the topic `/keyframe` says at its time, else `<scene>_<stamp_ns>`. The reference of a frame
+    that `/keyframe` names is that message's time and, where TF knows it, the ego's pose then, as in the data set that
+    the bag is of; of others, those of the key camera's image. Frames without transforms are left out; images are
+    decoded when they are asked for, by any process.
 
     Attributes:
         keyframes: numbers of the frames that `/keyframe` names.

@@ -68,6 +68,33 @@ def load_teachers(
     return Teachers(classes, depth)
 
 
+def load_parts(
+    name: str,
+    dataroot: Path,
+    taxonomy: Taxonomy,
+    weights: Path | None = None,
+    device: str | None = None,
+    seed: int = 0,
+) -> tuple[ClassTeacher | None, DepthTeacher | None]:
+    """As `load_teachers`; but of a name without `+` that knows classes or depth only, the other is None.
+
+    Raises:
+        As of `load_teachers`.
+    """
+    if "+" in name or _city_teacher(name, root_of(dataroot), taxonomy, seed):
+        teachers = load_teachers(name, dataroot, taxonomy, weights, device, seed)
+        return teachers.classes, teachers.depth
+    given = root_of(dataroot), taxonomy, weights, device, seed
+    try:
+        classes: ClassTeacher | None = _class_teacher(name, *given)
+    except InvalidInput as no_classes:
+        try:
+            return None, _depth_teacher(name, *given)
+        except InvalidInput as no_depth:
+            raise InvalidInput(f"{no_classes}; {no_depth}") from no_depth
+    return classes, _depth_teacher(name, *given) if name.startswith(("files:", "lidar")) else None
+
+
 def _city_teacher(name: str, dataroot: Path, taxonomy: Taxonomy, seed: int) -> Oracle | Realistic | None:
     """Who knows the simulated city's truth, classes and depth alike; None: the name is another's."""
     if name == "oracle":
