@@ -1,4 +1,4 @@
-"""`occ teachers run`: its files say what the teacher says, labels of them are the teacher's, and a kill costs nothing."""
+"""`occ teachers run`: its files say what the teacher says, labels of them are its labels, and a kill costs nothing."""
 
 from __future__ import annotations
 
