@@ -72,6 +72,26 @@ def weights_digest(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:8]
 
 
+def file_digest(*paths: Path) -> str:
+    """Eight digits of what is in files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:8]
+
+
+def require_numbers(answer: np.ndarray, what: str) -> None:
+    """Refuse an answer without one number: weights or arithmetic are broken, and nothing of it is an answer.
+
+    Raises:
+        CorruptInput: all of it is NaN.
+    """
+    if np.isnan(answer).all():
+        raise CorruptInput(f"{what} is NaN everywhere: broken weights, or numbers beyond the network's precision")
+
+
 def by_size(images: dict[str, np.ndarray]) -> list[list[str]]:
     """Names of images of one size, which go through a network as one batch."""
     groups: dict[tuple[int, ...], list[str]] = {}
