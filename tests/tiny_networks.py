@@ -19,6 +19,8 @@ WORDS = [
     "bus",
     "wall",
     "person",
+    "traffic",
+    "cone",
 ]
 
 
@@ -134,4 +136,130 @@ def depth_anything(folder: Path, kind: str = "metric") -> Path:
         size={"height": 56, "width": 56}, keep_aspect_ratio=True, ensure_multiple_of=14,
         image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
     ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+CITYSCAPES = [
+    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
+    "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+]  # fmt: skip
+
+
+def loud(model, std: float = 0.3):
+    """Weights large enough for answers that differ from pixel to pixel."""
+    import torch
+
+    torch.manual_seed(4)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=std)
+    return model.eval()
+
+
+def segformer(folder: Path, labels: list[str] = CITYSCAPES) -> Path:
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+
+    config = SegformerConfig(
+        num_encoder_blocks=4, depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 16, 16], num_attention_heads=[1, 1, 2, 2],
+        decoder_hidden_size=16, id2label=dict(enumerate(labels)),
+    )  # fmt: skip
+    loud(SegformerForSemanticSegmentation(config)).save_pretrained(folder)
+    SegformerImageProcessor(size={"height": 64, "width": 96}).save_pretrained(folder)
+    return folder
+
+
+def _swin():
+    from transformers import SwinConfig
+
+    return SwinConfig(
+        image_size=64, patch_size=4, embed_dim=12, depths=[1, 1, 1, 1], num_heads=[1, 2, 3, 4], window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+
+
+def mask2former(folder: Path, labels: list[str] = CITYSCAPES) -> Path:
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+
+    config = Mask2FormerConfig(
+        backbone_config=_swin(), feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=32,
+        encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=32, num_queries=12,
+        id2label=dict(enumerate(labels)),
+    )  # fmt: skip
+    loud(Mask2FormerForUniversalSegmentation(config)).save_pretrained(folder)
+    Mask2FormerImageProcessor(size={"height": 64, "width": 96}, ignore_index=255).save_pretrained(folder)
+    return folder
+
+
+def oneformer(folder: Path, labels: list[str] = CITYSCAPES) -> Path:
+    from transformers import OneFormerConfig, OneFormerForUniversalSegmentation, OneFormerImageProcessor
+
+    config = OneFormerConfig(
+        backbone_config=_swin(), hidden_dim=32, mask_dim=32, conv_dim=32, encoder_feedforward_dim=32, encoder_layers=1,
+        decoder_layers=3, num_attention_heads=2, dim_feedforward=32, num_queries=12, text_encoder_width=32,
+        text_encoder_context_length=8, text_encoder_num_layers=1, text_encoder_vocab_size=32, task_seq_len=8,
+        query_dec_layers=1, is_training=False, id2label=dict(enumerate(labels)),
+    )  # fmt: skip
+    loud(OneFormerForUniversalSegmentation(config)).save_pretrained(folder)
+    processor = OneFormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}, num_text=4)
+    processor.class_info_file = "cityscapes_panoptic.json"  # as published: it would be fetched from the hub
+    processor.save_pretrained(folder)
+    word_tokenizer(folder, ["the", "task", "is", "semantic"])
+    return folder
+
+
+def word_tokenizer(folder: Path, words: list[str]) -> Path:
+    from transformers import BertTokenizer
+
+    BertTokenizer(vocab={word: number for number, word in enumerate(WORDS[:5] + words)}).save_pretrained(folder)
+    return folder
+
+
+def eomt(folder: Path, labels: list[str] = CITYSCAPES, split: bool = True) -> Path:
+    """With images cut into parts, as its semantic models do, or padded, as its panoptic ones."""
+    from transformers import EomtConfig, EomtForUniversalSegmentation, EomtImageProcessor
+
+    config = EomtConfig(
+        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, image_size=64, patch_size=16, num_register_tokens=1,
+        num_blocks=1, num_queries=12, num_upscale_blocks=1, id2label=dict(enumerate(labels)),
+    )  # fmt: skip
+    loud(EomtForUniversalSegmentation(config)).save_pretrained(folder)
+    edges = {"shortest_edge": 64, "longest_edge": None if split else 64}
+    EomtImageProcessor(size=edges, do_split_image=split, do_pad=not split).save_pretrained(folder)
+    return folder
+
+
+def zoedepth(folder: Path) -> Path:
+    from transformers import BeitConfig, ZoeDepthConfig, ZoeDepthForDepthEstimation, ZoeDepthImageProcessor
+
+    backbone = BeitConfig(
+        image_size=64, patch_size=16, num_hidden_layers=4, hidden_size=16, intermediate_size=32, num_attention_heads=2,
+        use_relative_position_bias=True, reshape_hidden_states=False,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = ZoeDepthConfig(
+        backbone_config=backbone, neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=8, bottleneck_features=8,
+        num_relative_features=8, num_attractors=[4, 2, 2, 1], bin_embedding_dim=8,
+        bin_configurations=[{"n_bins": 8, "min_depth": 0.001, "max_depth": 80.0}],
+    )  # fmt: skip
+    loud(ZoeDepthForDepthEstimation(config)).save_pretrained(folder)
+    ZoeDepthImageProcessor(size={"height": 64, "width": 96}).save_pretrained(folder)
+    return folder
+
+
+def depth_pro(folder: Path) -> Path:
+    import json
+
+    from transformers import DepthProConfig, DepthProForDepthEstimation
+
+    encoder = {
+        "model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16,
+        "patch_size": 8,
+    }  # fmt: skip
+    config = DepthProConfig(
+        fusion_hidden_size=8, patch_size=16, intermediate_hook_ids=[1, 0], intermediate_feature_dims=[8, 8],
+        scaled_images_feature_dims=[8, 8, 8], image_model_config=encoder, patch_model_config=encoder,
+        fov_model_config=encoder, use_fov_model=True, num_fov_head_layers=1,
+    )  # fmt: skip
+    loud(DepthProForDepthEstimation(config)).save_pretrained(folder)
+    settings = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 64, "width": 64}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
