@@ -11,10 +11,23 @@ from occ_core.teachers.base import ClassTeacher, DepthTeacher, Teachers
 from occ_core.teachers.oracle import Oracle
 from occ_core.teachers.realistic import Realistic
 
-CLASS_TEACHERS = ("oracle", "realistic", "lidar", "grounded-sam", "files:DIR")
+CLASS_TEACHERS = (
+    "oracle",
+    "realistic",
+    "lidar",
+    "files:DIR",
+    "grounded-sam",
+    "the folder or hub name of a Mask2Former, OneFormer, SegFormer or EoMT",
+    "thin:NAME, such a network with Grounded-SAM's thin classes on top",
+)
 DEPTH_TEACHERS = (
-    "oracle", "realistic", "lidar", "metric3d", "files:DIR", "or the folder or hub name of a transformers depth model",
-)  # fmt: skip
+    "oracle",
+    "realistic",
+    "lidar",
+    "files:DIR",
+    "metric3d",
+    "or the folder or hub name of a transformers depth model",
+)
 
 
 def load_teachers(
@@ -121,6 +134,11 @@ def _class_teacher(
         from occ_core.teachers.files import FileClasses
 
         return FileClasses(name.removeprefix("files:"), taxonomy)
+    network = name.removeprefix("thin:")
+    if "/" in network or (weights is not None and (weights / network).is_dir()):
+        from occ_core.teachers.closed_set import load_closed_set, load_with_thin
+
+        return (load_closed_set if network == name else load_with_thin)(network, taxonomy, weights, device)
     raise InvalidInput(f"'{name}' is no class teacher; there are: {', '.join(CLASS_TEACHERS)}")
 
 
