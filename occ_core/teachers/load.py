@@ -97,15 +97,22 @@ def load_parts(
     if "+" in name or _city_teacher(name, root_of(dataroot), taxonomy, seed):
         teachers = load_teachers(name, dataroot, taxonomy, weights, device, seed)
         return teachers.classes, teachers.depth
+    classes: ClassTeacher | None
     given = root_of(dataroot), taxonomy, weights, device, seed
+    if name.startswith("files:"):
+        from occ_core.teachers.map_files import kinds_in
+
+        kinds = kinds_in(name.removeprefix("files:"))
+        classes = _class_teacher(name, *given) if "classes" in kinds else None
+        return classes, _depth_teacher(name, *given) if "depth" in kinds else None
     try:
-        classes: ClassTeacher | None = _class_teacher(name, *given)
+        classes = _class_teacher(name, *given)
     except InvalidInput as no_classes:
         try:
             return None, _depth_teacher(name, *given)
         except InvalidInput as no_depth:
             raise InvalidInput(f"{no_classes}; {no_depth}") from no_depth
-    return classes, _depth_teacher(name, *given) if name.startswith(("files:", "lidar")) else None
+    return classes, _depth_teacher(name, *given) if name == "lidar" else None
 
 
 def _city_teacher(name: str, dataroot: Path, taxonomy: Taxonomy, seed: int) -> Oracle | Realistic | None:

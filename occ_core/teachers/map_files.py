@@ -143,6 +143,19 @@ def open_folder(folder: Path | str, kind: str) -> MapFolder:
     return MapFolder(folder, kind, settings)
 
 
+def kinds_in(folder: Path | str) -> list[str]:
+    """Which kinds of maps a folder holds; one that has no folder of either kind: classes where `maps.yaml` names some.
+
+    Raises:
+        MissingInput: no such folder. InvalidInput: `maps.yaml`, naming the field.
+    """
+    kinds = [kind for kind in SUFFIXES if (Path(folder) / kind).is_dir()]
+    if kinds:
+        return kinds
+    only = "classes" if read_settings(Path(folder) / SETTINGS).named else "depth"
+    return [open_folder(folder, only).kind]
+
+
 def read_settings(path: Path) -> MapSettings:
     """Of `maps.yaml`; defaults where there is none.
 

@@ -18,7 +18,7 @@ from occ_core.sources.kitti import SemanticKittiSource
 from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI
 from occ_core.teachers.base import UNKNOWN, NoMaps
 from occ_core.teachers.lidar import project, read_kitti_labels
-from occ_core.teachers.load import load_teachers
+from occ_core.teachers.load import load_parts, load_teachers
 from occ_core.teachers.vocabulary import ID_LISTS, MEANS, class_id_of
 
 IDS = np.arange(96 * 64).reshape(64, 96) % 5  # of the test camera's size
@@ -199,6 +199,17 @@ def test_a_frame_without_maps_is_left_out_of_the_labels_and_named(tmp_path):
     assert list(why) == ["token1"] and "500000000.npy: no numpy file" in why["token1"]
     assert all("token1: " in label.skipped[0] for label in found)
     assert {ROAD, WALL} <= set(np.unique(found[0].occupancy.labels))
+
+
+def test_a_folder_of_one_kind_is_one_part_of_a_teacher(tmp_path, one):
+    put(tmp_path / "both", "classes/CAM_FRONT/1.npy", IDS)
+    put(tmp_path / "both", "depth/CAM_FRONT/1.npy", DEPTH_M, None)
+    put(tmp_path / "classes", "CAM_FRONT/1.npy", IDS)
+    put(tmp_path / "depth", "depth/CAM_FRONT/1.npy", DEPTH_M, None)
+    put(tmp_path / "bare", "CAM_FRONT/1.npy", DEPTH_M, None)
+    for name, has in (("both", (1, 1)), ("classes", (1, 0)), ("depth", (0, 1)), ("bare", (0, 1))):
+        parts = load_parts(f"files:{tmp_path / name}", tmp_path, OCC3D)
+        assert tuple(part is not None for part in parts) == has, name
 
 
 def test_no_pickle_is_read(tmp_path, one):
