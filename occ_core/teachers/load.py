@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from occ_core.errors import InvalidInput
+from occ_core.errors import InvalidInput, MissingInput
 from occ_core.sources.nuscenes_tables import root_of
 from occ_core.taxonomy import Taxonomy
 from occ_core.teachers.base import ClassTeacher, DepthTeacher, Teachers
@@ -56,6 +56,7 @@ def load_teachers(
         InvalidInput: a name that is no teacher.
         MissingInput, MissingPackage: what the teacher needs is not there.
     """
+    _require_weights(name, weights)
     dataroot = root_of(dataroot)
     first, _, rest = name.partition("+")
     second, completes, completed_by = rest.partition("+")
@@ -98,6 +99,7 @@ def load_parts(
         teachers = load_teachers(name, dataroot, taxonomy, weights, device, seed)
         return teachers.classes, teachers.depth
     classes: ClassTeacher | None
+    _require_weights(name, weights)
     given = root_of(dataroot), taxonomy, weights, device, seed
     if name.startswith("files:"):
         from occ_core.teachers.map_files import kinds_in
@@ -113,6 +115,30 @@ def load_parts(
         except InvalidInput as no_depth:
             raise InvalidInput(f"{no_classes}; {no_depth}") from no_depth
     return classes, _depth_teacher(name, *given) if name == "lidar" else None
+
+
+def _require_weights(name: str, weights: Path | None) -> None:
+    """Before anything is loaded, which may take minutes: all that the networks of a teacher's name lack, at once.
+
+    Raises:
+        MissingInput: naming each, and how to get it.
+    """
+    absent: list[str] = []
+    for part in dict.fromkeys(name.replace("thin:", "grounded-sam+").split("+")):
+        if part == "grounded-sam":
+            from occ_core.teachers import grounded_sam
+
+            absent += grounded_sam.lacking(weights)
+        elif part == "metric3d":
+            from occ_core.teachers import metric3d
+
+            absent += metric3d.lacking(weights)
+        elif "/" in part and not part.startswith("files:") and not (weights is not None and (weights / part).is_dir()):
+            from occ_core.teachers import networks
+
+            absent += networks.lacking(part)
+    if absent:
+        raise MissingInput("; ".join(absent))
 
 
 def _city_teacher(name: str, dataroot: Path, taxonomy: Taxonomy, seed: int) -> Oracle | Realistic | None:

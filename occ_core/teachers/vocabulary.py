@@ -5,37 +5,29 @@ from __future__ import annotations
 from occ_core.errors import InvalidInput
 from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI, Taxonomy
 from occ_core.teachers.base import UNKNOWN
+from occ_core.teachers.closed_set_table import ADE20K, CITYSCAPES, MAPILLARY, Pair
 
 SKY = ("sky", "free", "empty")
 NOTHING = ("unknown", "void", "ignore", "unlabeled", "unlabelled")
 
-MEANS: dict[str, tuple[str, str]] = {
-    # name -> (class of Occ3D, class of SemanticKITTI); "" where the taxonomy has none: the pixel's class is unknown.
+MEANS: dict[str, Pair] = {
+    # name -> (class of Occ3D, class of SemanticKITTI); None where the taxonomy has none: the class is unknown.
+    **{name.replace(" ", "_"): pair for known in (ADE20K, MAPILLARY, CITYSCAPES) for name, pair in known.items()},
     # The two taxonomies' own names, seen from the other one:
-    "others": ("others", ""), "barrier": ("barrier", "fence"), "bus": ("bus", "other_vehicle"),
+    "others": ("others", None), "barrier": ("barrier", "fence"), "bus": ("bus", "other_vehicle"),
     "construction_vehicle": ("construction_vehicle", "other_vehicle"), "pedestrian": ("pedestrian", "person"),
-    "traffic_cone": ("traffic_cone", ""), "trailer": ("trailer", "other_vehicle"),
+    "traffic_cone": ("traffic_cone", None), "trailer": ("trailer", "other_vehicle"),
     "driveable_surface": ("driveable_surface", "road"), "other_flat": ("other_flat", "other_ground"),
-    "manmade": ("manmade", "building"), "other_vehicle": ("", "other_vehicle"), "person": ("pedestrian", "person"),
+    "manmade": ("manmade", "building"), "other_vehicle": (None, "other_vehicle"), "person": ("pedestrian", "person"),
     "bicyclist": ("bicycle", "bicyclist"), "motorcyclist": ("motorcycle", "motorcyclist"),
-    "road": ("driveable_surface", "road"), "parking": ("driveable_surface", "parking"),
-    "other_ground": ("other_flat", "other_ground"), "building": ("manmade", "building"), "fence": ("manmade", "fence"),
-    "trunk": ("vegetation", "trunk"), "pole": ("manmade", "pole"), "traffic_sign": ("manmade", "traffic_sign"),
-    # Cityscapes: its walls stand alone, as SemanticKITTI's fences do; nuScenes counts a rider to what is ridden,
-    # mostly bicycles; SemanticKITTI gives traffic lights no class of the 19.
-    "wall": ("manmade", "fence"), "traffic_light": ("manmade", ""), "rider": ("bicycle", "bicyclist"),
-    "train": ("bus", "other_vehicle"),
+    "other_ground": ("other_flat", "other_ground"), "trunk": ("vegetation", "trunk"),
     # OccNeRF's prompts:
-    "cone": ("traffic_cone", ""), "crane": ("construction_vehicle", "other_vehicle"),
-    "tree": ("vegetation", "vegetation"),
+    "cone": ("traffic_cone", None), "crane": ("construction_vehicle", "other_vehicle"),
 }  # fmt: skip
 
 ID_LISTS: dict[str, dict[int, str]] = {
     # Cityscapes' 19 train ids (Cordts et al., CVPR 2016).
-    "cityscapes": dict(enumerate((
-        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic_light", "traffic_sign", "vegetation",
-        "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
-    ))),
+    "cityscapes": dict(enumerate(CITYSCAPES)),
     # The `_mask.bin` files of OccNeRF's label script; -1 is unknown there.
     "occnerf": dict(enumerate((
         "car", "road", "bus", "truck", "terrain", "tree", "sidewalk", "bicycle", "barrier", "pedestrian", "building",
@@ -45,11 +37,11 @@ ID_LISTS: dict[str, dict[int, str]] = {
 
 
 def class_id_of(name: str, taxonomy: Taxonomy) -> int:
-    """Id in a taxonomy of a class by its own name, another taxonomy's or Cityscapes'; its free id for the sky, UNKNOWN
-    for what it has no class for.
+    """Id in a taxonomy of a class by its own name, the other taxonomy's or a street data set's; its free id for the
+    sky, UNKNOWN for what it has no class for.
 
     Raises:
-        InvalidInput: a name that nobody knows; names those that would do.
+        InvalidInput: a name that nobody knows; names the taxonomy's.
     """
     key = name.strip().lower().replace(" ", "_").replace("-", "_")
     if key in taxonomy.names:
@@ -61,5 +53,7 @@ def class_id_of(name: str, taxonomy: Taxonomy) -> int:
     if key in MEANS and taxonomy.name in (OCC3D.name, SEMANTIC_KITTI.name):
         meant = MEANS[key][taxonomy.name == SEMANTIC_KITTI.name]
         return taxonomy.id_of(meant) if meant else UNKNOWN
-    known = ", ".join(dict.fromkeys((*taxonomy.names, "sky", "unknown", *MEANS)))
-    raise InvalidInput(f"'{name}' is no class of '{taxonomy.name}' and not known otherwise; there are: {known}")
+    raise InvalidInput(
+        f"'{name}' is no class of '{taxonomy.name}' ({', '.join(taxonomy.names)}), nor of the other taxonomy, of "
+        "Cityscapes, Mapillary or ADE20K, nor 'sky' or 'unknown'"
+    )

@@ -124,6 +124,15 @@ def test_maps_made_otherwise_and_strange_folders_are_refused(city, maps, tmp_pat
     assert not (tmp_path / "none").exists()
 
 
+def test_all_weights_that_are_missing_are_named_at_once_before_anything_is_written(city, tmp_path):
+    pytest.importorskip("transformers", reason="networks need transformers: pip install 'occ_ros[teachers]'")
+    (tmp_path / "weights").mkdir()
+    choice = TeacherChoice("grounded-sam+metric3d", weights=tmp_path / "weights")
+    with pytest.raises(MissingInput, match="'grounding-dino'.*neither sam_vit_.*no Metric3D in "):
+        write_maps(city, tmp_path / "maps", choice)
+    assert not (tmp_path / "maps").exists()
+
+
 def test_a_scene_that_a_teacher_fails_at_is_named_and_the_others_are_made(city, tmp_path):
     import shutil
 
