@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from occ_core.errors import InvalidInput
 from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI, Taxonomy
 from occ_core.teachers.base import UNKNOWN
@@ -10,9 +12,15 @@ from occ_core.teachers.closed_set_table import ADE20K, CITYSCAPES, MAPILLARY, Pa
 SKY = ("sky", "free", "empty")
 NOTHING = ("unknown", "void", "ignore", "unlabeled", "unlabelled")
 
+
+def _plain(name: str) -> str:
+    """In lower case, with `_` between words."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
 MEANS: dict[str, Pair] = {
     # name -> (class of Occ3D, class of SemanticKITTI); None where the taxonomy has none: the class is unknown.
-    **{name.replace(" ", "_"): pair for known in (ADE20K, MAPILLARY, CITYSCAPES) for name, pair in known.items()},
+    **{_plain(name): pair for known in (ADE20K, MAPILLARY, CITYSCAPES) for name, pair in known.items()},
     # The two taxonomies' own names, seen from the other one:
     "others": ("others", None), "barrier": ("barrier", "fence"), "bus": ("bus", "other_vehicle"),
     "construction_vehicle": ("construction_vehicle", "other_vehicle"), "pedestrian": ("pedestrian", "person"),
@@ -43,7 +51,7 @@ def class_id_of(name: str, taxonomy: Taxonomy) -> int:
     Raises:
         InvalidInput: a name that nobody knows; names the taxonomy's.
     """
-    key = name.strip().lower().replace(" ", "_").replace("-", "_")
+    key = _plain(name)
     if key in taxonomy.names:
         return taxonomy.id_of(key)
     if key in SKY:
