@@ -167,7 +167,7 @@ def test_thin_classes_come_on_top_if_asked(tmp_path):
     tiny_networks.segformer(tmp_path / "street")
     tiny_networks.grounding_dino(tmp_path / "grounding-dino")
     tiny_networks.sam(tmp_path / "sam")
-    teacher = load_teachers("thin:street+lidar", tmp_path, OCC3D, tmp_path, "cpu").classes
+    teacher = load_teachers("thin:street+lidar", tmp_path, OCC3D, tmp_path, "cpu").classes.teacher
     assert isinstance(teacher, OnTop)
     asked = {OCC3D.names[i] for i, _ in teacher.top.asked}
     unknown_to_cityscapes = {"construction_vehicle", "trailer", "traffic_cone", "barrier", "other_flat"}
