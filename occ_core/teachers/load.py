@@ -99,8 +99,9 @@ def _class_teacher(
     if "/" in network or (weights is not None and (weights / network).is_dir()):
         from occ_core.teachers.closed_set import load_closed_set, load_with_thin
 
-        load = load_closed_set if network == name else load_with_thin
-        return AskedClasses(load(network, taxonomy, weights, device))
+        if network == name:
+            return AskedClasses(load_closed_set(network, taxonomy, weights, device))
+        return AskedClasses(load_with_thin(network, taxonomy, weights, device))
     raise InvalidInput(f"'{name}' is no class teacher; there are: {', '.join(CLASS_TEACHERS)}")
 
 
