@@ -6,8 +6,8 @@ import os
 
 from occ_core.errors import need
 
-MEASURED = ("oracle", "realistic", "lidar")
-"""Teachers that are no networks, beside `files:DIR`: they are asked faster than a cache is read."""
+MEASURED = ("oracle", "realistic", "lidar", "motion")
+"""Teachers that are no networks, beside `files:DIR`."""
 
 
 def is_network(name: str) -> bool:
