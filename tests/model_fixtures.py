@@ -25,6 +25,10 @@ SMALL = EasyOccConfig(
     head_channels=24,
 )
 
+COARSE_NANO = SMALL.model_copy(
+    update={"grid_origin_m": (-40.0, -40.0, -1.0), "voxel_size_m": 5.0, "grid_shape": (16, 16, 2), "pillar_heights": 2}
+)
+
 
 def camera(name: str, yaw_deg: float, size=(320, 180), focal_px=200.0, at=(0.5, 0.1, 1.5), **lens) -> Camera:
     yaw = math.radians(yaw_deg)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from model_fixtures import SMALL, ring_rig
 
 from occ_core.geometry import pose
 from occ_core.inference.table import build_table
+from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.taxonomy import OCC3D
 from occ_core.training.cache import SceneCache
+from occ_core.training.config import TrainingConfig
 from occ_core.training.rays import ray_targets
+
+if TYPE_CHECKING:
+    from occ_core.training.moments import Moment
+    from occ_core.training.tabulated import TabulatedMoments
 
 ROAD, CAR, WALL, FREE, UNSEEN = OCC3D.id_of("driveable_surface"), OCC3D.id_of("car"), OCC3D.id_of("manmade"), 17, 255
 PERIOD_NS = 500_000_000
@@ -45,3 +55,41 @@ def driven(samples: int) -> np.ndarray:
     start = pose((100.0, -50.0, 0.0), (np.cos(0.6), 0.0, 0.0, np.sin(0.6)))
     step = pose((1.6, 0.0, 0.0), (np.cos(0.05), 0.0, 0.0, np.sin(0.05)))
     return np.stack([start @ np.linalg.matrix_power(step, i) for i in range(samples)])
+
+
+def judged(*scenes: SceneCache, config: EasyOccConfig = SMALL) -> TabulatedMoments:
+    """Their moments one by one, with all labels."""
+    from occ_core.training.tabulated import TabulatedMoments
+
+    return TabulatedMoments(scenes, TrainingConfig(model=config), judged=True)
+
+
+def drawn(scenes: list[SceneCache], config: TrainingConfig, kind: str = "moments", step: int = 0) -> Iterator[Moment]:
+    """Batches of a phase, as one process draws them."""
+    from occ_core.training.steps import Steps
+    from occ_core.training.tabulated import TabulatedMoments
+
+    samples = TabulatedMoments(scenes, config).of(kind)
+    return map(samples.batch, Steps(len(samples), config.seed, samples.batch_size, 1, 0, 1, step, stream=samples.order))
+
+
+def use_scenes(monkeypatch: Any, *parts: list[SceneCache]) -> None:
+    """Train on, fit on and judge by such scenes, whatever data a run names."""
+    from occ_core.training import lessons
+    from occ_core.training.data_sets import Held
+    from occ_core.training.tabulated import TabulatedMoments
+
+    def held(config: TrainingConfig, *_: Any) -> Held:
+        samples = [TabulatedMoments(scenes, config, judged=i > 0) for i, scenes in enumerate(parts)]
+        return Held(samples[0], samples[1], samples[2], *([scene.name for scene in part] for part in parts[1:]))
+
+    monkeypatch.setattr(lessons, "open_data", held)
+
+
+def open_scenes(root: Path, labels: str, config: EasyOccConfig, cache: Path) -> list[SceneCache]:
+    """All scenes of a data set as a run on all of them opens them."""
+    from occ_core.training.data_sets import open_data
+
+    fields = {"validation_scenes": 0, "nano": {"threshold_scenes": 0}}
+    run = TrainingConfig(model=config, data=(root,), labels=labels, cache=cache, **fields)
+    return open_data(run, config.needs, print).training.scenes

@@ -33,11 +33,12 @@ from occ_core.models.build import build_model, parse_config  # noqa: E402
 from occ_core.sources.bag import BagSource  # noqa: E402
 from occ_core.sources.bag_frames import BagFrames  # noqa: E402
 from occ_core.teachers.base import ClassMap, DepthMap, Teachers  # noqa: E402
-from occ_core.training import loop, nano  # noqa: E402
+from occ_core.training import loop  # noqa: E402
 from occ_core.training.config import load_config  # noqa: E402
+from occ_core.training.data_sets import open_data  # noqa: E402
+from occ_core.training.keyframes import Keyframe, MomentSource  # noqa: E402
 from occ_core.training.label_files import LabelFiles, open_labels  # noqa: E402
-from occ_core.training.moments import NEEDS, Keyframe, Moments, MomentSource, collate  # noqa: E402
-from occ_core.training.rig_lessons import open_data  # noqa: E402
+from occ_core.training.moments import NEEDS, Moments, collate  # noqa: E402
 
 torch.set_num_threads(1)
 BY_NAME = [1, 0]  # cameras of a bag are in the order of their names: back, front
@@ -348,8 +349,6 @@ def test_sequences_that_are_held_out_can_be_named(tmp_path):
     run.write_text("validation_scenes: ['08']\n")
     with pytest.raises(InvalidInput, match=r"validation_scenes names '08', which is none of the 3: 03 \.\. 05"):
         open_data(load_config(run, data=(root,), labels="voxels", model=kitti_config()), frozenset(), lambda _: None)
-    with pytest.raises(InvalidInput, match="EasyOcc nano holds out the last scenes: validation_scenes is how many"):
-        nano.open_data(load_config(run, data=(root,)))
     for wrong in ("-1", "[8]", "many"):
         run.write_text(f"validation_scenes: {wrong}\n")
         with pytest.raises(InvalidInput, match="run.yaml: validation_scenes"):

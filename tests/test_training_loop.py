@@ -27,8 +27,8 @@ from occ_core.models import build  # noqa: E402
 from occ_core.training import loop, state  # noqa: E402
 from occ_core.training.config import load_config  # noqa: E402
 from occ_core.training.counts import cell_weights  # noqa: E402
+from occ_core.training.lessons import Lessons  # noqa: E402
 from occ_core.training.log import Clock, Log  # noqa: E402
-from occ_core.training.rig_lessons import RigLessons  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -122,9 +122,8 @@ def test_confusion_is_shared_among_processes_and_counts_observed_cells_once(tmp_
     average = tiny.Tiny(tiny.TinyConfig()).eval()
     parts = []
     for rank, world in ((0, 1), (0, 2), (1, 2)):
-        lessons = object.__new__(RigLessons)
-        whole = RigLessons(config, loop.Ranks(0, 1, torch.device("cpu")), lambda what: None)
-        lessons.__dict__ = {**whole.__dict__, "ranks": loop.Ranks(rank, world, torch.device("cpu"))}
+        lessons = Lessons(config, loop.Ranks(0, 1, torch.device("cpu")), lambda what: None)
+        lessons.ranks = loop.Ranks(rank, world, torch.device("cpu"))
         parts.append(lessons.confusion(average))
     assert np.array_equal(parts[0], parts[1] + parts[2]) and parts[1].any() and parts[2].any()
     assert parts[0].sum() == 4 * 18 * 20 * 2 and parts[0][13].sum() == 4 * 18 * 20 and parts[0][11].sum() == 0
@@ -201,7 +200,7 @@ def test_accumulated_gradients_are_those_of_one_larger_batch(data, tmp_path, mon
 
 def test_targets_get_weights_counted_over_the_training_labels(data):
     seen = []
-    lessons = RigLessons(tiny.run_config(data), loop.Ranks(0, 1, torch.device("cpu")), lambda what: None)
+    lessons = Lessons(tiny.run_config(data), loop.Ranks(0, 1, torch.device("cpu")), lambda what: None)
     batch = next(lessons.batches(0))
     lessons.losses(lambda rig, targets, progress: seen.append(targets) or {}, batch, 0.0, torch.nn.Identity())
     (targets,) = seen

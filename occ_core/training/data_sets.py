@@ -233,7 +233,7 @@ class _Set:
         return load_teachers(cast(str, config.teacher), self.root, taxonomy, weights, device, config.teacher_seed, maps)
 
 
-def data_record(data: Held, config: TrainingConfig) -> dict[str, Any]:
+def data_record(data: Held) -> dict[str, Any]:
     """What the json beside the checkpoint says of the data; the first keyframe of each scene tells of its cameras."""
     samples = data.training
     sources = [source for source in samples.sources if source.keyframes]
@@ -249,7 +249,7 @@ def data_record(data: Held, config: TrainingConfig) -> dict[str, Any]:
         "tokens_sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
         "cameras": samples.fewest_cameras(),
         **({} if gap_s is None else {"neighbour_s": round(gap_s, 3)}),
-        **({"threshold_scenes": data.fitting_scenes} if config.model.fitted else {}),
+        **({"threshold_scenes": data.fitting_scenes} if data.fitting_scenes else {}),
         "held_out_scenes": data.held_out_scenes,
         "held_out_samples": len(data.validation),
     }

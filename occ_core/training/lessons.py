@@ -48,7 +48,7 @@ class Lessons:
         self.data = open_data(config, needs_of(config), told, ranks)
         told("how often each class occurs")
         counts = count_classes(self.data.training, self.model, ranks)
-        self.record = data_record(self.data, config) | counts.record
+        self.record = data_record(self.data) | counts.record
         self.weights = {name: tensor.to(ranks.device) for name, tensor in counts.weights.items()}
 
     def batches(self, first_step: int) -> Iterator[Moment]:
