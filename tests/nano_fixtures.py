@@ -86,10 +86,10 @@ def use_scenes(monkeypatch: Any, *parts: list[SceneCache]) -> None:
     monkeypatch.setattr(lessons, "open_data", held)
 
 
-def open_scenes(root: Path, labels: str, config: EasyOccConfig, cache: Path) -> list[SceneCache]:
+def open_scenes(root: Path, labels: str, config: EasyOccConfig, cache: Path, **changes: Any) -> list[SceneCache]:
     """All scenes of a data set as a run on all of them opens them."""
     from occ_core.training.data_sets import open_data
 
-    fields = {"validation_scenes": 0, "nano": {"threshold_scenes": 0}}
+    fields = {"validation_scenes": 0, "nano": {"threshold_scenes": 0}, **changes}
     run = TrainingConfig(model=config, data=(root,), labels=labels, cache=cache, **fields)
     return open_data(run, config.needs, print).training.scenes

@@ -89,7 +89,7 @@ def test_a_data_set_that_is_named_twice_teaches_twice_and_is_held_out_in_both(tm
         held = open_data(run, frozenset({"labels"}), print)
         names, judged = held.training.names, held.validation.names
         scenes = 5 - len(held.held_out_scenes) - len(held.fitting_scenes)
-        assert len(names) == 2 * 2 * scenes and sorted(set(names) * 2) == sorted(names)
+        assert len(names) == 2 * 2 * scenes and sorted([*set(names)] * 2) == sorted(names)
         assert len(judged) == len(set(judged)) == 2 * len(held.held_out_scenes)
         assert not set(names) & {*judged, *held.fitting.names}
         expected = ["scene-0002"] if asked != 2 else ["scene-0004", "scene-0005"]

@@ -21,6 +21,7 @@ torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
 import tiny_camera_network as tiny  # noqa: E402
+from model_fixtures import COARSE_NANO  # noqa: E402
 
 from occ_core.inference.predictor import Predictor  # noqa: E402
 from occ_core.models import build  # noqa: E402
@@ -112,6 +113,29 @@ def test_two_processes_learn_what_one_learns_from_twice_as_many_samples(data, tm
     record = json.loads((tmp_path / "two/last.json").read_text())["training"]
     assert record["config"]["processes"] == 2 and record["data"]["held_out_samples"] == 4
     assert len(tiny.rows(tmp_path / "two")) == 3  # only one process writes
+
+
+def test_two_processes_teach_nano_what_one_learns_from_twice_as_many_samples(tmp_path):
+    """Images alone, then all; the processes make the cache together."""
+    tiny.make_data(tmp_path / "set", scenes=4, keyframes=2, grid=COARSE_NANO.grid)
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29618")
+    nano = {"image_steps": 1, "image_batch": 2, "columns": 60, "threshold_scenes": 1}
+    changes = {"model": COARSE_NANO.model_dump(mode="json"), "nano": nano, "cache": str(tmp_path / "cache")}
+    changes |= {"steps": 2, "learning_rate": 1e-3, "ema_decay": 0.0, "warmup_steps": 0}
+    done = program(tmp_path, "two", tmp_path / "set", *torchrun, changes=changes)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+    config = tiny.run_config(tmp_path / "set", **{**changes, "accumulate": 2})
+    loop.train(config, tmp_path / "one")
+    torch.manual_seed(config.seed)
+    start = {f"model.{name}": tensor for name, tensor in build.build_model(config.model).named_parameters()}
+    two, one = tiny.weights(tmp_path / "two"), tiny.weights(tmp_path / "one")
+    learned = torch.cat([(one[name] - tensor).flatten() for name, tensor in start.items()])
+    apart = torch.cat([(one[name] - two[name]).flatten() for name in start])
+    assert learned.norm() > 0 and apart.norm() < 0.05 * learned.norm()
+    record = json.loads((tmp_path / "two/model.json").read_text())["training"]
+    assert record["config"]["processes"] == 2 and record["data"]["threshold_scenes"] == ["scene-0003"]
+    assert record["metrics"]["step"] == 3 and len(tiny.rows(tmp_path / "two")) == 3
 
 
 def test_confusion_is_shared_among_processes_and_counts_observed_cells_once(tmp_path):

@@ -28,7 +28,9 @@ from occ_core.models.easyocc.samples import Chain  # noqa: E402
 from occ_core.training import loop  # noqa: E402
 from occ_core.training.config import TrainingConfig  # noqa: E402
 from occ_core.training.data import mirror, read_sample, turn  # noqa: E402
+from occ_core.training.lessons import Lessons  # noqa: E402
 from occ_core.training.moments import Moment  # noqa: E402
+from occ_core.training.ranks import ALONE, Ranks  # noqa: E402
 from occ_core.training.tabulated import chained, stacked, targets_of  # noqa: E402
 
 torch.set_num_threads(1)
@@ -145,7 +147,7 @@ def test_the_moments_of_a_chain_are_turned_alike():
         expected = chained([alike[quarters - 1]], CONFIG)
         np.testing.assert_array_equal(after.then_from_now, expected.then_from_now)
         spin = np.linalg.matrix_power(np.array([[0.0, -1], [1, 0]]), quarters)
-        for a, b in zip(before.then_from_now[:, 0], after.then_from_now[:, 0], strict=True):
+        for a, b in zip(before.then_from_now[:, 0].numpy(), after.then_from_now[:, 0].numpy(), strict=True):
             np.testing.assert_allclose(b, np.c_[spin @ a[:, :2] @ spin.T, spin @ a[:, 2]], atol=1e-5)
     assert quarters_met == {1, 2, 3}
 
@@ -333,3 +335,27 @@ def test_memory_steps_and_memory_channels_need_each_other(run):
         run("b", steps=2, model=SMALL, nano={"memory_steps": 1})
     with pytest.raises(InvalidInput, match="last of all 2 steps, got 3"):
         run("c", steps=2, nano={"memory_steps": 3})
+
+
+def test_processes_judge_whole_scenes_of_a_network_that_remembers(monkeypatch):
+    """Two of them together what one judges alone, though a moment is answered with what was before it."""
+    scenes = [hand_made(name, 3, seed) for seed, name in enumerate("abc")]
+    use_scenes(monkeypatch, scenes[:1], [], scenes)
+    torch.manual_seed(0)
+    model = EasyOcc(CONFIG).eval()
+    with torch.no_grad():
+        model.birds_eye.memory.change.weight.normal_(0, 5.0)
+        model.to_class.weight.normal_(0, 5.0)
+        model.to_occupied.bias.fill_(20.0)
+        model.to_observed.bias.fill_(9.0)
+    lessons = Lessons(settings(), ALONE, print)
+    whole = lessons.confusion(model)
+    parts = []
+    for rank in range(2):
+        lessons.ranks = Ranks(rank, 2, ALONE.device)
+        parts.append(lessons.confusion(model))
+    assert np.array_equal(whole, parts[0] + parts[1]) and parts[0].sum() == 2 * parts[1].sum() > 0
+    one_by_one = [moment.rig_images for moment in judged(*scenes, config=CONFIG)]
+    follower = model.in_turn()
+    turns = [(follower.answer(inputs).labels, model.answer(inputs).labels) for inputs in one_by_one]
+    assert [torch.equal(*answers) for answers in turns] == [True, False, False] * 3
