@@ -31,6 +31,7 @@ PERIOD_NS = 500_000_000
 STAGGER_NS = 8_000_000
 RIG = ring_rig((160, 90))
 CONFIG = EasyOccConfig(
+    depth_by_ground=True,
     name="tiny",
     input_width=64,
     input_height=32,

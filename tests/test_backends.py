@@ -33,10 +33,10 @@ RUNTIMES = ("openvino", "onnxruntime")
 
 # Operators of ONNX that TensorRT 10.3 (JetPack 6) parses, as far as our graphs use them.
 TENSORRT_OPERATORS = {
-    "Add", "And", "ArgMax", "AveragePool", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv",
-    "DequantizeLinear", "Div", "Equal", "Exp", "Expand", "Gather", "Greater", "GreaterOrEqual", "MatMul", "Mul", "Neg",
-    "QuantizeLinear", "ReduceMean", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "Softplus", "Sub", "Transpose",
-    "Unsqueeze", "Where",
+    "Abs", "Add", "And", "ArgMax", "AveragePool", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv",
+    "DequantizeLinear", "Div", "Equal", "Exp", "Expand", "Floor", "Gather", "GatherElements", "Greater",
+    "GreaterOrEqual", "Log", "MatMul", "Mul", "Neg", "QuantizeLinear", "ReduceMean", "Relu", "Reshape", "Resize",
+    "Shape", "Sigmoid", "Softplus", "Sub", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 
 
