@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from occ_core.inference.table import build_table  # noqa: E402
 from occ_core.models.backbones import load_backbone, origin  # noqa: E402
-from occ_core.models.easyocc.ground import PLACES, AlongTheWay  # noqa: E402
+from occ_core.models.easyocc import ground  # noqa: E402
 from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
 from occ_core.models.efficientnet_lite import EfficientNetLite0, imagenet_file, published_weights, same_conv  # noqa: E402
 from occ_core.models.lifting import gather_rows, ray_evidence  # noqa: E402
@@ -213,33 +213,39 @@ def test_config_refuses_nonsense_by_name(record, words):
         parse_config(record)
 
 
-def test_logits_along_the_way_equal_interpolating_ray_by_ray():
+def test_logits_by_the_ground_equal_interpolating_ray_by_ray():
     edges_m = EasyOccConfig().depth_edges_m
-    middles_m, widths_m = (edges_m[1:] + edges_m[:-1]) / 2, np.diff(edges_m)
+    middles_m = (edges_m[1:] + edges_m[:-1]) / 2
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, PLACES, 3, 4, generator=generator)
-    slope, height_m = torch.rand(2, 1, 3, 4, generator=generator) - 0.5, torch.full((2, 1, 3, 4), 1.5)
-    slope[0, 0, 0] = 0  # the horizon
-    given = AlongTheWay(edges_m)(logits, slope, height_m)
+    logits = torch.randn(2, ground.BINS, 3, 4, generator=generator)
+    inverse = torch.rand(2, 1, 3, 4, generator=generator) * 0.3
+    inverse[0, 0, 0] = 0  # the sky
+    given = ground.over_depth(logits, inverse, torch.from_numpy(np.log(middles_m)).float()[:, None, None])
+    assert not given[0, :, 0].any()
     for n, row, column in np.ndindex(2, 3, 4):
-        way_m = min(60.0, 1.5 / max(1e-9, abs(float(slope[n, 0, row, column]))))
-        share = np.log(middles_m / way_m)
-        place = 50 + np.sign(share) * np.log(1 + np.abs(share) / 0.5) / 0.04
-        wanted = np.interp(place, np.arange(PLACES), logits[n, :, row, column]) + np.log(widths_m / middles_m / 0.04)
-        np.testing.assert_allclose(given[n, :, row, column], wanted, atol=2e-3)
+        if inverse[n, 0, row, column] > 0:
+            share = np.log(middles_m * float(inverse[n, 0, row, column]))
+            place = 12 + np.sign(share) * np.log(1 + np.abs(share) / 0.1) / 0.25
+            padded = np.r_[0, logits[n, :, row, column].numpy(), 0]
+            wanted = np.interp(place, np.arange(20), padded, left=0, right=0)
+            np.testing.assert_allclose(given[n, :, row, column].numpy(), wanted, atol=1e-3)
 
 
-@pytest.mark.parametrize("higher_m", [0.0, 1.7])
-def test_road_told_along_the_way_is_where_the_ground_is_on_any_rig(higher_m):
-    lift = np.eye(4)
-    lift[2, 3] = higher_m
-    rig = Rig(tuple(replace(camera, ego_from_cam=lift @ camera.ego_from_cam) for camera in ring_rig()))
-    config = SMALL.model_copy(update={"depth_by_ground": True, "depth_bins": 96, "depth_m": (1.0, 20.0)})
-    model, rays = EasyOcc(config).eval(), torch.from_numpy(build_table(rig, config).rays)
-    model.to_hazard.bias.data[50] = 12.0
-    hazard = model.hazard(torch.zeros(len(rig), config.neck_channels, *rays.shape[2:]), rays)
-    distance_m = 1 / rays[:, 4].clamp(min=1e-6)
-    middles_m = (config.depth_edges_m[1:] + config.depth_edges_m[:-1]) / 2
-    inside = (distance_m > 8) & (distance_m < 19)  # there bins are as fine as steps along the way
-    wanted = np.abs(np.log(middles_m[:, None]) - np.log(distance_m[inside].numpy())).argmin(axis=0)
-    assert inside.sum() > 50 and (hazard.argmax(1)[inside].numpy() == wanted).mean() > 0.9
+def test_road_told_by_the_ground_alone_is_where_the_ground_is_on_any_rig():
+    for rig in (ring_rig(), Rig(tuple(replace(c, ego_from_cam=raised(c.ego_from_cam, 1.7)) for c in ring_rig()))):
+        config = SMALL.model_copy(update={"depth_by_ground": True, "depth_bins": 96, "depth_m": (1.0, 20.0)})
+        model, rays = EasyOcc(config).eval(), torch.from_numpy(build_table(rig, config).rays)
+        torch.nn.init.zeros_(model.to_hazard.weight)
+        model.to_ground.bias.data[ground.AT_GROUND - 1] = 12.0
+        hazard = model.hazard(torch.zeros(len(rig), config.neck_channels, *rays.shape[2:]), rays)
+        distance_m = 1 / rays[:, 4].clamp(min=1e-6)
+        middles_m = (config.depth_edges_m[1:] + config.depth_edges_m[:-1]) / 2
+        inside = (distance_m > 8) & (distance_m < 19)  # there bins are as fine as steps along the way
+        wanted = np.abs(np.log(middles_m[:, None]) - np.log(distance_m[inside].numpy())).argmin(axis=0)
+        assert inside.sum() > 10 and (hazard.argmax(1)[inside].numpy() == wanted).all()
+
+
+def raised(ego_from_cam, by_m):
+    out = ego_from_cam.copy()
+    out[2, 3] += by_m
+    return out

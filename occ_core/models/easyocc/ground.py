@@ -1,55 +1,33 @@
 """Where a viewing ray ends, told in parts of the way to where it meets the ground.
 
-Road is at that place on any rig, and what stands on it is nearer by a share that the image alone tells: rows to its
-foot against rows to the horizon, whatever the focal length and the height of the camera. A ray that rises is told by
-its mirror image below the horizon. After GEDepth (arXiv 2309.09975), which adds the ground's depth to what a network
-reads; here it is the answer that is told relative to it.
+Road is at that place on any rig, and what stands on it is nearer by a share that the image alone tells (rows to its
+foot against rows to the horizon), whatever the focal length and the height of the camera. GEDepth (arXiv 2309.09975)
+adds the ground's depth to what a network reads; here it is the answer that is told relative to it.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from occ_core.inference.table import LOWEST_M
-
-SIDE = 50  # places before the ground, and as many beyond it
-PLACES = 2 * SIDE + 1
-STEP, FINE = 0.04, 0.5  # each 2 % of the way farther than the one before where the ground is; 4 % to 24 times the way
-FARTHEST_M = 60.0  # ground that is farther away, if at all, counts as so far
+BINS, AT_GROUND = 18, 12  # numbered from 1; places 0 and BINS + 1 say nothing
+PER_BIN, FINE = 0.25, 0.1  # steps of 2.5 % of the way where the ground is, wider ones far from it: 0.23 to 1.42 of it
+LEAST = 1e-4  # 1 / m: ground farther away is none
 
 
-class AlongTheWay(nn.Module):
-    """Hazard logits at places along the way to the ground [N, PLACES, h, w] to those at depth bins [N, D, h, w]."""
-
-    log_depth: Tensor
-    log_width: Tensor
-
-    def __init__(self, depth_edges_m: np.ndarray):
-        super().__init__()
-        middles_m, widths_m = (depth_edges_m[1:] + depth_edges_m[:-1]) / 2, np.diff(depth_edges_m)
-        self.register_buffer("log_depth", _column(np.log(middles_m)), persistent=False)
-        # a wider bin holds more of what ends somewhere in it
-        self.register_buffer("log_width", _column(np.log(widths_m / middles_m / STEP)), persistent=False)
-
-    def forward(
-        self,
-        logits: Tensor,
-        slope: Tensor,  # [N, 1, h, w]: z of unit viewing directions
-        height_m: Tensor,  # [N, 1, h, w]: of the camera above the ground
-    ) -> Tensor:
-        inverse = (slope.abs() / height_m.clamp(min=LOWEST_M)).clamp(min=1 / FARTHEST_M)  # of the way, in 1 / m
-        share = inverse.log() + self.log_depth
-        beyond, before = (torch.log(F.relu(part) / FINE + 1) for part in (share, -share))
-        place = (SIDE + (beyond - before) / STEP).clamp(0, PLACES - 1.001)
-        first = place.floor()
-        index = first.long()
-        low, high = logits.gather(1, index), logits.gather(1, index + 1)
-        return low + (place - first) * (high - low) + self.log_width
-
-
-def _column(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values).float()[:, None, None]
+def over_depth(
+    logits: Tensor,  # [N, BINS, h, w]: of places along the way to the ground
+    ground: Tensor,  # [N, 1, h, w]: 1 / distance, in 1 / m, at which each ray meets it, 0 for never
+    log_depth: Tensor,  # [D, 1, 1]: of the depth bins' middles in m
+) -> Tensor:  # [N, D, h, w]
+    """The logits at the depth bins, between two places by a straight line; 0 where a ray meets no ground."""
+    ratio = ground.clamp(min=LEAST).log() + log_depth
+    beyond, before = (torch.log(F.relu(part) / FINE + 1) for part in (ratio, -ratio))
+    place = (AT_GROUND + (beyond - before) / PER_BIN).clamp(0, BINS + 1)
+    none = torch.zeros_like(logits[:, :1])
+    logits = torch.cat([none, logits, none, none], dim=1)
+    first = place.floor()
+    index = first.long()
+    low, high = logits.gather(1, index), logits.gather(1, index + 1)
+    return low + (place - first) * (high - low)

@@ -11,15 +11,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from occ_core.inference.table import HEIGHT, RAY_CHANNELS, SLOPE
+from occ_core.inference.table import GROUND, RAY_CHANNELS
 from occ_core.models.backbones import build_backbone, load_backbone, statistics
+from occ_core.models.easyocc import ground
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
-from occ_core.models.easyocc.ground import PLACES, AlongTheWay
 from occ_core.models.easyocc.memory import MemoryFusion
 from occ_core.models.lifting import gather_rows, ray_evidence
 
@@ -145,6 +146,7 @@ class EasyOcc(nn.Module):
 
     mean: Tensor
     std: Tensor
+    log_depth: Tensor
     balance: Tensor
     threshold: Tensor
     class_bias: Tensor
@@ -160,9 +162,10 @@ class EasyOcc(nn.Module):
         channels = dict(zip(self.backbone.strides, self.backbone.channels, strict=True))
         given = tuple(channels[stride] for stride in (STRIDE, 2 * STRIDE, 4 * STRIDE))
         self.neck = Neck(given, config.neck_channels, channels.get(STRIDE // 2))
-        told = PLACES if config.depth_by_ground else config.depth_bins
-        self.to_hazard = nn.Conv2d(config.neck_channels, told, 1)
-        self.along_the_way = AlongTheWay(config.depth_edges_m) if config.depth_by_ground else None
+        self.to_hazard = nn.Conv2d(config.neck_channels, config.depth_bins, 1)
+        self.to_ground = nn.Conv2d(config.neck_channels, ground.BINS, 1) if config.depth_by_ground else None
+        middles_m = (config.depth_edges_m[1:] + config.depth_edges_m[:-1]) / 2
+        self.register_buffer("log_depth", torch.from_numpy(np.log(middles_m)).float()[:, None, None], persistent=False)
         self.to_context = nn.Conv2d(config.neck_channels, config.feature_channels, 1)
         self.to_pixel_class = nn.Conv2d(config.neck_channels, len(config.classes), 1)  # for its loss only
         self.birds_eye = BirdsEyeNet(config)
@@ -174,6 +177,9 @@ class EasyOcc(nn.Module):
         self.to_observed = nn.Linear(wide, heights)
         self.trust = nn.Parameter(torch.ones(heights))  # in the viewing ray's own verdict on a cell
         self.sight = nn.Parameter(torch.full((heights,), 8.0))  # trust in its having come so far
+        if self.to_ground is not None:  # learned beside what `to_hazard` may know already
+            nn.init.zeros_(self.to_ground.weight)
+            nn.init.zeros_(self.to_ground.get_parameter("bias"))
         nn.init.constant_(self.to_hazard.get_parameter("bias"), -3.4)  # start from the share of occupied cells, 3 %
         balance = torch.tensor([[1.0], [1.0], [0.0]]).repeat(1, heights)
         self.register_buffer("balance", balance)  # of the grid's and the ray's verdict; see training.balance
@@ -196,9 +202,9 @@ class EasyOcc(nn.Module):
     def hazard(self, features: Tensor, rays: Tensor) -> Tensor:
         """`Views.hazard_logits` of `features`."""
         logits = self.to_hazard(features)
-        if self.along_the_way is None:
+        if self.to_ground is None:
             return logits
-        return self.along_the_way(logits, rays[:, SLOPE : SLOPE + 1], rays[:, HEIGHT : HEIGHT + 1])
+        return logits + ground.over_depth(self.to_ground(features), rays[:, GROUND : GROUND + 1], self.log_depth)
 
     def views(
         self,
