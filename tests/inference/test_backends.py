@@ -54,12 +54,19 @@ def files(checkpoint):
     return {precision: checkpoint.with_name(f"{precision}.onnx") for precision in PRECISIONS}
 
 
+@pytest.fixture(scope="module")
+def of_torch(checkpoint) -> dict[int, Occupancy]:
+    """What torch says of two sets of images, by their index."""
+    predictor = Predictor.load(checkpoint, "torch", 1)
+    return {index: predictor.predict(fx.images(index), fx.RIG) for index in (7, 8)}
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_runtime_answers_as_torch_does(runtime, precision, checkpoint, files):
-    slow, fast = Predictor.load(checkpoint, "torch", 1), Predictor.load(files[precision], require(runtime), 1)
-    for index in (7, 8):
-        a, b = slow.predict(fx.images(index), fx.RIG), fast.predict(fx.images(index), fx.RIG)
+def test_a_runtime_answers_as_torch_does(runtime, precision, files, of_torch):
+    fast = Predictor.load(files[precision], require(runtime), 1)
+    for index, a in of_torch.items():
+        b = fast.predict(fx.images(index), fx.RIG)
         assert equal(a.labels, b.labels) >= EQUAL_LABELS[precision] and len(np.unique(a.labels)) > 3
         assert equal(a.observed, b.observed) >= EQUAL_LABELS[precision] and 0 < a.observed.mean() < 1
         same = a.labels == b.labels
