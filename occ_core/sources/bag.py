@@ -211,7 +211,7 @@ class BagSource:
             MissingTransform: TF does not cover them.
         """
         rig, placed = self._rig_at(stamps)
-        return rig, {name: self.world_from_ego(stamps[name]) for name in stamps if name in placed}
+        return rig, {name: self._world_from_ego(stamps[name]) for name in stamps if name in placed}
 
     def _decode(self, name: str, message: Any) -> np.ndarray | None:
         topic = self._usable[name].camera.image_topic
@@ -251,12 +251,7 @@ class BagSource:
             self._rig = with_masks(Rig(tuple(cameras)), self.path, self.path.stem)
         return self._rig, placed
 
-    def world_from_ego(self, stamp_ns: int) -> np.ndarray:
-        """(4, 4) at a time; the identity where nobody says where the robot is.
-
-        Raises:
-            MissingTransform: the bag does not say where it is then.
-        """
+    def _world_from_ego(self, stamp_ns: int) -> np.ndarray:
         return np.eye(4) if self.world_frame is None else self.tree.lookup(self.world_frame, self.base_frame, stamp_ns)
 
     # --- LiDAR ----------------------------------------------------------------------------------------------------
@@ -278,7 +273,7 @@ class BagSource:
         where = f"{self.path}: '{self.lidar_topic}' at {stamp_ns} ns"
         try:
             ego_from_lidar = self.tree.lookup(self.base_frame, cloud.header.frame_id, stamp_ns)
-            world_from_ego = self.world_from_ego(stamp_ns)
+            world_from_ego = self._world_from_ego(stamp_ns)
             points, intensity, ring = lidar_of(cloud, self._intensity_max)
         except MissingTransform as error:
             raise MissingTransform(f"{where}: no pose for the LiDAR sweep: {error}") from error
