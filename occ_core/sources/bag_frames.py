@@ -67,12 +67,13 @@ class BagFrames:
 
     def moment(self, index: int) -> tuple[int, np.ndarray]:
         """When a frame is, and where the ego is then: stamp_ns, world_from_ego (4, 4). Reads no message."""
+        name = self.bag.key.name
+        stamp_ns = self._sets[index][0][name].stamp_ns
         if index in self._named:
-            stamp_ns = self._named[index][1]
             with suppress(MissingTransform):
-                return stamp_ns, self.bag.world_from_ego(stamp_ns)
-        stamp_ns = self._sets[index][0][self.bag.key.name].stamp_ns
-        return stamp_ns, self.bag.world_from_ego(stamp_ns)
+                at_ns = self._named[index][1]
+                return at_ns, self.bag.place({name: at_ns})[1][name]
+        return stamp_ns, self.bag.place({name: stamp_ns})[1][name]
 
     def shots(self, index: int) -> dict[str, Shot]:
         """Which images a frame has, by camera name, those that cannot be decoded included. Reads none."""
