@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -117,8 +117,8 @@ def make_labels(
     job = Job(Path(dataroot), Path(out), recipe, teacher, sweeps, version)
     recording = _recording(job.dataroot, version)
     _require_poses(recording, recipe)
-    tasks = [Task(s, tuple(recording.scene(s).tokens)) for s in recording.require_scenes(scenes)]
-    store = LabelStore(out, recording.grid, recording.taxonomy)
+    tasks = [Task(s, tuple(recording.tokens(s))) for s in recording.require_scenes(scenes)]
+    store = LabelStore(job.out, recording.grid, recording.taxonomy)
     (versions,) = run(partial(_versions, job), [None], 1)  # where the teachers will run, for the same is loaded there
     if workers > 1:
         _load_teachers.cache_clear()  # the workers' memory is theirs
@@ -129,7 +129,7 @@ def make_labels(
     with progress_bar(show_progress) as progress:
         total = sum(map(len, lacking))
         # in images, for those are what takes the time: each label asks for those of its own moment
-        cameras = len(NuScenesSource(tables, scenes=[tasks[0].scene]).cameras) if tasks else 1
+        cameras = _images_a_label(recording, tasks)
         bar = progress.add_task("images", total=total * cameras, completed=(total - sum(map(sum, lacking))) * cameras)
         results = run(partial(label_one, job), todo, workers, lambda: progress.advance(bar, cameras))
         try:
@@ -138,6 +138,12 @@ def make_labels(
         except KeyboardInterrupt:
             progress.console.print(f"[yellow]stopped; the same command goes on where {out} stands[/yellow]")
             raise
+
+
+def _images_a_label(recording: Recording, tasks: list[Task]) -> int:
+    with suppress(OccError):  # of the first scene; its own work will say what is wrong with it
+        return max(1, len(recording.scene(tasks[0].scene).shots(0))) if tasks else 1
+    return 1
 
 
 def _finished(results: Iterator[Done | CannotWrite]) -> Iterator[Done]:

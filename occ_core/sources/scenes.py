@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -12,8 +14,12 @@ from occ_core.errors import MissingInput
 from occ_core.files import content_key
 from occ_core.frame import Frame, Shot
 from occ_core.grid import OCC3D_GRID, SEMANTIC_KITTI_VOXELS, VoxelGrid
-from occ_core.sources.open import FrameSource, frame_files, frame_key, left_out, open_source
+from occ_core.sources.nuscenes_tables import NuScenesTables
+from occ_core.sources.open import FrameSource, frame_files, frame_key, kind_of, left_out, open_source
 from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI, Taxonomy
+
+if TYPE_CHECKING:
+    from occ_core.sources.bag_frames import BagFrames
 
 KEYFRAME_S = 0.5
 """Time between keyframes where the recording names none: that of nuScenes, which recipes count their windows in."""
@@ -65,12 +71,19 @@ class Recording:
     """
 
     def __init__(self, path: Path | str, version: str | None = None) -> None:
-        from occ_core.sources.nuscenes import NuScenesSource
-
         self.path = Path(path)
-        self._source: FrameSource = open_source(path, version=version)
-        self._tables = self._source.tables if isinstance(self._source, NuScenesSource) else None
-        self.scenes: list[str] = self._source.scenes
+        self.kind = kind_of(self.path)
+        self._version = version
+        self.scenes: list[str] = self._tables.scenes if self.kind == "nuscenes" else self._source.scenes
+
+    @cached_property
+    def _tables(self) -> NuScenesTables:
+        return NuScenesTables(self.path, self._version)
+
+    @cached_property
+    def _source(self) -> FrameSource:
+        """All scenes; of nuScenes layout, which may have 850, each is opened by itself."""
+        return open_source(self.path, version=self._version)
 
     def require_scenes(self, names: Sequence[str] | None) -> list[str]:
         """The names if all exist (all scenes for None).
@@ -86,16 +99,12 @@ class Recording:
     @property
     def is_placed(self) -> bool:
         """Somebody says where the robot was; without, frames cannot be laid over each other."""
-        from occ_core.sources.bag_frames import BagFrames
-
-        return not isinstance(self._source, BagFrames) or self._source.bag.world_frame is not None
+        return self.kind != "bag" or cast("BagFrames", self._source).bag.world_frame is not None
 
     @property
     def is_kitti(self) -> bool:
         """It is SemanticKITTI, whose ego frame, grid and taxonomy are its own."""
-        from occ_core.sources.kitti import SemanticKittiSource
-
-        return isinstance(self._source, SemanticKittiSource)
+        return self.kind == "semantic_kitti"
 
     @property
     def grid(self) -> VoxelGrid:
@@ -110,17 +119,24 @@ class Recording:
     @property
     def left_out(self) -> list[str]:
         """One line for each thing of it that is not used."""
-        return left_out(self._source)
+        return left_out(self._source) if self.kind == "bag" else []
+
+    def tokens(self, scene: str) -> list[str]:
+        """Of the scene's keyframes. Reads no file."""
+        if self.kind == "nuscenes":
+            return [token for token, _ in self._tables.samples(scene)]
+        return list(self.scene(scene).tokens)
 
     def scene(self, name: str, between: bool = False) -> SceneFrames:
         """The keyframes of a scene; with `between` also what lies between them."""
-        if self._tables is not None:
+        if self.kind == "nuscenes":
             from occ_core.sources.nuscenes import NuScenesSource
 
             source: FrameSource = NuScenesSource(self._tables, scenes=[name], sweeps=between)
             return SceneFrames(self.path, source, range(len(source)), [token for _, token in source.samples])
-        places = [place for place, (scene, _) in enumerate(self._source.samples) if scene == name]
-        tokens = [self._source.samples[place][1] for place in places]
+        samples = self._source.samples
+        places = [place for place, (scene, _) in enumerate(samples) if scene == name]
+        tokens = [samples[place][1] for place in places]
         chosen = self._keyframes(places)
         if not between:
             kept = np.flatnonzero(chosen)
@@ -130,9 +146,7 @@ class Recording:
 
     def _keyframes(self, places: Sequence[int]) -> np.ndarray:
         """bool (N,): those that the recording names as keyframes, else as of `keyframes_of`."""
-        from occ_core.sources.bag_frames import BagFrames
-
-        if isinstance(self._source, BagFrames) and (named := self._source.keyframes):
+        if self.kind == "bag" and (named := cast("BagFrames", self._source).keyframes):
             return np.isin(places, sorted(named))
         moments = [self._source.moment(place) for place in places]
         stamps_ns = np.array([stamp_ns for stamp_ns, _ in moments], dtype=np.int64)
