@@ -26,6 +26,8 @@ from occ_ros.sensors import (
 )
 
 NOUNS = "image", "camera"
+CLOCK_S = 0.05
+"""Stamps that are off by less do not keep images out of the sets."""
 
 
 @dataclass
@@ -73,7 +75,7 @@ def _images(camera: CameraInput, around: Surroundings) -> Iterator[Found]:
         yield Found(ERROR, f"image rejected: {camera.problem.found}", camera.problem.kind)
     if not camera.stamp_ns:
         yield Found(ERROR, "images carry no stamp (header.stamp is zero)", "no stamp")
-    elif around.unused and around.lag_s:
+    elif around.unused and abs(around.lag_s) > CLOCK_S:
         side = "behind" if around.lag_s > 0 else "ahead of"
         by = f"{abs(around.lag_s):.3f} s {side} the other cameras'"
         text = f"stamps are {by} when the images come: none gets into a set (see deadline_s, max_spread_s)"

@@ -1,5 +1,6 @@
 """A small robot of somebody else, whose messages become a bag: a fixture of tests on bags as a source."""
 
+import functools
 from pathlib import Path
 
 import cv2
@@ -22,6 +23,7 @@ def base_from(sensor: str) -> np.ndarray:
     return pose((0.5, height, 1.0), quaternion_from_rotation(OPTICAL))
 
 
+@functools.cache
 def picture(seed: int) -> np.ndarray:
     small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return cv2.resize(small, (W, H), interpolation=cv2.INTER_CUBIC)
@@ -32,6 +34,7 @@ class Robot:
 
     def __init__(self):
         self.messages = []
+        self.qos = {}  # topic -> what its publishers offered
 
     def add(self, topic, stamp_ns, message, delay_ns=0):
         self.messages.append((stamp_ns + delay_ns, topic, message))
@@ -64,7 +67,10 @@ class Robot:
             connections = {}
             for stamp, topic, message in sorted(self.messages, key=lambda entry: entry[0]):
                 if topic not in connections:
-                    connections[topic] = writer.add_connection(topic, message.__msgtype__, typestore=msg.store())
+                    kind, qos = message.__msgtype__, self.qos.get(topic, ())
+                    connections[topic] = writer.add_connection(
+                        topic, kind, typestore=msg.store(), offered_qos_profiles=qos
+                    )
                 writer.write(connections[topic], stamp, msg.serialize(message))
         return path
 

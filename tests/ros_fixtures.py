@@ -44,7 +44,7 @@ CONFIG = EasyOccConfig(
 REMEMBERING = CONFIG.model_copy(update={"memory_channels": 7})
 
 
-def tiny_model(folder: Path, config: EasyOccConfig = CONFIG) -> Path:
+def tiny_model(folder: Path, config: EasyOccConfig = CONFIG, occupied_share: float = 0.04) -> Path:
     """A random network that calls a few cells in a hundred occupied, others for other images."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -61,7 +61,7 @@ def tiny_model(folder: Path, config: EasyOccConfig = CONFIG) -> Path:
         for index in range(3):  # lets the batch norms find their range, without which the output is constant
             batch = np.stack([preprocess.image(image) for image in images(index).values()])
             occupied = model(torch.from_numpy(batch), *rays)[0]
-        model.to_occupied.bias -= torch.quantile(occupied.flatten()[::37], 0.96)
+        model.to_occupied.bias -= torch.quantile(occupied.flatten()[::37], 1 - occupied_share)
     path = folder / "tiny.safetensors"
     save_checkpoint(path, model.state_dict(), describe(config, {}))
     return path

@@ -18,7 +18,7 @@ from occ_core.camera import Camera, Rig
 from occ_core.ego_mask import with_masks
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, MissingTransform
 from occ_core.frame import FULL_INTENSITY, Frame, LidarSweep
-from occ_core.problems import Tally, Unusable
+from occ_core.problems import Problem, Tally, Unusable
 from occ_core.sensor_messages import axis_problem, image_of, stamp_of
 from occ_core.sources.bag_cameras import BagCamera, chosen_topic, find_devices, without_images
 from occ_core.sources.bag_reader import BagReader
@@ -28,6 +28,8 @@ from occ_core.sources.bag_survey import CLOUD, TF, Place, Survey
 from occ_core.sources.bag_transforms import add_odometry, build_tree, namespaces, robot_of, world_of
 from occ_core.sources.clouds import lidar_of
 from occ_core.transforms import TransformTree
+
+GAPS = 0.1  # share of the sets; so many without an image of a camera are worth a word
 
 
 class BagSource:
@@ -104,6 +106,16 @@ class BagSource:
         self._undecoded: set[tuple[str, int]] = set()
         self.skipped: Counter[str] = Counter()
         self._rig: Rig | None = None
+        self._note_gaps()
+
+    def _note_gaps(self) -> None:
+        """Say which cameras lack in many of the key camera's sets."""
+        sets = [places for places, _ in self.sets()]
+        for name, each in self._usable.items():
+            lost = sum(name not in places for places in sets)
+            if lost > max(1, GAPS * len(sets)):
+                found = f"no image of it in {lost} of {len(sets)} sets"
+                self.tally.note(Problem("gaps", each.camera.image_topic, found))
 
     def _robot(self) -> str:
         """The namespace of transforms that most cameras are in."""
@@ -191,6 +203,8 @@ class BagSource:
         """The frame of messages that `read` gave; images that cannot be decoded are left out."""
         stamps = {name: stamp_of(message) for name, message in images.items()}
         rig, poses = self.place(stamps)
+        for name in stamps.keys() - poses.keys():
+            self.skipped[f"image of '{name}': no transform at its stamp"] += 1
         decoded = {name: self._decode(name, images[name]) for name in poses}
         return Frame(
             stamp_ns=stamps[self.key.name],
@@ -211,7 +225,14 @@ class BagSource:
             MissingTransform: TF does not cover them.
         """
         rig, placed = self._rig_at(stamps)
-        return rig, {name: self._world_from_ego(stamps[name]) for name in stamps if name in placed}
+        poses = {}
+        for name in [name for name in stamps if name in placed]:
+            try:
+                poses[name] = self._world_from_ego(stamps[name])
+            except MissingTransform:
+                if name == self.key.name:
+                    raise
+        return rig, poses
 
     def _decode(self, name: str, message: Any) -> np.ndarray | None:
         topic = self._usable[name].camera.image_topic
@@ -227,16 +248,18 @@ class BagSource:
     def _rig_at(self, stamps: dict[str, int]) -> tuple[Rig, set[str]]:
         """The rig, made anew only when a camera's place or lens changed, and the cameras whose place is known."""
         cameras, placed = [], set()
+        before = {camera.name: camera for camera in self._rig or ()}
         for name, each in self._usable.items():
             stamp_ns = stamps.get(name, stamps[self.key.name])
-            lens, old = each.lens_at(stamp_ns), None if self._rig is None else self._rig[name]
+            lens, old = each.lens_at(stamp_ns), before.get(name)
             try:
                 ego_from_frame = self.tree.lookup(self.base_frame, lens.frame, stamp_ns)
                 placed.add(name)
             except MissingTransform:
-                if name == self.key.name or old is None:
+                if name == self.key.name:
                     raise
-                cameras.append(old)
+                if old is not None:
+                    cameras.append(old)
                 continue
             ego_from_cam = ego_from_frame @ lens.frame_from_cam.ego_from_cam
             same = old is not None and np.allclose(old.ego_from_cam, ego_from_cam, atol=1e-9) and alike(old, lens)
@@ -247,7 +270,7 @@ class BagSource:
             axis, topic = axis_problem(cameras[-1], lens.frame), each.camera.image_topic
             if axis and axis.kind not in {problem.kind for problem, _ in self.tally.of(topic)}:
                 self.tally.note(replace(axis, where=topic))
-        if self._rig is None or any(new is not old for new, old in zip(cameras, self._rig, strict=True)):
+        if self._rig is None or any(camera is not before.get(camera.name) for camera in cameras):
             self._rig = with_masks(Rig(tuple(cameras)), self.path, self.path.stem)
         return self._rig, placed
 

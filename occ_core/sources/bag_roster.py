@@ -13,13 +13,15 @@ from occ_core.errors import MissingTransform
 from occ_core.problems import Problem, Tally, Unusable
 from occ_core.sensor_messages import camera_from_info, is_rectified, require_size, stamp_of
 from occ_core.sources.bag_cameras import BagCamera, Device, infrared, same_views
-from occ_core.sources.bag_sets import AHEAD_S, BEHIND_S, offsets_s, wild_stamps
+from occ_core.sources.bag_sets import AHEAD_S, BEHIND_S, clocks, wild_stamps
 from occ_core.sources.bag_survey import Place, Survey
 from occ_core.sources.bag_transforms import motion_places, namespaces, robot_of
 from occ_core.transforms import TransformTree
 
 LATE_S = 1.0
-"""Images that reach the recorder so much later than the others' are worth a word."""
+"""Images that reach the recorder so much later than the others' make a camera look unusable."""
+TOLD_S = 0.1
+"""Stamps that are off by more are worth a word: at 10 Hz an image then joins its neighbour's set."""
 FEW = 0.5
 """Share of what most cameras have of images; with fewer a camera is worth a word, and is no key camera."""
 
@@ -176,7 +178,7 @@ class Roster:
                 self.tally.add(Problem("repeated stamp", topic, "stamps of images before"), len(places) - len(once))
             good.append(each._replace(places=once))
         moving = motion_places(self.tree, self.survey, self.base_frame) if self._moves else []
-        self.offsets_s, common_s = offsets_s({each.camera.name: each.places for each in good}, moving)
+        self.offsets_s, wander_s, common_s = clocks({each.camera.name: each.places for each in good}, moving)
         most = max((len(each.places) for each in good), default=0)
         for each in good:
             own, topic = self.offsets_s[each.camera.name], each.camera.image_topic
@@ -187,9 +189,15 @@ class Roster:
                 side = "ahead of" if common_s > 0 else "behind"
                 problem = Problem("clock", topic, f"stamps are {abs(common_s):.1f} s {side} those of TF and odometry")
             else:
-                if own < -LATE_S:
+                if own < -TOLD_S:
                     found = f"images are logged {-own:.1f} s later after their stamps than the other cameras'"
-                    self.tally.note(Problem("late", topic, found))
+                    self.tally.note(Problem("late" if own < -LATE_S else "offset", topic, found))
+                elif own > TOLD_S:
+                    found = f"stamps are {own:.1f} s ahead of the other cameras'"
+                    self.tally.note(Problem("offset", topic, found))
+                elif (by_s := wander_s[each.camera.name]) > TOLD_S:
+                    found = f"stamps wander by {by_s:.1f} s against the other cameras'"
+                    self.tally.note(Problem("offset", topic, found))
                 if len(each.places) < FEW * most:
                     found = f"{len(each.places)} images, where another camera has {most}"
                     self.tally.note(Problem("few images", topic, found))
