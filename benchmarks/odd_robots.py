@@ -1,4 +1,4 @@
-"""Robots over DDS with odd messages, by the hundred (tests/odd_robots.py): named, or the node answers as it did.
+"""Robots over DDS with odd messages, by the hundred (tests/fixtures/odd_robots.py): named, or the node answers as it did.
 
 python benchmarks/odd_robots.py --count 300 --seed 0
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "fixtures")]
 EVERY = 20
 
 
