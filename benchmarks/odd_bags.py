@@ -1,4 +1,4 @@
-"""Bags of valid messages with odd values by the thousand (tests/fixtures/odd_bags.py): named, or the answer is as it was.
+"""Bags of valid messages with odd values by the thousand (fixtures/odd_bags.py): named, or the answer is as it was.
 
 python benchmarks/odd_bags.py --count 3000 --seed 0
 

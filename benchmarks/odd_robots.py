@@ -1,4 +1,4 @@
-"""Robots over DDS with odd messages, by the hundred (tests/fixtures/odd_robots.py): named, or the node answers as it did.
+"""Robots over DDS with odd messages, by the hundred (fixtures/odd_robots.py): named, or the node answers as it did.
 
 python benchmarks/odd_robots.py --count 300 --seed 0
 
