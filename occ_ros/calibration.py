@@ -44,10 +44,10 @@ class _Source:
 
 @dataclass(frozen=True)
 class KnownRig:
-    """All cameras of the vehicle, and which of them may be used.
+    """The cameras of which something is known, and which of them may be used now.
 
-    The others keep their place, so that the network meets the rig it was trained on: with what was last known of them,
-    or with a stand-in. They have to be masked.
+    The others stay where they were last, so that no table has to be made anew when they come back; they have to be
+    masked.
     """
 
     rig: Rig
@@ -65,7 +65,6 @@ class Calibration:
         inputs: camera name -> its CameraInfo topic (for messages), and whether its images are rectified.
         base_frame: ego frame.
         fixed: cameras whose calibration needs no message.
-        at_least: cameras that the network was trained on; a vehicle with fewer gets stand-ins, which are masked.
     """
 
     def __init__(
@@ -73,7 +72,6 @@ class Calibration:
         inputs: dict[str, tuple[str, bool]],
         base_frame: str,
         fixed: Mapping[str, Camera] | None = None,
-        at_least: int = 0,
     ) -> None:
         self.base_frame = base_frame
         self.tree = TransformTree()
@@ -83,7 +81,6 @@ class Calibration:
         self.awaited = False  # the last `rig` lacks a camera whose transform should come in a moment
         self._sources = {camera: _Source(*about) for camera, about in inputs.items()}
         self._fixed = dict(fixed or {})
-        self._stand_ins = tuple(map(_stand_in, stand_in_names(at_least - len(inputs))))
         for name, camera in self._fixed.items():
             self._sources[name].lens = self._sources[name].camera = camera
         self._refused: deque[tuple[float, str, str]] = deque(maxlen=100)  # when, child frame, why
@@ -197,8 +194,8 @@ class Calibration:
                 if source.lens is not None
                 and (camera := self._place(source, stamps_ns.get(name, source.stamp_ns))) is not None
             }
-            cameras = tuple(known.get(name) or s.camera or _stand_in(name) for name, s in self._sources.items())
-            cameras += self._stand_ins
+            seen = {name: known.get(name) or source.camera for name, source in self._sources.items()}
+            cameras = tuple(camera for camera in seen.values() if camera is not None)
         if not known:
             return None
         old = self._rig
@@ -227,17 +224,6 @@ class Calibration:
                 lens.name, lens.intrinsics, lens.size, base_from_cam, lens.distortion_model, lens.distortion
             )
         return source.camera
-
-
-def stand_in_names(count: int) -> list[str]:
-    """Of cameras that a vehicle lacks; topics hold no spaces, so no camera is called so."""
-    return [f"absent {i + 1}" for i in range(count)]
-
-
-def _stand_in(name: str) -> Camera:
-    """For a camera of which nothing is known yet; it is masked, so what it says is looked at by nobody."""
-    from_optical = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
-    return Camera(name, np.array([[500.0, 0, 319.5], [0, 500, 179.5], [0, 0, 1]]), (640, 360), from_optical)
 
 
 def _same_lens(a: CameraInfo, b: CameraInfo) -> bool:

@@ -108,7 +108,7 @@ def predict(
     alone: Annotated[
         bool, typer.Option("--alone", help="A model with memory: each frame as if it were the first.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make anew what OUT already holds.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make all anew; other models' go from OUT.")] = False,
     camera: Annotated[list[str] | None, typer.Option(help="Of a bag: camera to use, by name or topic; repeat.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Of a bag: camera to leave out; repeat.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Of a bag: stop at the first problem.")] = False,
@@ -128,7 +128,7 @@ def predict(
 
     from occ_core.errors import InvalidInput
     from occ_core.frame import FULL_INTENSITY
-    from occ_core.inference.predictions import MadeBy, lacking, model_key, save_prediction
+    from occ_core.inference.predictions import MadeBy, lacking, model_key, remove_others, save_prediction
     from occ_core.inference.predictor import Predictor
     from occ_core.sources.open import Choice, frame_key, left_out, open_source
 
@@ -147,6 +147,8 @@ def predict(
     def images(index: int) -> str:
         return frame_key(dataroot, source, index, reads_lidar)
 
+    if overwrite and (removed := remove_others(out, model)):
+        typer.echo(f"{removed} predictions of other models removed from {out}")
     missing = [True] * len(files) if overwrite else lacking(files, model, images)
     wanted = _until_the_last(missing, source.samples) if predictor.memory else missing
     cautions = set[str]()
