@@ -374,3 +374,54 @@ def test_check_says_what_is_wrong_and_ends_with_1(tmp_path):
     assert "cause:" in said and "cure:" in said and "left out" in said
     good = subprocess.run([*command, "--exclude", "right"], capture_output=True, text=True, timeout=600, check=False)
     assert good.returncode == 0 and "cause:" not in good.stdout
+
+
+# --- found by odd_bags.py ---------------------------------------------------------------------------------------------
+
+
+def test_a_stamp_that_no_transform_covers_costs_that_image_alone(tmp_path):
+    """Of the second camera; before the first pose of the vehicle."""
+    made = robot()
+    restamped(made, "/right/image_raw", lambda number, stamp_ns: stamp_ns - (number == 0) * 50_000_000)
+    source = BagSource(made.write(tmp_path / "bag"))
+    assert images_of(source) == {"left": 10, "right": 9}
+    assert source.skipped == {"image of 'right': no transform at its stamp": 1}
+
+
+@pytest.mark.parametrize(("by_m", "topic"), [(0.0, "/tf_static"), (0.7, "/tf_static"), (0.7, "/tf")])
+def test_a_fixed_mount_that_is_stated_again(tmp_path, by_m, topic):
+    """On /tf_static at another place: named, the last holds. Twice on /tf: the fixed one holds, both are named."""
+    made = robot()
+    mount = base_from("right")
+    mount[1, 3] += by_m
+    for step in range(2):
+        made.add(topic, T0 + step, msg.transforms(T0 + step, [("base_link", "right_optical", mount)]))
+    source = BagSource(made.write(tmp_path / "bag"))
+    assert images_of(source) == {"left": 10, "right": 10}
+    expected = [] if not by_m else ["moves" if topic == "/tf_static" else "two parents"]
+    assert [problem.kind for problem, _ in source.tally] == expected
+    place = mount if topic == "/tf_static" else base_from("right")
+    np.testing.assert_allclose(next(iter(source)).rig["right"].ego_from_cam, place, atol=1e-9)
+
+
+def test_a_camera_that_lacks_in_sets_is_named(tmp_path):
+    made = robot(images=20)
+    lost = {id(m) for _, topic, m in made.messages if topic == "/right/image_raw"} - {
+        id(m)
+        for _, topic, m in made.messages
+        if topic == "/right/image_raw" and m.header.stamp.nanosec % 200_000_000 < 10**8
+    }
+    made.messages = [entry for entry in made.messages if id(entry[2]) not in lost]
+    source = BagSource(made.write(tmp_path / "bag"), max_spread_s=0.045)
+    assert images_of(source)["left"] == 20
+    (problem,) = [problem for problem, _ in source.tally]
+    assert problem.kind == "gaps" and "in 10 of 20 sets" in problem.found
+    assert BagReport(source).well
+
+
+def test_a_clock_that_runs_fast_is_named(tmp_path):
+    made = robot(images=20)
+    restamped(made, "/right/image_raw", lambda number, stamp_ns: stamp_ns + number * 15_000_000)
+    source = BagSource(made.write(tmp_path / "bag"))
+    found = {problem.kind: problem.found for problem, _ in source.tally}
+    assert "offset" in found and "0.1" in found["offset"] or "wander by 0.2 s" in found["offset"]
