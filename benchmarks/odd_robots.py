@@ -9,8 +9,10 @@ comes of its seed alone, so they can be split; a run that is stopped says with w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "fixtures")]
-EVERY = 20
+EVERY = 10
 
 
 class Robot:
@@ -53,7 +55,8 @@ class Robot:
         import ros_fixtures as fx
 
         self.rig.stop()
-        fx.stop(self.process, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # then it was killed
+            fx.stop(self.process, signal.SIGTERM)
 
 
 def main() -> None:

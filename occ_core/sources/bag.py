@@ -20,7 +20,14 @@ from occ_core.errors import CorruptInput, InvalidInput, MissingInput, MissingTra
 from occ_core.frame import FULL_INTENSITY, Frame, LidarSweep
 from occ_core.problems import Problem, Tally, Unusable
 from occ_core.sensor_messages import axis_problem, image_of, stamp_of
-from occ_core.sources.bag_cameras import BagCamera, chosen_topic, find_devices, without_images
+from occ_core.sources.bag_cameras import (
+    BagCamera,
+    chosen_topic,
+    described_by,
+    described_cameras,
+    find_devices,
+    without_images,
+)
 from occ_core.sources.bag_reader import BagReader
 from occ_core.sources.bag_roster import FEW, Lens, Roster, alike
 from occ_core.sources.bag_sets import grouped
@@ -40,7 +47,8 @@ class BagSource:
     `skipped`; if that befalls all of them, reading raises.
 
     Args:
-        path: folder of the bag, or its .mcap or .db3 file.
+        path: folder of the bag, or its .mcap or .db3 file. Cameras that a `rig.yaml` beside it describes (see
+            `occ_core.rig_file`) need neither CameraInfo nor TF.
         cameras: names (namespaces such as `cam_front`) or image topics; None: every camera that can be used.
         base_frame: the ego frame.
         world_frame: None: `map`, else `odom`, else the frame of odometry messages; if there is none, the vehicle
@@ -76,9 +84,11 @@ class BagSource:
         self.reader = BagReader(path)
         self.path = self.reader.path
         self.base_frame = base_frame.lstrip("/")
-        self.devices = find_devices(self.reader, cameras, exclude)
+        rig_file = described_cameras(self.reader)
+        self.devices = find_devices(self.reader, cameras, exclude, described=bool(rig_file))
+        described = described_by(rig_file, self.reader, self.devices)
         self.lidar_topic = find_lidar(self.reader, lidar)
-        if not self.reader.of_type(TF):
+        if not self.reader.of_type(TF) and not described:
             text = "no TF (/tf, /tf_static), so the cameras' places on the vehicle are unknown"
             raise MissingInput(f"{self.path}: {text}")
         self.tally = Tally(strict)
@@ -88,9 +98,10 @@ class BagSource:
         self.robot = self._robot()
         self.tree: TransformTree = build_tree(self.survey, self.robot, self.tally)
         self.odometry_topic = add_odometry(self.tree, self.survey, self.robot, self.base_frame, self.tally)
-        self.world_frame = world_of(self.tree, self.base_frame, world_frame, self.path)
+        placed = self.base_frame in self.tree.frames or not described
+        self.world_frame = world_of(self.tree, self.base_frame, world_frame, self.path) if placed else None
         place = self.tree, self.base_frame, self.robot, self.world_frame is not None
-        self.roster = Roster(self.devices, self.image_topics, self.survey, *place, self.tally)
+        self.roster = Roster(self.devices, self.image_topics, self.survey, *place, self.tally, described)
         self._usable = self.roster.usable
         absent = {} if cameras is not None else without_images(self.reader)
         for problem in absent.values():
@@ -321,4 +332,4 @@ def find_lidar(reader: BagReader, wanted: str | None = None) -> str | None:
 
 
 def _moved(camera: Camera, ego_from_cam: np.ndarray) -> Camera:
-    return Camera(camera.name, camera.intrinsics, camera.size, ego_from_cam, camera.distortion_model, camera.distortion)
+    return replace(camera, ego_from_cam=ego_from_cam)

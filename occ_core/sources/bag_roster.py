@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +55,7 @@ class Roster:
         robot: the namespace whose transforms are in `tree`.
         moves: the vehicle's motion is known; then its clock counts, too.
         tally: takes what is left out.
+        described: device -> its camera in the base frame, where a rig file has it; its CameraInfo is not looked at.
 
     Attributes:
         usable: by name.
@@ -73,10 +74,11 @@ class Roster:
         robot: str,
         moves: bool,
         tally: Tally,
+        described: Mapping[str, Camera],
     ) -> None:
         self.devices, self.image_topics, self.survey = devices, image_topics, survey
         self.tree, self.base_frame, self.robot, self.tally = tree, base_frame, robot, tally
-        self._moves = moves
+        self._moves, self._described = moves, described
         self.refused: dict[str, Problem] = {}
         self.views: dict[str, str] = {}
         self.offsets_s: dict[str, float] = {}
@@ -97,6 +99,9 @@ class Roster:
             self.refused[device.name] = first
         elif problem := infrared(device, topic, found):
             self._refuse(device, problem)
+        elif device.name in self._described:
+            lens = Lens(0, self.base_frame, self._described[device.name])
+            return self._of_its_size(Usable(BagCamera(device.name, topic, ""), [lens], []))
         elif not device.info_topic:
             self._refuse(device, Problem("no CameraInfo", topic, f"no CameraInfo on '{device.beside}'"))
         elif own not in ("", self.robot):
@@ -126,7 +131,13 @@ class Roster:
             problem = problem or Problem("no CameraInfo", device.info_topic, "no message of it can be read")
             self.refused[device.name] = problem
             return None
-        camera = Usable(BagCamera(device.name, topic, device.info_topic), sorted(lenses, key=lambda x: x[0]), [])
+        lenses = sorted(lenses, key=lambda lens: lens.stamp_ns)
+        return self._of_its_size(Usable(BagCamera(device.name, topic, device.info_topic), lenses, []))
+
+    def _of_its_size(self, camera: Usable) -> Usable | None:
+        """With those images that have the calibrated size."""
+        topic, problem = camera.camera.image_topic, None
+        found = self.survey.images[topic]
         for place, size in zip(found.places, found.sizes, strict=True):
             try:
                 require_size(size, camera.lens_at(place.stamp_ns).frame_from_cam.size, topic)
@@ -135,7 +146,7 @@ class Roster:
                 problem = error.problem
                 self.tally.add(problem)
         if not camera.places and problem:
-            self.refused[device.name] = problem
+            self.refused[camera.camera.name] = problem
             return None
         return camera
 
@@ -157,7 +168,7 @@ class Roster:
 
     def _without_views(self, usable: list[Usable]) -> list[Usable]:
         """One camera of each device, where nobody asked for one by name."""
-        if any(device.asked for device in self.devices):
+        if any(device.asked for device in self.devices) or self._described:
             return usable
         frames = {each.camera.name: each.lenses[0].frame for each in usable}
         infos = {each.camera.name: self.survey.infos[each.camera.info_topic][-1] for each in usable}

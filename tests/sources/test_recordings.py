@@ -422,3 +422,56 @@ def test_a_clock_that_runs_fast_is_named(tmp_path):
     source = BagSource(made.write(tmp_path / "bag"))
     found = {problem.kind: problem.found for problem, _ in source.tally}
     assert "offset" in found and "0.1" in found["offset"] or "wander by 0.2 s" in found["offset"]
+
+
+# --- a rig file beside the recording ----------------------------------------------------------------------------------
+
+RIG = """
+cameras:
+  left:
+    size_px: [32, 24]
+    focal_px: [20, 21]
+    center_px: [15.5, 11.5]
+    position_m: [0.5, 0.2, 1.0]
+    quaternion_xyzw: [-0.5, 0.5, -0.5, 0.5]
+  fish:
+    image_topic: /right/image_raw
+    size_px: [32, 24]
+    focal_px: [9, 9]
+    center_px: [15.5, 11.5]
+    distortion_model: equidistant
+    distortion: [0.01, 0.0, 0.0, 0.0]
+    position_m: [0.5, -0.2, 1.0]
+    quaternion_xyzw: [-0.5, 0.5, -0.5, 0.5]
+"""
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_rig_file_stands_for_camera_info_and_mounts(tmp_path, moves):
+    made = robot(tf=False)
+    made.messages = [entry for entry in made.messages if not entry[1].endswith("camera_info")]
+    if moves:
+        made.moving()
+    bag = made.write(tmp_path / "bag")
+    with pytest.raises(MissingInput, match=r"no CameraInfo for any .* rig file rig\.yaml beside the recording"):
+        BagSource(bag)
+    (bag / "rig.yaml").write_text(RIG)
+    source = BagSource(bag)
+    assert images_of(source) == {"left": 10, "right": 10} and not len(source.tally)
+    assert (source.world_frame is not None) == moves
+    frame = list(source)[5]
+    np.testing.assert_allclose(frame.rig["left"].ego_from_cam, base_from("left"), atol=1e-9)
+    assert frame.rig["right"].distortion_model == "equidistant" and frame.rig["right"].distortion[0] == 0.01
+    np.testing.assert_allclose(frame.world_from_ego[:3, 3], [0.5 * moves, 0, 0], atol=1e-9)
+    assert BagReport(source).well
+    assert images_of(BagSource(bag, exclude=["right"])) == {"left": 10}
+
+
+def test_a_rig_file_that_does_not_fit_is_refused_by_name(tmp_path):
+    bag = robot().write(tmp_path / "bag")
+    (bag / "rig.yaml").write_text(RIG.replace("/right/", "/rear/"))
+    with pytest.raises(InvalidInput, match="has camera 'fish', and no images are on '/rear/image_raw', only on: /left"):
+        BagSource(bag)
+    (bag / "rig.yaml").write_text(RIG.replace("[32, 24]", "[64, 48]", 1))
+    source = BagSource(bag)
+    assert set(source.refused) == {"left"} and source.refused["left"].kind == "size"
