@@ -22,7 +22,8 @@ KINDS: dict[str, Kind] = {
     # --- calibration
     "no CameraInfo": Kind(
         "the driver has no calibration, or publishes it under another name",
-        "let the driver publish camera_info beside the images, or describe the rig in a file (rig_file; rig.yaml beside a bag)",
+        "let the driver publish camera_info beside the images, or describe the rig in a file (rig_file; rig.yaml "
+        "beside a bag)",
     ),
     "uncalibrated": Kind(
         "the driver found no calibration file and publishes zeros",
