@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ SAME_PLACE = 1e-6
 """Interpolating between equal samples of a link changes last digits; every change of a camera costs a new table."""
 RECENT_S = 2.0
 MANY_MOVES = 3  # within that time: no mount is adjusted so fast
+FIXED_S = 10.0  # so long it is said that a mount on /tf_static is another one
 USUAL_DELAY_NS = 200_000_000  # a moving link's sample may come this much later than the image of the same time
 
 
@@ -172,11 +174,14 @@ class Calibration:
             (why for at_s, child, why in reversed(self._refused.copy()) if at_s > since_s and child in chain), ""
         )
 
-    def moves(self, camera: str) -> tuple[int, float]:
-        """How often the camera changed its place on the vehicle lately, and the farthest of these ways in metres."""
-        since_s = time.monotonic() - RECENT_S
-        ways_m = [way_m for at_s, way_m in self._sources[camera].moves.copy() if at_s > since_s]
-        return len(ways_m), max(ways_m, default=0.0)
+    def moves(self, camera: str) -> tuple[int, float, float]:
+        """How often the camera changed its place on the vehicle, within how many seconds, and the farthest of these
+        ways in metres; all zero where that is no wonder: a fixed mount never does, one that moves may sometimes."""
+        source = self._sources[camera]
+        chain = takewhile(lambda frame: frame != self.base_frame, self.tree.ancestors(source.frame_id))
+        within_s, many = (RECENT_S, MANY_MOVES) if any(map(self.tree.is_moving, chain)) else (FIXED_S, 1)
+        ways_m = [way_m for at_s, way_m in source.moves.copy() if at_s > time.monotonic() - within_s]
+        return (len(ways_m), within_s, max(ways_m)) if len(ways_m) >= many else (0, 0.0, 0.0)
 
     def rig(self, stamps_ns: dict[str, int]) -> KnownRig | None:
         """The rig, known as far as calibration is at these stamps; None if no camera is known.

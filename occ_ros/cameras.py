@@ -12,7 +12,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from occ_core.errors import InvalidInput
 from occ_core.problems import Problem, Unusable
 from occ_core.sensor_messages import axis_problem, image_header, is_rectified, require_size
-from occ_ros.calibration import MANY_MOVES, RECENT_S, Calibration
+from occ_ros.calibration import Calibration
 from occ_ros.messages import image_of
 from occ_ros.sensors import (
     ERROR,
@@ -92,9 +92,9 @@ def _place(camera: CameraInput, calibration: Calibration) -> Iterator[Found]:
         yield Found(ERROR, transform_error, "place")
     if (placed := calibration.placed(camera.name)) and (axis := axis_problem(placed, calibration.frame(camera.name))):
         yield Found(WARN, axis.found, axis.kind)
-    times, farthest_m = calibration.moves(camera.name)
-    if times >= MANY_MOVES:
-        moved = f"its place on the vehicle changed {times} times in {RECENT_S:.0f} s, by up to {farthest_m:.3f} m"
+    times, within_s, farthest_m = calibration.moves(camera.name)
+    if times:
+        moved = f"its place on the vehicle changed {times} times in {within_s:.0f} s, by up to {farthest_m:.3f} m"
         yield Found(WARN, f"{moved}: do two nodes publish its transform? Each change costs a new table", "moves")
 
 
