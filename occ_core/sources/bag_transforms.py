@@ -50,7 +50,7 @@ def build_tree(survey: Survey, space: str, tally: Tally) -> TransformTree:
     tree = TransformTree(buffer_s=math.inf)
     span_ns = _span_ns([logged for links in survey.links.values() for logged in links])
     for child, of_child in claims.items():
-        ranked = sorted(of_child.items(), key=lambda claim: _rank(*claim, space, span_ns), reverse=True)
+        ranked = sorted(of_child.items(), key=lambda claim: _rank(claim[0], claim[1], space, span_ns), reverse=True)
         if len(ranked) > 1:
             said = " and ".join(
                 f"'{parent}' ({'fixed' if static else f'{len(links)} samples'} on {topic})"
