@@ -123,7 +123,8 @@ class BagSource:
         """Say which cameras lack in many of the key camera's sets."""
         sets = [places for places, _ in self.sets()]
         for name, each in self._usable.items():
-            lost = sum(name not in places for places in sets)
+            few = "few images" in {problem.kind for problem, _ in self.tally.of(each.camera.image_topic)}
+            lost = 0 if few else sum(name not in places for places in sets)
             if lost > max(1, GAPS * len(sets)):
                 found = f"no image of it in {lost} of {len(sets)} sets"
                 self.tally.note(Problem("gaps", each.camera.image_topic, found))
