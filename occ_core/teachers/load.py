@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from occ_core.errors import InvalidInput
+from occ_core.errors import InvalidInput, need
 from occ_core.sources.nuscenes_tables import root_of
 from occ_core.taxonomy import Taxonomy
 from occ_core.teachers.base import ClassTeacher, DepthTeacher, Teachers
@@ -12,7 +12,14 @@ from occ_core.teachers.oracle import Oracle
 from occ_core.teachers.realistic import Realistic
 
 CLASS_TEACHERS = ("oracle", "realistic", "lidar", "grounded-sam")
-DEPTH_TEACHERS = ("oracle", "realistic", "lidar", "metric3d", "or the folder or hub name of a transformers depth model")
+DEPTH_TEACHERS = (
+    "oracle",
+    "realistic",
+    "lidar",
+    "motion",
+    "metric3d",
+    "or the folder or hub name of a transformers depth model",
+)
 
 
 def load_teachers(
@@ -99,6 +106,11 @@ def _depth_teacher(
         from occ_core.teachers.lidar import LidarDepth
 
         return LidarDepth()
+    if name == "motion":
+        need("numba", "world")
+        from occ_core.teachers.motion import MotionDepth
+
+        return MotionDepth(dataroot)
     if name == "metric3d":
         from occ_core.teachers.metric3d import load_metric3d
 
