@@ -145,7 +145,7 @@ def in_lens(found: Found, camera: Camera, size: tuple[int, int]) -> tuple[np.nda
         pixels, _ = ideal.project(own.rays(own.pixel_grid()))
         place = np.nan_to_num(pixels, nan=-1e4).astype(np.float32).reshape(size[1], size[0], 2)
         depth_m, error = (
-            cv2.remap(m, place[..., 0], place[..., 1], cv2.INTER_NEAREST, borderValue=float("nan")) for m in found
+            cv2.remap(m, place[..., 0], place[..., 1], cv2.INTER_NEAREST, borderValue=(float("nan"),)) for m in found
         )
     known = np.isfinite(depth_m) if own.blind is None else np.isfinite(depth_m) & ~own.blind
     confidence = np.where(known, 1 / (1 + (np.where(known, error, 0) / WORST_ERROR) ** 2), 0)

@@ -189,7 +189,7 @@ def _add_path(cost, total, down, right, small, large):
             starts = last < 0 or last >= w or (down != 0 and n == 0)
             came = now if down == 0 else before
             floor = 0 if starts else (least_now[last] if down == 0 else least_before[last])
-            least = 1 << 30
+            least = np.int32(1 << 30)
             for k in range(planes):
                 here = np.int32(cost[row, column, k])
                 if not starts:
@@ -201,7 +201,8 @@ def _add_path(cost, total, down, right, small, large):
                     here += way - floor
                 now[column, k] = here
                 total[row, column, k] += np.uint16(here)
-                least = min(least, here)
+                if here < least:
+                    least = here
             least_now[column] = least
         before, now = now, before
         least_before, least_now = least_now, least_before
