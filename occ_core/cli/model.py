@@ -221,6 +221,8 @@ def evaluate(
     report = {} if truths is None else _against_voxels(predictions, truths, data, version, workers)
     if lidar is not None:
         report |= {"lidar": _against_lidar(predictions, lidar, version, workers)}
+    if lidar is not None and truths is not None:
+        report |= {"lidar_of_truth": _against_lidar(truths, lidar, version, workers, predictions)}
     if json is not None:
         write_report(json, report)
 
@@ -278,20 +280,31 @@ def _say(warnings: Sequence[str], samples: int) -> None:
     typer.echo(f"{samples} samples")
 
 
-def _against_lidar(predictions: Path, data: Path, version: str | None, workers: int) -> dict[str, Any]:
-    """The report of the LiDAR-ray score, printed."""
+def _against_lidar(
+    predictions: Path, data: Path, version: str | None, workers: int, like: Path | None = None
+) -> dict[str, Any]:
+    """The report of the LiDAR-ray score, printed; with `like`, of true voxels, the ceiling for those predictions."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from occ_core.evaluation.lidar_rays import lidar_table, score_lidar_rays, summary
+    from occ_core.evaluation.lidar_rays import score_lidar_rays
+    from occ_core.evaluation.lidar_table import TITLE, class_table, lidar_table, summary
 
     with Progress(transient=True) as progress:
         task = progress.add_task("LiDAR rays", total=None)
         scores = score_lidar_rays(
-            predictions, data, lambda done, total: progress.update(task, completed=done, total=total), workers, version
+            predictions,
+            data,
+            lambda done, total: progress.update(task, completed=done, total=total),
+            workers,
+            version,
+            like,
         )
-    Console().print(lidar_table(scores))
-    for line in summary(scores):
+    console = Console()
+    console.print(lidar_table(scores, TITLE if like is None else "The same of the true voxels: the ceiling"))
+    if (classes := class_table(scores)) is not None:
+        console.print(classes)
+    for line in summary(scores) if like is None else ():
         typer.echo(line)
     return scores
 
