@@ -249,9 +249,9 @@ def score_lidar_rays(
     need("numba", "world")
     predictions = Path(predictions)
     known, source = prediction_files(predictions), open_source(data, version=version)
-    files = _files_of(predictions, known, source)
+    files = files_of(predictions, known, source)
     if like is not None:
-        others = _files_of(like, prediction_files(like), source)
+        others = files_of(like, prediction_files(like), source)
         files = {number: path for number, path in files.items() if number in others}
     if not files:
         raise MissingInput(
@@ -264,7 +264,7 @@ def score_lidar_rays(
         done += 1
         progress(done, len(files))
 
-    total = _scores_for(source, next(iter(files.values())))
+    total = scores_for(source, next(iter(files.values())))
     work = partial(_score_frames, source)
     pairs = list(files.items())
     shares = [share for i in range(workers) if (share := pairs[i::workers])]
@@ -278,7 +278,7 @@ def score_lidar_rays(
     }
 
 
-def _files_of(folder: Path, known: dict[str, Path], source: FrameSource) -> dict[int, Path]:
+def files_of(folder: Path, known: dict[str, Path], source: FrameSource) -> dict[int, Path]:
     """Prediction by number of the frame. Tokens that are unique in their scene only are looked up there, and of a
     single scene by themselves, as SemanticKITTI's own voxels are called."""
     paths = {}
@@ -291,7 +291,7 @@ def _files_of(folder: Path, known: dict[str, Path], source: FrameSource) -> dict
     return paths
 
 
-def _scores_for(source: FrameSource, path: Path) -> LidarRayScores:
+def scores_for(source: FrameSource, path: Path) -> LidarRayScores:
     """With the grid and the classes of a prediction; of SemanticKITTI there may be both kinds."""
     if not isinstance(source, SemanticKittiSource):
         return LidarRayScores()
@@ -316,7 +316,7 @@ def _classes_of(source: FrameSource, number: int, taxonomy: Taxonomy) -> np.ndar
 
 
 def _score_frames(source: FrameSource, pairs: Sequence[tuple[int, Path]], step: Step) -> LidarRayScores:
-    total = _scores_for(source, pairs[0][1])
+    total = scores_for(source, pairs[0][1])
     for number, path in pairs:
         frame = source[number]
         if frame.lidar is None:

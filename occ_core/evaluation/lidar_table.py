@@ -18,12 +18,12 @@ def lidar_table(scores: dict[str, Any], title: str = TITLE):
     out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     out.add_column("", no_wrap=True)
     within = [f"within {limit_m:g} m" for limit_m in WITHIN_M]
-    for name in ("returns", *within, "too near", "missed", "median error, m", "called free", "not observed"):
+    for name in ("returns", *within, "too near", "missed", "median error, m", "called free"):
         out.add_column(name, justify="right", min_width=max(map(len, name.split())))  # headers break between words
     for group in GROUPS:
         for band in BANDS:
-            returns, *shares, median_m, free, unseen = scores[group][band].values()
-            numbers = [f"{share:.1f}" for share in shares] + [f"{median_m:+.2f}", f"{free:.1f}", f"{unseen:.1f}"]
+            returns, *shares, median_m, free, _ = scores[group][band].values()
+            numbers = [f"{share:.1f}" for share in shares] + [f"{median_m:+.2f}", f"{free:.1f}"]
             cells = ["-" if number in ("nan", "+nan") else number for number in numbers]
             out.add_row(f"{group}, {band.replace('m', ' m')}", str(returns), *cells)
         out.add_section()

@@ -112,6 +112,15 @@ def looked_up(own: View, other: View, depth_m: np.ndarray) -> tuple[np.ndarray, 
     return at[..., :2] / scale[..., None], scale * depth_m
 
 
+def differing(own: View, other: View, pixels: np.ndarray) -> np.ndarray:
+    """Bits of the census in which each pixel of `own` differs from one of `other`, float64 (h, w); inf out of view.
+
+    Args:
+        pixels: float64 (h, w, 2), NaN where there is none.
+    """
+    return _differing(own.census, other.finer_census, pixels)
+
+
 @numba.njit(cache=True, nogil=True)
 def _census(grey, step):
     h, w = grey.shape
@@ -137,6 +146,20 @@ def _bits(code):
     code = (code & np.uint64(0x3333333333333333)) + ((code >> np.uint64(2)) & np.uint64(0x3333333333333333))
     code = (code + (code >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
     return (code * np.uint64(0x0101010101010101)) >> np.uint64(56)
+
+
+@numba.njit(cache=True, nogil=True)
+def _differing(own, other, pixels):
+    h, w = own.shape
+    out = np.full((h, w), np.inf)
+    for row in range(h):
+        for column in range(w):
+            x, y = pixels[row, column, 0], pixels[row, column, 1]
+            if -1 < x < other.shape[1] and -1 < y < other.shape[0]:
+                i, j = int(np.floor(FINER * y + 0.5)), int(np.floor(FINER * x + 0.5))
+                if 0 <= i < other.shape[0] and 0 <= j < other.shape[1]:
+                    out[row, column] = _bits(own[row, column] ^ other[i, j])
+    return out
 
 
 @numba.njit(cache=True, nogil=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import pytest
 import small_nuscenes
+from painted_room import FOCAL_PX, H, K, W, at, world_from_cam
 from teacher_fixtures import make_frame
 
 from occ_core.camera import Camera, Rig
@@ -20,55 +20,6 @@ from occ_core.teachers.load import load_teachers
 from occ_core.teachers.motion import WIDTH_PX, Found, MotionDepth, above_road, depth_of, in_lens, pinhole_view
 from occ_core.teachers.nearby_images import NearbyImages
 from occ_core.teachers.plane_sweep import View, looked_up
-
-H, W, FOCAL_PX = 72, 128, 90.0
-K = np.array([[FOCAL_PX, 0, 63.5], [0, FOCAL_PX, 35.5], [0, 0, 1]])
-LOOKS = {"ahead": [[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]], "left": [[1.0, 0, 0], [0, 0, 1], [0, -1, 0]]}
-ROAD_M, WALL_M = 0.0, 14.0
-PAINT = cv2.resize(np.random.default_rng(5).integers(0, 256, (512, 512), dtype=np.uint8), (2048, 2048))  # 0.1 m a pixel
-
-
-def world_from_cam(look: str, at_m: tuple[float, float, float]) -> np.ndarray:
-    out = pose(at_m)
-    out[:3, :3] = LOOKS[look]
-    return out
-
-
-def seen(world_from: np.ndarray, walker_m: np.ndarray | None = None) -> tuple[View, np.ndarray]:
-    """What a camera 1.5 m above a painted road sees, between walls at x and y = WALL_M: the image, and its depth.
-
-    Args:
-        walker_m: (2,) x, y of a painted board of 3 x 3 m that faces the camera which looks left.
-    """
-    rows, columns = np.indices((H, W), dtype=np.float64)
-    rays = np.stack([(columns - K[0, 2]) / FOCAL_PX, (rows - K[1, 2]) / FOCAL_PX, np.ones_like(rows)], -1)
-    rays = rays @ world_from[:3, :3].T
-    at = world_from[:3, 3]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        hits = {
-            (0, 1): (ROAD_M - at[2]) / rays[..., 2],
-            (1, 2): (WALL_M - at[0]) / rays[..., 0],
-            (0, 2): (WALL_M - at[1]) / rays[..., 1],
-        }
-    depth_m, grey = np.full((H, W), np.inf), np.zeros((H, W), np.uint8)
-    for number, (axes, along) in enumerate(hits.items()):
-        nearer = (along > 0) & (along < depth_m)
-        points = at + np.where(nearer, along, 0)[..., None] * rays
-        place = (points[..., axes] * 10 + 500 + 300 * number).astype(np.float32)
-        depth_m = np.where(nearer, along, depth_m)
-        grey = np.where(nearer, cv2.remap(PAINT, place[..., 0], place[..., 1], cv2.INTER_LINEAR), grey)
-    if walker_m is not None:
-        along = (walker_m[1] - at[1]) / np.where(np.abs(rays[..., 1]) < 1e-9, 1e-9, rays[..., 1])
-        points = at + along[..., None] * rays
-        on = (along > 0) & (along < depth_m) & (np.abs(points[..., 0] - walker_m[0]) < 1.5) & (points[..., 2] < 3)
-        place = ((points[..., (0, 2)] - [walker_m[0], 0]) * 10 + 1500).astype(np.float32)
-        depth_m = np.where(on, along, depth_m)
-        grey = np.where(on, cv2.remap(PAINT, place[..., 0], place[..., 1], cv2.INTER_LINEAR), grey)
-    return View(grey.astype(np.uint8), K, world_from), depth_m
-
-
-def at(look: str, x_m: float, **more) -> tuple[View, np.ndarray]:
-    return seen(world_from_cam(look, (x_m, 0.0, 1.5)), **more)
 
 
 def judged(found: Found, truth_m: np.ndarray) -> tuple[float, np.ndarray]:
