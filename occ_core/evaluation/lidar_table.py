@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from occ_core.evaluation.lidar_rays import BANDS, EDGES_M, GROUPS, MET_M, WITHIN_M
 from occ_core.lidar_points import OWN_BODY_M
 
 TITLE = "LiDAR returns by the first occupied cell on their ray; percent"
+
+
+def _shown(number: float | None, form: str) -> str:
+    """What is no number is None where the scores are to become JSON."""
+    return "-" if number is None or not math.isfinite(number) else format(number, form)
 
 
 def lidar_table(scores: dict[str, Any], title: str = TITLE):
@@ -23,8 +29,7 @@ def lidar_table(scores: dict[str, Any], title: str = TITLE):
     for group in GROUPS:
         for band in BANDS:
             returns, *shares, median_m, free, _ = scores[group][band].values()
-            numbers = [f"{share:.1f}" for share in shares] + [f"{median_m:+.2f}", f"{free:.1f}"]
-            cells = ["-" if number in ("nan", "+nan") else number for number in numbers]
+            cells = [*(_shown(share, ".1f") for share in shares), _shown(median_m, "+.2f"), _shown(free, ".1f")]
             out.add_row(f"{group}, {band.replace('m', ' m')}", str(returns), *cells)
         out.add_section()
     return out
