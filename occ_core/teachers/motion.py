@@ -46,6 +46,16 @@ class MotionDepth:
         self.nearby = NearbyImages(dataroot, version)
         self.version = "motion-1"
 
+    def reads(self, frame: Frame) -> list[Path | np.ndarray]:
+        """See `base.seen_key`: the other images, and where all of them were taken."""
+        seen: list[Path | np.ndarray] = []
+        for name in sorted(frame.images):
+            seen.append(frame.camera_world_from_ego[name] @ frame.rig[name].ego_from_cam)
+            for side in self.nearby.around(frame, name):
+                for shot in side:
+                    seen += [shot.world_from_cam, shot.read()]
+        return seen
+
     def depth(self, frame: Frame) -> dict[str, DepthMap]:
         """Maps at most WIDTH_PX wide, NaN where nothing can be told: all of it, where the robot stood still.
 

@@ -15,7 +15,7 @@ from occ_core.errors import InvalidInput
 from occ_core.geometry import pose
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.taxonomy import OCC3D
-from occ_core.teachers.base import DepthMap
+from occ_core.teachers.base import DepthMap, seen_key
 from occ_core.teachers.load import load_teachers
 from occ_core.teachers.motion import WIDTH_PX, Found, MotionDepth, above_road, depth_of, in_lens, pinhole_view
 from occ_core.teachers.nearby_images import NearbyImages
@@ -116,8 +116,12 @@ def test_a_drive_in_files(tmp_path):
     moved = [np.linalg.inv(frame.world_from_ego) @ s.world_from_cam for s in (before[0], after[0])]
     assert [len(before), len(after)] == [1, 1]
     assert -4.5 < moved[0][0, 3] - own_m[0] < -3.5 < 3.5 < moved[1][0, 3] - own_m[0] < 4.5
-    maps = load_teachers("lidar+motion", tmp_path, OCC3D).depth.depth(frame)
+    teacher = load_teachers("lidar+motion", tmp_path, OCC3D).depth
+    maps = teacher.depth(frame)
     assert set(maps) == set(frame.images) and all(m.size[0] <= WIDTH_PX[1] for m in maps.values())
+    key, moved_away = seen_key(teacher, frame), pose((1.0, 0, 0)) @ frame.camera_world_from_ego["CAM_FRONT"]
+    other = replace(frame, camera_world_from_ego=frame.camera_world_from_ego | {"CAM_FRONT": moved_away})
+    assert seen_key(teacher, frame) == key != seen_key(teacher, other)
     with pytest.raises(InvalidInput, match="odometry"):
         MotionDepth(tmp_path).depth(replace(frame, is_placed=False))
 
