@@ -94,7 +94,7 @@ def _picture(height: int = 48, width: int = 80) -> np.ndarray:
 
 
 def _compressed(extensions: tuple[tuple[str, list[int]], ...]) -> Target:
-    from occ_core.sources.images import decode_compressed
+    from occ_core.images import decode_compressed
 
     files = [cv2.imencode(extension, _picture(), flags)[1].tobytes() for extension, flags in extensions]
     return Target(files, decode_compressed, _either(damage, lambda data, rng: _with_checksums(damage(data, rng))))
@@ -124,7 +124,7 @@ def _png(_: Path) -> Target:
 def _image(_: Path) -> Target:
     """CDR of sensor_msgs/Image; the node's own reader where it is installed, else that of bags."""
     from occ_core.bags import messages as msg
-    from occ_core.sources.images import ENCODINGS, decode_image
+    from occ_core.images import ENCODINGS, decode_image
 
     def read(data: bytes) -> np.ndarray:
         message = _message(data, "Image")

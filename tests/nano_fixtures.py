@@ -6,7 +6,7 @@ import numpy as np
 from model_fixtures import SMALL, ring_rig
 
 from occ_core.geometry import pose
-from occ_core.inference.table import build_table
+from occ_core.models.easyocc.table import build_table
 from occ_core.taxonomy import OCC3D
 from occ_core.training.cache import SceneCache
 from occ_core.training.rays import ray_targets

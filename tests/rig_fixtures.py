@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from occ_core.camera import Rig
-from occ_core.models.rig_images import RigImages
+from occ_core.network_input.rig_images import RigImages
 
 
 def rig_images_of(rig: Rig, moments: int = 1, seed: int = 0) -> RigImages:

@@ -8,7 +8,7 @@ from model_fixtures import ring_rig
 
 from occ_core.camera import Camera
 from occ_core.grid import VoxelGrid
-from occ_core.models.rig_images import RigImages, Targets
+from occ_core.network_input.rig_images import RigImages, Targets
 from occ_core.taxonomy import OCC3D
 
 ROOM_GRID = VoxelGrid((-16.0, -16.0, -1.0), 0.8, (40, 40, 8))

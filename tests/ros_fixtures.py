@@ -19,12 +19,12 @@ from occ_core.bags import messages as msg
 from occ_core.camera import Camera, Rig
 from occ_core.clouds import truth_points
 from occ_core.geometry import pose, quaternion_from_rotation
-from occ_core.inference.preprocess import Preprocess
-from occ_core.inference.table import build_table
+from occ_core.models.checkpoint import describe, save_checkpoint
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.model import EasyOcc
+from occ_core.models.easyocc.table import build_table
+from occ_core.network_input.preprocess import Preprocess
 from occ_core.occupancy import Occupancy
-from occ_core.training.checkpoint import describe, save_checkpoint
 
 START = 1_700_000_000_000_000_000
 PERIOD_NS = 500_000_000

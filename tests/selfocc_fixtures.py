@@ -5,8 +5,8 @@ import torch
 from model_fixtures import camera
 
 from occ_core.models.config import parse
-from occ_core.models.rig_images import RigImages, Targets
 from occ_core.models.selfocc.config import SelfOccConfig
+from occ_core.network_input.rig_images import RigImages, Targets
 
 TINY = {
     "name": "tiny",

@@ -206,7 +206,7 @@ def test_an_engine_remembers_as_torch_does(tmp_path):
     import ros_fixtures as fx
 
     from occ_core.inference.export import export_onnx
-    from occ_core.inference.memory import Moment
+    from occ_core.models.easyocc.past import Moment
 
     checkpoint = fx.tiny_model(tmp_path, fx.REMEMBERING)
     exported = export_onnx(checkpoint, tmp_path / "fp32.onnx")

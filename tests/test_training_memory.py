@@ -14,7 +14,7 @@ from nano_fixtures import CAR, FREE, PERIOD_NS, WALL, driven, hand_made
 
 from occ_core.errors import InvalidInput
 from occ_core.geometry import inverse
-from occ_core.inference.memory import then_from_now
+from occ_core.models.easyocc.past import then_from_now
 from occ_core.training.cache import SceneCache, open_scenes
 
 torch = pytest.importorskip("torch")

@@ -21,8 +21,9 @@ from occ_core.grid import VoxelGrid
 from occ_core.inference.backends import torch_backend
 from occ_core.models import build
 from occ_core.models.config import CameraModelConfig
-from occ_core.models.projection import cell_centers_m, lift
-from occ_core.models.rig_images import RigImages, Targets, VoxelAnswer
+from occ_core.models.voxel_answer import VoxelAnswer
+from occ_core.network_input.projection import cell_centers_m, lift
+from occ_core.network_input.rig_images import RigImages, Targets
 from occ_core.occupancy import Occupancy, save_occ3d
 from occ_core.taxonomy import OCC3D
 from occ_core.training import state

@@ -10,9 +10,10 @@ from torch import nn
 
 from occ_core.inference.backends import torch_backend
 from occ_core.models import build
+from occ_core.models.checkpoint import describe, save_checkpoint
 from occ_core.models.config import CameraModelConfig, LidarInput
-from occ_core.models.rig_images import RigImages, VoxelAnswer
-from occ_core.training.checkpoint import describe, save_checkpoint
+from occ_core.models.voxel_answer import VoxelAnswer
+from occ_core.network_input.rig_images import RigImages
 
 PRESENT, PAST, NO_CLOUD = 1, 2, 3  # labels: a return of the newest sweep, of one before, and of cell (0, 0, 0)
 

@@ -15,15 +15,15 @@ from occ_core.camera import Camera, Rig
 from occ_core.errors import CannotWrite, InvalidInput, MissingInput
 from occ_core.files import require_writable
 from occ_core.frame import Frame, LidarSweep
-from occ_core.inference.memory import Memory, Moment, Past
-from occ_core.inference.pinhole import PINHOLE, ViewImages, expanded, views_of
-from occ_core.inference.preprocess import Preprocess
+from occ_core.images import REDUCED
 from occ_core.lidar_points import COLUMNS, lidar_points, require_finite
 from occ_core.models.build import ModelConfig, kind_of
 from occ_core.models.config import CameraModelConfig, LidarInput
 from occ_core.models.easyocc.config import EasyOccConfig
+from occ_core.models.easyocc.past import Memory, Moment, Past
+from occ_core.network_input.pinhole import PINHOLE, ViewImages, expanded, views_of
+from occ_core.network_input.preprocess import Preprocess
 from occ_core.occupancy import Occupancy
-from occ_core.sources.images import REDUCED
 
 log = logging.getLogger(__name__)
 
@@ -307,7 +307,7 @@ def _session(path: Path, backend: str, threads: int) -> Session:
 
 def _can_export(checkpoint: Path) -> bool:
     from occ_core.inference.export import EXPORTED
-    from occ_core.training.checkpoint import load_record
+    from occ_core.models.checkpoint import load_record
 
     there = all(importlib.util.find_spec(name) for name in ("torch", "onnx"))
     return there and kind_of(load_record(checkpoint)["model"]) == EXPORTED
@@ -335,9 +335,9 @@ def cached_export(checkpoint: Path) -> Path:
     Raises:
         CannotWrite: there is none yet, and the cache cannot be written.
     """
+    from occ_core.files import default_cache
     from occ_core.inference.export import export_onnx
-    from occ_core.training.cache import default_cache
-    from occ_core.training.checkpoint import load_record
+    from occ_core.models.checkpoint import load_record
 
     load_record(checkpoint)  # refuses what is no checkpoint before anything is hashed or traced
     digest = hashlib.sha256(checkpoint.read_bytes())

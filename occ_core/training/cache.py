@@ -20,11 +20,11 @@ import numpy as np
 from occ_core.camera import Rig
 from occ_core.ego_mask import mask_files
 from occ_core.errors import MissingInput
-from occ_core.inference.preprocess import Preprocess
-from occ_core.inference.table import build_table
 from occ_core.labels.store import require_same_meaning
 from occ_core.losses.ray import IGNORE
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
+from occ_core.models.easyocc.table import build_table
+from occ_core.network_input.preprocess import Preprocess
 from occ_core.occupancy import load_occ3d
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.sources.nuscenes_tables import root_of
@@ -48,7 +48,7 @@ class SceneCache:
     stamp_ns: int64 (S,). world_from_ego: float64 (S, 4, 4), at these stamps. Samples are in the order of time.
     labels: uint8 (S, X, Y, Z), 255 where the cameras did not look.
     depth, pixel_class: uint8 (S, N, h, w), see training.rays.
-    rig: int64 (S,), which of the R rigs. voxel_index, pillar_index, rays: (R, ...), see inference.table.
+    rig: int64 (S,), which of the R rigs. voxel_index, pillar_index, rays: (R, ...), see models.easyocc.table.
     origins_ego_m: float64 (R, N, 3), where the cameras are. own: bool (R, N, h, w), see `own_pixels`.
 
     Arrays are mapped when asked for and not kept: a map holds a file open, and there may be thousands.
@@ -69,15 +69,6 @@ def labels_folder(dataroot: Path, labels: str) -> Path:
         if folder.is_dir():
             return folder
     raise MissingInput(f"no labels: neither {inside} nor {labels} is a folder")
-
-
-def default_cache() -> Path:
-    """In the user's cache folder; of a user without a home, a folder that is not there and cannot be made."""
-    try:
-        home = Path.home()
-    except RuntimeError:  # a container's number without an entry in /etc/passwd
-        home = Path("/nonexistent")
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "occ_core"
 
 
 def open_scenes(

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from occ_core.inference.table import Table, mirrored, mirrored_rays, turned, zoomed_rays
 from occ_core.losses.ray import IGNORE
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
+from occ_core.models.easyocc.table import Table, mirrored, mirrored_rays, turned, zoomed_rays
 from occ_core.training.cache import SceneCache
 from occ_core.training.config import TrainingConfig
 from occ_core.training.rays import march

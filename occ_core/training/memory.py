@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from occ_core.inference.memory import Memory, Moment, refusal, then_from_now
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.model import EasyOcc, Hidden
+from occ_core.models.easyocc.past import Memory, Moment, refusal, then_from_now
 from occ_core.training.cache import SceneCache
 from occ_core.training.config import TrainingConfig
 from occ_core.training.data import Batch, Draw, Sample, collate, pick_columns, read_sample, tensors_of

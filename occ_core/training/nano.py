@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from occ_core.errors import InvalidInput
 from occ_core.evaluation.voxel_iou import confusion_matrix
+from occ_core.files import default_cache
 from occ_core.labels.store import provenance
 from occ_core.losses.ray import IGNORE, depth_loss, pixel_class_loss
 from occ_core.losses.voxel import class_weights, geometry_loss, lovasz_softmax, observed_loss, semantic_loss
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.model import NEVER, Answer, EasyOcc, Views
 from occ_core.training.balance import fit_balance
-from occ_core.training.cache import SceneCache, default_cache, labels_folder, open_scenes
+from occ_core.training.cache import SceneCache, labels_folder, open_scenes
 from occ_core.training.config import TrainingConfig
 from occ_core.training.data import Batch, Draw, DrawImages, ImageBatch, tensors_of
 from occ_core.training.hold_out import hold_out

@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from occ_core.errors import InvalidInput, OccError
 from occ_core.evaluation.voxel_iou import confusion_matrix
+from occ_core.files import default_cache
 from occ_core.frame import FULL_INTENSITY
 from occ_core.models.config import CameraModelConfig
 from occ_core.sources.open import Choice, FrameSource, frame_files, left_out, open_source
 from occ_core.teachers.base import Teachers
 from occ_core.teachers.load import load_teachers
-from occ_core.training.cache import default_cache
 from occ_core.training.config import TrainingConfig
 from occ_core.training.counts import count_classes
 from occ_core.training.file_check import require_files

@@ -16,10 +16,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from occ_core.inference.table import RAY_CHANNELS
 from occ_core.models.backbones import build_backbone, load_backbone, statistics
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
 from occ_core.models.easyocc.memory import MemoryFusion
+from occ_core.models.easyocc.table import RAY_CHANNELS
 from occ_core.models.lifting import gather_rows, ray_evidence
 
 NEVER = -30.0  # logit of what cannot be; finite, so that arithmetic with it is
@@ -201,7 +201,7 @@ class EasyOcc(nn.Module):
     def hidden(
         self,
         images: Tensor,  # [N, H, W, 3] uint8; N = batch * cameras
-        voxel_index: Tensor,  # [B * X * Y * Z] into (N, h, w, depth bins); see occ_core.inference.table
+        voxel_index: Tensor,  # [B * X * Y * Z] into (N, h, w, depth bins); see occ_core.models.easyocc.table
         pillar_index: Tensor,  # [B * X/2 * Y/2 * heights] into (N, h, w)
         rays: Tensor,  # [N, RAY_CHANNELS, h, w]
         state: Tensor | None = None,  # Hidden.state of a moment before; zeros are none
