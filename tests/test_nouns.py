@@ -56,7 +56,6 @@ def test_inverse_and_apply_agree_with_numpy():
 
 
 def test_interpolation_agrees_with_scipy_slerp():
-    from scipy.ndimage import binary_erosion
 from scipy.spatial.transform import Slerp
 
     random = np.random.default_rng(2)
