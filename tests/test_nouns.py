@@ -56,7 +56,7 @@ def test_inverse_and_apply_agree_with_numpy():
 
 
 def test_interpolation_agrees_with_scipy_slerp():
-from scipy.spatial.transform import Slerp
+    from scipy.spatial.transform import Slerp
 
     random = np.random.default_rng(2)
     for fraction in (0.0, 0.25, 0.9, 1.0):
