@@ -13,7 +13,7 @@ import numpy as np
 
 from occ_core.camera import Camera, Rig
 from occ_core.errors import CannotWrite, InvalidInput, MissingInput
-from occ_core.files import require_writable
+from occ_core.files import default_cache, require_writable
 from occ_core.frame import Frame, LidarSweep
 from occ_core.images import REDUCED
 from occ_core.lidar_points import COLUMNS, lidar_points, require_finite
@@ -335,7 +335,6 @@ def cached_export(checkpoint: Path) -> Path:
     Raises:
         CannotWrite: there is none yet, and the cache cannot be written.
     """
-    from occ_core.files import default_cache
     from occ_core.inference.export import export_onnx
     from occ_core.models.checkpoint import load_record
 
@@ -343,7 +342,8 @@ def cached_export(checkpoint: Path) -> Path:
     digest = hashlib.sha256(checkpoint.read_bytes())
     digest.update(checkpoint.with_suffix(".json").read_bytes())
     package = Path(__file__).parents[1]
-    for code in sorted([*(package / "models").rglob("*.py"), *(package / "inference").rglob("*.py")]):
+    rooms = ("models", "network_input", "inference")
+    for code in sorted(path for room in rooms for path in (package / room).rglob("*.py")):
         digest.update(code.read_bytes())
     out = default_cache() / "onnx" / f"{digest.hexdigest()[:16]}.onnx"
     if out.is_file():

@@ -19,7 +19,7 @@ from occ_core.inference.backends.exported import (
     network_inputs,
     require_outputs,
 )
-from occ_core.inference.engine import (
+from occ_core.inference.backends.tensorrt_engine import (
     Machine,
     engine_path,
     how_made,

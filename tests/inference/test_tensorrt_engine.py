@@ -28,7 +28,7 @@ from model_fixtures import SMALL
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, MissingPackage
 from occ_core.inference.backends import cuda, tensorrt_backend
 from occ_core.inference.backends.cuda import Gpu
-from occ_core.inference.engine import (
+from occ_core.inference.backends.tensorrt_engine import (
     FORMAT,
     Machine,
     build_engine,
