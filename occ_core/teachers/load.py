@@ -11,7 +11,14 @@ from occ_core.teachers.base import ClassTeacher, DepthTeacher, Teachers
 from occ_core.teachers.oracle import Oracle
 from occ_core.teachers.realistic import Realistic
 
-CLASS_TEACHERS = ("oracle", "realistic", "lidar", "grounded-sam")
+CLASS_TEACHERS = (
+    "oracle",
+    "realistic",
+    "lidar",
+    "grounded-sam",
+    "the folder or hub name of a Mask2Former, OneFormer, SegFormer or EoMT",
+    "thin:NAME, such a network with Grounded-SAM's thin classes on top",
+)
 DEPTH_TEACHERS = ("oracle", "realistic", "lidar", "metric3d", "or the folder or hub name of a transformers depth model")
 
 
@@ -87,6 +94,11 @@ def _class_teacher(
         from occ_core.teachers.grounded_sam import load_grounded_sam
 
         return load_grounded_sam(taxonomy, weights, device)
+    network = name.removeprefix("thin:")
+    if "/" in network or (weights is not None and (weights / network).is_dir()):
+        from occ_core.teachers.closed_set import load_closed_set, load_with_thin
+
+        return (load_closed_set if network == name else load_with_thin)(network, taxonomy, weights, device)
     raise InvalidInput(f"'{name}' is no class teacher; there are: {', '.join(CLASS_TEACHERS)}")
 
 
