@@ -51,7 +51,7 @@ def train(
     """Train a model of any kind: on labels in Occ3D format, on the images themselves, or on both.
 
     Data is what its content says: a folder in nuScenes layout, a ROS 2 bag (folder, .mcap or .db3) or a folder of
-    SemanticKITTI (`sequences/`); EasyOcc nano takes nuScenes layout only.
+    SemanticKITTI (`sequences/`).
 
     Writes OUT/model.safetensors with a json beside it (what the model is and how it was trained), OUT/last.safetensors
     to resume from, and OUT/log.csv. Ctrl-C saves first. A folder that holds a run is refused, unless --resume goes on

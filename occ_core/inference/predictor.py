@@ -18,7 +18,6 @@ from occ_core.frame import Frame, LidarSweep
 from occ_core.images import REDUCED
 from occ_core.lidar_points import COLUMNS, lidar_points, require_finite
 from occ_core.models.build import ModelConfig, kind_of
-from occ_core.models.config import CameraModelConfig, LidarInput
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.past import Memory, Moment, Past
 from occ_core.network_input.pinhole import PINHOLE, ViewImages, expanded, views_of
@@ -80,11 +79,11 @@ class Predictor:
         self.session = session
         self.config = session.config
         self.grid, self.taxonomy = self.config.grid, self.config.classes
-        self.moving_rig = isinstance(self.config, CameraModelConfig)
-        self.lidar: LidarInput | None = self.config.lidar if isinstance(self.config, CameraModelConfig) else None
+        self.moving_rig = not self.config.by_table
+        self.lidar = self.config.lidar_input
         self.memory: Memory | None = None
-        if isinstance(self.config, EasyOccConfig) and self.config.memory_channels:
-            self.memory = Memory(self.config)
+        if self.config.remembers:
+            self.memory = Memory(cast(EasyOccConfig, self.config))
         self._preprocess = Preprocess(self.config.input_width, self.config.input_height)
         self._stack = np.zeros((0, self.config.input_height, self.config.input_width, 3), dtype=np.uint8)
 

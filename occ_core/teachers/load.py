@@ -7,6 +7,7 @@ from pathlib import Path
 from occ_core.errors import InvalidInput
 from occ_core.sources.nuscenes_tables import root_of
 from occ_core.taxonomy import Taxonomy
+from occ_core.teachers.asked import AskedClasses, AskedDepth
 from occ_core.teachers.base import ClassTeacher, DepthTeacher, Teachers
 from occ_core.teachers.oracle import Oracle
 from occ_core.teachers.realistic import Realistic
@@ -93,12 +94,14 @@ def _class_teacher(
     if name == "grounded-sam":
         from occ_core.teachers.grounded_sam import load_grounded_sam
 
-        return load_grounded_sam(taxonomy, weights, device)
+        return AskedClasses(load_grounded_sam(taxonomy, weights, device))
     network = name.removeprefix("thin:")
     if "/" in network or (weights is not None and (weights / network).is_dir()):
         from occ_core.teachers.closed_set import load_closed_set, load_with_thin
 
-        return (load_closed_set if network == name else load_with_thin)(network, taxonomy, weights, device)
+        if network == name:
+            return AskedClasses(load_closed_set(network, taxonomy, weights, device))
+        return AskedClasses(load_with_thin(network, taxonomy, weights, device))
     raise InvalidInput(f"'{name}' is no class teacher; there are: {', '.join(CLASS_TEACHERS)}")
 
 
@@ -114,10 +117,10 @@ def _depth_teacher(
     if name == "metric3d":
         from occ_core.teachers.metric3d import load_metric3d
 
-        return load_metric3d(weights, device)
+        return AskedDepth(load_metric3d(weights, device))
     if "/" in name or (weights is not None and (weights / name).is_dir()):
         from occ_core.teachers.transformers_depth import load_transformers_depth
 
-        return load_transformers_depth(name, weights, device)
+        return AskedDepth(load_transformers_depth(name, weights, device))
     known = ", ".join(DEPTH_TEACHERS)
     raise InvalidInput(f"'{name}' is no depth teacher; there are: {known}; and CLASSES+DEPTH+lidar completes DEPTH")

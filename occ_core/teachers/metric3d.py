@@ -114,7 +114,7 @@ class OnnxNetwork:
         except Exception as error:  # onnxruntime's own, of many kinds
             raise CorruptInput(f"{path}: cannot be loaded ({str(error).splitlines()[0]})") from error
         inputs = self.session.get_inputs()
-        types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+        types: dict[str, type] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
         if len(inputs) != 1 or inputs[0].type not in types:
             has = ", ".join(f"{each.name} {each.type}" for each in inputs)
             raise InvalidInput(f"{path}: Metric3D has one input of {', '.join(types)}; this network has {has}")

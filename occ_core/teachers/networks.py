@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -22,14 +23,18 @@ SAMPLES = 64  # values of each tensor that enter the digest of a network's weigh
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The named device, or a GPU where there is one.
+    """The named device, or a GPU where there is one; of several, each worker process takes another.
 
     Raises:
         InvalidInput: no such device, or one that is not there.
     """
     torch = need("torch", "teachers")
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        number = multiprocessing.current_process().name.rsplit("-", 1)[-1]  # of a worker: "SpawnProcess-3"
+        worker = int(number) - 1 if number.isdigit() else 0
+        return torch.device("cuda", worker % torch.cuda.device_count())
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -57,7 +62,9 @@ def from_pretrained(auto_class: Any, source: str | Path, **options: Any) -> Any:
 
 
 def model_from_pretrained(model_class: Any, source: str | Path, kinds: tuple[str, ...]) -> Any:
-    """A transformers model from a local folder or the hub's cache; nothing is downloaded, no pickle is read.
+    """A transformers model from a local folder or the hub's cache; nothing is downloaded.
+
+    Of safetensors or, where there are none, of `pytorch_model.bin`, from which only tensors are read.
 
     Args:
         model_class: of transformers, an Auto class or not.
@@ -73,7 +80,7 @@ def model_from_pretrained(model_class: Any, source: str | Path, kinds: tuple[str
         raise InvalidInput(f"{source}: must be a model of type {' or '.join(kinds)}, this is '{kind}'")
     with _naming(source):
         model, info = model_class.from_pretrained(
-            str(source), local_files_only=True, use_safetensors=True, output_loading_info=True
+            str(source), local_files_only=True, weights_only=True, output_loading_info=True
         )
     missing = sorted(name for name in info["missing_keys"] if not name.endswith(UNREAD))
     if missing:

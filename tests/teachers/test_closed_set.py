@@ -163,11 +163,26 @@ def test_what_cannot_be_loaded_is_named(tmp_path):
         load_closed_set("street", OCC3D, tmp_path, "cpu")
 
 
+def test_where_there_are_no_safetensors_only_tensors_are_read(tmp_path):
+    """Some models are published as `pytorch_model.bin` alone, a pickle."""
+    import torch
+    from safetensors.torch import load_file
+
+    folder = tiny_networks.segformer(tmp_path / "street")
+    version = load_closed_set("street", OCC3D, tmp_path, "cpu").version
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert load_closed_set("street", OCC3D, tmp_path, "cpu").version == version
+    torch.save({"decode_head.classifier.weight": ClassMap}, folder / "pytorch_model.bin")  # would import and call
+    with pytest.raises(CorruptInput, match="street: cannot be loaded"):
+        load_closed_set("street", OCC3D, tmp_path, "cpu")
+
+
 def test_thin_classes_come_on_top_if_asked(tmp_path):
     tiny_networks.segformer(tmp_path / "street")
     tiny_networks.grounding_dino(tmp_path / "grounding-dino")
     tiny_networks.sam(tmp_path / "sam")
-    teacher = load_teachers("thin:street+lidar", tmp_path, OCC3D, tmp_path, "cpu").classes
+    teacher = load_teachers("thin:street+lidar", tmp_path, OCC3D, tmp_path, "cpu").classes.teacher
     assert isinstance(teacher, OnTop)
     asked = {OCC3D.names[i] for i, _ in teacher.top.asked}
     unknown_to_cityscapes = {"construction_vehicle", "trailer", "traffic_cone", "barrier", "other_flat"}
