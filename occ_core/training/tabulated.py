@@ -24,7 +24,7 @@ from occ_core.models.easyocc.settings import NanoTraining
 from occ_core.models.easyocc.table import mirrored_rays
 from occ_core.training.cache import SceneCache
 from occ_core.training.config import TrainingConfig
-from occ_core.training.data import TURNS, Sample, mirror, pick_columns, read_sample, recolour, turn, zoomed
+from occ_core.training.data import TURNS, Sample, mirror, pick_columns, read_sample, recolour, retextured, turn, zoomed
 from occ_core.training.keyframes import MomentSource, names_of
 from occ_core.training.moments import Moment
 
@@ -222,6 +222,8 @@ class TabulatedImages(TabulatedMoments):
         if rng.random() < c.nano.flip:
             image, depth, classes = image[:, ::-1], depth[:, ::-1], classes[:, ::-1]
             rays = mirrored_rays(rays)
+        if c.nano.retexture and rng.random() < c.nano.retexture:
+            image = retextured(np.ascontiguousarray(image), rng)
         return recolour(np.ascontiguousarray(image)[None], c.color_jitter, rng)[0], depth, classes, rays
 
 
