@@ -1,1 +1,1 @@
-"""A robot's own bags become a trained, judged network that runs: `occ adapt`. `line.py` is the line, the rest its stages."""
+"""`occ adapt`: a robot's own bags become a trained, judged network that runs. `line.py` has the stages in a row."""

@@ -66,9 +66,7 @@ def examine(bag: Path) -> Drive:
     """
     source = open_source(bag)
     if not isinstance(source, BagFrames):
-        raise InvalidInput(
-            f"{bag}: a data set; `occ adapt` takes ROS 2 bags, see `occ labels make`, `occ train`"
-        )
+        raise InvalidInput(f"{bag}: a data set; `occ adapt` takes ROS 2 bags, see `occ labels make`, `occ train`")
     frames = Recording(bag).scene(source.scenes[0])
     if source.bag.world_frame is None:
         raise InvalidInput(

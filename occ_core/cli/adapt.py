@@ -90,7 +90,5 @@ def _show(report: dict[str, Any]) -> None:
         "or torch calls occupied is alike"
     )
     if played := report["replay"]:
-        typer.echo(
-            f"replayed: {played['frames_answered']} frames answered, p50 {played['p50_ms']} ms from image to answer"
-        )
+        typer.echo(f"replayed: {played['frames_answered']} frames answered, p50 {played['p50_ms']} ms to answer")
     typer.echo(report["node"]["run"])

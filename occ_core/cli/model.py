@@ -108,7 +108,7 @@ def predict(
     alone: Annotated[
         bool, typer.Option("--alone", help="A model with memory: each frame as if it were the first.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make anew what OUT already holds.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make all anew; other models' go from OUT.")] = False,
     camera: Annotated[list[str] | None, typer.Option(help="Of a bag: camera to use, by name or topic; repeat.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Of a bag: camera to leave out; repeat.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Of a bag: stop at the first problem.")] = False,
@@ -128,7 +128,7 @@ def predict(
 
     from occ_core.errors import InvalidInput
     from occ_core.frame import FULL_INTENSITY
-    from occ_core.inference.predictions import MadeBy, lacking, model_key, save_prediction
+    from occ_core.inference.predictions import MadeBy, lacking, model_key, remove_others, save_prediction
     from occ_core.inference.predictor import Predictor
     from occ_core.sources.open import Choice, frame_key, left_out, open_source
 
@@ -147,6 +147,8 @@ def predict(
     def images(index: int) -> str:
         return frame_key(dataroot, source, index, reads_lidar)
 
+    if overwrite and (removed := remove_others(out, model)):
+        typer.echo(f"{removed} predictions of other models removed from {out}")
     missing = [True] * len(files) if overwrite else lacking(files, model, images)
     wanted = _until_the_last(missing, source.samples) if predictor.memory else missing
     cautions = set[str]()
@@ -191,6 +193,10 @@ def evaluate(
         Path | None,
         typer.Option(help="What was predicted, with a LiDAR: nuScenes layout, ROS 2 bag or SemanticKITTI."),
     ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="What was predicted, by a robot without LiDAR: do images of other moments agree?"),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Data set in nuScenes layout that has the LiDAR's poses, for RayIoU. Default: beside GTS."),
@@ -214,13 +220,22 @@ def evaluate(
     from occ_core.errors import MissingInput
     from occ_core.evaluation.report import write_report
 
-    if truths is None and lidar is None:
-        raise MissingInput("nothing to score against: give GTS, a folder of true voxels, or --lidar DATA, or both")
+    if truths is None and lidar is None and images is None:
+        raise MissingInput(
+            "nothing to score against: give GTS, a folder of true voxels, --lidar DATA, --images DATA, or several"
+        )
     if truths is None and data is not None:
         raise MissingInput("--data is for RayIoU, which needs true voxels: give GTS, too")
     report = {} if truths is None else _against_voxels(predictions, truths, data, version, workers)
     if lidar is not None:
         report |= {"lidar": _against_lidar(predictions, lidar, version, workers)}
+    if lidar is not None and truths is not None:
+        report |= {"lidar_of_truth": _against_lidar(truths, lidar, version, workers, predictions)}
+    if images is not None:
+        report |= {"images": _against_images(predictions, images, version)}
+    if images is not None and truths is not None:
+        typer.echo("The same of the true voxels: the ceiling")
+        report |= {"images_of_truth": _against_images(truths, images, version)}
     if json is not None:
         write_report(json, report)
 
@@ -278,20 +293,47 @@ def _say(warnings: Sequence[str], samples: int) -> None:
     typer.echo(f"{samples} samples")
 
 
-def _against_lidar(predictions: Path, data: Path, version: str | None, workers: int) -> dict[str, Any]:
-    """The report of the LiDAR-ray score, printed."""
+def _against_lidar(
+    predictions: Path, data: Path, version: str | None, workers: int, like: Path | None = None
+) -> dict[str, Any]:
+    """The report of the LiDAR-ray score, printed; with `like`, of true voxels, the ceiling for those predictions."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from occ_core.evaluation.lidar_rays import lidar_table, score_lidar_rays, summary
+    from occ_core.evaluation.lidar_rays import score_lidar_rays
+    from occ_core.evaluation.lidar_table import TITLE, class_table, lidar_table, summary
 
     with Progress(transient=True) as progress:
         task = progress.add_task("LiDAR rays", total=None)
         scores = score_lidar_rays(
-            predictions, data, lambda done, total: progress.update(task, completed=done, total=total), workers, version
+            predictions,
+            data,
+            lambda done, total: progress.update(task, completed=done, total=total),
+            workers,
+            version,
+            like,
         )
-    Console().print(lidar_table(scores))
-    for line in summary(scores):
+    console = Console()
+    console.print(lidar_table(scores, TITLE if like is None else "The same of the true voxels: the ceiling"))
+    if (classes := class_table(scores)) is not None:
+        console.print(classes)
+    for line in summary(scores) if like is None else ():
+        typer.echo(line)
+    return scores
+
+
+def _against_images(predictions: Path, data: Path, version: str | None) -> dict[str, Any]:
+    """The report of the images' consistency, printed."""
+    from rich.progress import Progress
+
+    from occ_core.evaluation.image_consistency import image_lines, score_images
+
+    with Progress(transient=True) as progress:
+        task = progress.add_task("images", total=None)
+        scores = score_images(
+            predictions, data, lambda done, total: progress.update(task, completed=done, total=total), version
+        )
+    for line in image_lines(scores):
         typer.echo(line)
     return scores
 
