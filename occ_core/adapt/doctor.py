@@ -127,7 +127,7 @@ def teacher_for(asked: str | None, lidar: bool) -> str:
     """The whole name of the teachers, as of `load_teachers`, for what there is; one with `+` is taken as it is.
 
     Raises:
-        InvalidInput, MissingInput: maps without classes, or without depth where there is no LiDAR.
+        InvalidInput, MissingInput: maps without classes.
     """
     name = asked or NETWORKS
     if "+" in name and asked is not None:
@@ -139,15 +139,16 @@ def teacher_for(asked: str | None, lidar: bool) -> str:
         raise InvalidInput(f"{name}: holds no class maps; --teacher CLASSES+{name} takes classes from another teacher")
     if "depth" in kinds:
         return f"{name}+{name}+lidar" if lidar else name
-    if not lidar:
-        raise InvalidInput(f"{name}: holds class maps alone, and there is no LiDAR: --teacher {name}+DEPTH names depth")
-    return f"{name}+lidar"
+    return f"{name}+lidar" if lidar else f"{name}+motion"
 
 
 def recipe_for(teacher: str) -> tuple[str, Recipe]:
-    """The label recipe for teachers: is depth measured, dense and set right by a LiDAR, or dense and a guess?"""
+    """The label recipe for teachers: is depth measured, dense and set right by a LiDAR, or dense and a guess? The road
+    that `best` sets depth right by, depth from motion measures itself."""
     parts = teacher.split("+")
-    name = "completed" if len(parts) == 3 else "lidar" if parts[-1] == "lidar" else "best"
+    by = parts[-1] if parts[-1] in ("lidar", "motion") else ""
+    name = {"lidar": "completed" if len(parts) == 3 else "lidar", "motion": "easyocc"}.get(by, "best")
+    name = "best" if by == "motion" and len(parts) == 3 else name
     return name, PRESETS[name]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from occ_core.adapt.label import LABELS
 from occ_core.models.build import parse_config
-from occ_core.training.checkpoint import load_record
+from occ_core.models.checkpoint import load_record
 from occ_core.training.config import TrainingConfig, with_steps
 from occ_core.training.loop import train
 

@@ -23,8 +23,8 @@ from occ_core.adapt.judge import is_better, judge
 from occ_core.adapt.stage import Stages
 from occ_core.errors import InvalidInput
 from occ_core.files import content_key, read_json, write_atomically
+from occ_core.models.checkpoint import load_record
 from occ_core.teachers.names import is_network
-from occ_core.training.checkpoint import load_record
 
 Tell = Callable[[str], None]
 STAGES = ("cut", "masks", "labels", "size", "train", "before", "after", "choose", "export", "speed", "node")
