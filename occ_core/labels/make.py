@@ -15,7 +15,7 @@ from occ_core.files import content_key
 from occ_core.frame import Frame
 from occ_core.grid import OCC3D_GRID
 from occ_core.labels.ray_engine import run_on_ray
-from occ_core.labels.recipes import PRESETS, Recipe
+from occ_core.labels.recipes import PRESETS, Recipe, load_recipe
 from occ_core.labels.scene import label_scene
 from occ_core.labels.store import LabelStore
 from occ_core.parallel import Step, progress_bar, run_in_processes
@@ -26,6 +26,8 @@ from occ_core.teachers.base import Teachers
 from occ_core.teachers.load import load_teachers
 
 ENGINES = ("local", "ray")
+OWN = "own"
+"""In a store's record: a recipe or teachers that have no name."""
 RESTARTS = 3  # of the work on a scene whose process was killed
 
 
@@ -55,7 +57,7 @@ class Job:
     dataroot: Path
     out: Path
     recipe: Recipe
-    teacher: TeacherChoice
+    teacher: TeacherChoice | Teachers
     sweeps: bool
     version: str | None = None
 
@@ -79,10 +81,10 @@ class Done:
 
 
 def make_labels(
-    dataroot: Path,
-    out: Path,
-    recipe: Recipe,
-    teacher: TeacherChoice,
+    dataroot: Path | str,
+    out: Path | str,
+    recipe: Recipe | str = "best",
+    teacher: TeacherChoice | Teachers | str = "grounded-sam+metric3d",
     engine: str = "local",
     workers: int = 1,
     *,
@@ -96,6 +98,9 @@ def make_labels(
 
     Args:
         dataroot: in nuScenes layout.
+        recipe: or its name, or a YAML file: see `load_recipe`.
+        teacher: by name, see `load_teachers`; or one's own, which say in `version` all that changes their maps and are
+            pickled where there are several workers.
         engine: local | ray. On a cluster, `dataroot` and `out` lie where every node sees them.
         workers: scenes at the same time; for ray, 0 = as many as the cluster has room for.
         scenes: names; None: all.
@@ -114,10 +119,12 @@ def make_labels(
         raise InvalidInput(f"engine must be one of {', '.join(ENGINES)}, got '{engine}'")
     run = partial(run_in_processes, restarts=RESTARTS) if engine == "local" else partial(run_on_ray, gpus=gpus)
     _forget()
-    job = Job(Path(dataroot), Path(out), recipe, teacher, sweeps, version)
+    chosen = TeacherChoice(teacher) if isinstance(teacher, str) else teacher
+    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    job = Job(Path(dataroot), Path(out), recipe, chosen, sweeps, version)
     tables = _tables(job.dataroot, version)
     tasks = [Task(s, tuple(token for token, _ in tables.samples(s))) for s in tables.require_scenes(scenes)]
-    store = LabelStore(out)
+    store = LabelStore(job.out)
     (versions,) = run(partial(_versions, job), [None], 1)  # where the teachers will run, for the same is loaded there
     if workers > 1:
         _load_teachers.cache_clear()  # the workers' memory is theirs
@@ -186,7 +193,7 @@ def _require_same_files(job: Job, tasks: list[Task], store: LabelStore) -> None:
 
 def _key_of(job: Job, source: NuScenesSource, index: int) -> str:
     """Hash of the files that a keyframe's images and its teachers' knowledge are read from."""
-    teachers = job.teacher.name.split("+")
+    teachers = ["lidar"] if isinstance(job.teacher, Teachers) else job.teacher.name.split("+")
     scene, token = source.samples[index]
     knows = {"oracle", "realistic"} & set(teachers)
     folder = source.tables.dataroot / "truth" / scene / token
@@ -201,16 +208,16 @@ def _versions(job: Job, _: None, step: Step) -> tuple[str, str]:
 
 def _made_with(job: Job, versions: tuple[str, str]) -> dict[str, Any]:
     """All that decides a label's bytes, but for the data set itself."""
-    preset = next((name for name, recipe in PRESETS.items() if recipe == job.recipe), "own")
+    preset = next((name for name, recipe in PRESETS.items() if recipe == job.recipe), OWN)
     return {
         "package": __version__,
         "recipe": preset,
         "settings": job.recipe.model_dump(mode="json"),
         "sweeps": job.sweeps,
-        "teacher": job.teacher.name,
+        "teacher": OWN if isinstance(job.teacher, Teachers) else job.teacher.name,
         "class_teacher": versions[0],
         "depth_teacher": versions[1],
-        "seed": job.teacher.seed,
+        "seed": 0 if isinstance(job.teacher, Teachers) else job.teacher.seed,
         "grid": {"origin_m": OCC3D_GRID.origin_m, "voxel_size_m": OCC3D_GRID.voxel_size_m, "shape": OCC3D_GRID.shape},
         "taxonomy": OCC3D.name,
     }
@@ -231,6 +238,8 @@ def _tables(dataroot: Path, version: str | None) -> NuScenesTables:
 
 
 def _teachers(job: Job) -> Teachers:
+    if isinstance(job.teacher, Teachers):
+        return job.teacher
     return _load_teachers(job.dataroot, job.teacher)
 
 
