@@ -146,7 +146,7 @@ def main() -> int:
         for finding in row["findings"]:
             print(f"{name}, {finding}", file=sys.stderr)
     if asked.json:
-        from occ_core.host import host
+        from occ_core.bench.host import host
 
         packages = ("numpy", "opencv-python-headless", "rosbags", "torch", "safetensors", "onnxruntime", "ros-rclpy")
         asked.json.write_text(json.dumps({"seed": asked.seed, "host": host(packages), "rows": rows}, indent=1) + "\n")

@@ -19,8 +19,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from occ_core.bench.host import host
 from occ_core.errors import OccError
-from occ_core.host import host
 from occ_ros.processes import Process, environment, node
 from occ_ros.recorded import image_topic_of, lidar_topic_of
 

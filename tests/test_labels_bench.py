@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from occ_core.bench.label_speed import _frame, _maps, bench_labels, plain_label
 from occ_core.grid import OCC3D_GRID
-from occ_core.labels.bench import _frame, _maps, bench_labels, plain_label
 from occ_core.labels.fuse import Fuser
 from occ_core.labels.lift import Lifter
 from occ_core.labels.recipes import Recipe

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from teacher_fixtures import make_frame
 
+from occ_core.bench import real_labels
+from occ_core.bench.real_labels import GEOMETRY, Drive, OneClass, odd_stripes, open_drives, score_drive
 from occ_core.cli.main import app
 from occ_core.errors import InvalidInput
 from occ_core.frame import LidarSweep
 from occ_core.geometry import pose
 from occ_core.grid import VoxelGrid
-from occ_core.labels import real
-from occ_core.labels.real import GEOMETRY, Drive, OneClass, odd_stripes, open_drives, score_drive
 from occ_core.labels.scene import SceneLabel
 from occ_core.occupancy import Occupancy
 
@@ -62,7 +62,9 @@ def test_poses_that_lie_are_found_out():
 def test_calling_everything_occupied_does_not_pay(monkeypatch):
     full = Occupancy(GRID, GEOMETRY, np.zeros(GRID.shape, np.uint8), np.ones(GRID.shape, bool))
     votes = np.ones(GRID.shape, np.uint16)
-    monkeypatch.setattr(real, "label_scene", lambda frames, *_: (SceneLabel(f.token, full, votes, ()) for f in frames))
+    monkeypatch.setattr(
+        real_labels, "label_scene", lambda frames, *_: (SceneLabel(f.token, full, votes, ()) for f in frames)
+    )
     row = score_drive(drive([street(0)]), "stripes")
     assert row["held_out"]["in_occupied"] == 100
     assert row["occupied_cells_passed"] > 70
@@ -73,7 +75,9 @@ def test_no_held_out_point_reaches_the_teachers(monkeypatch):
     frames, seen = [street(number) for number in range(3)], []
     asked = OneClass().classes
     monkeypatch.setattr(OneClass, "classes", lambda self, frame: seen.append(frame) or asked(frame))
-    monkeypatch.setattr(real, "_passed", lambda *_: np.array([1, 0]))  # it asks about the held-out half, knowingly
+    monkeypatch.setattr(
+        real_labels, "_passed", lambda *_: np.array([1, 0])
+    )  # it asks about the held-out half, knowingly
     score_drive(drive(frames), "stripes")
     assert len(seen) == 3
     for frame, given in zip(frames, seen, strict=True):

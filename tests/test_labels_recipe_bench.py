@@ -14,11 +14,11 @@ pytest.importorskip("numba", reason="ray casting needs numba: pip install 'occ_r
 from label_fixtures import make_city
 from typer.testing import CliRunner
 
+from occ_core.bench import recipes
+from occ_core.bench.recipes import PARTS, ROWS, bench_recipes, markdown
 from occ_core.cli.main import app
 from occ_core.errors import MissingInput
 from occ_core.grid import OCC3D_GRID
-from occ_core.labels import recipe_bench
-from occ_core.labels.recipe_bench import PARTS, ROWS, bench_recipes, markdown
 from occ_core.labels.recipes import PRESETS, Recipe
 from occ_core.labels.scene import label_scene
 from occ_core.labels.score import LabelScores
@@ -99,7 +99,7 @@ def test_an_ablation_switches_one_part_off_and_nothing_else(part):
 
 
 def test_the_table_and_its_file_say_the_same(city, figures, tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe_bench, "bench_recipes", lambda *arguments: figures)
+    monkeypatch.setattr(recipes, "bench_recipes", lambda *arguments: figures)
     result = CliRunner().invoke(app, ["bench", "recipes", str(city), "--json", str(tmp_path / "a/figures.json")])
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "a/figures.json").read_text())

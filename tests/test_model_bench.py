@@ -10,19 +10,19 @@ import pytest
 import yaml
 from model_fixtures import camera
 
+from occ_core.bench.models import Run, _step_seconds, bench_models, markdown, merged, read_plan, run_one
 from occ_core.camera import Rig
 from occ_core.errors import InvalidInput, MissingInput, OccError
 from occ_core.frame import Frame, LidarSweep
 from occ_core.geometry import apply, inverse
-from occ_core.training.model_bench import Run, _step_seconds, bench_models, markdown, merged, read_plan, run_one
 
 torch = pytest.importorskip("torch")
 
+from occ_core.bench.rendered_depth import _at_pixels, _lidar_truth, rendered_views  # noqa: E402
+from occ_core.bench.training_step import bench_step  # noqa: E402
 from occ_core.evaluation.depth import SELFOCC, DepthScores  # noqa: E402
-from occ_core.evaluation.rendered_depth import _at_pixels, _lidar_truth, rendered_views  # noqa: E402
 from occ_core.show.depth import colored, depth_picture  # noqa: E402
 from occ_core.training.config import TrainingConfig, load_config  # noqa: E402
-from occ_core.training.step_bench import bench_step  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

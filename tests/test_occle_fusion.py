@@ -6,7 +6,7 @@ torch = pytest.importorskip("torch")
 
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from occ_core.models.occle.bench import _measure  # noqa: E402
+from occ_core.bench.fusion import _measure  # noqa: E402
 from occ_core.models.occle.fusion import DualFusion  # noqa: E402
 
 torch.set_num_threads(1)

@@ -25,9 +25,9 @@ def labels(
     """
     import json
 
+    from occ_core.bench.host import host
+    from occ_core.bench.label_speed import bench_labels
     from occ_core.files import write_atomically
-    from occ_core.host import host
-    from occ_core.labels.bench import bench_labels
 
     height, width = size_of(size)
     figures = bench_labels(height, width, frames, repeats)
@@ -56,9 +56,9 @@ def recipes(
     """
     import os
 
+    from occ_core.bench.host import host
+    from occ_core.bench.recipes import bench_recipes, markdown
     from occ_core.evaluation.report import write_report
-    from occ_core.host import host
-    from occ_core.labels.recipe_bench import bench_recipes, markdown
 
     try:
         figures = bench_recipes(dataroot, teacher, seed, workers or os.cpu_count() or 1)
@@ -91,9 +91,9 @@ def real_labels(
     """
     from rich.progress import Progress, TaskID
 
+    from occ_core.bench.host import host
+    from occ_core.bench.real_labels import SPLITS, markdown, open_drives, score_drive
     from occ_core.evaluation.report import write_report
-    from occ_core.host import host
-    from occ_core.labels.real import SPLITS, markdown, open_drives, score_drive
     from occ_core.labels.recipes import load_recipe
 
     settings = load_recipe(recipe or "lidar")
@@ -131,9 +131,9 @@ def models(
     """
     import os
 
+    from occ_core.bench.host import host
+    from occ_core.bench.models import bench_models, markdown
     from occ_core.evaluation.report import write_report
-    from occ_core.host import host
-    from occ_core.training.model_bench import bench_models, markdown
 
     try:
         figures = bench_models(plan, held_out, out, seeds, workers or os.cpu_count() or 1, run)
@@ -158,9 +158,9 @@ def depth(
 
     Example:  occ bench depth runs/selfocc/model.safetensors heldout --pictures depth
     """
-    from occ_core.evaluation.rendered_depth import score_rendered_depth
+    from occ_core.bench.host import host
+    from occ_core.bench.rendered_depth import score_rendered_depth
     from occ_core.evaluation.report import write_report
-    from occ_core.host import host
 
     def draw(frame, views) -> None:
         if pictures is not None:
@@ -192,10 +192,10 @@ def step(
 
     Example:  occ bench step config/easyocc_base.yaml /data/nuscenes
     """
+    from occ_core.bench.host import host
+    from occ_core.bench.training_step import bench_step
     from occ_core.evaluation.report import write_report
-    from occ_core.host import host
     from occ_core.training.config import load_config
-    from occ_core.training.step_bench import bench_step
 
     figures = bench_step(load_config(config, threads=threads), dataroot, steps, typer.echo)
     if json_file is not None:
@@ -216,9 +216,9 @@ def mapping(
 
     Example:  occ bench mapping --json benchmarks/mapping.json
     """
+    from occ_core.bench.host import host
+    from occ_core.bench.mapping import bench_mapping
     from occ_core.evaluation.report import write_report
-    from occ_core.host import host
-    from occ_core.mapping.bench import bench_mapping
 
     figures = bench_mapping(repeats)
     if json_file is not None:
@@ -251,12 +251,12 @@ def backends(
     """
     import tempfile
 
+    from occ_core.bench.host import host
     from occ_core.errors import need
     from occ_core.evaluation.report import write_report
-    from occ_core.host import host
 
     need("torch", "torch"), need("onnx", "onnx")
-    from occ_core.inference.bench import bench_backends, markdown
+    from occ_core.bench.backends import bench_backends, markdown
 
     with tempfile.TemporaryDirectory() as folder:
         figures = bench_backends(model, data, Path(folder), calibrate, frames, repeats, threads, peer)
@@ -280,10 +280,10 @@ def fusion(
 
     Forward and backward pass. Example:  occ bench fusion config/occle_small.yaml --json fusion.json
     """
+    from occ_core.bench.fusion import MIXERS, bench_fusion
+    from occ_core.bench.host import host
     from occ_core.errors import InvalidInput
     from occ_core.evaluation.report import write_report
-    from occ_core.host import host
-    from occ_core.models.occle.bench import MIXERS, bench_fusion
     from occ_core.models.occle.config import OccleConfig
     from occ_core.training.config import load_config
 

@@ -39,6 +39,16 @@ SELFOCC = DepthProtocol("selfocc", 1e-3, 80.0, whole_pixels=False)
 """Huang et al., "SelfOcc", CVPR 2024: predictions read between pixels where the LiDAR points fall, 0.001..80 m."""
 
 
+class RenderedView(NamedTuple):
+    """One camera: network input uint8 (H, W, 3), rendered depth (h, w), true depth (M,) at input pixels (M, 2)."""
+
+    camera: str
+    image: np.ndarray
+    depth_m: np.ndarray
+    pixels: np.ndarray
+    truth_m: np.ndarray
+
+
 def lidar_depth(frame: Frame, camera: str) -> tuple[np.ndarray, np.ndarray]:
     """Truth from a frame's sweep: the points that fall into an image, by the poses at both sensors' own stamps.
 

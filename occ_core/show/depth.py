@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from occ_core.evaluation.rendered_depth import RenderedView
+from occ_core.evaluation.depth import RenderedView
 
 NEAR_M, FAR_M = 2.0, 60.0
 WIDTH_PX = 420  # of each of the three pictures in a row

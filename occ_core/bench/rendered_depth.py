@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from occ_core.errors import InvalidInput
-from occ_core.evaluation.depth import SELFOCC, DepthScores, lidar_depth, read_depth
+from occ_core.evaluation.depth import SELFOCC, DepthScores, RenderedView, lidar_depth, read_depth
 from occ_core.frame import Frame
 from occ_core.inference.backends.torch_backend import load_model
 from occ_core.inference.preprocess import Preprocess
@@ -23,16 +23,6 @@ CPU = torch.device("cpu")
 TRUTHS = ("oracle", "lidar")
 PIXEL_STEP = 2  # of exact depth: every second pixel along both axes counts
 RAYS = 0.25  # rendered rays for each pixel of the network's input, as OccNeRF renders
-
-
-class RenderedView(NamedTuple):
-    """One camera: network input uint8 (H, W, 3), rendered depth (h, w), true depth (M,) at input pixels (M, 2)."""
-
-    camera: str
-    image: np.ndarray
-    depth_m: np.ndarray
-    pixels: np.ndarray
-    truth_m: np.ndarray
 
 
 def score_rendered_depth(
