@@ -49,6 +49,9 @@ class BagFrames:
         """What a prediction for each frame is called: its token."""
         return list(self._tokens)
 
+    def __iter__(self) -> Iterator[Frame]:
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> Frame:
         frame = self.bag.frame(*self.bag.read(*self._sets[index]))
         return replace(frame, token=self._tokens[index])
