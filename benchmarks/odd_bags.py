@@ -1,4 +1,4 @@
-"""Bags of valid messages with odd values by the thousand (tests/odd_bags.py): named, or the answer is as it was.
+"""Bags of valid messages with odd values by the thousand (fixtures/odd_bags.py): named, or the answer is as it was.
 
 python benchmarks/odd_bags.py --count 3000 --seed 0
 """
@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/fixtures")]
 
 
 def main() -> None:

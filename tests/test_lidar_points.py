@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_nuscenes
-from test_source_kitti import CALIBRATION, ROW
+from small_kitti import CALIBRATION, ROW
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, MissingTransform
 from occ_core.frame import LidarSweep
