@@ -73,6 +73,7 @@ def test_custom_teacher(run, tmp_path):
     assert made_with["teacher"] == "own" and made_with["class_teacher"] == "flat-ground-1"
 
 
+@pytest.mark.slow
 def test_train_and_judge(run, tmp_path):
     label_fixtures.make_city(tmp_path / "data", scenes=2, keyframes=2)
     small_nuscenes.make(tmp_path / "data", keyframes=2, sweeps=1, boxes=False, scenes=2)  # with gts/

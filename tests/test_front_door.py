@@ -124,7 +124,6 @@ MISSING = {
     "train easyocc_nano --data x": "torch",
     "predict nano x out --backend torch": "torch",
     "export nano out.onnx": "torch",
-    "bench models x.yaml x": "torch",
     "bench step easyocc_small x": "torch",
     "bag make x out --scene s": "bags",
     "bag check x.mcap": "bags",
