@@ -50,6 +50,12 @@ def mask_files(data: Path, scene: str, names: Iterable[str]) -> dict[str, Path]:
     return files
 
 
+def scene_masks(data: Path, scene: str) -> list[Path]:
+    """All masks that may be of a scene's cameras."""
+    folder = (data if data.is_dir() else data.parent) / FOLDER
+    return sorted([*folder.glob("*.png"), *(folder / scene).glob("*.png")])
+
+
 def file_name(camera: str) -> str:
     return f"{camera.replace('/', '_')}.png"
 

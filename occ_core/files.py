@@ -98,3 +98,12 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise CorruptInput(f"{where}: must be a JSON object, is {type(record).__name__}")
     return record
+
+
+def default_cache() -> Path:
+    """In the user's cache folder; of a user without a home, a folder that is not there and cannot be made."""
+    try:
+        home = Path.home()
+    except RuntimeError:  # a container's number without an entry in /etc/passwd
+        home = Path("/nonexistent")
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "occ_core"

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from occ_core.errors import MissingInput
 from occ_core.models.build import parse_config
-from occ_core.models.config import CameraModelConfig
 from occ_core.sources.bag import find_lidar
 from occ_core.sources.bag_reader import BagReader
 from occ_core.training.checkpoint import load_record
@@ -27,7 +26,7 @@ def lidar_topic_of(bag: Path, model: Path) -> dict[str, str]:
     if model.suffix != ".safetensors":  # an exported network takes none
         return {}
     config = parse_config(load_record(model)["model"])
-    if not isinstance(config, CameraModelConfig) or config.lidar is None:
+    if config.lidar_input is None:
         return {}
     topic = find_lidar(BagReader(bag))
     if topic is None:

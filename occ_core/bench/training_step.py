@@ -28,10 +28,11 @@ from occ_core.teachers.base import ClassMap, Teachers
 from occ_core.teachers.lidar import LidarDepth
 from occ_core.training.config import TrainingConfig
 from occ_core.training.counts import cell_weights
+from occ_core.training.data_sets import needs_of
+from occ_core.training.keyframes import Keyframe, MomentSource
 from occ_core.training.label_files import IGNORE
 from occ_core.training.loop import DTYPES
-from occ_core.training.moments import Keyframe, Moment, Moments, MomentSource, collate
-from occ_core.training.rig_lessons import needs_of
+from occ_core.training.moments import Moment, Moments, collate
 from occ_core.training.state import new_state
 
 ANSWERS = 3  # timed
@@ -74,7 +75,7 @@ def bench_step(
     Raises:
         InvalidInput: EasyOcc nano, whose cost is in benchmarks/node.md; or what the losses need is not there.
     """
-    if not isinstance(config.model, CameraModelConfig):
+    if config.model.by_table:
         raise InvalidInput("this measures camera networks; EasyOcc nano trains by tables, see benchmarks/nano.md")
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -284,12 +284,14 @@ def fusion(
     from occ_core.bench.host import host
     from occ_core.errors import InvalidInput
     from occ_core.evaluation.report import write_report
+    from occ_core.models.build import kind_of
     from occ_core.models.occle.config import OccleConfig
     from occ_core.training.config import load_config
 
     model = load_config(config).model
-    if not isinstance(model, OccleConfig):
+    if kind_of(model) != "occle":
         raise InvalidInput(f"{config}: this measures OccLE's fusion, its model '{model.name}' has none")
+    model = cast(OccleConfig, model)
     sizes = model.fusion_channels, model.fusion_stages, model.fusion_heads, model.fusion_state
     figures = bench_fusion(model.volume_channels, *sizes, repeats, threads)
     if json_file is not None:

@@ -54,7 +54,11 @@ def make(
         str, typer.Option(help="local: processes of this machine; ray: tasks of a Ray cluster.")
     ] = "local",
     workers: Annotated[
-        int, typer.Option(help="Scenes at the same time. 0: one per core here, as many as there is room for on Ray.")
+        int,
+        typer.Option(
+            help="Scenes at the same time. 0: one per core here, one per GPU if networks are asked; as many as there "
+            "is room for on Ray."
+        ),
     ] = 0,
     gpus: Annotated[float, typer.Option(help="Ray only: share of a GPU that the teachers of one scene take.")] = 0.0,
     scene: SCENE = None,
@@ -68,7 +72,11 @@ def make(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the errors that the teacher `realistic` makes.")] = 0,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder to keep the teachers' maps in, for other recipes. Default: not kept.")
+        Path | None,
+        typer.Option(
+            help="Folder to keep the teachers' maps in, for other recipes; off: none. Default: teacher-maps beside OUT "
+            "for networks, none for others."
+        ),
     ] = None,
     find_ego_masks: Annotated[
         bool,
@@ -87,10 +95,10 @@ def make(
 
         occ labels make /data/nuscenes /data/labels --engine ray --gpus 0.5
     """
-    import os
-
     from occ_core.labels.make import TeacherChoice, make_labels
     from occ_core.labels.recipes import load_recipe
+    from occ_core.teachers.cache import folder_for, size_of
+    from occ_core.teachers.names import processes_for
 
     if find_ego_masks:
         from occ_core.labels.ego_finder import find_masks
@@ -98,7 +106,8 @@ def make(
         for line in find_masks(dataroot, scene):
             typer.echo(line)
     if workers == 0 and engine == "local":
-        workers = os.cpu_count() or 1
+        workers = processes_for(teacher, device)
+    cache = folder_for(cache, teacher, out)
     choice = TeacherChoice(teacher, weights, device, seed, cache)
     try:
         done = make_labels(
@@ -115,6 +124,10 @@ def make(
         )
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    if cache is not None:
+        typer.echo(
+            f"teachers' maps: {size_of(cache) / 1e6:.1f} MB in {cache} (for other recipes; --cache off keeps none)"
+        )
     _report(out, done)
 
 
@@ -224,14 +237,15 @@ def show(
     """
     from occ_core.labels.store import LabelStore
     from occ_core.show.labels import show_labels
+    from occ_core.teachers.cache import folder_for
     from occ_core.teachers.load import load_teachers
 
     labels, teachers = LabelStore(store), None
     if maps:
         made_with = labels.record["made_with"]
-        teachers = load_teachers(
-            made_with["teacher"], dataroot, labels.taxonomy, weights, device, made_with["seed"], cache
-        )
+        name = made_with["teacher"]
+        cache = folder_for(cache, name, store)
+        teachers = load_teachers(name, dataroot, labels.taxonomy, weights, device, made_with["seed"], cache)
     for path in show_labels(labels, dataroot, out, scene, pictures, recording, teachers, version):
         typer.echo(path)
 

@@ -51,7 +51,7 @@ def train(
     """Train a model of any kind: on labels in Occ3D format, on the images themselves, or on both.
 
     Data is what its content says: a folder in nuScenes layout, a ROS 2 bag (folder, .mcap or .db3) or a folder of
-    SemanticKITTI (`sequences/`); EasyOcc nano takes nuScenes layout only.
+    SemanticKITTI (`sequences/`).
 
     Writes OUT/model.safetensors with a json beside it (what the model is and how it was trained), OUT/last.safetensors
     to resume from, and OUT/log.csv. Ctrl-C saves first. A folder that holds a run is refused, unless --resume goes on
@@ -128,7 +128,7 @@ def predict(
     from occ_core.sources.open import Choice
 
     with Progress() as progress:
-        task = progress.add_task("predicting", total=None)
+        task = progress.add_task("predicting", total=None, visible=False)
         count, kept = predict_set(
             checkpoint,
             dataroot,
@@ -140,7 +140,7 @@ def predict(
             choice=Choice(tuple(camera or ()), tuple(exclude or ()), strict),
             alone=alone,
             overwrite=overwrite,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total, visible=True),
             on_remark=lambda line: typer.secho(line, err=True, fg=typer.colors.YELLOW),
         )
     typer.echo(f"{count} predictions in {out}" + (f", {kept} of them were there already" if kept else ""))

@@ -82,7 +82,7 @@ def build_engine(onnx_file: Path, folder: Path | None = None) -> Path:
 
 def engine_path(onnx_sha256: str, machine: Machine, precision: str, folder: Path | None = None) -> Path:
     """Where the engine of a model for a machine is kept: all that it depends on is in its name."""
-    from occ_core.training.cache import default_cache
+    from occ_core.files import default_cache
 
     capability = machine.gpu.compute_capability.replace(".", "")
     name = f"{onnx_sha256[:16]}_trt{machine.tensorrt}_sm{capability}_{precision}.engine"

@@ -20,7 +20,6 @@ from occ_core.inference.pinhole import PINHOLE, ViewImages, expanded, views_of
 from occ_core.inference.preprocess import Preprocess
 from occ_core.lidar_points import COLUMNS, lidar_points, require_finite
 from occ_core.models.build import ModelConfig, kind_of
-from occ_core.models.config import CameraModelConfig, LidarInput
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.occupancy import Occupancy
 from occ_core.shipped import require_network
@@ -81,11 +80,11 @@ class Predictor:
         self.session = session
         self.config = session.config
         self.grid, self.taxonomy = self.config.grid, self.config.classes
-        self.moving_rig = isinstance(self.config, CameraModelConfig)
-        self.lidar: LidarInput | None = self.config.lidar if isinstance(self.config, CameraModelConfig) else None
+        self.moving_rig = not self.config.by_table
+        self.lidar = self.config.lidar_input
         self.memory: Memory | None = None
-        if isinstance(self.config, EasyOccConfig) and self.config.memory_channels:
-            self.memory = Memory(self.config)
+        if self.config.remembers:
+            self.memory = Memory(cast(EasyOccConfig, self.config))
         self._preprocess = Preprocess(self.config.input_width, self.config.input_height)
         self._stack = np.zeros((0, self.config.input_height, self.config.input_width, 3), dtype=np.uint8)
 
@@ -335,8 +334,8 @@ def cached_export(checkpoint: Path) -> Path:
     Raises:
         CannotWrite: there is none yet, and the cache cannot be written.
     """
+    from occ_core.files import default_cache
     from occ_core.inference.export import export_onnx
-    from occ_core.training.cache import default_cache
     from occ_core.training.checkpoint import load_record
 
     load_record(checkpoint)  # refuses what is no checkpoint before anything is hashed or traced

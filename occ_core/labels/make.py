@@ -134,8 +134,10 @@ def make_labels(
     todo = [task for task, lacks in zip(tasks, lacking, strict=True) if any(lacks)]
     with progress_bar(show_progress) as progress:
         total = sum(map(len, lacking))
-        bar = progress.add_task("labels", total=total, completed=total - sum(map(sum, lacking)))
-        results = run(partial(label_one, job), todo, workers, lambda: progress.advance(bar))
+        # in images, for those are what takes the time: each label asks for those of its own moment
+        cameras = len(NuScenesSource(tables, scenes=[tasks[0].scene]).cameras) if tasks else 1
+        bar = progress.add_task("images", total=total * cameras, completed=(total - sum(map(sum, lacking))) * cameras)
+        results = run(partial(label_one, job), todo, workers, lambda: progress.advance(bar, cameras))
         try:
             with closing(results):  # an error that is on its way keeps the generator alive, and with it the processes
                 return list(_finished(results))

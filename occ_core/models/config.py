@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -12,6 +12,9 @@ from occ_core.frame import FULL_INTENSITY
 from occ_core.grid import OCC3D_GRID, VoxelGrid
 from occ_core.limits import MAX_MODEL_CELLS
 from occ_core.taxonomy import TAXONOMIES, Taxonomy
+
+if TYPE_CHECKING:
+    from occ_core.models.easyocc.settings import NanoTraining
 
 Count = Annotated[int, Field(gt=0, le=4096)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -52,11 +55,27 @@ class LidarInput(BaseModel):
     intensity_max: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] = FULL_INTENSITY
 
 
+class Phase(NamedTuple):
+    """A part of a run: `steps` on samples of one kind, with a learning rate that rises and falls."""
+
+    samples: Literal["moments", "images", "chains"]  # whole; single images of any camera; moments in a row
+    steps: int
+
+
 class NetworkConfig(BaseModel):
-    """What every network from camera images to cells has; each adds its own fields and a `kind`."""
+    """What every network from camera images to cells has; each adds its own fields and a `kind`.
+
+    Attributes:
+        by_table: it is given a rig as a table (`inference.table`), which has to be built, instead of as matrices.
+        fitted: its tensors that its method `fit` sets on held-out moments, and that are no averages of weights.
+        pixel_ratio_limit: how far apart class weights in its losses on pixels may be.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     input_multiple: ClassVar[int] = 16  # pixels
+    by_table: ClassVar[bool] = False
+    fitted: ClassVar[frozenset[str]] = frozenset()
+    pixel_ratio_limit: ClassVar[float] = 20.0
 
     name: str
     grid_origin_m: tuple[float, float, float] = OCC3D_GRID.origin_m
@@ -84,6 +103,29 @@ class NetworkConfig(BaseModel):
     def classes(self) -> Taxonomy:
         return TAXONOMIES[self.taxonomy]
 
+    @property
+    def lidar_input(self) -> LidarInput | None:
+        """What it is given of a LiDAR; None: nothing."""
+        return None
+
+    @property
+    def mean_teacher(self) -> bool:
+        """Whether the losses ask the averaged network, too."""
+        return False
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it answers a moment with what it kept of those before."""
+        return False
+
+    def phases(self, steps: int, nano: NanoTraining) -> tuple[Phase, ...]:
+        """The parts of a run of `steps`, in their order; only the last one's weights are validated and shipped.
+
+        Raises:
+            InvalidInput: settings that do not fit the network.
+        """
+        return (Phase("moments", steps),)
+
 
 class CameraModelConfig(NetworkConfig):
     """A network of images and calibration of a rig (`RigImages`), whose backbone is chosen."""
@@ -105,9 +147,8 @@ class CameraModelConfig(NetworkConfig):
         return self.input_width // stride, self.input_height // stride
 
     @property
-    def mean_teacher(self) -> bool:
-        """Whether the losses ask the averaged network, too."""
-        return False
+    def lidar_input(self) -> LidarInput | None:
+        return self.lidar
 
 
 def require_feasible(grid: VoxelGrid) -> None:

@@ -38,19 +38,19 @@ class RigImages:
     sees: Tensor | None = None
 
     def to(self, device: torch.device) -> RigImages:
-        return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return each_tensor(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> RigImages:
         """In memory that a GPU can fetch by itself; torch's DataLoader calls this."""
-        return _each(self, Tensor.pin_memory)
+        return each_tensor(self, Tensor.pin_memory)
 
     def batch(self) -> RigImages:
         """A batch of this one moment, whose tensors lack the first axis."""
-        return _each(self, lambda tensor: tensor[None])
+        return each_tensor(self, lambda tensor: tensor[None])
 
     def first(self) -> RigImages:
         """A batch of the first moment alone."""
-        return _each(self, lambda tensor: tensor[:1])
+        return each_tensor(self, lambda tensor: tensor[:1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,11 +106,11 @@ class Targets:
         return labels
 
     def to(self, device: torch.device) -> Targets:
-        return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return each_tensor(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Targets:
         """In memory that a GPU can fetch by itself; torch's DataLoader calls this."""
-        return _each(self, Tensor.pin_memory)
+        return each_tensor(self, Tensor.pin_memory)
 
 
 class VoxelAnswer(NamedTuple):
@@ -125,6 +125,7 @@ class VoxelAnswer(NamedTuple):
     observed: Tensor
 
 
-def _each(record: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    tensors = {f.name: getattr(record, f.name) for f in fields(record)}
-    return replace(record, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
+def each_tensor(record: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A dataclass whose tensors are changed, and nothing else."""
+    values = {f.name: getattr(record, f.name) for f in fields(record)}
+    return replace(record, **{name: change(value) for name, value in values.items() if isinstance(value, Tensor)})

@@ -23,6 +23,7 @@ from occ_core.errors import CannotWrite, CorruptInput, OccError
 from occ_core.files import write_atomically
 from occ_core.frame import Frame
 from occ_core.teachers.base import ClassMap, ClassTeacher, DepthMap, DepthTeacher, reads_of, seen_key
+from occ_core.teachers.names import is_network
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,23 @@ SHARE_STEPS = 16
 NEAR_M, FAR_M = 0.3, 300.0
 NAN_CODE, INF_CODE = 0, 2047  # between them: 1 = NEAR_M ... 2046 = FAR_M
 SPAN = np.log(FAR_M / NEAR_M) / (INF_CODE - 2)
+
+
+def default_cache(out: Path) -> Path:
+    """Where maps of networks are kept if nobody says: beside the labels, so that labels of other recipes find them."""
+    return Path(out).resolve().parent / "teacher-maps"
+
+
+def folder_for(cache: Path | None, name: str, out: Path) -> Path | None:
+    """The folder to keep maps in, if any: the one asked for (`off`: none), else `default_cache` for networks."""
+    if cache is not None:
+        return None if str(cache) == "off" else cache
+    return default_cache(out) if is_network(name) else None
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all maps in a cache's folder."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*.zip"))
 
 
 class _Kept:

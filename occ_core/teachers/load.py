@@ -7,11 +7,19 @@ from pathlib import Path
 from occ_core.errors import InvalidInput
 from occ_core.sources.nuscenes_tables import root_of
 from occ_core.taxonomy import Taxonomy
+from occ_core.teachers.asked import AskedClasses, AskedDepth
 from occ_core.teachers.base import ClassTeacher, DepthTeacher, Teachers
 from occ_core.teachers.oracle import Oracle
 from occ_core.teachers.realistic import Realistic
 
-CLASS_TEACHERS = ("oracle", "realistic", "lidar", "grounded-sam")
+CLASS_TEACHERS = (
+    "oracle",
+    "realistic",
+    "lidar",
+    "grounded-sam",
+    "the folder or hub name of a Mask2Former, OneFormer, SegFormer or EoMT",
+    "thin:NAME, such a network with Grounded-SAM's thin classes on top",
+)
 DEPTH_TEACHERS = ("oracle", "realistic", "lidar", "metric3d", "or the folder or hub name of a transformers depth model")
 
 
@@ -86,7 +94,14 @@ def _class_teacher(
     if name == "grounded-sam":
         from occ_core.teachers.grounded_sam import load_grounded_sam
 
-        return load_grounded_sam(taxonomy, weights, device)
+        return AskedClasses(load_grounded_sam(taxonomy, weights, device))
+    network = name.removeprefix("thin:")
+    if "/" in network or (weights is not None and (weights / network).is_dir()):
+        from occ_core.teachers.closed_set import load_closed_set, load_with_thin
+
+        if network == name:
+            return AskedClasses(load_closed_set(network, taxonomy, weights, device))
+        return AskedClasses(load_with_thin(network, taxonomy, weights, device))
     raise InvalidInput(f"'{name}' is no class teacher; there are: {', '.join(CLASS_TEACHERS)}")
 
 
@@ -102,10 +117,10 @@ def _depth_teacher(
     if name == "metric3d":
         from occ_core.teachers.metric3d import load_metric3d
 
-        return load_metric3d(weights, device)
+        return AskedDepth(load_metric3d(weights, device))
     if "/" in name or (weights is not None and (weights / name).is_dir()):
         from occ_core.teachers.transformers_depth import load_transformers_depth
 
-        return load_transformers_depth(name, weights, device)
+        return AskedDepth(load_transformers_depth(name, weights, device))
     known = ", ".join(DEPTH_TEACHERS)
     raise InvalidInput(f"'{name}' is no depth teacher; there are: {known}; and CLASSES+DEPTH+lidar completes DEPTH")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, need
-from occ_core.teachers.networks import from_pretrained, half_precision, pick_device, weights_digest
+from occ_core.teachers.networks import (
+    from_pretrained,
+    half_precision,
+    model_from_pretrained,
+    pick_device,
+    weights_digest,
+)
 
 BOXES_AT_ONCE = 32  # through the mask decoder; bounds memory in crowded streets
 MEAN, STD = np.array((0.485, 0.456, 0.406), np.float32), np.array((0.229, 0.224, 0.225), np.float32)  # ImageNet's
@@ -20,8 +26,8 @@ class Segmenter(Protocol):
 
     version: str
 
-    def masks(self, image: np.ndarray, boxes_px: np.ndarray) -> np.ndarray:
-        """One mask a box, bool (N, h, w).
+    def masks(self, image: np.ndarray, boxes_px: np.ndarray) -> Iterator[np.ndarray]:
+        """One mask a box, in parts of bool (n, h, w).
 
         Args:
             image: RGB uint8 (h, w, 3).
@@ -42,36 +48,38 @@ class TransformersSam:
         self.model, self.device = model.to(device).eval(), device
         size = model.config.prompt_encoder_config.image_size
         self.side_px = int(size if isinstance(size, int) else size[0])
-        self.version = f"{self.kind} {weights_digest(model)}"
+        self.version = f"{self.kind}-2 {weights_digest(model)}"
 
-    def masks(self, image: np.ndarray, boxes_px: np.ndarray) -> np.ndarray:
+    def masks(self, image: np.ndarray, boxes_px: np.ndarray) -> Iterator[np.ndarray]:
         import torch
 
         h, w = image.shape[:2]
         if not len(boxes_px):
-            return np.zeros((0, h, w), dtype=np.bool_)
+            return
         pixels, scale = self._prepare(image)
-        boxes = torch.from_numpy((boxes_px * scale).astype(np.float32)).to(self.device)
         used = (round(h * scale[1]), round(w * scale[0]))
-        found = []
         with torch.inference_mode(), half_precision(self.device):
             embedding = self.model.get_image_embeddings(torch.from_numpy(pixels).to(self.device))
-            for part in boxes.split(BOXES_AT_ONCE):
+        for part in torch.from_numpy((boxes_px * scale).astype(np.float32)).to(self.device).split(BOXES_AT_ONCE):
+            with torch.inference_mode(), half_precision(self.device):
                 out = self.model(input_boxes=part[None], image_embeddings=embedding, multimask_output=False)
                 logits = _resize(out.pred_masks[0].float(), (self.side_px, self.side_px))[..., : used[0], : used[1]]
-                found.append((_resize(logits, (h, w))[:, 0] > 0).cpu().numpy())
-        return np.concatenate(found)
+                masks = (_resize(logits, (h, w))[:, 0] > 0).cpu().numpy()
+            yield masks
 
     def _prepare(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Normalised float32 (1, 3, side, side), and what box coordinates are multiplied by, float32 (4,).
 
         SAM keeps the aspect and pads right and below, SAM 2 stretches.
         """
+        from PIL import Image  # SAM was trained with its antialiased resize
+
         h, w = image.shape[:2]
-        sx = sy = self.side_px / max(h, w)
-        if self.kind == "sam2":
-            sx, sy = self.side_px / w, self.side_px / h
-        small = cv2.resize(image, (round(w * sx), round(h * sy)), interpolation=cv2.INTER_LINEAR)
+        size = (self.side_px, self.side_px)
+        if self.kind == "sam":
+            size = int(w * self.side_px / max(h, w) + 0.5), int(h * self.side_px / max(h, w) + 0.5)
+        small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+        sx, sy = size[0] / w, size[1] / h
         pixels = np.zeros((1, 3, self.side_px, self.side_px), dtype=np.float32)
         pixels[0, :, : small.shape[0], : small.shape[1]] = ((small / np.float32(255) - MEAN) / STD).transpose(2, 0, 1)
         return pixels, np.array((sx, sy, sx, sy), dtype=np.float32)
@@ -89,20 +97,20 @@ class SegmentAnything:
         self.predictor, self.device = predictor(sam.to(device).eval()), device
         self.version = f"segment-anything {weights_digest(sam)}"
 
-    def masks(self, image: np.ndarray, boxes_px: np.ndarray) -> np.ndarray:
+    def masks(self, image: np.ndarray, boxes_px: np.ndarray) -> Iterator[np.ndarray]:
         import torch
 
         size = image.shape[:2]
         if not len(boxes_px):
-            return np.zeros((0, *size), dtype=np.bool_)
-        found = []
+            return
         with torch.inference_mode(), half_precision(self.device):
             self.predictor.set_image(image)
-            boxes = self.predictor.transform.apply_boxes_torch(torch.from_numpy(boxes_px).to(self.device), size)
-            for part in boxes.split(BOXES_AT_ONCE):
+        boxes = self.predictor.transform.apply_boxes_torch(torch.from_numpy(boxes_px).to(self.device), size)
+        for part in boxes.split(BOXES_AT_ONCE):
+            with torch.inference_mode(), half_precision(self.device):
                 masks, _, _ = self.predictor.predict_torch(None, None, boxes=part, multimask_output=False)
-                found.append(masks[:, 0].cpu().numpy())
-        return np.concatenate(found)
+                found = masks[:, 0].cpu().numpy()
+            yield found
 
 
 def load_segmenter(weights: Path | None, device: str | None = None) -> Segmenter:
@@ -120,10 +128,8 @@ def load_segmenter(weights: Path | None, device: str | None = None) -> Segmenter
     transformers = need("transformers", "teachers")
     source = "facebook/sam-vit-huge" if weights is None else weights / "sam"
     kind = from_pretrained(transformers.AutoConfig, source).model_type
-    if kind not in ("sam", "sam2", "sam2_video"):
-        raise InvalidInput(f"{source}: the segmenter must be a 'sam' or 'sam2' model, this is '{kind}'")
     model_class = transformers.SamModel if kind == "sam" else transformers.Sam2Model
-    return TransformersSam(from_pretrained(model_class, source), target)
+    return TransformersSam(model_from_pretrained(model_class, source, ("sam", "sam2", "sam2_video")), target)
 
 
 def _read_checkpoint(path: Path) -> Any:

@@ -11,24 +11,25 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from occ_core.camera import Rig
-from occ_core.ego_mask import mask_files
-from occ_core.errors import MissingInput
+from occ_core.ego_mask import scene_masks
 from occ_core.inference.preprocess import Preprocess
 from occ_core.inference.table import build_table
-from occ_core.labels.store import require_same_meaning
 from occ_core.losses.ray import IGNORE
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
-from occ_core.occupancy import load_occ3d
-from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.sources.nuscenes_tables import root_of
+from occ_core.sources.open import frame_files, frame_key
 from occ_core.training.file_check import require_files
+from occ_core.training.keyframes import Keyframe, MomentSource
+from occ_core.training.label_files import LabelFiles
+from occ_core.training.ranks import Ranks
 from occ_core.training.rays import ray_targets
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ class SceneCache:
     """One scene: S samples, R rigs (mostly one), N cameras. `scene["images"]` gives an array:
 
     images: uint8 (S, N, H, W, 3). present: bool (S, N).
-    stamp_ns: int64 (S,). world_from_ego: float64 (S, 4, 4), at these stamps. Samples are in the order of time.
+    stamp_ns: int64 (S,). world_from_ego: float64 (S, 4, 4), at these stamps, NaN where nobody knows. Samples are in
+    the order of time.
     labels: uint8 (S, X, Y, Z), 255 where the cameras did not look.
     depth, pixel_class: uint8 (S, N, h, w), see training.rays.
     rig: int64 (S,), which of the R rigs. voxel_index, pillar_index, rays: (R, ...), see inference.table.
@@ -62,62 +64,40 @@ class SceneCache:
         return self.read(array)
 
 
-def labels_folder(dataroot: Path, labels: str) -> Path:
-    """Folder of Occ3D labels: `labels` inside the data set, or a path of its own."""
-    inside = root_of(dataroot) / labels
-    for folder in (inside, Path(labels)):
-        if folder.is_dir():
-            return folder
-    raise MissingInput(f"no labels: neither {inside} nor {labels} is a folder")
-
-
-def default_cache() -> Path:
-    """In the user's cache folder; of a user without a home, a folder that is not there and cannot be made."""
-    try:
-        home = Path.home()
-    except RuntimeError:  # a container's number without an entry in /etc/passwd
-        home = Path("/nonexistent")
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "occ_core"
-
-
 def open_scenes(
-    dataroot: Path,
-    labels: str,
-    config: EasyOccConfig,
-    cache: Path,
-    scenes: list[str] | None = None,
-    progress: Callable[[str], None] = lambda scene: None,
-    version: str | None = None,
+    sources: Sequence[MomentSource], config: EasyOccConfig, cache: Path, ranks: Ranks, told: Callable[[str], None]
 ) -> list[SceneCache]:
-    """All scenes of a data set that have labels, from the cache or built now; an interrupted build goes on."""
-    folder = labels_folder(dataroot, labels)
-    require_same_meaning(folder, config.grid, config.classes)
-    source = NuScenesSource(dataroot, version)
-    dataroot = source.tables.dataroot
-    opened: list[SceneCache] = []
-    for scene in source.scenes if scenes is None else scenes:
-        samples = NuScenesSource(source.tables, scenes=[scene])
-        files = {token: folder / scene / token / "labels.npz" for token in samples.tokens}
-        files = {token: path for token, path in files.items() if path.is_file()}
-        progress(scene)
-        if files:
-            masks = mask_files(Path(dataroot), scene, samples.cameras)
-            at = cache / f"{scene}-{_key(Path(dataroot), {**files, **masks}, config)}"
-            opened.append(_open(at, scene) if at.is_dir() else _build(samples, files, config, at, scene))
-    if not opened:
-        raise MissingInput(f"{folder}: no <scene>/<token>/labels.npz for any keyframe of {dataroot}")
-    return opened
+    """Scene by scene, from the cache or built now; an interrupted build goes on. Each process builds its share.
+
+    Raises:
+        MissingInput, CorruptInput: of the files that a scene is built from.
+    """
+
+    def opened(source: MomentSource, scene: str, keyframes: list[Keyframe]) -> SceneCache:
+        told(scene)
+        at = cache / f"{scene}-{_key(source, scene, keyframes, config)}"
+        return _open(at, scene) if at.is_dir() else _build(source, keyframes, config, at, scene)
+
+    wanted = [(source, *of) for source in sources for of in source.scenes.items()]
+    mine = {place: opened(*wanted[place]) for place in range(ranks.rank, len(wanted), ranks.world)}
+    ranks.any(False)  # when all are here, the others' share is there, too
+    return [mine[place] if place in mine else opened(*of) for place, of in enumerate(wanted)]
 
 
-def _key(dataroot: Path, files: dict[str, Path], config: EasyOccConfig) -> str:
+def _key(source: MomentSource, scene: str, keyframes: list[Keyframe], config: EasyOccConfig) -> str:
     """Hash of all that decides the arrays; labels by size and time, since reading them is what the cache avoids."""
-    digest = hashlib.sha256(f"{VERSION} {dataroot.resolve()}".encode())
+    root, labels = root_of(source.root), cast(LabelFiles, source.labels)
+    digest = hashlib.sha256(f"{VERSION} {root.resolve()}".encode())
     fields = {"grid_origin_m", "voxel_size_m", "grid_shape", "taxonomy", "input_width", "input_height", "depth_bins"}
     fields |= {"depth_m", "pillar_cells", "pillar_heights"}
     digest.update(config.model_dump_json(include=fields).encode())
-    for token, path in sorted(files.items()):
+    files = {keyframe.token: labels.path(scene, keyframe.token) for keyframe in keyframes}
+    files |= {path.stem: path for path in scene_masks(root, scene)}
+    for name, path in sorted(files.items()):
         stat = path.stat()
-        digest.update(f"{token} {stat.st_size} {stat.st_mtime_ns}".encode())
+        digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}".encode())
+    if not frame_files(source.frames, keyframes[0].place):  # of a recording
+        digest.update(f"{source.choice} {frame_key(source.root, source.frames, keyframes[0].place)}".encode())
     return digest.hexdigest()[:12]
 
 
@@ -126,15 +106,16 @@ def _open(at: Path, scene: str) -> SceneCache:
     return SceneCache(scene, tokens, lambda name: np.load(at / f"{name}.npy", mmap_mode="r"))
 
 
-def _build(source: NuScenesSource, files: dict[str, Path], config: EasyOccConfig, at: Path, scene: str) -> SceneCache:
+def _build(source: MomentSource, keyframes: list[Keyframe], config: EasyOccConfig, at: Path, scene: str) -> SceneCache:
     """The arrays of a scene, kept at `at`; in memory where nothing can be written there."""
-    places = [i for i, token in enumerate(source.tokens) if token in files]
-    require_files(path for i in places for path in (*source.files(i), files[source.tokens[i]]))
+    frames, files = source.frames, cast(LabelFiles, source.labels)
+    read = ((*frame_files(frames, k.place), *files.files(scene, k.token)) for k in keyframes)
+    require_files(path for paths in read for path in paths)
     rows: dict[str, list[np.ndarray]] = {name: [] for name in ARRAYS}
     tables: dict[str, int] = {}
-    tokens, preprocess = [], Preprocess(config.input_width, config.input_height)
-    for i in places:
-        token, frame = source.tokens[i], source[i]
+    preprocess = Preprocess(config.input_width, config.input_height)
+    for keyframe in keyframes:
+        frame = frames[keyframe.place]
         if frame.rig.fingerprint not in tables:
             tables[frame.rig.fingerprint] = len(tables)
             table = build_table(frame.rig, config)
@@ -146,18 +127,19 @@ def _build(source: NuScenesSource, files: dict[str, Path], config: EasyOccConfig
         for name, array in zip(("images", "present"), preprocess.rig(frame.images, frame.rig.names), strict=True):
             rows[name].append(array)
         rows["stamp_ns"].append(np.array(frame.stamp_ns))
-        rows["world_from_ego"].append(frame.world_from_ego)
-        truth = load_occ3d(files[token], config.grid, config.classes)
-        labels = np.where(truth.observed, truth.labels, np.uint8(IGNORE))
+        rows["world_from_ego"].append(frame.world_from_ego if frame.is_placed else np.full((4, 4), np.nan))
+        labels = files.read(scene, keyframe.token, config)
         rows["labels"].append(labels)
         own = rows["own"][tables[frame.rig.fingerprint]]
         for name, array in zip(("depth", "pixel_class"), ray_targets(labels, frame.rig, config), strict=True):
             rows[name].append(np.where(own, np.uint8(IGNORE), array))
-        tokens.append(token)
+    tokens = [keyframe.token for keyframe in keyframes]
     arrays = {name: np.stack(parts) for name, parts in _evened(rows, config).items()}
     try:
         _write(arrays, tokens, at)
     except OSError as error:
+        if at.is_dir():  # another process was faster
+            return _open(at, scene)
         log.warning("%s: cannot be written (%s); %s is kept in memory, to be read again next time", at, error, scene)
         return SceneCache(scene, tokens, arrays.__getitem__)
     return _open(at, scene)

@@ -10,44 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 
 from occ_core.errors import InvalidInput
 from occ_core.models.build import ModelConfig, parse_config
+from occ_core.models.config import Weight
 from occ_core.models.easyocc.config import EasyOccConfig
+from occ_core.models.easyocc.settings import NanoTraining, NotNegative, Positive, Share
 from occ_core.shipped import config_file
-
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
-
-
-class NanoLossWeights(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    geometry: Weight = 1.0
-    semantics: Weight = 0.5
-    lovasz: Weight = 0.5
-    depth: Weight = 0.5  # where each pixel's ray ends, ray-cast from the labels
-    pixel_class: Weight = 0.25  # in what it ends
-    observed: Weight = 0.25  # is a cell seen or hidden
-
-
-class NanoTraining(BaseModel):
-    """What only EasyOcc nano's training has."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    threshold_scenes: NotNegative = 6  # of `data`: kept from the weights, to fit class thresholds on
-    image_steps: NotNegative = 0  # first, of the image network alone, on the losses of rays: cheap
-    image_batch: Positive = 8  # images a step of these
-    # of `steps`, the last: of all but the image network, which stands still, on moments in a row, for a memory to learn
-    memory_steps: NotNegative = 0
-    memory_moments: Annotated[int, Field(gt=0, le=100)] = 4  # up to so many before the one that is learned from
-    columns: Positive = 8192  # of the grid, per sample, on which the loss is computed
-    lovasz_cells: Positive = 20000
-    flip: Share = 0.5
-    zoom: Share = 0.0  # of the images of `image_steps`: a part of them, as a longer lens would have shown it
-    freeze_images: bool = False  # in the steps on moments the image network keeps its weights
-    turn: Share = 0.0  # of the moments, by one to three quarters around the robot; needs a square grid
-    loss: NanoLossWeights = NanoLossWeights()
 
 
 class TrainingConfig(BaseModel):
@@ -142,7 +108,7 @@ def with_steps(config: TrainingConfig, total: int, begun: tuple[int, int] | None
             started so is meant as it was.
     """
     nano = config.nano
-    if not isinstance(config.model, EasyOccConfig) or begun == (total, nano.image_steps):
+    if begun == (total, nano.image_steps):
         return config.model_copy(update={"steps": total})
     whole = config.steps + nano.image_steps
     image = nano.image_steps * total // whole

@@ -10,12 +10,9 @@ import torch
 from torch import Tensor
 
 from occ_core.losses.voxel import class_weights
-from occ_core.taxonomy import Taxonomy
-from occ_core.training.moments import Moments
+from occ_core.models.build import ModelConfig
 from occ_core.training.ranks import Ranks
-
-CELL_MOMENTS, PIXEL_MOMENTS = 400, 100
-"""Over how many, evenly chosen, classes are counted: reading labels is cheap, maps are not."""
+from occ_core.training.samples import Samples
 
 
 class Counts(NamedTuple):
@@ -25,23 +22,23 @@ class Counts(NamedTuple):
     record: dict[str, Any]  # cells and pixels of each class
 
 
-def count_classes(moments: Moments, needs: frozenset[str], taxonomy: Taxonomy, ranks: Ranks) -> Counts:
+def count_classes(samples: Samples, config: ModelConfig, ranks: Ranks) -> Counts:
     """Each process counts a part of the moments."""
 
     def some(of: Sequence[int], count: int) -> Sequence[int]:
         return of[:: max(1, len(of) // count)][ranks.rank :: ranks.world]
 
-    weights, record = {}, {}
-    if "labels" in needs:
-        labelled = some(moments.labelled, CELL_MOMENTS)
-        cells = ranks.sum(counted(map(moments.labels, labelled), len(taxonomy)))
+    taxonomy, weights, record = config.classes, {}, {}
+    if "labels" in samples.needs:
+        labelled = some(samples.labelled, samples.counted_cells)
+        cells = ranks.sum(counted(map(samples.labels, labelled), len(taxonomy)))
         record["cells_per_class"] = cells.tolist()
         weights["class_weights"] = cell_weights(torch.from_numpy(cells), taxonomy.free_id)
-    if "class_map" in needs:
-        shown = some(range(len(moments)), PIXEL_MOMENTS)
-        pixels = ranks.sum(counted(map(moments.class_map, shown), len(taxonomy)))
+    if "class_map" in samples.needs:
+        shown = some(range(len(samples)), samples.counted_pixels)
+        pixels = ranks.sum(counted(map(samples.class_map, shown), len(taxonomy)))
         record["pixels_per_class"] = pixels.tolist()
-        weights["pixel_weights"] = class_weights(torch.from_numpy(pixels))
+        weights["pixel_weights"] = class_weights(torch.from_numpy(pixels), config.pixel_ratio_limit)
     return Counts(weights, record)
 
 

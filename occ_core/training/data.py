@@ -1,21 +1,17 @@
-"""Batches from cached scenes: drawn, mirrored, recoloured, cameras dropped; and the columns that the loss reads."""
+"""A cached moment as a network by table is given it: mirrored, turned, recoloured, cameras dropped, images zoomed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
-from occ_core.inference.table import Table, mirrored, mirrored_rays, turned, zoomed_rays
+from occ_core.inference.table import Table, mirrored, turned, zoomed_rays
 from occ_core.losses.ray import IGNORE
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
 from occ_core.training.cache import SceneCache
-from occ_core.training.config import TrainingConfig
 from occ_core.training.rays import march
 
 TURNS = (1, 2, 2, 3)  # quarters: a street that still lies along the robot teaches more than one across
@@ -33,30 +29,6 @@ class Sample:
     pixel_class: np.ndarray
     table: Table
     world_from_ego: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """B samples on top of each other; `columns` index (B, X, Y), `column_labels` are theirs, (K, Z)."""
-
-    images: np.ndarray
-    depth: np.ndarray
-    pixel_class: np.ndarray
-    voxel_index: np.ndarray
-    pillar_index: np.ndarray
-    rays: np.ndarray
-    columns: np.ndarray
-    column_labels: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class ImageBatch:
-    """N images, each of any camera of any sample."""
-
-    images: np.ndarray
-    depth: np.ndarray
-    pixel_class: np.ndarray
-    rays: np.ndarray
 
 
 def read_sample(scene: SceneCache, i: int, config: EasyOccConfig, dropped: Sequence[int] = ()) -> Sample:
@@ -136,110 +108,6 @@ def pick_columns(labels: np.ndarray, count: int, rare: np.ndarray, rng: np.rando
     first = rng.permutation(first)[: count // 2]
     rest = rng.permutation(rest)[: count - len(first) - len(hidden)]
     return np.sort(np.concatenate([first, rest, hidden]))
-
-
-def collate(samples: list[Sample], columns: list[np.ndarray], config: EasyOccConfig) -> Batch:
-    """One batch; the index tables are shifted so that all samples share one row matrix and its one zero row."""
-    w, h = config.feature_size
-    x, y, z = config.grid_shape
-
-    def joined(name: str, rows_per_camera: int) -> np.ndarray:
-        total = sum(len(s.table.rays) for s in samples) * rows_per_camera
-        parts, start = [], 0
-        for sample in samples:
-            own = len(sample.table.rays) * rows_per_camera
-            index = getattr(sample.table, name)
-            parts.append(np.where(index == own, total, index + start) if len(samples) > 1 else index)
-            start += own
-        return np.concatenate(parts).astype(np.int32)
-
-    return Batch(
-        np.concatenate([s.images for s in samples]),
-        np.concatenate([s.depth for s in samples]),
-        np.concatenate([s.pixel_class for s in samples]),
-        joined("voxel_index", h * w * config.depth_bins),
-        joined("pillar_index", h * w),
-        np.concatenate([s.table.rays for s in samples]),
-        np.concatenate([c + i * x * y for i, c in enumerate(columns)]),
-        np.concatenate([s.labels.reshape(x * y, z)[c] for s, c in zip(samples, columns, strict=True)]),
-    )
-
-
-def tensors_of(batch: Batch | ImageBatch) -> dict[str, Tensor]:
-    """The same arrays as torch tensors, without a copy."""
-    return {name: torch.from_numpy(array) for name, array in vars(batch).items()}
-
-
-class Draw:
-    """An endless, seeded stream of training batches: each epoch visits every sample once, in random order."""
-
-    def __init__(self, scenes: list[SceneCache], rare: np.ndarray, config: TrainingConfig, step: int = 0):
-        self.scenes, self.rare, self.config = scenes, rare, config
-        self.model = cast(EasyOccConfig, config.model)
-        self.places = [(s, i) for s, scene in enumerate(scenes) for i in range(len(scene.tokens))]
-        self.step = step
-
-    def __next__(self) -> Batch:
-        """Depends on the seed and the step alone, so that a resumed run sees what an unbroken one would have seen."""
-        c = self.config
-        rng = np.random.default_rng([c.seed, 1, self.step])
-        samples, columns = [], []
-        for k in range(c.batch_size):
-            samples.append(self.augmented(*self.place(k), rng))
-            columns.append(pick_columns(samples[-1].labels, c.nano.columns, self.rare, rng))
-        self.step += 1
-        return collate(samples, columns, self.model)
-
-    def place(self, k: int) -> tuple[SceneCache, int]:
-        """Scene and number of the batch's `k`th sample."""
-        epoch, place = divmod(self.step * self.config.batch_size + k, len(self.places))
-        order = np.random.default_rng([self.config.seed, 2, epoch]).permutation(len(self.places))
-        scene, i = self.places[order[place]]
-        return self.scenes[scene], i
-
-    def augmented(self, scene: SceneCache, i: int, rng: np.random.Generator) -> Sample:
-        """Sample `i` of a scene: mirrored, recoloured, without some cameras."""
-        c = self.config
-        dropped = np.flatnonzero(rng.random(scene["present"].shape[1]) < c.camera_dropout)
-        sample = read_sample(scene, i, self.model, dropped.tolist())
-        if rng.random() < c.nano.flip:
-            sample = mirror(sample, self.model)
-        if rng.random() < c.nano.turn:
-            sample = turn(sample, int(rng.choice(TURNS)), self.model)
-        return replace(sample, images=recolour(sample.images, c.color_jitter, rng))
-
-
-class DrawImages:
-    """The same of single images, for the steps on the image network alone."""
-
-    def __init__(self, scenes: list[SceneCache], config: TrainingConfig, step: int = 0):
-        self.scenes, self.config, self.step = scenes, config, step
-        self.model = cast(EasyOccConfig, config.model)
-        present = [np.argwhere(scene["present"]).tolist() for scene in scenes]
-        self.places = [(s, i, camera) for s, places in enumerate(present) for i, camera in places]
-
-    def __next__(self) -> ImageBatch:
-        c = self.config
-        rng = np.random.default_rng([c.seed, 3, self.step])
-        rows = []
-        for k in range(c.nano.image_batch):
-            epoch, place = divmod(self.step * c.nano.image_batch + k, len(self.places))
-            order = np.random.default_rng([c.seed, 4, epoch]).permutation(len(self.places))
-            rows.append(self._augmented(self.places[order[place]], rng))
-        self.step += 1
-        return ImageBatch(*(np.stack(arrays) for arrays in zip(*rows, strict=True)))
-
-    def _augmented(self, place: tuple[int, int, int], rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        s, i, camera = place
-        scene, c = self.scenes[s], self.config
-        image, depth, classes = (scene[name][i, camera] for name in ("images", "depth", "pixel_class"))
-        rays = scene["rays"][int(scene["rig"][i]), camera]
-        if rng.random() < c.nano.zoom:
-            image, depth, classes, rays = zoomed(scene, i, camera, self.model, rng)
-        if rng.random() < c.nano.flip:
-            image, depth, classes = image[:, ::-1], depth[:, ::-1], classes[:, ::-1]
-            rays = mirrored_rays(rays)
-        return recolour(np.ascontiguousarray(image)[None], c.color_jitter, rng)[0], depth, classes, rays
 
 
 def zoomed(

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from occ_core.errors import InvalidInput
+from occ_core.errors import InvalidInput, MissingInput
 from occ_core.evaluation.ssc import read_ssc_truth
 from occ_core.grid import SEMANTIC_KITTI_GRID, SEMANTIC_KITTI_VOXELS
 from occ_core.labels.store import provenance, require_same_meaning, split_of
-from occ_core.models.config import CameraModelConfig
+from occ_core.models.build import ModelConfig
 from occ_core.occupancy import load_occ3d
 from occ_core.sources.kitti import SemanticKittiSource
+from occ_core.sources.nuscenes_tables import root_of
 from occ_core.sources.open import FrameSource
 from occ_core.taxonomy import SEMANTIC_KITTI
-from occ_core.training.cache import labels_folder
 
 IGNORE = 255
 """Label of a cell that nobody observed."""
@@ -47,7 +47,7 @@ class LabelFiles:
         path = self.path(scene, token)
         return [path, path.with_suffix(".invalid")] if self.voxels else [path]
 
-    def read(self, scene: str, token: str, model: CameraModelConfig) -> np.ndarray:
+    def read(self, scene: str, token: str, model: ModelConfig) -> np.ndarray:
         """uint8 (X, Y, Z), class ids of the model's taxonomy, IGNORE where nobody looked.
 
         Raises:
@@ -65,7 +65,7 @@ class LabelFiles:
         return {"folder": VOXELS, **split_of(self.folder.parent)} if self.voxels else provenance(self.folder)
 
 
-def open_labels(root: Path, frames: FrameSource, labels: str, model: CameraModelConfig) -> LabelFiles:
+def open_labels(root: Path, frames: FrameSource, labels: str, model: ModelConfig) -> LabelFiles:
     """The labels of the data set at `root`.
 
     Args:
@@ -87,3 +87,12 @@ def open_labels(root: Path, frames: FrameSource, labels: str, model: CameraModel
         return LabelFiles(folder / "sequences", voxels=True)
     require_same_meaning(folder, model.grid, model.classes)
     return LabelFiles(folder)
+
+
+def labels_folder(dataroot: Path, labels: str) -> Path:
+    """Folder of Occ3D labels: `labels` inside the data set, or a path of its own."""
+    inside = root_of(dataroot) / labels
+    for folder in (inside, Path(labels)):
+        if folder.is_dir():
+            return folder
+    raise MissingInput(f"no labels: neither {inside} nor {labels} is a folder")

@@ -1,20 +1,35 @@
-"""What the loop asks of a kind of network: batches, their losses, a score. The loop knows nothing else about it."""
+"""How any network learns: batches of its run's data, losses that it brings along, a score. The loop knows no more."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+import copy
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any, cast
 
+import cv2
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from occ_core.models.easyocc.config import EasyOccConfig
-from occ_core.taxonomy import Taxonomy
+from occ_core.errors import OccError
+from occ_core.evaluation.voxel_iou import confusion_matrix
 from occ_core.training.config import TrainingConfig
+from occ_core.training.counts import count_classes
+from occ_core.training.data_sets import data_record, needs_of, open_data
+from occ_core.training.label_files import IGNORE
+from occ_core.training.moments import Moment
 from occ_core.training.ranks import Ranks
+from occ_core.training.samples import Samples
+from occ_core.training.steps import Steps
+
+Keys = list[tuple[int, int]]  # of `Samples.batch`
 
 
-class Lessons(Protocol):
+class Lessons:
     """Data of one run and how a network learns from it.
 
     Attributes:
@@ -25,35 +40,116 @@ class Lessons(Protocol):
         record: what the json beside the checkpoint says of the data.
     """
 
-    phases: tuple[int, ...]
-    fitted: frozenset[str]
-    taxonomy: Taxonomy
-    record: dict[str, Any]
+    def __init__(self, config: TrainingConfig, ranks: Ranks, told: Callable[[str], None]) -> None:
+        self.config, self.ranks, self.model = config, ranks, config.model
+        self.taxonomy, self.fitted = self.model.classes, self.model.fitted
+        self._parts = self.model.phases(config.steps, config.nano)
+        self.phases = tuple(part.steps for part in self._parts)
+        self.data = open_data(config, needs_of(config), told, ranks)
+        told("how often each class occurs")
+        counts = count_classes(self.data.training, self.model, ranks)
+        self.record = data_record(self.data) | counts.record
+        self.weights = {name: tensor.to(ranks.device) for name, tensor in counts.weights.items()}
 
-    def batches(self, first_step: int) -> Iterator[Any]:
-        """An endless stream, `accumulate` batches a step, that depends on seed, step and rank alone."""
+    def batches(self, first_step: int) -> Iterator[Moment]:
+        """This process's share of the steps that are left, `accumulate` batches a step, that depends on seed, step and
+        rank alone; read by `workers` processes, ahead of the steps."""
+        c, (rank, world), begin = self.config, (self.ranks.rank, self.ranks.world), 0
+        for part in self._parts:
+            done, begin = max(0, first_step - begin), begin + part.steps
+            if done >= part.steps:
+                continue
+            samples = self.data.training.of(part.samples)
+            sizes = samples.batch_size, c.accumulate
+            share = samples.labelled, c.labelled_share
+            order = Steps(len(samples), c.seed, *sizes, rank, world, done, *share, samples.order)
+            yield from islice(self._loader(samples, order), (part.steps - done) * c.accumulate)
 
-    def losses(self, network: nn.Module, batch: Any, progress: float, average: nn.Module) -> dict[str, Tensor]:
-        """Weighted terms by name. network: the one that trains, perhaps wrapped. progress: 0..1 of the run. average:
-        the averaged network, in eval mode, for losses that ask it."""
+    def losses(self, network: nn.Module, batch: Moment, progress: float, average: nn.Module) -> dict[str, Tensor]:
+        """The network's own weighted terms by name.
+
+        Args:
+            network: the one that trains, perhaps wrapped.
+            progress: 0..1 of the run.
+            average: the averaged network, in eval mode; given to those that learn from it.
+        """
+        inputs, targets = batch.to(self.ranks.device)
+        teacher = (average,) if self.model.mean_teacher else ()
+        return network(inputs, replace(targets, **self.weights), progress, *teacher)
 
     def fit(self, average: nn.Module) -> None:
-        """Last touches to the averaged network before it is validated and saved."""
+        """Last touches to the averaged network before it is validated and saved: what it fits itself, on the CPU."""
+        if not self.fitted:
+            return
+        network = copy.deepcopy(average).cpu().eval()
+        cast(Any, network).fit(self.data.fitting, self.weights["class_weights"].cpu())
+        for name in self.fitted:
+            average.get_buffer(name).copy_(network.get_buffer(name))
 
+    @torch.inference_mode()
     def confusion(self, average: nn.Module) -> np.ndarray | None:
-        """Cells by (truth, prediction) of this process's share of the held-out moments; None: nothing is held out."""
+        """Cells by (truth, prediction) that a camera observes, of this process's share of the held-out moments; None:
+        nothing is held out."""
+        held_out = self.data.validation
+        if not len(held_out):
+            return None
+        network = cast(Any, average.eval())
+        if self.model.remembers:
+            network = network.in_turn()
+        matrix = np.zeros((len(self.taxonomy), len(self.taxonomy)), dtype=np.int64)
+        for batch in self._loader(held_out, [[(0, index)] for index in self._share(held_out)]):
+            answer = network.answer(batch.rig_images.to(self.ranks.device))
+            truth = batch.targets.labels.numpy()
+            matrix += confusion_matrix(truth, answer.labels.cpu().numpy(), truth != IGNORE, len(self.taxonomy))
+        return matrix
+
+    def _share(self, samples: Samples) -> list[int]:
+        """Every so many moments; for a network that remembers those before, every so many scenes."""
+        rank, world = self.ranks.rank, self.ranks.world
+        if not self.model.remembers:
+            return list(range(rank, len(samples), world))
+        of = [samples.scene_of(index) for index in range(len(samples))]
+        own = set(list(dict.fromkeys(of))[rank::world])
+        return [index for index, scene in enumerate(of) if scene in own]
+
+    def _loader(self, samples: Samples, order: Iterable[Keys]) -> Iterator[Moment]:
+        """Batches in order.
+
+        Raises:
+            MissingInput, CorruptInput, InvalidInput: of a moment that cannot be read, wherever it was read.
+        """
+        loader = DataLoader(
+            _Readable(samples),
+            batch_sampler=cast(Any, order),
+            collate_fn=cast(Any, _as_it_is),
+            num_workers=self.config.workers,
+            worker_init_fn=_begin_worker,
+            pin_memory=self.ranks.device.type == "cuda",
+        )
+        for batch in loader:
+            if isinstance(batch, OccError):
+                raise batch
+            yield batch
 
 
-def open_lessons(config: TrainingConfig, ranks: Ranks, told: Any) -> Lessons:
-    """The data of a run.
+class _Readable(Dataset):
+    """Batches, or why one cannot be read: an error that is raised in a worker process comes out as its stack trace."""
 
-    Args:
-        told: called with a line that says what is being read.
-    """
-    if isinstance(config.model, EasyOccConfig):
-        from occ_core.training.nano import NanoLessons
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
 
-        return NanoLessons(config, ranks, told)
-    from occ_core.training.rig_lessons import RigLessons
+    def __getitems__(self, keys: Keys) -> Moment | OccError:
+        try:
+            return self.samples.batch(keys)
+        except OccError as error:
+            return error
 
-    return RigLessons(config, ranks, told)
+
+def _as_it_is(batch: Moment | OccError) -> Moment | OccError:
+    return batch
+
+
+def _begin_worker(_: int) -> None:
+    """One thread a worker: there are several of them. Ctrl-C is for the process that trains, which ends them."""
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from occ_core.models.backbones import origin
-from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.training.config import TrainingConfig
 
 FIELDS = ("step", "seconds", "total", "step_seconds", "waiting", "learning_rate")
@@ -98,7 +97,7 @@ def _is_before(row: dict[str, Any], step: int) -> bool:
 def training_record(config: TrainingConfig, data: dict[str, Any], world: int) -> dict[str, Any]:
     """What the json beside the checkpoint says of the run; folders are named by their last part only."""
     left_out = {"model", "cache", "data", "validation", "teacher_weights"}
-    if not isinstance(config.model, EasyOccConfig):
+    if not config.model.by_table:
         left_out.add("nano")
     run = config.model_dump(mode="json", exclude=left_out)
     names: dict[str, Any] = {key: [path.name for path in getattr(config, key)] for key in ("data", "validation")}

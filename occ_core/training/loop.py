@@ -21,7 +21,7 @@ from occ_core.errors import InvalidInput
 from occ_core.evaluation.voxel_iou import scores
 from occ_core.files import remove
 from occ_core.training.config import TrainingConfig
-from occ_core.training.lessons import Lessons, open_lessons
+from occ_core.training.lessons import Lessons
 from occ_core.training.log import Clock, Log, measured, training_record
 from occ_core.training.ranks import Ranks, batch_of_all, joined
 from occ_core.training.state import NOT_VALIDATED, State, learning_rate, new_state, restore, save, update_average
@@ -82,7 +82,7 @@ def train(config: TrainingConfig, out: Path, resume: bool = False, overwrite: bo
         if config.precision == "fp16" and ranks.device.type == "cpu":
             raise InvalidInput("precision 'fp16' needs device 'cuda'; on the CPU use 'fp32' or 'bf16'")
         reading = progress.add_task("reading data", total=None)
-        lessons = open_lessons(config, ranks, lambda what: progress.update(reading, description=f"reading {what}"))
+        lessons = Lessons(config, ranks, lambda what: progress.update(reading, description=f"reading {what}"))
         progress.remove_task(reading)
         state = new_state(config, ranks.device, resume)
         record = training_record(config, lessons.record, ranks.world)

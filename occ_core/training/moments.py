@@ -5,8 +5,9 @@ Nothing is kept decoded: a moment is read when it is asked for, by as many worke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,10 +26,11 @@ from occ_core.inference.rig_inputs import rig_inputs
 from occ_core.lidar_points import absent_points, lidar_points
 from occ_core.models.config import CameraModelConfig, LidarInput
 from occ_core.models.rig_images import RigImages, Targets
-from occ_core.sources.open import FrameSource
+from occ_core.sources.open import frame_files
 from occ_core.teachers.base import UNKNOWN, Teachers
 from occ_core.training.data import recolour
-from occ_core.training.label_files import IGNORE, LabelFiles
+from occ_core.training.keyframes import MomentSource, names_of
+from occ_core.training.label_files import IGNORE
 from occ_core.training.neighbours import neighbours_of
 
 NEEDS = frozenset({"labels", "pseudo_labels", "class_map", "depth_m", "neighbours", "lidar_origin_m"})
@@ -36,10 +38,10 @@ NEEDS = frozenset({"labels", "pseudo_labels", "class_map", "depth_m", "neighbour
 
 
 class Moment(NamedTuple):
-    """One moment, or a batch of them (the tensors' first axis, which a single moment lacks)."""
+    """What a network is given and taught with: one moment, or a batch (the tensors' first axis, which one lacks)."""
 
-    rig_images: RigImages
-    targets: Targets
+    rig_images: Any  # RigImages; of a network by table, TableImages or a Chain
+    targets: Any  # Targets or TableTargets
 
     def to(self, device: torch.device) -> Moment:
         return Moment(self.rig_images.to(device), self.targets.to(device))
@@ -55,34 +57,6 @@ class Augmentation:
     seed: int = 0
 
 
-class Keyframe(NamedTuple):
-    """Which moment: its scene, its token there, its index in the source of frames; and whether it has a label."""
-
-    scene: str
-    token: str
-    place: int
-    labelled: bool = True
-
-
-@dataclass(frozen=True, eq=False)
-class MomentSource:
-    """Keyframes of one data set.
-
-    Attributes:
-        frames: what they are read from.
-        keyframes: which of them.
-        labels: which these keyframes have; None: no labels are read.
-        teachers: who is asked for class maps and depth; None: nobody.
-        pseudo_labels: of keyframes without label; None: none are read.
-    """
-
-    frames: FrameSource
-    keyframes: list[Keyframe]
-    labels: LabelFiles | None = None
-    teachers: Teachers | None = None
-    pseudo_labels: LabelFiles | None = None
-
-
 class Moments(Dataset):
     """Map-style data set over `sources`: `moments[draw, index]` reads the keyframe `index` as the draw's number has it.
 
@@ -91,13 +65,19 @@ class Moments(Dataset):
         augmentation: None: moments are given as they are.
     """
 
+    counted_cells, counted_pixels = 400, 100
+    """Over how many, evenly chosen, classes are counted: reading labels is cheap, maps are not."""
+    order = 2  # number of a random stream
+
     def __init__(
         self,
         sources: Sequence[MomentSource],
         config: CameraModelConfig,
         needs: frozenset[str],
         augmentation: Augmentation | None = None,
+        batch_size: int = 1,
     ) -> None:
+        self.batch_size = batch_size
         self.sources, self.config, self.needs, self.augmentation = list(sources), config, needs, augmentation
         self._keys = [(source, keyframe) for source in self.sources for keyframe in source.keyframes]
         self._preprocess = Preprocess(config.input_width, config.input_height)
@@ -112,13 +92,43 @@ class Moments(Dataset):
     @property
     def names(self) -> list[str]:
         """Of each keyframe, unique in its data set."""
-        named = ((source.keyframes, source.frames.names) for source in self.sources)
-        return [names[keyframe.place] for keyframes, names in named for keyframe in keyframes]
+        return names_of(self.sources)
 
     @property
     def labelled(self) -> list[int]:
         """Indices of the keyframes that have labels."""
         return [i for i in range(len(self)) if self._has_label(i)]
+
+    def scene_of(self, index: int) -> tuple[int, str]:
+        """Which scene a keyframe is of."""
+        source, keyframe = self._keys[index]
+        return self.sources.index(source), keyframe.scene
+
+    def fewest_cameras(self) -> int:
+        """As the first keyframe of each scene tells."""
+        firsts = [(source, of[0].place) for source in self.sources for of in source.scenes.values()]
+        return min(len(source.frames[place].rig) for source, place in firsts)
+
+    def files(self) -> Iterator[Path]:
+        """What is read of each keyframe itself."""
+        for source, (scene, token, place, labelled) in self._keys:
+            yield from frame_files(source.frames, place, self.config.lidar is not None)
+            if source.labels is not None and labelled:
+                yield from source.labels.files(scene, token)
+
+    def of(self, kind: str) -> Moments:
+        """Samples of a phase.
+
+        Raises:
+            InvalidInput: there are none of this kind.
+        """
+        if kind != "moments":
+            raise InvalidInput(f"'{self.config.name}' asks for a phase on {kind}, which only networks by table have")
+        return self
+
+    def batch(self, keys: Sequence[tuple[int, int]]) -> Moment:
+        """Moments by (number of the draw, index)."""
+        return collate([self[key] for key in keys])
 
     def neighbour_gap_s(self) -> float | None:
         """Median time from an image of each source's first keyframe to its neighbours; None without any.

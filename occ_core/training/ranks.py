@@ -55,6 +55,9 @@ class Ranks:
                 dist.broadcast(buffer, 0)
 
 
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
 @contextmanager
 def joined(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
     """Join the other processes, if `torchrun` started several (gloo on CPU, nccl on CUDA); leave them at the end.

@@ -22,6 +22,7 @@ class Steps:
         rank, world: which of how many processes.
         labelled: indices of the labelled moments. labelled_share: of all draws, evenly spread, that take one of these;
             the others take the rest. None, or if all or none are labelled: each moment as often as any other.
+        stream: number of the random stream of their order.
     """
 
     def __init__(
@@ -35,7 +36,9 @@ class Steps:
         first_step: int = 0,
         labelled: Sequence[int] = (),
         labelled_share: float | None = None,
+        stream: int = 2,
     ) -> None:
+        self.stream = stream
         self.seed, self.batch_size, self.accumulate = seed, batch_size, accumulate
         self.rank, self.world, self.first_step = rank, world, first_step
         rest = sorted(set(range(count)) - set(labelled))
@@ -63,6 +66,6 @@ class Steps:
         if place // len(moments) != epoch:
             epoch = place // len(moments)
             salt = [pool] if pool else []
-            order = moments[np.random.default_rng([self.seed, 2, epoch, *salt]).permutation(len(moments))]
+            order = moments[np.random.default_rng([self.seed, self.stream, epoch, *salt]).permutation(len(moments))]
             self._orders[pool] = epoch, order
         return int(order[place % len(moments)])

@@ -111,8 +111,9 @@ def test_show_without_teachers_and_of_no_label(city, store, tmp_path):
 
 def test_training_reads_a_store_as_it_reads_gts(city, store, tmp_path):
     pytest.importorskip("torch", reason="training needs torch: pip install 'occ_ros[torch]'")
+    from nano_fixtures import open_scenes
+
     from occ_core.losses.ray import IGNORE
-    from occ_core.training.cache import open_scenes
 
     grid = {"grid_shape": (200, 200, 16), "grid_origin_m": (-40.0, -40.0, -1.0), "voxel_size_m": 0.4}
     config = SMALL.model_copy(update=grid)

@@ -10,13 +10,12 @@ import small_nuscenes
 
 from occ_core.errors import CannotWrite, InvalidInput
 from occ_core.evaluation.predictions import read_observed, read_prediction
-from occ_core.files import content_key, require_writable
+from occ_core.files import content_key, default_cache, require_writable
 from occ_core.grid import OCC3D_GRID
 from occ_core.inference import predictor
 from occ_core.inference.predictions import MadeBy, lacking, made_by, model_key, save_prediction
 from occ_core.numba_cache import provide_numba_cache
 from occ_core.sources.open import frame_key, open_source
-from occ_core.training.cache import default_cache
 
 LABELS = np.full(OCC3D_GRID.shape, 11, dtype=np.uint8)
 OURS = MadeBy("model", "images")

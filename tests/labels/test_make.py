@@ -26,6 +26,10 @@ from occ_core.labels.recipes import Recipe
 from occ_core.labels.store import LabelStore
 from occ_core.parallel import run_in_processes
 from occ_core.sources.nuscenes import NuScenesSource
+from occ_core.taxonomy import OCC3D
+from occ_core.teachers.asked import AskedClasses
+from occ_core.teachers.base import Teachers
+from occ_core.teachers.load import load_teachers
 
 RECIPE = Recipe(past=1, future=1)
 ORACLE = TeacherChoice("oracle")
@@ -175,6 +179,26 @@ def test_a_scene_that_fails_is_named_and_the_others_are_made(tmp_path):
     assert "CAM_BACK.npz" in bad.error
     assert "\n" not in bad.error
     assert (good.written, good.error) == (3, "")
+
+
+def test_a_teacher_that_raises_costs_its_scene_only(city, tmp_path, monkeypatch):
+    """Whatever its library raises: the scene is named, the others are made."""
+    oracle = load_teachers("oracle", city, OCC3D)
+    first, second, third = NuScenesSource(city).scenes
+
+    class Network:
+        version = "network-1"
+
+        def classes(self, frame):
+            if frame.scene == second:
+                raise RuntimeError("CUDA out of memory")
+            return oracle.classes.classes(frame)
+
+    monkeypatch.setattr(making, "load_teachers", lambda *_: Teachers(AskedClasses(Network()), oracle.depth))
+    done = {each.scene: each for each in make_labels(city, tmp_path / "out", RECIPE, ORACLE, show_progress=False)}
+    assert [done[scene].written for scene in (first, second, third)] == [3, 0, 3]
+    assert "the class teacher failed on" in done[second].error and "CUDA out of memory" in done[second].error
+    assert done[first].error == done[third].error == ""
 
 
 def test_a_broken_image_costs_its_own_label_only(tmp_path):

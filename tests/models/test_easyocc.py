@@ -141,7 +141,7 @@ def test_answer_follows_from_the_logits():
         model.sight.fill_(3.0)
         model.to_observed.bias.normal_(1.0, 2.0)
         model.seen.fill_(0.3)
-        cells = model(*inputs())
+        cells = model.logits(*inputs())
         labels, confidence, observed = Answer(model)(*inputs())
     assert labels.shape == (1, *SMALL.grid_shape) and labels.dtype == torch.uint8
     occupied = cells.occupied.numpy() > model.threshold.numpy()[cells.classes.numpy().argmax(-1)]
@@ -181,9 +181,9 @@ def test_cells_that_no_camera_sees_do_not_depend_on_the_images():
     blind[2] = torch.full_like(blind[2], 4 * h * w)
     other = [inputs(seed=1)[0], *blind[1:]]
     with torch.no_grad():
-        assert torch.equal(model(*blind).occupied, model(*other).occupied)
+        assert torch.equal(model.logits(*blind).occupied, model.logits(*other).occupied)
         assert not Answer(model)(*blind)[2].any()  # nor are they called observed
-        assert not torch.equal(model(*inputs()).occupied, model(*inputs(seed=1)).occupied)
+        assert not torch.equal(model.logits(*inputs()).occupied, model.logits(*inputs(seed=1)).occupied)
 
 
 def test_nano_is_small_enough_for_a_20_megabyte_checkpoint():

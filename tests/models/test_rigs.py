@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import small_nuscenes
 from model_fixtures import SMALL, camera, write_checkpoint
+from nano_fixtures import open_scenes
 
 from occ_core.camera import Rig
 
@@ -16,7 +17,6 @@ from tiny_models import EASYOCC, OCCLE, OCCNERF, SELFOCC  # noqa: E402
 
 from occ_core.inference.predictor import Predictor  # noqa: E402
 from occ_core.models.build import build_model, parse_config  # noqa: E402
-from occ_core.training.cache import open_scenes  # noqa: E402
 from occ_core.training.checkpoint import describe, save_checkpoint  # noqa: E402
 from occ_core.training.data import read_sample  # noqa: E402
 from occ_core.training.moments import Augmentation, Moments, collate  # noqa: E402
@@ -105,7 +105,7 @@ def test_a_camera_network_trains_on_a_bag_like_frame_of_a_fisheye(tmp_path):
     others."""
     tiny.make_data(tmp_path, scenes=1, keyframes=3, sweeps=1)
     frames = tiny_frames(tmp_path)
-    from occ_core.training.moments import Keyframe, MomentSource
+    from occ_core.training.keyframes import Keyframe, MomentSource
 
     listed = [Keyframe(frames.scenes[0], "", i) for i in range(3)]
     moments = Moments([MomentSource(frames, listed)], tiny.TinyConfig(), frozenset({"neighbours"}), Augmentation())

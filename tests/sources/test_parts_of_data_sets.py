@@ -18,7 +18,7 @@ from occ_core.labels.store import LabelStore
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.sources.nuscenes_tables import NuScenesTables, root_of
 from occ_core.sources.open import open_source
-from occ_core.training.cache import labels_folder
+from occ_core.training.label_files import labels_folder
 
 pytest.importorskip("nuscenes")
 

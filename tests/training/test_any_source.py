@@ -1,6 +1,7 @@
 """Training and prediction from bags and SemanticKITTI, against the files and the nuScenes layout they are made from."""
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,8 @@ pytest.importorskip("rosbags")
 
 import tiny_camera_network as tiny  # noqa: E402
 from bag_robot import T0, S, robot  # noqa: E402
+from model_fixtures import COARSE_NANO  # noqa: E402
+from nano_fixtures import open_scenes  # noqa: E402
 from sky_moments import moments_of  # noqa: E402
 from small_kitti import make_kitti  # noqa: E402
 from tiny_camera_network import kitti_config  # noqa: E402
@@ -30,13 +33,14 @@ from tiny_models import EASYOCC, OCCNERF, SELFOCC  # noqa: E402
 from occ_core.bags import messages as msg  # noqa: E402
 from occ_core.bags.writer import write_bag  # noqa: E402
 from occ_core.models.build import build_model, parse_config  # noqa: E402
+from occ_core.occupancy import Occupancy, save_occ3d  # noqa: E402
 from occ_core.sources.bag import BagSource  # noqa: E402
 from occ_core.sources.bag_frames import BagFrames  # noqa: E402
-from occ_core.training import loop, nano  # noqa: E402
+from occ_core.training import loop  # noqa: E402
 from occ_core.training.config import load_config  # noqa: E402
+from occ_core.training.data_sets import open_data  # noqa: E402
 from occ_core.training.label_files import LabelFiles, open_labels  # noqa: E402
 from occ_core.training.moments import NEEDS, collate  # noqa: E402
-from occ_core.training.rig_lessons import open_data  # noqa: E402
 
 torch.set_num_threads(1)
 BY_NAME = [1, 0]  # cameras of a bag are in the order of their names: back, front
@@ -291,8 +295,6 @@ def test_sequences_that_are_held_out_can_be_named(tmp_path):
     run.write_text("validation_scenes: ['08']\n")
     with pytest.raises(InvalidInput, match=r"validation_scenes names '08', which is none of the 3: 03 \.\. 05"):
         open_data(load_config(run, data=(root,), labels="voxels", model=kitti_config()), frozenset(), lambda _: None)
-    with pytest.raises(InvalidInput, match="EasyOcc nano holds out the last scenes: validation_scenes is how many"):
-        nano.open_data(load_config(run, data=(root,)))
     for wrong in ("-1", "[8]", "many"):
         run.write_text(f"validation_scenes: {wrong}\n")
         with pytest.raises(InvalidInput, match="run.yaml: validation_scenes"):
@@ -322,3 +324,47 @@ def test_a_bag_whose_lens_distorts_is_trained_on(tmp_path):
     (tmp_path / "gts/scene-0001").rename(tmp_path / "gts/bag")
     config = tiny.run_config(bag, labels=str(tmp_path / "gts"), validation_scenes=0)
     assert loop.train(config, tmp_path / "out").is_file()
+
+
+def nano(data: Path, labels: str, out: Path, **model) -> Path:
+    """Train EasyOcc nano by the command line, an image step and one on all; the checkpoint."""
+    fields = COARSE_NANO.model_copy(update=model).model_dump(mode="json")
+    run = {"model": fields, "validation_scenes": 0, "steps": 1, "threads": 1, "device": "cpu"}
+    run["nano"] = {"image_steps": 1, "image_batch": 2, "columns": 60, "threshold_scenes": 0}
+    (out.parent / "run.json").write_text(json.dumps(run))
+    given = ["train", out.parent / "run.json", "--data", data, "--labels", labels, "--out", out, "--cache", out / "c"]
+    result = CliRunner().invoke(app, [str(a) for a in given])
+    assert result.exit_code == 0, result.exception
+    return out / "model.safetensors"
+
+
+def test_nano_learns_from_a_bag_what_it_learns_from_its_data_set(city, bag, tmp_path):
+    tokens = NuScenesSource(city).names
+    tiny.write_labels(tmp_path, "gts", tokens, 3, grid=COARSE_NANO.grid)
+    theirs, ours = (open_scenes(data, str(tmp_path / "gts"), COARSE_NANO, tmp_path / "c")[0] for data in (city, bag))
+    assert theirs.tokens == ours.tokens == tokens and ours.name == "scene-0001"
+    assert np.array_equal(ours["images"], theirs["images"][:, BY_NAME])
+    assert np.array_equal(ours["labels"], theirs["labels"])
+    pixels = [scene["pixel_class"][:, order] for scene, order in ((ours, [0, 1]), (theirs, BY_NAME))]
+    assert (pixels[0] == pixels[1]).mean() > 0.9  # a bag's moment is that of its key camera: all is shifted a little
+    path = nano(bag, str(tmp_path / "gts"), tmp_path / "out")
+    assert all(np.isfinite(total(path.parent)))
+    record = json.loads(path.with_suffix(".json").read_text())["training"]["data"]
+    assert record["samples"] == 3 and record["cameras"] == 2
+    assert set(predicted(path, bag, tmp_path / "predictions")) > set(tokens)
+    one = open_scenes(bag, str(tmp_path / "gts"), COARSE_NANO, tmp_path / "c", cameras=("cam_back",))[0]
+    assert one["images"].shape[1] == 1 and len(list((tmp_path / "c").iterdir())) == 3  # other cameras, other arrays
+
+
+def test_nano_learns_from_kitti(tmp_path):
+    root = make_kitti(tmp_path / "kitti", ("03", "04"))
+    for scene, token in [("03", "000000"), ("04", "000000"), ("04", "000002")]:
+        labels = np.zeros((16, 16, 2), dtype=np.uint8)
+        labels[:, :, 0] = SEMANTIC_KITTI.id_of("road")
+        label = Occupancy(COARSE_NANO.grid, SEMANTIC_KITTI, labels, np.ones(labels.shape, dtype=bool))
+        save_occ3d(tmp_path / "gts" / scene / token / "labels.npz", label)
+    path = nano(root, str(tmp_path / "gts"), tmp_path / "out", taxonomy="semantic_kitti")
+    assert all(np.isfinite(total(path.parent)))
+    data = json.loads(path.with_suffix(".json").read_text())["training"]["data"]
+    assert (data["scenes"], data["samples"], data["cameras"]) == (2, 3, 1)  # one camera, and names that are no tokens
+    assert len(predicted(path, root, tmp_path / "predictions")) == 6

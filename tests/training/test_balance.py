@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 from model_fixtures import SMALL
-from nano_fixtures import hand_made
+from nano_fixtures import hand_made, judged
 
 torch = pytest.importorskip("torch")
 
+from occ_core.models.easyocc.balance import fit_balance, regress, verdicts  # noqa: E402
 from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
-from occ_core.training.balance import fit_balance, regress, verdicts  # noqa: E402
-from occ_core.training.memory import follow  # noqa: E402
-from occ_core.training.thresholds import in_sight  # noqa: E402
+from occ_core.models.easyocc.thresholds import in_sight  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
@@ -31,17 +30,18 @@ def test_the_balance_makes_held_out_cells_likelier_and_no_scene_leaves_it():
 
     def loss() -> float:
         total = 0.0
-        for sample, hidden in follow(model, scene):
+        for inputs, targets in judged(scene):
+            hidden = model.in_turn().hidden(inputs)
             _, ray = verdicts(model, hidden.columns)
-            seen = torch.from_numpy(in_sight(sample, SMALL)) & (ray[0] > -30)
-            occupied = torch.from_numpy(sample.labels != SMALL.classes.free_id)
+            seen = torch.from_numpy(in_sight(inputs, targets, SMALL)) & (ray[0] > -30)
+            occupied = targets.labels[0] != SMALL.classes.free_id
             logit = model.cells(hidden.columns).occupied[0]
             total += float(torch.nn.functional.binary_cross_entropy_with_logits(logit[seen], occupied[seen].float()))
         return total
 
     with torch.no_grad():
         before = loss()
-        fit_balance(model, [scene])
+        fit_balance(model, judged(scene))
         assert loss() < before
         fit_balance(model, [])
     assert model.balance.tolist() == [[1.0] * 8, [1.0] * 8, [0.0] * 8]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import small_nuscenes
 from model_fixtures import SMALL, ring_rig
-from nano_fixtures import CAR, UNSEEN, hand_made
+from nano_fixtures import CAR, UNSEEN, drawn, hand_made, open_scenes
 
 from occ_core.camera import Camera, Rig
 from occ_core.errors import InvalidInput, MissingInput
@@ -16,21 +16,11 @@ from occ_core.inference.table import build_table, feature_rays, zoomed_rays
 torch = pytest.importorskip("torch")
 
 from occ_core.models.easyocc.model import EasyOcc  # noqa: E402
-from occ_core.training import data, nano  # noqa: E402
-from occ_core.training.cache import open_scenes  # noqa: E402
+from occ_core.training import data  # noqa: E402
 from occ_core.training.config import TrainingConfig  # noqa: E402
-from occ_core.training.data import (  # noqa: E402
-    Draw,
-    DrawImages,
-    collate,
-    mirror,
-    pick_columns,
-    read_sample,
-    tensors_of,
-    turn,
-    zoomed,
-)
+from occ_core.training.data import mirror, pick_columns, read_sample, turn, zoomed  # noqa: E402
 from occ_core.training.rays import ray_targets  # noqa: E402
+from occ_core.training.tabulated import stacked  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
@@ -77,44 +67,42 @@ def test_a_batch_of_two_answers_as_two_batches_of_one():
     model = EasyOcc(config).eval()
     scene = hand_made("s")
     samples = [read_sample(scene, 0, config, dropped=[1]), read_sample(scene, 1, config)]
-    none = np.zeros(0, dtype=np.int64)
 
-    def cells(batch):
-        t = tensors_of(batch)
+    def cells(*samples):
+        inputs = stacked(samples, config)
         with torch.no_grad():
-            return model(t["images"], t["voxel_index"], t["pillar_index"], t["rays"]).classes
+            return model.logits(inputs.images, *inputs.table, inputs.rays).classes
 
-    both = cells(collate(samples, [none, none], config))
+    both = cells(*samples)
     for i, sample in enumerate(samples):
-        torch.testing.assert_close(both[i], cells(collate([sample], [none], config))[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(both[i], cells(sample)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_every_epoch_visits_every_sample_once_and_a_resumed_stream_goes_on():
     scenes = [hand_made("a", 2), hand_made("b", 3)]
     config = TrainingConfig(model=SMALL, color_jitter=0, camera_dropout=0, nano={"flip": 0, "columns": 10})
-    rare = np.zeros(256, dtype=bool)
-    draw = Draw(scenes, rare, config)
-    firsts = [next(draw).images for _ in range(5)]
+    draw = drawn(scenes, config)
+    firsts = [next(draw).rig_images.images.numpy() for _ in range(5)]
     known = np.concatenate([scene["images"] for scene in scenes])
     assert sorted(next(k for k in range(5) if np.array_equal(known[k], f)) for f in firsts) == [0, 1, 2, 3, 4]
-    assert np.array_equal(next(Draw(scenes, rare, config, step=3)).images, firsts[3])
+    assert np.array_equal(next(drawn(scenes, config, step=3)).rig_images.images, firsts[3])
 
 
 def test_single_images_are_drawn_once_an_epoch_and_mirrored_with_their_rays():
     scenes = [hand_made("a", 2), hand_made("b", 1)]
     config = TrainingConfig(model=SMALL, color_jitter=0, nano={"flip": 0, "image_batch": 4})
-    draw = DrawImages(scenes, config)
+    draw = drawn(scenes, config, "images")
     batches = [next(draw) for _ in range(3)]
-    drawn = np.concatenate([batch.images for batch in batches])
-    known = np.concatenate([scene["images"].reshape(-1, *drawn.shape[1:]) for scene in scenes])
-    assert sorted(next(k for k in range(12) if np.array_equal(known[k], image)) for image in drawn) == list(range(12))
-    assert np.array_equal(next(DrawImages(scenes, config, step=2)).depth, batches[2].depth)
+    images = np.concatenate([batch.rig_images.images for batch in batches])
+    known = np.concatenate([scene["images"].reshape(-1, *images.shape[1:]) for scene in scenes])
+    assert sorted(next(k for k in range(12) if np.array_equal(known[k], image)) for image in images) == list(range(12))
+    assert torch.equal(next(drawn(scenes, config, "images", step=2)).targets.depth, batches[2].targets.depth)
     always = config.model_copy(update={"nano": config.nano.model_copy(update={"flip": 1.0})})
-    plain, flipped = batches[0], next(DrawImages(scenes, always))
-    mirror_y = np.array([1, -1, 1, 1, 1, 1], dtype=np.float32)[:, None, None]
-    assert np.array_equal(flipped.images, plain.images[:, :, ::-1])
-    assert np.array_equal(flipped.depth, plain.depth[..., ::-1])
-    assert np.array_equal(flipped.rays, plain.rays[..., ::-1] * mirror_y)  # the ray through the mirrored pixel
+    plain, flipped = batches[0], next(drawn(scenes, always, "images"))
+    mirror_y = torch.tensor([1.0, -1, 1, 1, 1, 1])[:, None, None]
+    assert torch.equal(flipped.rig_images.images, plain.rig_images.images.flip(2))
+    assert torch.equal(flipped.targets.depth, plain.targets.depth.flip(-1))
+    assert torch.equal(flipped.rig_images.rays, plain.rig_images.rays.flip(-1) * mirror_y)  # through the mirrored pixel
 
 
 def test_cache_is_built_once_from_a_data_set_and_mirrors_its_labels(tmp_path):
@@ -204,8 +192,8 @@ def test_a_frozen_image_network_stands_still_while_the_rest_learns():
     torch.manual_seed(0)
     model = EasyOcc(SMALL).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    batch = tensors_of(next(Draw([scene], np.zeros(256, dtype=bool), config)))
-    losses = nano.all_losses(model, batch, torch.ones(18), torch.ones(18), config)
+    inputs, targets = next(drawn([scene], config))
+    losses = model(inputs, replace(targets, class_weights=torch.ones(18), pixel_weights=torch.ones(18)), 0.0)
     assert set(losses) == {"geometry", "semantics", "lovasz", "observed"}
     sum(losses.values()).backward()
     torch.optim.SGD(model.parameters(), 0.1).step()

@@ -18,11 +18,12 @@ pytest.importorskip("safetensors.torch")
 
 import small_nuscenes  # noqa: E402
 import tiny_camera_network as tiny  # noqa: E402
-from model_fixtures import SMALL  # noqa: E402
-from nano_fixtures import hand_made  # noqa: E402
+from model_fixtures import COARSE_NANO, SMALL  # noqa: E402
+from nano_fixtures import open_scenes  # noqa: E402
 
-from occ_core.training import cache, loop, nano  # noqa: E402
+from occ_core.training import cache, loop  # noqa: E402
 from occ_core.training.config import TrainingConfig, with_steps  # noqa: E402
+from occ_core.training.data_sets import open_data  # noqa: E402
 from occ_core.training.state import recorded_steps  # noqa: E402
 
 torch.set_num_threads(1)
@@ -65,28 +66,70 @@ def test_half_of_the_scenes_train_whatever_is_asked(validation, thresholds):
         assert scenes - sum(held) >= (1 if validation + thresholds < scenes else -(-scenes // 2))
 
 
+COARSE_TINY = tiny.TinyConfig(voxel_size_m=COARSE_NANO.voxel_size_m, grid_shape=COARSE_NANO.grid_shape)
+
+
 def test_both_kinds_train_on_two_scenes(tiny_data, tmp_path, monkeypatch):
     path = loop.train(tiny.run_config(tiny_data, steps=1, validation_scenes=10), tmp_path / "out")
     data = json.loads(path.with_suffix(".json").read_text())["training"]["data"]
     assert (data["scenes"], data["held_out_scenes"]) == (1, ["scene-0002"])
-    monkeypatch.setattr(nano, "open_scenes", lambda *_: [hand_made("a"), hand_made("b", seed=1)])
-    scenes = nano.open_data(TrainingConfig(model=SMALL, data=(tmp_path,)))
-    assert [[scene.name for scene in part] for part in scenes] == [["a"], [], ["b"]]
+    tiny.make_data(tmp_path / "coarse", scenes=2, keyframes=1, grid=COARSE_NANO.grid)
+    run = TrainingConfig(model=COARSE_NANO, data=(tmp_path / "coarse",), cache=tmp_path)
+    held = open_data(run, COARSE_NANO.needs, print)
+    assert [len(part) for part in held[:3]] == [1, 0, 1] and held.held_out_scenes == ["scene-0002"]
+
+
+@pytest.mark.parametrize("asked", [2, ("scene-0002",)])
+def test_a_data_set_that_is_named_twice_teaches_twice_and_is_held_out_in_both(tmp_path, monkeypatch, asked):
+    tiny.use_tiny(monkeypatch.setattr)
+    tiny.make_data(tmp_path / "set", scenes=5, keyframes=2, grid=COARSE_NANO.grid)
+    for model in (COARSE_TINY, COARSE_NANO):
+        run = TrainingConfig(model=model, data=(tmp_path / "set",) * 2, validation_scenes=asked, cache=tmp_path / "c",
+                             nano={"threshold_scenes": 1})  # fmt: skip
+        held = open_data(run, frozenset({"labels"}), print)
+        names, judged = held.training.names, held.validation.names
+        scenes = 5 - len(held.held_out_scenes) - len(held.fitting_scenes)
+        assert len(names) == 2 * 2 * scenes and sorted([*set(names)] * 2) == sorted(names)
+        assert len(judged) == len(set(judged)) == 2 * len(held.held_out_scenes)
+        assert not set(names) & {*judged, *held.fitting.names}
+        expected = ["scene-0002"] if asked != 2 else ["scene-0004", "scene-0005"]
+        assert held.held_out_scenes == expected and held.fitting_scenes == (
+            [] if model is not COARSE_NANO else ["scene-0005" if asked != 2 else "scene-0003"]
+        )
+
+
+def test_scenes_without_labels_are_none_of_the_run_but_where_others_judge_it(tmp_path, monkeypatch):
+    tiny.use_tiny(monkeypatch.setattr)
+    tokens = tiny.make_data(tmp_path / "set", scenes=4, keyframes=1, grid=COARSE_NANO.grid)
+    (tmp_path / "set/gts").rename(tmp_path / "set/truth")
+    tiny.write_labels(tmp_path / "set", "gts", tokens[:3], 1, grid=COARSE_NANO.grid)
+    for model in (COARSE_TINY, COARSE_NANO):
+        run = TrainingConfig(model=model, data=(tmp_path / "set",), validation_scenes=1, cache=tmp_path / "cache",
+                             nano={"threshold_scenes": 0})  # fmt: skip
+        held = open_data(run, frozenset({"labels"}), print)
+        assert held.held_out_scenes == ["scene-0003"] and held.training.names == tokens[:2]
+        held = open_data(run.model_copy(update={"validation_labels": "truth"}), frozenset({"labels"}), print)
+        assert held.held_out_scenes == ["scene-0004"] and held.training.names == tokens[:3]
+        assert held.validation.names == tokens[3:]
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
+
+
+def lengths(config: TrainingConfig) -> list[int]:
+    return [phase.steps for phase in config.model.phases(config.steps, config.nano)]
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 7, 220, 22000, 44000])
 def test_steps_are_those_of_all_phases(total):
     config = TrainingConfig(model=SMALL, steps=8000, nano={"image_steps": 14000})
     asked = with_steps(config, total)
-    assert sum(nano.phases(asked)) == total and asked.steps >= 1
+    assert sum(lengths(asked)) == total and asked.steps >= 1
     assert asked.nano.image_steps == 14000 * total // 22000
     remembers = TrainingConfig(
         model=SMALL.model_copy(update={"memory_channels": 4}), steps=100, nano={"image_steps": 50, "memory_steps": 30}
     )
-    phases = nano.phases(with_steps(remembers, total))
+    phases = lengths(with_steps(remembers, total))
     assert sum(phases) == total and phases[2] >= 1 and phases[1] >= 0
 
 
@@ -223,9 +266,9 @@ def test_arrays_that_cannot_be_kept_are_held_in_memory(tmp_path, caplog):
         update={"grid_shape": (200, 200, 16), "grid_origin_m": (-40.0, -40.0, -1.0), "voxel_size_m": 0.4}
     )
     (tmp_path / "file").write_text("")
-    (held,) = cache.open_scenes(tmp_path / "set", "gts", config, tmp_path / "file")
+    (held,) = open_scenes(tmp_path / "set", "gts", config, tmp_path / "file")
     assert f"{tmp_path / 'file'}" in caplog.text and "kept in memory" in caplog.text
-    (kept,) = cache.open_scenes(tmp_path / "set", "gts", config, tmp_path / "cache")
+    (kept,) = open_scenes(tmp_path / "set", "gts", config, tmp_path / "cache")
     assert held.tokens == kept.tokens == tokens
     assert all(np.array_equal(held[name], kept[name]) for name in cache.ARRAYS)
 

@@ -26,12 +26,8 @@ from occ_core.inference.predictor import Predictor  # noqa: E402
 from occ_core.models import build  # noqa: E402
 from occ_core.models.config import LidarInput, parse  # noqa: E402
 from occ_core.training import loop  # noqa: E402
+from occ_core.training.data_sets import data_record, needs_of, open_data  # noqa: E402
 from occ_core.training.moments import Augmentation, collate  # noqa: E402
-from occ_core.training.rig_lessons import (  # noqa: E402
-    data_record,
-    needs_of,
-    open_data,
-)
 
 torch.set_num_threads(1)
 

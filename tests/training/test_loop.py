@@ -21,14 +21,15 @@ torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
 import tiny_camera_network as tiny  # noqa: E402
+from model_fixtures import COARSE_NANO  # noqa: E402
 
 from occ_core.inference.predictor import Predictor  # noqa: E402
 from occ_core.models import build  # noqa: E402
 from occ_core.training import loop, state  # noqa: E402
 from occ_core.training.config import load_config  # noqa: E402
 from occ_core.training.counts import cell_weights  # noqa: E402
+from occ_core.training.lessons import Lessons  # noqa: E402
 from occ_core.training.log import Clock, Log  # noqa: E402
-from occ_core.training.rig_lessons import RigLessons  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -114,6 +115,29 @@ def test_two_processes_learn_what_one_learns_from_twice_as_many_samples(data, tm
     assert len(tiny.rows(tmp_path / "two")) == 3  # only one process writes
 
 
+def test_two_processes_teach_nano_what_one_learns_from_twice_as_many_samples(tmp_path):
+    """Images alone, then all; the processes make the cache together."""
+    tiny.make_data(tmp_path / "set", scenes=4, keyframes=2, grid=COARSE_NANO.grid)
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29618")
+    nano = {"image_steps": 1, "image_batch": 2, "columns": 60, "threshold_scenes": 1}
+    changes = {"model": COARSE_NANO.model_dump(mode="json"), "nano": nano, "cache": str(tmp_path / "cache")}
+    changes |= {"steps": 2, "learning_rate": 1e-3, "ema_decay": 0.0, "warmup_steps": 0}
+    done = program(tmp_path, "two", tmp_path / "set", *torchrun, changes=changes)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+    config = tiny.run_config(tmp_path / "set", **{**changes, "accumulate": 2})
+    loop.train(config, tmp_path / "one")
+    torch.manual_seed(config.seed)
+    start = {f"model.{name}": tensor for name, tensor in build.build_model(config.model).named_parameters()}
+    two, one = tiny.weights(tmp_path / "two"), tiny.weights(tmp_path / "one")
+    learned = torch.cat([(one[name] - tensor).flatten() for name, tensor in start.items()])
+    apart = torch.cat([(one[name] - two[name]).flatten() for name in start])
+    assert learned.norm() > 0 and apart.norm() < 0.05 * learned.norm()
+    record = json.loads((tmp_path / "two/model.json").read_text())["training"]
+    assert record["config"]["processes"] == 2 and record["data"]["threshold_scenes"] == ["scene-0003"]
+    assert record["metrics"]["step"] == 3 and len(tiny.rows(tmp_path / "two")) == 3
+
+
 def test_confusion_is_shared_among_processes_and_counts_observed_cells_once(tmp_path):
     """Rank 0 and rank 1 together judge what one process judges alone, against the validation's own labels."""
     tokens = tiny.make_data(tmp_path)
@@ -122,9 +146,8 @@ def test_confusion_is_shared_among_processes_and_counts_observed_cells_once(tmp_
     average = tiny.Tiny(tiny.TinyConfig()).eval()
     parts = []
     for rank, world in ((0, 1), (0, 2), (1, 2)):
-        lessons = object.__new__(RigLessons)
-        whole = RigLessons(config, loop.Ranks(0, 1, torch.device("cpu")), lambda what: None)
-        lessons.__dict__ = {**whole.__dict__, "ranks": loop.Ranks(rank, world, torch.device("cpu"))}
+        lessons = Lessons(config, loop.Ranks(0, 1, torch.device("cpu")), lambda what: None)
+        lessons.ranks = loop.Ranks(rank, world, torch.device("cpu"))
         parts.append(lessons.confusion(average))
     assert np.array_equal(parts[0], parts[1] + parts[2]) and parts[1].any() and parts[2].any()
     assert parts[0].sum() == 4 * 18 * 20 * 2 and parts[0][13].sum() == 4 * 18 * 20 and parts[0][11].sum() == 0
@@ -201,7 +224,7 @@ def test_accumulated_gradients_are_those_of_one_larger_batch(data, tmp_path, mon
 
 def test_targets_get_weights_counted_over_the_training_labels(data):
     seen = []
-    lessons = RigLessons(tiny.run_config(data), loop.Ranks(0, 1, torch.device("cpu")), lambda what: None)
+    lessons = Lessons(tiny.run_config(data), loop.Ranks(0, 1, torch.device("cpu")), lambda what: None)
     batch = next(lessons.batches(0))
     lessons.losses(lambda rig, targets, progress: seen.append(targets) or {}, batch, 0.0, torch.nn.Identity())
     (targets,) = seen

@@ -5,32 +5,37 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import small_nuscenes
 from model_fixtures import SMALL
-from nano_fixtures import CAR, FREE, PERIOD_NS, WALL, driven, hand_made
+from nano_fixtures import CAR, FREE, PERIOD_NS, WALL, drawn, driven, hand_made, judged, open_scenes, use_scenes
 
 from occ_core.errors import InvalidInput
 from occ_core.geometry import inverse
 from occ_core.inference.memory import then_from_now
-from occ_core.training.cache import SceneCache, open_scenes
+from occ_core.training.cache import SceneCache
 
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
+from occ_core.models.easyocc.following import last_columns  # noqa: E402
+from occ_core.models.easyocc.losses import cell_losses  # noqa: E402
 from occ_core.models.easyocc.model import EasyOcc  # noqa: E402
-from occ_core.training import loop, nano  # noqa: E402
+from occ_core.models.easyocc.samples import Chain  # noqa: E402
+from occ_core.training import loop  # noqa: E402
 from occ_core.training.config import TrainingConfig  # noqa: E402
-from occ_core.training.data import collate, mirror, read_sample, tensors_of, turn  # noqa: E402
-from occ_core.training.memory import Chain, DrawChains, chained, follow, last_columns  # noqa: E402
+from occ_core.training.data import mirror, read_sample, turn  # noqa: E402
+from occ_core.training.lessons import Lessons  # noqa: E402
+from occ_core.training.moments import Moment  # noqa: E402
+from occ_core.training.ranks import ALONE, Ranks  # noqa: E402
+from occ_core.training.tabulated import chained, stacked, targets_of  # noqa: E402
 
 torch.set_num_threads(1)
 
 CONFIG = SMALL.model_copy(update={"memory_channels": 6})
-CPU = torch.device("cpu")
-NO_RARE = np.zeros(256, dtype=bool)
 
 
 def with_arrays(scene: SceneCache, **arrays) -> SceneCache:
@@ -45,27 +50,26 @@ def settings(batch_size=1, **of_nano) -> TrainingConfig:
 # --- chains ----------------------------------------------------------------------------------------------------------
 
 
-def number(images: np.ndarray, scene: SceneCache) -> int:
+def number(images: torch.Tensor, scene: SceneCache) -> int:
     return next(i for i in range(len(scene.tokens)) if np.array_equal(scene["images"][i], images))
 
 
 def test_chains_are_moments_in_a_row_of_all_lengths():
     scene = hand_made("s", 5)
-    draw = DrawChains([scene], NO_RARE, settings(flip=0.0))
+    draw = drawn([scene], settings(flip=0.0), "chains")
     lengths = set()
     for _ in range(40):
-        chain = next(draw)
+        chain, targets = next(draw)
         numbers = [number(moment.images, scene) for moment in chain.moments]
         assert numbers == list(range(numbers[0], numbers[-1] + 1)) and chain.linked.all()
         lengths.add((numbers[-1], len(numbers)))
-        assert [len(moment.columns) > 0 for moment in chain.moments] == [False] * (len(numbers) - 1) + [True]
+        assert len(targets.columns) == 400 and len(targets.depth) == 4  # of the newest moment
         for k, motion in enumerate(chain.then_from_now[:, 0]):
             a, b = scene["world_from_ego"][numbers[k]], scene["world_from_ego"][numbers[k + 1]]
             np.testing.assert_allclose(motion, then_from_now(a, b))
     assert {length for _, length in lengths} == {1, 2, 3, 4}  # memory_moments before it, or fewer, or none
     assert all(length <= last + 1 for last, length in lengths)
-    again = DrawChains([scene], NO_RARE, settings(flip=0.0), step=39)
-    last = next(again)
+    last = next(drawn([scene], settings(flip=0.0), "chains", step=39)).rig_images
     assert np.array_equal(last.moments[-1].images, chain.moments[-1].images) and len(last.moments) == len(chain.moments)
 
 
@@ -79,8 +83,8 @@ def test_chains_end_where_a_deployed_network_forgets(broken):
         array[2:, 0, 3] += 200.0
     tables = {name: np.repeat(scene[name], 2, axis=0) for name in ("voxel_index", "pillar_index", "rays")}
     scene = with_arrays(scene, **{broken: array}, **tables)
-    draw = DrawChains([scene], NO_RARE, settings(flip=0.0))
-    seen = {tuple(number(moment.images, scene) for moment in next(draw).moments) for _ in range(40)}
+    draw = drawn([scene], settings(flip=0.0), "chains")
+    seen = {tuple(number(moment.images, scene) for moment in next(draw).rig_images.moments) for _ in range(40)}
     assert seen == {(0,), (1,), (2,), (3,), (0, 1), (2, 3)}
 
 
@@ -90,13 +94,14 @@ def test_a_batch_of_chains_of_unlike_length_is_each_chain_by_itself():
     with torch.no_grad():
         model.birds_eye.memory.change.weight.normal_()
     config = settings(batch_size=2, flip=0.0)
-    draw = DrawChains([scene], NO_RARE, config)
-    chain = next(c for c in iter(lambda: next(draw), None) if len(c.moments) == 3 and not c.linked.all())
-    both = last_columns(model, chain, CPU)
+    chains = (batch.rig_images for batch in drawn([scene], config, "chains"))
+    chain = next(c for c in chains if len(c.moments) == 3 and not c.linked.all())
+    both = last_columns(model, chain)
     for b in range(2):
         alone = [moment for k, moment in enumerate(chain.moments) if k == 2 or chain.linked[k:, b].all()]
         numbers = [number(moment.images[4 * b : 4 * b + 4], scene) for moment in alone]
-        hidden = [h for i, (_, h) in enumerate(follow(model.eval(), part(scene, numbers)))][-1]
+        follower = model.eval().in_turn()
+        hidden = [follower.hidden(inputs) for inputs, _ in judged(part(scene, numbers))][-1]
         torch.testing.assert_close(both[b], hidden.columns[0], rtol=1e-3, atol=1e-3)
 
 
@@ -116,21 +121,20 @@ def test_a_mirrored_robot_drives_the_mirrored_way():
     swap = np.diag([1.0, -1.0, 1.0, 1.0])
     np.testing.assert_allclose(inverse(flipped[0]) @ flipped[1], swap @ inverse(plain[0]) @ plain[1] @ swap, atol=1e-9)
     assert then_from_now(*plain)[1, 0] > 0.05 and then_from_now(*flipped)[1, 0] < -0.05  # a bend to the other side
-    never, always = (next(DrawChains([scene], NO_RARE, settings(flip=p), step=at)) for p, at in ((0.0, 3), (1.0, 3)))
-    assert len(never.moments) == len(always.moments)
-    for a, b in zip(never.moments, always.moments, strict=True):
-        assert np.array_equal(a.images[:, :, ::-1], b.images)
+    never, always = (next(drawn([scene], settings(flip=p), "chains", step=3)).rig_images.moments for p in (0.0, 1.0))
+    for a, b in zip(never, always, strict=True):
+        assert torch.equal(a.images.flip(2), b.images)
 
 
 def test_the_moments_of_a_chain_are_turned_alike():
     scene = hand_made("s", 4)
     plain, turned = (
-        DrawChains([scene], NO_RARE, settings(flip=0.0)),
-        DrawChains([scene], NO_RARE, settings(flip=0.0, turn=1.0)),
+        drawn([scene], settings(flip=0.0), "chains"),
+        drawn([scene], settings(flip=0.0, turn=1.0), "chains"),
     )
     quarters_met = set()
     for _ in range(30):
-        before, after = next(plain), next(turned)
+        before, after = next(plain).rig_images, next(turned).rig_images
         numbers = [number(moment.images, scene) for moment in after.moments]
         assert numbers == [number(moment.images, scene) for moment in before.moments]
         samples = [read_sample(scene, i, CONFIG) for i in numbers]
@@ -140,10 +144,10 @@ def test_the_moments_of_a_chain_are_turned_alike():
         for sample, moment in zip(alike[quarters - 1], after.moments, strict=True):
             assert np.array_equal(sample.table.rays, moment.rays)
             assert np.array_equal(sample.table.voxel_index, moment.voxel_index)
-        expected = chained([alike[quarters - 1]], [after.moments[-1].columns], CONFIG)
+        expected = chained([alike[quarters - 1]], CONFIG)
         np.testing.assert_array_equal(after.then_from_now, expected.then_from_now)
         spin = np.linalg.matrix_power(np.array([[0.0, -1], [1, 0]]), quarters)
-        for a, b in zip(before.then_from_now[:, 0], after.then_from_now[:, 0], strict=True):
+        for a, b in zip(before.then_from_now[:, 0].numpy(), after.then_from_now[:, 0].numpy(), strict=True):
             np.testing.assert_allclose(b, np.c_[spin @ a[:, :2] @ spin.T, spin @ a[:, 2]], atol=1e-5)
     assert quarters_met == {1, 2, 3}
 
@@ -193,10 +197,9 @@ def test_the_image_network_stands_still_and_what_is_kept_learns_from_what_it_was
     model, config = EasyOcc(CONFIG), settings(flip=0.0)
     memory = model.birds_eye.memory
     torch.nn.init.normal_(memory.change.weight, std=0.1)
-    draw = DrawChains([hand_made("s", 4)], NO_RARE, config)
-    chain = next(c for c in iter(lambda: next(draw), None) if len(c.moments) == 3)
+    chain = next(c for c in drawn([hand_made("s", 4)], config, "chains") if len(c.rig_images.moments) == 3)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    geometry(model, chain, config).backward()
+    geometry(model, chain).backward()
     learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     image_parts = ("backbone.", "neck.", "to_hazard.", "to_context.", "to_pixel_class.")
     assert not any(name.startswith(image_parts) for name in learned)
@@ -220,25 +223,28 @@ def test_a_network_learns_from_the_moment_before_what_this_one_does_not_show():
     network = CONFIG.model_copy(update={"backbone": "mobilenetv4-small"})
     config = settings(flip=0.0)
     contested = np.arange(26 * 40, 34 * 40)
-    near, far = (chained([[read_sample(s, i, CONFIG) for i in range(2)]], [contested], CONFIG) for s in scenes)
-    assert np.array_equal(near.moments[1].images, far.moments[1].images)
+    rows = [[read_sample(s, i, CONFIG) for i in range(2)] for s in scenes]
+    near, far = (Moment(chained([row], CONFIG), targets_of(row[1:], [contested], config.nano)) for row in rows)
+    assert torch.equal(near.rig_images.moments[1].images, far.rig_images.moments[1].images)
     model = EasyOcc(network)
     find_range(model, scenes)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(150):
         optimizer.zero_grad()
-        loss = geometry(model, near, config) + geometry(model, far, config)
+        loss = geometry(model, near) + geometry(model, far)
         if loss < 0.2:
             break
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     assert loss < 0.2  # of the second moment alone: at least 2 x ln 2 x 7/8 = 1.2, for 7 of 8 heights could be either
-    others = Chain([far.moments[0], near.moments[1]], near.linked, near.then_from_now)
-    alone = Chain(near.moments[1:], near.linked[1:], near.then_from_now[1:])
+    (_, now), linked, motion = near.rig_images
+    others = Chain((far.rig_images.moments[0], now), linked, motion)
+    alone = Chain((now,), linked[1:], motion[1:])
     with torch.no_grad():
-        assert geometry(model, others, config) > 1.2  # the past of the other drive makes it say what is true there
-        assert geometry(model, alone, config) > 0.2
+        # the past of the other drive makes it say what is true there
+        assert geometry(model, Moment(others, near.targets)) > 1.2
+        assert geometry(model, Moment(alone, near.targets)) > 0.2
 
 
 def find_range(model: EasyOcc, scenes: list[SceneCache]) -> None:
@@ -246,14 +252,14 @@ def find_range(model: EasyOcc, scenes: list[SceneCache]) -> None:
     for norm in (module for module in model.train().modules() if isinstance(module, torch.nn.BatchNorm2d)):
         norm.momentum = None
     samples = [read_sample(scene, i, CONFIG) for scene in scenes for i in range(len(scene.tokens))]
-    batch = tensors_of(collate(samples, [np.zeros(0, dtype=np.int64)] * len(samples), CONFIG))
+    inputs = stacked(samples, CONFIG)
     with torch.no_grad():
-        model(*(batch[name] for name in ("images", "voxel_index", "pillar_index", "rays")))
+        model.logits(inputs.images, *inputs.table, inputs.rays)
 
 
-def geometry(model: EasyOcc, chain: Chain, config: TrainingConfig) -> torch.Tensor:
-    columns = last_columns(model, chain, CPU)
-    return nano.cell_losses(model, columns, tensors_of(chain.moments[-1]), torch.ones(18), config)["geometry"]
+def geometry(model: EasyOcc, chain: Moment) -> torch.Tensor:
+    targets = replace(chain.targets, class_weights=torch.ones(18))
+    return cell_losses(model, last_columns(model, chain.rig_images), targets)["geometry"]
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -263,8 +269,7 @@ def geometry(model: EasyOcc, chain: Chain, config: TrainingConfig) -> torch.Tens
 def run(tmp_path, monkeypatch):
     """Trains on hand-made scenes: run(out, ...) -> (folder, record)."""
     scenes = [hand_made("a", 4, seed=1), hand_made("b", 3, seed=2), hand_made("c", 2, seed=3)]
-    monkeypatch.setattr(nano, "open_scenes", lambda *_: scenes)
-    (tmp_path / "gts").mkdir()
+    use_scenes(monkeypatch, scenes[:1], scenes[1:2], scenes[2:])
     base = {"data": (tmp_path,), "validation_scenes": 1, "threads": 1, "seed": 3, "warmup_steps": 1, "ema_decay": 0.5}
     base |= {"log_every": 1, "learning_rate": 4e-3, "model": CONFIG}
 
@@ -330,3 +335,27 @@ def test_memory_steps_and_memory_channels_need_each_other(run):
         run("b", steps=2, model=SMALL, nano={"memory_steps": 1})
     with pytest.raises(InvalidInput, match="last of all 2 steps, got 3"):
         run("c", steps=2, nano={"memory_steps": 3})
+
+
+def test_processes_judge_whole_scenes_of_a_network_that_remembers(monkeypatch):
+    """Two of them together what one judges alone, though a moment is answered with what was before it."""
+    scenes = [hand_made(name, 3, seed) for seed, name in enumerate("abc")]
+    use_scenes(monkeypatch, scenes[:1], [], scenes)
+    torch.manual_seed(0)
+    model = EasyOcc(CONFIG).eval()
+    with torch.no_grad():
+        model.birds_eye.memory.change.weight.normal_(0, 5.0)
+        model.to_class.weight.normal_(0, 5.0)
+        model.to_occupied.bias.fill_(20.0)
+        model.to_observed.bias.fill_(9.0)
+    lessons = Lessons(settings(), ALONE, print)
+    whole = lessons.confusion(model)
+    parts = []
+    for rank in range(2):
+        lessons.ranks = Ranks(rank, 2, ALONE.device)
+        parts.append(lessons.confusion(model))
+    assert np.array_equal(whole, parts[0] + parts[1]) and parts[0].sum() == 2 * parts[1].sum() > 0
+    one_by_one = [moment.rig_images for moment in judged(*scenes, config=CONFIG)]
+    follower = model.in_turn()
+    turns = [(follower.answer(inputs).labels, model.answer(inputs).labels) for inputs in one_by_one]
+    assert [torch.equal(*answers) for answers in turns] == [True, False, False] * 3

@@ -21,8 +21,9 @@ torch = pytest.importorskip("torch")
 import tiny_camera_network as tiny  # noqa: E402
 
 from occ_core.inference.rig_inputs import calibration  # noqa: E402
+from occ_core.training.keyframes import Keyframe, MomentSource  # noqa: E402
 from occ_core.training.label_files import LabelFiles  # noqa: E402
-from occ_core.training.moments import NEEDS, Augmentation, Keyframe, Moments, MomentSource, collate  # noqa: E402
+from occ_core.training.moments import NEEDS, Augmentation, Moments, collate  # noqa: E402
 from occ_core.training.steps import Steps  # noqa: E402
 
 FRONT, BACK = "CAM_FRONT", "CAM_BACK"

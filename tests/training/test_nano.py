@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 from model_fixtures import SMALL, camera, ring_rig
-from nano_fixtures import CAR, FREE, ROAD, UNSEEN, WALL, hand_made
+from nano_fixtures import CAR, FREE, ROAD, UNSEEN, WALL, hand_made, judged, use_scenes
 from typer.testing import CliRunner
 
 from occ_core.camera import Rig
@@ -19,15 +19,9 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from occ_core.losses.ray import depth_loss, pixel_class_loss  # noqa: E402
 from occ_core.losses.voxel import class_weights, geometry_loss, lovasz_softmax, semantic_loss  # noqa: E402
+from occ_core.models.easyocc import thresholds  # noqa: E402
 from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
-from occ_core.training import loop, nano, thresholds  # noqa: E402
-from occ_core.training.config import TrainingConfig, load_config  # noqa: E402
-from occ_core.training.data import (  # noqa: E402
-    collate,
-    read_sample,
-)
-from occ_core.training.rays import ray_targets  # noqa: E402
-from occ_core.training.thresholds import (  # noqa: E402
+from occ_core.models.easyocc.thresholds import (  # noqa: E402
     BORDERS,
     MEAN_COUNTS,
     Named,
@@ -36,6 +30,10 @@ from occ_core.training.thresholds import (  # noqa: E402
     fit_thresholds,
     in_sight,
 )
+from occ_core.training import loop  # noqa: E402
+from occ_core.training.config import TrainingConfig, load_config  # noqa: E402
+from occ_core.training.data_sets import open_data  # noqa: E402
+from occ_core.training.rays import ray_targets  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
@@ -190,10 +188,10 @@ def test_a_class_that_is_nearly_always_wrong_is_not_named(monkeypatch):
         for parameter in model.to_class.parameters():
             parameter.zero_()
         model.to_class.bias += (road + 2 * torch.eye(17)[CAR]).repeat(SMALL.grid_shape[2])  # a car in all cells
-    fit_thresholds(model, [scene], torch.ones(17))
+    fit_thresholds(model, judged(scene), torch.ones(17))
     assert (model.to_class.bias[:17] + model.class_bias).argmax() == ROAD
     monkeypatch.setattr(thresholds, "LEAST_PRECISION", 0.0)
-    fit_thresholds(model, [scene], torch.ones(17))
+    fit_thresholds(model, judged(scene), torch.ones(17))
     assert (model.to_class.bias[:17] + model.class_bias).argmax() == CAR
 
 
@@ -210,21 +208,22 @@ def test_names_given_too_often_to_rare_classes_are_taken_back(monkeypatch):
         model.to_class.bias += torch.eye(17)[ROAD].repeat(SMALL.grid_shape[2]) + weights.log().repeat(
             SMALL.grid_shape[2]
         )
-    fit_thresholds(model, [scene], weights)
+    fit_thresholds(model, judged(scene), weights)
     assert (model.to_class.bias[:17] + model.class_bias).argmax() == ROAD
 
 
 def test_in_sight_is_what_lies_before_the_end_of_its_ray():
-    sample = read_sample(hand_made("a", 1), 0, SMALL)
+    ((inputs, targets),) = judged(hand_made("a", 1))
+    labels, depth = targets.labels[0].numpy(), targets.depth.numpy()
     edges_m, bins = SMALL.depth_edges_m, SMALL.depth_bins
-    pixels, expected = sample.depth.size, np.zeros(SMALL.grid_shape, dtype=bool)
-    for cell, index in zip(np.ndindex(*SMALL.grid_shape), sample.table.voxel_index.tolist(), strict=True):
-        if index < pixels * bins and sample.labels[cell] != UNSEEN:
-            end = int(sample.depth.reshape(-1)[index // bins])
+    pixels, expected = depth.size, np.zeros(SMALL.grid_shape, dtype=bool)
+    for cell, index in zip(np.ndindex(*SMALL.grid_shape), inputs.voxel_index.tolist(), strict=True):
+        if index < pixels * bins and labels[cell] != UNSEEN:
+            end = int(depth.reshape(-1)[index // bins])
             lost = end == UNSEEN
             expected[cell] = not lost and edges_m[index % bins] <= edges_m[min(end, bins)] + SMALL.voxel_size_m
-    known = sample.labels != UNSEEN
-    assert np.array_equal(in_sight(sample, SMALL), expected)
+    known = labels != UNSEEN
+    assert np.array_equal(in_sight(inputs, targets, SMALL), expected)
     assert expected.any() and (known & ~expected).any()
 
 
@@ -236,19 +235,17 @@ def test_thresholds_are_fitted_on_what_is_deployed():
         model.to_observed.weight.normal_()
         model.to_observed.bias.normal_(0, 2)
         model.sight.fill_(2.0)
-    fit_thresholds(model, [scene], torch.ones(17))
-    inputs = ("images", "voxel_index", "pillar_index", "rays")
+    fit_thresholds(model, judged(scene), torch.ones(17))
     lost, occupied = 0, 0
-    for i in range(2):
-        batch = collate([read_sample(scene, i, SMALL)], [np.zeros(0, np.int64)], SMALL)
+    for i, (inputs, targets) in enumerate(judged(scene)):
         with torch.no_grad():
-            hidden = Answer(model)(*(torch.from_numpy(getattr(batch, name)) for name in inputs))[2][0].numpy() == 0
-        inside = in_sight(read_sample(scene, i, SMALL), SMALL) & (scene["labels"][i] != FREE)
+            hidden = Answer(model)(inputs.images, *inputs.table, inputs.rays)[2][0].numpy() == 0
+        inside = in_sight(inputs, targets, SMALL) & (scene["labels"][i] != FREE)
         lost, occupied = lost + (hidden & inside).sum(), occupied + inside.sum()
     assert 0.005 < lost / occupied < 0.015
     classes = model.threshold.clone()
     model.seen.fill_(99.0)  # every cell is called hidden, so no border of a class can matter
-    fit_classes(model, [scene], torch.ones(17))
+    fit_classes(model, judged(scene), torch.ones(17))
     assert len(model.threshold.unique()) == 1 and not torch.equal(model.threshold, classes)
 
 
@@ -259,8 +256,7 @@ def test_thresholds_are_fitted_on_what_is_deployed():
 def run(tmp_path, monkeypatch):
     """Trains on hand-made scenes: run(steps, resume=...) -> (folder, metrics)."""
     scenes = [hand_made("a", 4, seed=1), hand_made("b", 2, seed=2)]
-    monkeypatch.setattr(nano, "open_scenes", lambda *_: scenes)
-    (tmp_path / "gts").mkdir()
+    use_scenes(monkeypatch, scenes[:1], [], scenes[1:])
     base = {
         "model": SMALL,
         "data": (tmp_path,),
@@ -360,13 +356,6 @@ def test_shipped_config_is_valid_and_needs_data():
     path = loop.Path(__file__).parents[2] / "config" / "easyocc_nano.yaml"
     config = load_config(path)
     with pytest.raises(InvalidInput, match="no training data"):
-        nano.open_data(config)
+        open_data(config, config.model.needs, print)
     result = CliRunner().invoke(app, ["train", str(path)])
     assert isinstance(result.exception, InvalidInput)
-
-
-def test_the_same_sample_may_not_train_and_validate(tmp_path, monkeypatch):
-    monkeypatch.setattr(nano, "open_scenes", lambda *_: [hand_made("a")])
-    config = TrainingConfig(model=SMALL, data=(tmp_path,), validation=(tmp_path,), nano={"threshold_scenes": 0})
-    with pytest.raises(InvalidInput, match="in training and validation"):
-        nano.open_data(config)

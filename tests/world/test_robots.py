@@ -223,9 +223,9 @@ def run(*arguments) -> None:
 @pytest.mark.parametrize(("recipe", "teacher"), [("best", "realistic"), ("lidar", "realistic+lidar")])
 def test_labels_and_training_batches_of_different_rigs(world, tmp_path, recipe, teacher):
     pytest.importorskip("torch", reason="training needs torch")
-    from occ_core.training.cache import open_scenes
+    from nano_fixtures import drawn, open_scenes
+
     from occ_core.training.config import TrainingConfig
-    from occ_core.training.data import Draw, DrawImages
 
     run("labels", "make", world, tmp_path / "labels", "--recipe", recipe, "--teacher", teacher, "--workers", 1)
     files = sorted((tmp_path / "labels").glob("*/*/labels.npz"))
@@ -236,11 +236,11 @@ def test_labels_and_training_batches_of_different_rigs(world, tmp_path, recipe, 
     scenes = open_scenes(world, str(tmp_path / "labels"), config, tmp_path / "cache")
     assert [scene["images"].shape[:2] for scene in scenes] == [(2, 3), (2, 1)]
     training = TrainingConfig(model=config, batch_size=2, camera_dropout=0.0, nano={"columns": 50, "image_batch": 8})
-    batches = Draw(scenes, np.zeros(256, dtype=bool), training)
+    batches = drawn(scenes, training)
     _nothing_is_taught_on_the_own_body(world, scenes[0])
-    counts = {len(next(batches).images) for _ in range(8)}
+    counts = {len(next(batches).rig_images.images) for _ in range(8)}
     assert 4 in counts  # three cameras and one
-    assert next(DrawImages(scenes, training)).images.shape == (8, 64, 128, 3)  # all images of both rigs
+    assert next(drawn(scenes, training, "images")).rig_images.images.shape == (8, 64, 128, 3)  # all images of both rigs
 
 
 def _nothing_is_taught_on_the_own_body(world: Path, scene) -> None:

@@ -20,7 +20,6 @@ from occ_core.inference.rig_inputs import rig_inputs
 from occ_core.inference.table import Tables
 from occ_core.lidar_points import absent_points
 from occ_core.models.build import ModelConfig, build_model, parse_config
-from occ_core.models.config import CameraModelConfig
 from occ_core.models.easyocc.deployed import Deployed
 from occ_core.models.easyocc.model import Answer, EasyOcc
 from occ_core.training.checkpoint import load_checkpoint, load_into, load_record, trained_cameras
@@ -65,13 +64,14 @@ class TorchSession:
     def __init__(self, path: Path, threads: int, compiled: bool = False):
         torch.set_num_threads(threads)
         model = load_model(path)
-        if compiled and not isinstance(model, EasyOcc):
+        self.config: ModelConfig = cast(Any, model).config
+        if compiled and not self.config.by_table:
             raise InvalidInput(
                 f"{path}: backend torch-compiled runs EasyOcc nano only; run this one with backend torch"
             )
-        self.config: ModelConfig = cast(Any, model).config
         self.cameras = trained_cameras(load_record(path))
-        self._answer: Asked = _by_table(model, compiled) if isinstance(model, EasyOcc) else _by_rig(model, self.config)
+        by_table = self.config.by_table
+        self._answer: Asked = _by_table(cast(EasyOcc, model), compiled) if by_table else _by_rig(model, self.config)
 
     def run(
         self, images: np.ndarray, rig: Rig, missing: frozenset[str], lidar: np.ndarray | None = None
@@ -108,7 +108,7 @@ def _by_rig(model: nn.Module, config: ModelConfig) -> Asked:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     preprocess = Preprocess(config.input_width, config.input_height)
-    without_points = None if cast(CameraModelConfig, config).lidar is None else absent_points()
+    without_points = None if config.lidar_input is None else absent_points()
 
     def asked(
         images: np.ndarray, rig: Rig, missing: frozenset[str], lidar: np.ndarray | None

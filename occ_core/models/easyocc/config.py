@@ -7,8 +7,10 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from occ_core.errors import InvalidInput
 from occ_core.limits import MAX_MODEL_CELLS
-from occ_core.models.config import Backbone, BackboneWeights, Count, NetworkConfig, parse
+from occ_core.models.config import Backbone, BackboneWeights, Count, NetworkConfig, Phase, parse
+from occ_core.models.easyocc.settings import NanoTraining
 
 STRIDE = 8  # pixels of the network's input per cell of the feature map
 
@@ -17,6 +19,10 @@ class EasyOccConfig(NetworkConfig):
     """All that decides the weights' shapes and the table; the defaults are the size `nano`."""
 
     input_multiple: ClassVar[int] = 32
+    by_table: ClassVar[bool] = True
+    fitted: ClassVar[frozenset[str]] = frozenset({"balance", "threshold", "class_bias", "seen"})
+    needs: ClassVar[frozenset[str]] = frozenset({"labels"})
+    pixel_ratio_limit: ClassVar[float] = 10.0
 
     kind: Literal["easyocc-nano"] = "easyocc-nano"
     name: str = "easyocc_nano"
@@ -52,6 +58,22 @@ class EasyOccConfig(NetworkConfig):
         if (numbers := (self.memory_channels + 1) * px * py) > MAX_MODEL_CELLS:
             raise ValueError(f"a memory of {numbers} numbers is too large, at most {MAX_MODEL_CELLS}: memory_channels")
         return self
+
+    @property
+    def remembers(self) -> bool:
+        return self.memory_channels > 0
+
+    def phases(self, steps: int, nano: NanoTraining) -> tuple[Phase, ...]:
+        """On single images, on whole moments and, with memory, on moments in a row."""
+        if bool(nano.memory_steps) != self.remembers:
+            raise InvalidInput(
+                f"nano.memory_steps is {nano.memory_steps}, the model's memory_channels {self.memory_channels}: one "
+                "needs the other"
+            )
+        if nano.memory_steps > steps:
+            raise InvalidInput(f"nano.memory_steps are the last of all {steps} steps, got {nano.memory_steps}")
+        first = Phase("images", nano.image_steps), Phase("moments", steps - nano.memory_steps)
+        return (*first, Phase("chains", nano.memory_steps)) if self.remembers else first
 
     @property
     def pillar_grid_shape(self) -> tuple[int, int, int]:

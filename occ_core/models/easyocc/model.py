@@ -8,8 +8,8 @@ FlashOcc (arXiv 2311.12058). With a memory (`memory.py`), features of the moment
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -18,42 +18,16 @@ from torch import Tensor
 
 from occ_core.inference.table import RAY_CHANNELS
 from occ_core.models.backbones import build_backbone, load_backbone, statistics
+from occ_core.models.easyocc.balance import fit_balance
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
+from occ_core.models.easyocc.following import Follower
+from occ_core.models.easyocc.logits import NEVER, Cells, Hidden, Lifted, Views
+from occ_core.models.easyocc.losses import losses
 from occ_core.models.easyocc.memory import MemoryFusion
+from occ_core.models.easyocc.samples import Chain, TableImages, TableTargets
+from occ_core.models.easyocc.thresholds import fit_thresholds
 from occ_core.models.lifting import gather_rows, ray_evidence
-
-NEVER = -30.0  # logit of what cannot be; finite, so that arithmetic with it is
-
-
-class Views(NamedTuple):
-    """What the images alone say of each feature pixel's viewing ray."""
-
-    features: Tensor  # [N, C, h, w]
-    hazard_logits: Tensor  # [N, D, h, w]: does the ray end in this depth bin, if it comes so far?
-    pixel_logits: Tensor  # [N, classes, h, w]: in what does it end?
-
-
-class Lifted(NamedTuple):
-    """What the images say, brought into the grid."""
-
-    geometry: Tensor  # [B, X, Y, 2 Z]: pairs of what its ray says of each cell: hazard, reached
-    context: Tensor  # [B, heights * C, X / 2, Y / 2]
-
-
-class Hidden(NamedTuple):
-    """What comes before the cells; the losses on rays read it too."""
-
-    columns: Tensor  # [B, X, Y, C + 2 Z]: bird's-eye features, and what its ray says of each cell: hazard, reached
-    views: Views
-    state: Tensor | None  # [B, memory channels + 1, X / 2, Y / 2] for the moment after; None: there is no memory
-
-
-class Cells(NamedTuple):
-    """Logits of what the network says of each cell."""
-
-    occupied: Tensor  # [..., Z]: if a camera sees the cell, is something in it?
-    classes: Tensor  # [..., Z, classes - 1]: if so, what? (without the free class)
-    observed: Tensor  # [..., Z]: does a camera see it, or is it hidden? NEVER outside all images
+from occ_core.models.rig_images import VoxelAnswer
 
 
 def conv(cin: int, cout: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -173,8 +147,8 @@ class EasyOcc(nn.Module):
         self.sight = nn.Parameter(torch.full((heights,), 8.0))  # trust in its having come so far
         nn.init.constant_(self.to_hazard.get_parameter("bias"), -3.4)  # start from the share of occupied cells, 3 %
         balance = torch.tensor([[1.0], [1.0], [0.0]]).repeat(1, heights)
-        self.register_buffer("balance", balance)  # of the grid's and the ray's verdict; see training.balance
-        self.register_buffer("threshold", torch.zeros(len(config.classes) - 1))  # see training.thresholds
+        self.register_buffer("balance", balance)  # of the grid's and the ray's verdict; see balance.py
+        self.register_buffer("threshold", torch.zeros(len(config.classes) - 1))  # see thresholds.py
         self.register_buffer("class_bias", torch.zeros(len(config.classes) - 1))  # added to class logits; there too
         self.register_buffer("seen", torch.zeros(()))  # logit above which a cell counts as observed; there too
 
@@ -256,9 +230,34 @@ class EasyOcc(nn.Module):
         observed = torch.where(reached > 0, observed, torch.full_like(observed, NEVER))
         return Cells(occupied, classes.reshape(*classes.shape[:-1], heights, -1), observed)
 
-    def forward(self, images: Tensor, voxel_index: Tensor, pillar_index: Tensor, rays: Tensor) -> Cells:
+    def logits(self, images: Tensor, voxel_index: Tensor, pillar_index: Tensor, rays: Tensor) -> Cells:
         """Logits of every cell: occupied and observed [B, X, Y, Z], classes [B, X, Y, Z, classes - 1]."""
         return self.cells(self.hidden(images, voxel_index, pillar_index, rays).columns)
+
+    def forward(self, inputs: TableImages | Chain, targets: TableTargets, progress: float) -> dict[str, Tensor]:
+        """Weighted loss terms by name; their sum is what training minimises. `progress` changes nothing here."""
+        return losses(self, inputs, targets)
+
+    @torch.no_grad()
+    def answer(self, inputs: TableImages) -> VoxelAnswer:
+        """What is deployed says of moments without a past; set the model to eval mode first."""
+        return self.in_turn().answer(inputs)
+
+    def in_turn(self) -> Follower:
+        """The network as it meets moments one after the other, with its memory, if it has one."""
+        return Follower(self, Answer(self).of)
+
+    @torch.no_grad()
+    def fit(self, moments: Iterable[tuple[TableImages, TableTargets]], class_weights: Tensor) -> None:
+        """Set the tensors that the config calls `fitted`.
+
+        Args:
+            moments: one by one, in order of scene and time, with `labels`; of scenes that did not train the weights.
+                They are met several times.
+            class_weights: [classes], by which the losses on cells weighed them.
+        """
+        fit_balance(self, moments)
+        fit_thresholds(self, moments, class_weights[list(self.config.classes.occupied_ids)])
 
 
 def channels_last(model: EasyOcc) -> EasyOcc:

@@ -7,35 +7,38 @@ them: one logistic regression for each height, as in stacked generalization (Wol
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from occ_core.models.easyocc.model import NEVER, EasyOcc
-from occ_core.training.cache import SceneCache
-from occ_core.training.memory import follow
-from occ_core.training.thresholds import in_sight
+from occ_core.models.easyocc.logits import NEVER
+from occ_core.models.easyocc.thresholds import Judged, in_sight, labels_of
+
+if TYPE_CHECKING:
+    from occ_core.models.easyocc.model import EasyOcc
 
 ROUNDS = 12  # of Newton's method
 RIDGE = 0.01  # of the cells' number: where there are few, the weights stay near what training made of them
 
 
 @torch.no_grad()
-def fit_balance(model: EasyOcc, scenes: list[SceneCache]) -> None:
-    """Set the model's `balance` by cells in sight; without scenes, grid and ray count as training left them."""
+def fit_balance(model: EasyOcc, moments: Judged) -> None:
+    """Set the model's `balance` by cells in sight; without moments, grid and ray count as training left them."""
     heights = model.config.grid_shape[2]
     model.balance.copy_(torch.tensor([[1.0], [1.0], [0.0]]).repeat(1, heights))
-    if not scenes:
-        return
     rows: list[list[np.ndarray]] = [[] for _ in range(heights)]
-    for scene in scenes:
-        for sample, hidden in follow(model, scene):
-            grid, ray = (part[0].numpy() for part in verdicts(model, hidden.columns))
-            seen = in_sight(sample, model.config) & (ray > NEVER)
-            occupied = sample.labels != model.config.classes.free_id
-            for z, mine in enumerate(rows):
-                at = seen[..., z]
-                mine.append(np.stack([grid[at, z], ray[at, z], occupied[at, z]]))
+    follower = model.in_turn()
+    for inputs, targets in moments:
+        grid, ray = (part[0].numpy() for part in verdicts(model, follower.hidden(inputs).columns))
+        seen = in_sight(inputs, targets, model.config) & (ray > NEVER)
+        occupied = labels_of(targets) != model.config.classes.free_id
+        for z, mine in enumerate(rows):
+            at = seen[..., z]
+            mine.append(np.stack([grid[at, z], ray[at, z], occupied[at, z]]))
+    if not rows[0]:
+        return
     fitted = [regress(*np.concatenate(mine, axis=1).astype(np.float64)) for mine in rows]
     model.balance.copy_(torch.from_numpy(np.stack(fitted, axis=1)))
 

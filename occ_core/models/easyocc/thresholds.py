@@ -14,8 +14,8 @@ would fill the space behind every wall; so only cells in sight count, which is a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +23,14 @@ from torch import Tensor
 
 from occ_core.losses.ray import IGNORE
 from occ_core.models.easyocc.config import EasyOccConfig
-from occ_core.models.easyocc.model import NEVER, Cells, EasyOcc
-from occ_core.training.cache import SceneCache
-from occ_core.training.data import Sample
-from occ_core.training.memory import follow
+from occ_core.models.easyocc.logits import NEVER, Cells
+from occ_core.models.easyocc.samples import TableImages, TableTargets
+
+if TYPE_CHECKING:
+    from occ_core.models.easyocc.model import EasyOcc
+
+Judged = Iterable[tuple[TableImages, TableTargets]]
+"""Moments one by one, in order of scene and time, with labels; they can be met more than once."""
 
 BORDERS = np.linspace(-4.0, 3.0, 141)  # logits that are tried
 SWEEPS = 5
@@ -39,39 +43,39 @@ TAKEN_BACK = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the logarithm of the classes' wei
 @torch.no_grad()
 def fit_thresholds(
     model: EasyOcc,
-    scenes: list[SceneCache],
+    moments: Judged,
     weights: Tensor,  # [classes - 1] of the occupied classes, by which the losses weighed them
 ) -> None:
-    """Set the model's thresholds and class bias to the best on scenes that did not train its weights; without scenes,
+    """Set the model's thresholds and class bias to the best on moments that did not train its weights; without any,
     logit 0 and no bias."""
-    if not scenes:
+    if next(iter(moments), None) is None:
         return
-    fit_observed(model, scenes)
-    fit_classes(model, scenes, weights)
+    fit_observed(model, moments)
+    fit_classes(model, moments, weights)
 
 
 @torch.no_grad()
-def fit_observed(model: EasyOcc, scenes: list[SceneCache]) -> None:
+def fit_observed(model: EasyOcc, moments: Judged) -> None:
     """The threshold below which lie LOST of the occupied cells in sight: to overlook one is worse than to guess."""
     logits = []
-    for sample, cells in _answers(model, scenes):
+    for moment, labels, cells in _answers(model, moments):
         logit = cells.observed[0].numpy()
-        occupied = in_sight(sample, model.config) & (sample.labels != model.config.classes.free_id)
+        occupied = in_sight(*moment, model.config) & (labels != model.config.classes.free_id)
         logits.append(logit[occupied & (logit > NEVER)])
     model.seen.fill_(float(np.quantile(np.concatenate(logits), LOST)))
 
 
 @torch.no_grad()
-def fit_classes(model: EasyOcc, scenes: list[SceneCache], weights: Tensor) -> None:
+def fit_classes(model: EasyOcc, moments: Judged, weights: Tensor) -> None:
     """The thresholds of the classes and what is added to their logits, given the threshold of observed cells."""
     biases = [torch.where(weights > 0, -share * weights.log(), NEVER) for share in TAKEN_BACK]  # no label: no name
-    named, there = count_named(model, scenes, biases)
+    named, there = count_named(model, moments, biases)
     fits = [best_thresholds(counts, there) for counts in named]
     best = max(range(len(fits)), key=lambda i: fits[i].score)
     bias = biases[best].clone()
     if (in_vain := fits[best].precision < LEAST_PRECISION).any():  # their cells are of the class that comes next
         bias[torch.from_numpy(in_vain)] = NEVER
-        named, there = count_named(model, scenes, [bias])
+        named, there = count_named(model, moments, [bias])
         fits, best = [best_thresholds(named[0], there)], 0
     model.class_bias.copy_(bias)
     model.threshold.copy_(torch.from_numpy(fits[best].thresholds))
@@ -86,7 +90,7 @@ class Named(NamedTuple):
     filled: np.ndarray
 
 
-def count_named(model: EasyOcc, scenes: list[SceneCache], biases: list[Tensor]) -> tuple[list[Named], np.ndarray]:
+def count_named(model: EasyOcc, moments: Judged, biases: list[Tensor]) -> tuple[list[Named], np.ndarray]:
     """With each of some class biases, what the network names; and how many cells are of each class, (C,)."""
     taxonomy = model.config.classes
     ids = np.array(taxonomy.occupied_ids)
@@ -96,9 +100,9 @@ def count_named(model: EasyOcc, scenes: list[SceneCache], biases: list[Tensor]) 
     def add(histogram: np.ndarray, name: np.ndarray, place: np.ndarray) -> None:
         histogram += np.bincount(name * histogram.shape[1] + place, minlength=histogram.size).reshape(histogram.shape)
 
-    for sample, cells in _answers(model, scenes):
-        seen = in_sight(sample, model.config)
-        truth = sample.labels[seen]
+    for moment, labels, cells in _answers(model, moments):
+        seen = in_sight(*moment, model.config)
+        truth = labels[seen]
         place = np.searchsorted(BORDERS, cells.occupied[0].numpy()[seen])
         place[cells.observed[0].numpy()[seen] <= float(model.seen)] = 0  # below all borders: never called occupied
         filled = truth != taxonomy.free_id
@@ -113,21 +117,28 @@ def count_named(model: EasyOcc, scenes: list[SceneCache], biases: list[Tensor]) 
     return counts, there
 
 
-def in_sight(sample: Sample, config: EasyOccConfig) -> np.ndarray:
+def in_sight(inputs: TableImages, targets: TableTargets, config: EasyOccConfig) -> np.ndarray:
     """Labelled cells, bool (X, Y, Z), no more than a cell behind the end of their pixel's ray through the labels."""
     count = len(config.depth_edges_m) - 1
-    in_view = sample.table.voxel_index < sample.depth.size * count
-    pixel, near = np.divmod(np.where(in_view, sample.table.voxel_index, 0), count)
-    end = sample.depth.reshape(-1)[pixel]  # bin; `count` if the ray leaves the grid
+    voxel_index, labels, depth = inputs.table[0].numpy(), labels_of(targets), targets.depth.numpy()
+    in_view = voxel_index < depth.size * count
+    pixel, near = np.divmod(np.where(in_view, voxel_index, 0), count)
+    end = depth.reshape(-1)[pixel]  # bin; `count` if the ray leaves the grid
     reach_m = config.depth_edges_m[np.minimum(end, count)] + config.voxel_size_m
     before = in_view & (end != IGNORE) & (config.depth_edges_m[near] <= reach_m)
-    return before.reshape(sample.labels.shape) & (sample.labels != IGNORE)
+    return before.reshape(labels.shape) & (labels != IGNORE)
 
 
-def _answers(model: EasyOcc, scenes: list[SceneCache]) -> Iterator[tuple[Sample, Cells]]:
-    for scene in scenes:
-        for sample, hidden in follow(model, scene):
-            yield sample, model.cells(hidden.columns)
+def labels_of(targets: TableTargets) -> np.ndarray:
+    """Of one moment, uint8 (X, Y, Z)."""
+    assert targets.labels is not None
+    return targets.labels[0].numpy()
+
+
+def _answers(model: EasyOcc, moments: Judged) -> Iterator[tuple[tuple[TableImages, TableTargets], np.ndarray, Cells]]:
+    follower = model.in_turn()
+    for inputs, targets in moments:
+        yield (inputs, targets), labels_of(targets), model.cells(follower.hidden(inputs).columns)
 
 
 class Fit(NamedTuple):

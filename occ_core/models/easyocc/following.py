@@ -1,0 +1,61 @@
+"""Moments in a row, for a network with memory: how it learns from them, and how it meets them one by one.
+
+A chain is a moment and some before it. The image network stands still and the batch norms with it, so what is kept of a
+moment is what a deployed network keeps. Gradients reach back through one step: what is kept is learned from what it was
+good for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from occ_core.inference.memory import Memory
+from occ_core.models.easyocc.logits import Cells, Hidden
+from occ_core.models.easyocc.samples import Chain, TableImages
+from occ_core.models.rig_images import VoxelAnswer
+
+if TYPE_CHECKING:
+    from occ_core.models.easyocc.model import EasyOcc
+
+
+def last_columns(model: EasyOcc, chain: Chain) -> Tensor:
+    """`Hidden.columns` of the chain's newest moment, with what the network remembers of the others."""
+    model.eval()
+    state: Tensor | None = None
+    motion: Tensor | None = None
+    for k, moment in enumerate(chain.moments):
+        if state is not None:
+            motion = chain.then_from_now[k - 1]
+            state = state * chain.linked[k - 1, :, None, None, None]
+        with torch.no_grad():
+            lifted = model.lifted(model.views(moment.images, moment.rays), *moment.table)
+        with torch.set_grad_enabled(k + 2 >= len(chain.moments)):
+            columns, state = model.columns(lifted, state, motion)
+    return columns
+
+
+class Follower:
+    """A network, in eval mode, that meets moments one by one in order of scene and time, as a robot does: one with
+    memory remembers those before."""
+
+    def __init__(self, model: EasyOcc, answer_of: Callable[[Cells], tuple[Tensor, Tensor, Tensor]]) -> None:
+        self._model, self._answer_of = model, answer_of
+        self._memory = Memory(model.config) if model.config.memory_channels else None
+
+    @torch.no_grad()
+    def hidden(self, inputs: TableImages) -> Hidden:
+        past: list[Tensor] = []
+        if self._memory is not None:
+            past = [torch.from_numpy(array).to(inputs.images.device) for array in self._memory.before(inputs.moment)]
+        hidden = self._model.hidden(inputs.images, *inputs.table, inputs.rays, *past)
+        if self._memory is not None and hidden.state is not None:
+            self._memory.keep(hidden.state.cpu().numpy(), inputs.moment)
+        return hidden
+
+    @torch.no_grad()
+    def answer(self, inputs: TableImages) -> VoxelAnswer:
+        return VoxelAnswer(*self._answer_of(self._model.cells(self.hidden(inputs).columns)))

@@ -1,0 +1,40 @@
+"""What EasyOcc nano says on its way from images to cells."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+NEVER = -30.0  # logit of what cannot be; finite, so that arithmetic with it is
+
+
+class Views(NamedTuple):
+    """What the images alone say of each feature pixel's viewing ray."""
+
+    features: Tensor  # [N, C, h, w]
+    hazard_logits: Tensor  # [N, D, h, w]: does the ray end in this depth bin, if it comes so far?
+    pixel_logits: Tensor  # [N, classes, h, w]: in what does it end?
+
+
+class Lifted(NamedTuple):
+    """What the images say, brought into the grid."""
+
+    geometry: Tensor  # [B, X, Y, 2 Z]: pairs of what its ray says of each cell: hazard, reached
+    context: Tensor  # [B, heights * C, X / 2, Y / 2]
+
+
+class Hidden(NamedTuple):
+    """What comes before the cells; the losses on rays read it too."""
+
+    columns: Tensor  # [B, X, Y, C + 2 Z]: bird's-eye features, and what its ray says of each cell: hazard, reached
+    views: Views
+    state: Tensor | None  # [B, memory channels + 1, X / 2, Y / 2] for the moment after; None: there is no memory
+
+
+class Cells(NamedTuple):
+    """Logits of what the network says of each cell."""
+
+    occupied: Tensor  # [..., Z]: if a camera sees the cell, is something in it?
+    classes: Tensor  # [..., Z, classes - 1]: if so, what? (without the free class)
+    observed: Tensor  # [..., Z]: does a camera see it, or is it hidden? NEVER outside all images

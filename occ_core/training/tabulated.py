@@ -1,0 +1,274 @@
+"""Samples of networks by table, from scenes that are decoded and tabulated already: moments, images, moments in a row.
+
+A batch depends on the run's seed and its own number alone, so that a resumed run sees what an unbroken one would have
+seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from occ_core.inference.memory import Moment as Place
+from occ_core.inference.memory import refusal, then_from_now
+from occ_core.inference.table import mirrored_rays
+from occ_core.models.easyocc.config import EasyOccConfig
+from occ_core.models.easyocc.samples import Chain, TableImages, TableTargets
+from occ_core.models.easyocc.settings import NanoTraining
+from occ_core.training.cache import SceneCache
+from occ_core.training.config import TrainingConfig
+from occ_core.training.data import TURNS, Sample, mirror, pick_columns, read_sample, recolour, turn, zoomed
+from occ_core.training.keyframes import MomentSource, names_of
+from occ_core.training.moments import Moment
+
+RARE = 0.02  # share of the occupied cells below which a class is rare: columns that have it are picked first
+
+
+class TabulatedMoments:
+    """Whole moments.
+
+    Args:
+        scenes: what is read. sources: what these were made from.
+        judged: moments are given as they are, with all their labels.
+    """
+
+    needs = frozenset({"labels", "class_map"})
+    counted_cells, counted_pixels = 200, 1 << 62  # moments; pixels of all, which are small
+    order, draws = 2, 1  # numbers of random streams
+
+    def __init__(
+        self,
+        scenes: Sequence[SceneCache],
+        config: TrainingConfig,
+        judged: bool = False,
+        sources: Sequence[MomentSource] = (),
+    ) -> None:
+        self.scenes, self.config, self.judged, self.sources = list(scenes), config, judged, list(sources)
+        self.model = cast(EasyOccConfig, config.model)
+        self.places = self._places()
+
+    @property
+    def batch_size(self) -> int:
+        return self.config.batch_size
+
+    def _places(self) -> list[tuple[int, ...]]:
+        return [(s, i) for s, scene in enumerate(self.scenes) for i in range(len(scene.tokens))]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[Moment]:
+        return (self.batch([(0, index)]) for index in range(len(self)))
+
+    @property
+    def names(self) -> list[str]:
+        """Of each moment, unique in its data set."""
+        return names_of(self.sources)
+
+    @property
+    def labelled(self) -> list[int]:
+        return list(range(len(self)))
+
+    def scene_of(self, index: int) -> int:
+        """Number of a moment's scene."""
+        return self.places[index][0]
+
+    def fewest_cameras(self) -> int:
+        return min(scene["present"].shape[1] for scene in self.scenes)
+
+    def neighbour_gap_s(self) -> float | None:
+        return None
+
+    def files(self) -> Iterator[Path]:
+        """None: they were read when the scenes were decoded."""
+        return iter(())
+
+    def labels(self, index: int) -> np.ndarray:
+        return self._array("labels", index)
+
+    def class_map(self, index: int) -> np.ndarray:
+        """What each feature pixel's ray ends in, uint8 (N, h, w)."""
+        return self._array("pixel_class", index)
+
+    def _array(self, name: str, index: int) -> np.ndarray:
+        s, i = self.places[index]
+        return self.scenes[s][name][i]
+
+    def of(self, kind: str) -> TabulatedMoments:
+        """The same scenes as samples of another kind."""
+        own = {"moments": TabulatedMoments, "images": TabulatedImages, "chains": TabulatedChains}[kind]
+        return own(self.scenes, self.config, self.judged, self.sources)
+
+    def batch(self, keys: Sequence[tuple[int, int]]) -> Moment:
+        """Moments by (number of the draw, index)."""
+        if self.judged:
+            return self._judged([index for _, index in keys])
+        rng = self._chance(keys)
+        samples, columns = [], []
+        for _, index in keys:
+            samples.append(self.augmented(index, rng))
+            columns.append(pick_columns(samples[-1].labels, self.config.nano.columns, self._rare, rng))
+        return Moment(stacked(samples, self.model), targets_of(samples, columns, self.config.nano))
+
+    def _judged(self, indices: Sequence[int]) -> Moment:
+        samples = [read_sample(self.scenes[s], i, self.model) for s, i in (self.places[index] for index in indices)]
+        inputs, targets = stacked(samples, self.model), targets_of(samples, [], self.config.nano)
+        moment = self.moment(indices[0]) if len(indices) == 1 else None
+        return Moment(
+            replace(inputs, moment=moment),
+            replace(targets, labels=torch.from_numpy(np.stack([sample.labels for sample in samples]))),
+        )
+
+    def moment(self, index: int) -> Place | None:
+        """When and where; None: nobody said where the robot was."""
+        s, i = self.places[index]
+        scene = self.scenes[s]
+        stamp_ns, pose, rig = (scene[name][i] for name in ("stamp_ns", "world_from_ego", "rig"))
+        if np.isnan(pose).any():
+            return None
+        return Place(int(stamp_ns), np.array(pose), f"{s} {scene.name}", str(int(rig)))
+
+    def _chance(self, keys: Sequence[tuple[int, int]]) -> np.random.Generator:
+        return np.random.default_rng([self.config.seed, self.draws, keys[0][0] // self.batch_size])
+
+    def augmented(self, index: int, rng: np.random.Generator) -> Sample:
+        """A moment mirrored, turned, recoloured, without some cameras."""
+        c, (s, i) = self.config, self.places[index]
+        scene = self.scenes[s]
+        dropped = np.flatnonzero(rng.random(scene["present"].shape[1]) < c.camera_dropout)
+        sample = read_sample(scene, i, self.model, dropped.tolist())
+        if rng.random() < c.nano.flip:
+            sample = mirror(sample, self.model)
+        if rng.random() < c.nano.turn:
+            sample = turn(sample, int(rng.choice(TURNS)), self.model)
+        return replace(sample, images=recolour(sample.images, c.color_jitter, rng))
+
+    @cached_property
+    def _rare(self) -> np.ndarray:
+        """Bool (256,) by label."""
+        some = range(0, len(self), max(1, len(self) // self.counted_cells))
+        counts = sum((np.bincount(self.labels(i).ravel(), minlength=256) for i in some), np.zeros(256, dtype=np.int64))
+        rare, counts = np.zeros(256, dtype=bool), counts[: len(self.model.classes)]
+        occupied = np.sort(counts)[:-1].sum()  # the free class is the largest in any label set
+        rare[: len(counts)] = counts < RARE * occupied
+        return rare
+
+
+class TabulatedChains(TabulatedMoments):
+    """Moments with some before them, all of a chain mirrored, recoloured and blinded alike.
+
+    How many there are before is drawn for each batch; none, too, so that the network still answers alone.
+    """
+
+    draws = 5
+
+    def batch(self, keys: Sequence[tuple[int, int]]) -> Moment:
+        """Chains by (number of the draw, index of the newest moment)."""
+        rng, nano = self._chance(keys), self.config.nano
+        before = int(rng.integers(nano.memory_moments + 1))
+        rows = [self._row(index, before, rng) for _, index in keys]
+        columns = [pick_columns(row[-1].labels, nano.columns, self._rare, rng) for row in rows]
+        newest = [row[-1] for row in rows]
+        return Moment(chained(rows, self.model), targets_of(newest, columns, nano))
+
+    def _row(self, index: int, before: int, rng: np.random.Generator) -> list[Sample]:
+        """A moment and at most so many before it, as far as a network may remember."""
+        first = index
+        while first > 0 and index - first < before and self._follows(first):
+            first -= 1
+        alike = int(rng.integers(2**32))
+        return [self.augmented(i, np.random.default_rng(alike)) for i in range(first, index + 1)]
+
+    def _follows(self, index: int) -> bool:
+        then, now = self.moment(index - 1), self.moment(index)
+        return then is not None and now is not None and refusal(then, now) is None
+
+
+class TabulatedImages(TabulatedMoments):
+    """Single images, of any camera of any moment."""
+
+    order, draws = 4, 3
+
+    @property
+    def batch_size(self) -> int:
+        return self.config.nano.image_batch
+
+    def _places(self) -> list[tuple[int, ...]]:
+        present = [np.argwhere(scene["present"]).tolist() for scene in self.scenes]
+        return [(s, i, camera) for s, places in enumerate(present) for i, camera in places]
+
+    def batch(self, keys: Sequence[tuple[int, int]]) -> Moment:
+        """Images by (number of the draw, index)."""
+        rng = self._chance(keys)
+        rows = [self._image(index, rng) for _, index in keys]
+        images, depth, classes, rays = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*rows, strict=True))
+        return Moment(TableImages(images, rays), TableTargets(depth, classes, settings=self.config.nano))
+
+    def _image(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """Image, depth, pixel_class and rays: a part of the image, mirrored, recoloured."""
+        (s, i, camera), c = self.places[index], self.config
+        scene = self.scenes[s]
+        image, depth, classes = (scene[name][i, camera] for name in ("images", "depth", "pixel_class"))
+        rays = scene["rays"][int(scene["rig"][i]), camera]
+        if rng.random() < c.nano.zoom:
+            image, depth, classes, rays = zoomed(scene, i, camera, self.model, rng)
+        if rng.random() < c.nano.flip:
+            image, depth, classes = image[:, ::-1], depth[:, ::-1], classes[:, ::-1]
+            rays = mirrored_rays(rays)
+        return recolour(np.ascontiguousarray(image)[None], c.color_jitter, rng)[0], depth, classes, rays
+
+
+def stacked(samples: Sequence[Sample], config: EasyOccConfig) -> TableImages:
+    """One batch; the index tables are shifted so that all samples share one row matrix and its one zero row."""
+    w, h = config.feature_size
+
+    def joined(name: str, rows_per_camera: int) -> torch.Tensor:
+        total = sum(len(s.table.rays) for s in samples) * rows_per_camera
+        parts, start = [], 0
+        for sample in samples:
+            own = len(sample.table.rays) * rows_per_camera
+            index = getattr(sample.table, name)
+            parts.append(np.where(index == own, total, index + start) if len(samples) > 1 else index)
+            start += own
+        return torch.from_numpy(np.concatenate(parts).astype(np.int32))
+
+    return TableImages(
+        torch.from_numpy(np.concatenate([s.images for s in samples])),
+        torch.from_numpy(np.concatenate([s.table.rays for s in samples])),
+        joined("voxel_index", h * w * config.depth_bins),
+        joined("pillar_index", h * w),
+    )
+
+
+def targets_of(samples: Sequence[Sample], columns: Sequence[np.ndarray], settings: NanoTraining) -> TableTargets:
+    """Of a batch; `columns` of each sample, indices into its (X, Y), or none at all."""
+    picked = labels = None
+    if columns:
+        x, y, z = samples[0].labels.shape
+        of = zip(samples, columns, strict=True)
+        labels = torch.from_numpy(np.concatenate([s.labels.reshape(x * y, z)[c] for s, c in of]))
+        picked = torch.from_numpy(np.concatenate([c + i * x * y for i, c in enumerate(columns)]))
+    depth, classes = (
+        torch.from_numpy(np.concatenate([getattr(s, name) for s in samples])) for name in ("depth", "pixel_class")
+    )
+    return TableTargets(depth, classes, picked, labels, settings=settings)
+
+
+def chained(rows: Sequence[Sequence[Sample]], config: EasyOccConfig) -> Chain:
+    """Rows of moments, the newest last; a row that begins later than others waits with its first moment."""
+    length = max(map(len, rows))
+    linked = np.zeros((length - 1, len(rows)), dtype=bool)
+    motion = np.zeros((length - 1, len(rows), 2, 3), dtype=np.float32)
+    for b, row in enumerate(rows):
+        for k, (then, now) in enumerate(pairwise(row), start=length - len(row)):
+            linked[k, b], motion[k, b] = True, then_from_now(then.world_from_ego, now.world_from_ego)
+    waiting = [[row[0]] * (length - len(row)) + list(row) for row in rows]
+    moments = tuple(stacked(samples, config) for samples in zip(*waiting, strict=True))
+    return Chain(moments, torch.from_numpy(linked), torch.from_numpy(motion))
