@@ -27,7 +27,7 @@ demo: setup
 	$(FAST_MALLOC) $(BIN)/python -m occ_ros.demo runs/demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 2
 
 test-slow: setup
 	$(BIN)/python -m pytest

@@ -43,6 +43,7 @@ EXTRAS = {
     ],
     "dev": [
         "pytest>=8",
+        "pytest-xdist>=3.7,<4",
         "hypothesis>=6",
         "ruff>=0.8",
         "mypy>=1.10",

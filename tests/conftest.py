@@ -21,3 +21,22 @@ def shared_data():
         return root / name
 
     return folder
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread for a worker of pytest-xdist: there is one a core."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"  # before a test imports torch
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Share out whole files, for the sake of their fixtures, and `tests/ros` as one: deadlines of nodes are of real
+    time, and what runs beside a node must not be another node."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneWorkerForNodes(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/ros" if nodeid.startswith("tests/ros/") else super()._split_scope(nodeid)
+
+    return OneWorkerForNodes(config, log)

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from occ_core.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[1]
 ROS = {"rclpy", "sensor_msgs", "std_msgs", "nav_msgs", "geometry_msgs", "visualization_msgs", "diagnostic_msgs"}
@@ -89,9 +92,9 @@ def test_every_command_has_help_with_an_example():
     commands += [("bench", "labels")]
     commands += [("train",), ("predict",), ("eval",), ("export",), ("view",)]
     for command in commands:
-        result = run_occ(*command, "--help")
-        assert result.returncode == 0, (command, result.stderr)
-        assert "Example" in result.stdout, f"help of occ {' '.join(command)} shows no example"
+        result = CliRunner().invoke(app, [*command, "--help"])
+        assert result.exit_code == 0, (command, result.output)
+        assert "Example" in result.output, f"help of occ {' '.join(command)} shows no example"
 
 
 def test_a_mistake_is_one_line_without_a_stack_trace(tmp_path):

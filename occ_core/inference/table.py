@@ -19,6 +19,7 @@ from occ_core.inference.preprocess import Preprocess
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
 
 RAY_CHANNELS = 6  # of `Table.rays`
+GROUND = 4  # of these: 1 / distance to the ground
 NEAREST = 1.0  # 1 / m
 LOWEST_M = 0.1  # a camera below is taken to be so high: of its rays' ground nothing can be said
 

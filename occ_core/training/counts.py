@@ -12,7 +12,7 @@ from torch import Tensor
 from occ_core.losses.voxel import class_weights
 from occ_core.models.build import ModelConfig
 from occ_core.training.ranks import Ranks
-from occ_core.training.samples import Samples
+from occ_core.training.tabulated import Samples
 
 
 class Counts(NamedTuple):

@@ -94,6 +94,23 @@ def recolour(images: np.ndarray, strength: float, rng: np.random.Generator) -> n
     return out
 
 
+def retextured(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The image, uint8 (H, W, 3), through a random small convolution and a random mixture of its colours, blurred or
+    sharpened, with noise: shapes stay, what simulated surfaces alone look like goes (RandConv, arXiv 2007.13003)."""
+    x = image.astype(np.float32)
+    size = int(rng.choice([1, 3, 5]))
+    kernel = rng.normal(0, 1 / size, (size, size)).astype(np.float32)
+    mixture = (np.eye(3) + rng.normal(0, 0.3, (3, 3))).astype(np.float32)
+    strange = cv2.transform(cv2.filter2D(x, -1, kernel, borderType=cv2.BORDER_REFLECT_101), mixture)
+    strange = (strange - strange.mean()) * (x.std() / max(float(strange.std()), 1.0)) + x.mean()
+    share = rng.uniform(0, 0.7)
+    x = (1 - share) * x + share * strange
+    blurred = cv2.GaussianBlur(x, (0, 0), rng.uniform(0.4, 1.2), borderType=cv2.BORDER_REFLECT_101)
+    x = x + rng.uniform(-1, 1) * (x - blurred)  # from blurred, at -1, to twice as sharp
+    x = x + rng.normal(0, rng.uniform(0, 8), x.shape).astype(np.float32)
+    return np.clip(np.rint(x), 0, 255).astype(np.uint8)
+
+
 def pick_columns(labels: np.ndarray, count: int, rare: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Indices into (X, Y) of at most `count` columns: rare classes first, then others in view, 1/8 all hidden ones.
 

@@ -26,8 +26,7 @@ from occ_core.training.keyframes import Keyframe, MomentSource
 from occ_core.training.label_files import open_labels
 from occ_core.training.moments import NEEDS, Augmentation, Moments
 from occ_core.training.ranks import ALONE, Ranks
-from occ_core.training.samples import Samples
-from occ_core.training.tabulated import TabulatedMoments
+from occ_core.training.tabulated import Samples, TabulatedMoments
 
 Scene = tuple[Path, str]  # its data set, and its name there
 TAUGHT = frozenset({"class_map", "depth_m"})

@@ -21,7 +21,7 @@ def hold_out(scenes: int, validation: int, thresholds: int = 0) -> HoldOut:
     Says in one line what it chose where that is not what was asked.
     """
     asked = HoldOut(validation, thresholds)
-    if sum(asked) < scenes or not sum(asked) or not scenes:
+    if not scenes or sum(asked) < scenes or not sum(asked):
         return asked
     half = scenes // 2
     first = min(validation, max(1, half * validation // sum(asked)), half)

@@ -23,8 +23,8 @@ from occ_core.training.data_sets import data_record, needs_of, open_data
 from occ_core.training.label_files import IGNORE
 from occ_core.training.moments import Moment
 from occ_core.training.ranks import Ranks
-from occ_core.training.samples import Samples
 from occ_core.training.steps import Steps
+from occ_core.training.tabulated import Samples
 
 Keys = list[tuple[int, int]]  # of `Samples.batch`
 

@@ -27,7 +27,7 @@ READ = {"samples": "tokens_sha256", "labels made as": "labels", "pseudo-labels m
 NOT_VALIDATED = "not_validated"
 """In the record of a checkpoint that is saved before a validation: a run that goes on from it validates first."""
 NOT_THE_NETWORK = frozenset({"name", "backbone_weights", "loss", "checkpoint", "memory_interval_s"})  # of a config
-MEMORY = "birds_eye.memory."  # of EasyOcc nano: weights that a start may lack
+LATER_PARTS = {"birds_eye.memory": "memory_channels", "to_ground": "depth_by_ground"}  # a start may lack: their fields
 
 
 @dataclass(eq=False)
@@ -102,7 +102,7 @@ def freeze_stem(model: nn.Module) -> None:
 
 
 def load_weights(model: nn.Module, config: TrainingConfig, path: Path) -> tuple[str, ...]:
-    """Start from what another run learned; returns what it lacked: a network without memory may get one.
+    """Start from what another run learned; returns which of LATER_PARTS it lacked.
 
     Raises:
         InvalidInput: it trained another network; losses, which are no part of a network, may differ.
@@ -112,14 +112,14 @@ def load_weights(model: nn.Module, config: TrainingConfig, path: Path) -> tuple[
         {name: value for name, value in describe(model, {})["model"].items() if name not in NOT_THE_NETWORK}
         for model in (parse_config(described["model"]), config.model)
     )
-    lacks_memory = was.get("memory_channels") == 0 != now.get("memory_channels", 0)
-    if lacks_memory:
-        was["memory_channels"] = now["memory_channels"]
-        tensors |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(MEMORY)}
+    lacked = [part for part, field in LATER_PARTS.items() if not was.get(field) and now.get(field)]
+    for part in lacked:
+        was[LATER_PARTS[part]] = now[LATER_PARTS[part]]
+        tensors |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(part + ".")}
     if unlike := difference("model", was, now):
         raise InvalidInput(f"start_from {path}: {unlike}; only weights of the same network can be a start")
     load_into(model, tensors, path)
-    return (MEMORY.rstrip("."),) if lacks_memory else ()
+    return tuple(lacked)
 
 
 def learning_rate(step: int, peak: float, warmup_steps: int, phases: Sequence[int]) -> float:

@@ -24,9 +24,9 @@ from occ_core.models.easyocc.samples import Chain, TableImages, TableTargets
 from occ_core.models.easyocc.settings import NanoTraining
 from occ_core.training.cache import SceneCache
 from occ_core.training.config import TrainingConfig
-from occ_core.training.data import TURNS, Sample, mirror, pick_columns, read_sample, recolour, turn, zoomed
+from occ_core.training.data import TURNS, Sample, mirror, pick_columns, read_sample, recolour, retextured, turn, zoomed
 from occ_core.training.keyframes import MomentSource, names_of
-from occ_core.training.moments import Moment
+from occ_core.training.moments import Moment, Moments
 
 RARE = 0.02  # share of the occupied cells below which a class is rare: columns that have it are picked first
 
@@ -40,8 +40,8 @@ class TabulatedMoments:
     """
 
     needs = frozenset({"labels", "class_map"})
-    counted_cells, counted_pixels = 200, 1 << 62  # moments; pixels of all, which are small
-    order, draws = 2, 1  # numbers of random streams
+    counted_cells, counted_pixels = 200, 1 << 62  # as of `Moments`; pixels of all moments, which are small
+    order, draws = 2, 1  # numbers of the random streams of their order and of what is done to them
 
     def __init__(
         self,
@@ -222,7 +222,13 @@ class TabulatedImages(TabulatedMoments):
         if rng.random() < c.nano.flip:
             image, depth, classes = image[:, ::-1], depth[:, ::-1], classes[:, ::-1]
             rays = mirrored_rays(rays)
+        if c.nano.retexture and rng.random() < c.nano.retexture:
+            image = retextured(np.ascontiguousarray(image), rng)
         return recolour(np.ascontiguousarray(image)[None], c.color_jitter, rng)[0], depth, classes, rays
+
+
+Samples = Moments | TabulatedMoments
+"""What a run reads: each sample decoded anew, or from what is decoded and tabulated already."""
 
 
 def stacked(samples: Sequence[Sample], config: EasyOccConfig) -> TableImages:

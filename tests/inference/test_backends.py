@@ -24,8 +24,11 @@ from runtimes import EQUAL_LABELS, RUNTIMES, SHIPPED, TENSORRT_OPERATORS, equal,
 from occ_core.camera import Rig  # noqa: E402
 from occ_core.cli.main import app  # noqa: E402
 from occ_core.errors import CorruptInput, InvalidInput  # noqa: E402
+from occ_core.frame import Frame  # noqa: E402
 from occ_core.inference.export import PRECISIONS, export_onnx  # noqa: E402
 from occ_core.inference.predictor import Predictor  # noqa: E402
+from occ_core.occupancy import Occupancy  # noqa: E402
+from occ_core.sources.nuscenes import NuScenesSource  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +54,19 @@ def files(checkpoint):
     return {precision: checkpoint.with_name(f"{precision}.onnx") for precision in PRECISIONS}
 
 
+@pytest.fixture(scope="module")
+def of_torch(checkpoint) -> dict[int, Occupancy]:
+    """What torch says of two sets of images, by their index."""
+    predictor = Predictor.load(checkpoint, "torch", 1)
+    return {index: predictor.predict(fx.images(index), fx.RIG) for index in (7, 8)}
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_runtime_answers_as_torch_does(runtime, precision, checkpoint, files):
-    slow, fast = Predictor.load(checkpoint, "torch", 1), Predictor.load(files[precision], require(runtime), 1)
-    for index in (7, 8):
-        a, b = slow.predict(fx.images(index), fx.RIG), fast.predict(fx.images(index), fx.RIG)
+def test_a_runtime_answers_as_torch_does(runtime, precision, files, of_torch):
+    fast = Predictor.load(files[precision], require(runtime), 1)
+    for index, a in of_torch.items():
+        b = fast.predict(fx.images(index), fx.RIG)
         assert equal(a.labels, b.labels) >= EQUAL_LABELS[precision] and len(np.unique(a.labels)) > 3
         assert equal(a.observed, b.observed) >= EQUAL_LABELS[precision] and 0 < a.observed.mean() < 1
         same = a.labels == b.labels
@@ -119,17 +129,21 @@ def test_the_exported_order_of_computing_changes_no_answer(checkpoint):
             assert not network(*inputs)[2].any()  # the node refuses an answer that observes nothing
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_shipped_model_on_real_images(precision, shared_data, tmp_path):
-    """int8 calibrated on other moments of the drive; equal labels stand in for truth, which real images lack."""
-    from occ_core.sources.nuscenes import NuScenesSource
+@pytest.fixture(scope="module")
+def seen_by_torch(shared_data) -> tuple[Frame, Occupancy]:
+    """A real moment, and what the shipped model says of it."""
+    frame = NuScenesSource(shared_data("nuscenes_scene0103_4kf"))[1]
+    return frame, Predictor.load(SHIPPED, "torch", 1).predict_frame(frame)
 
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_shipped_model_on_real_images(precision, seen_by_torch, shared_data, tmp_path):
+    """int8 calibrated on other moments of the drive; equal labels stand in for truth, which real images lack."""
     require("openvino")
     drive = shared_data("nuscenes_scene0103_4kf")
     calibrate = {"calibrate": drive, "frames": 2} if precision == "int8" else {}
     exported = export_onnx(SHIPPED, tmp_path / "nano.onnx", precision, **calibrate)
-    frame = NuScenesSource(drive)[1]
-    a = Predictor.load(SHIPPED, "torch", 1).predict_frame(frame)
+    frame, a = seen_by_torch
     for runtime in RUNTIMES:
         b = Predictor.load(exported, runtime, 1).predict_frame(frame)
         assert equal(a.labels, b.labels) >= EQUAL_LABELS[precision], runtime

@@ -58,10 +58,17 @@ def answers(path: Path, runtime: str, drives: Path, remembers: bool = True) -> l
     return given
 
 
+@pytest.fixture(scope="module")
+def of_torch(files, drives) -> tuple[list[Occupancy], list[Occupancy]]:
+    """With memory, and each moment by itself."""
+    with_memory, alone = (answers(files["checkpoint"], "torch", drives, remembers) for remembers in (True, False))
+    return with_memory, alone
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_runtime_remembers_as_torch_does(runtime, precision, files, drives):
-    slow, alone = (answers(files["checkpoint"], "torch", drives, remembers) for remembers in (True, False))
+def test_a_runtime_remembers_as_torch_does(runtime, precision, files, drives, of_torch):
+    slow, alone = of_torch
     fast = answers(files[precision], require(runtime), drives)
     for a, b, c in zip(slow, alone, fast, strict=True):
         assert equal(a.labels, c.labels) >= EQUAL_LABELS[precision]

@@ -1,9 +1,12 @@
 """The network: its backbone against timm, its lifting against plain loops, its config against nonsense."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from model_fixtures import SMALL, ring_rig
 
+from occ_core.camera import Rig
 from occ_core.errors import CorruptInput, InvalidInput
 from occ_core.models.easyocc.config import EasyOccConfig, parse_config
 
@@ -11,6 +14,7 @@ torch = pytest.importorskip("torch")
 
 from occ_core.inference.table import build_table  # noqa: E402
 from occ_core.models.backbones import load_backbone, origin  # noqa: E402
+from occ_core.models.easyocc import ground  # noqa: E402
 from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
 from occ_core.models.efficientnet_lite import EfficientNetLite0, imagenet_file, published_weights, same_conv  # noqa: E402
 from occ_core.models.lifting import gather_rows, ray_evidence  # noqa: E402
@@ -207,3 +211,41 @@ def test_nano_is_small_enough_for_a_20_megabyte_checkpoint():
 def test_config_refuses_nonsense_by_name(record, words):
     with pytest.raises(InvalidInput, match=words):
         parse_config(record)
+
+
+def test_logits_by_the_ground_equal_interpolating_ray_by_ray():
+    edges_m = EasyOccConfig().depth_edges_m
+    middles_m = (edges_m[1:] + edges_m[:-1]) / 2
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, ground.BINS, 3, 4, generator=generator)
+    inverse = torch.rand(2, 1, 3, 4, generator=generator) * 0.3
+    inverse[0, 0, 0] = 0  # the sky
+    given = ground.over_depth(logits, inverse, torch.from_numpy(np.log(middles_m)).float()[:, None, None])
+    assert not given[0, :, 0].any()
+    for n, row, column in np.ndindex(2, 3, 4):
+        if inverse[n, 0, row, column] > 0:
+            share = np.log(middles_m * float(inverse[n, 0, row, column]))
+            place = 12 + np.sign(share) * np.log(1 + np.abs(share) / 0.1) / 0.25
+            padded = np.r_[0, logits[n, :, row, column].numpy(), 0]
+            wanted = np.interp(place, np.arange(20), padded, left=0, right=0)
+            np.testing.assert_allclose(given[n, :, row, column].numpy(), wanted, atol=1e-3)
+
+
+def test_road_told_by_the_ground_alone_is_where_the_ground_is_on_any_rig():
+    for rig in (ring_rig(), Rig(tuple(replace(c, ego_from_cam=raised(c.ego_from_cam, 1.7)) for c in ring_rig()))):
+        config = SMALL.model_copy(update={"depth_by_ground": True, "depth_bins": 96, "depth_m": (1.0, 20.0)})
+        model, rays = EasyOcc(config).eval(), torch.from_numpy(build_table(rig, config).rays)
+        torch.nn.init.zeros_(model.to_hazard.weight)
+        model.to_ground.bias.data[ground.AT_GROUND - 1] = 12.0
+        hazard = model.hazard(torch.zeros(len(rig), config.neck_channels, *rays.shape[2:]), rays)
+        distance_m = 1 / rays[:, 4].clamp(min=1e-6)
+        middles_m = (config.depth_edges_m[1:] + config.depth_edges_m[:-1]) / 2
+        inside = (distance_m > 8) & (distance_m < 19)  # there bins are as fine as steps along the way
+        wanted = np.abs(np.log(middles_m[:, None]) - np.log(distance_m[inside].numpy())).argmin(axis=0)
+        assert inside.sum() > 10 and (hazard.argmax(1)[inside].numpy() == wanted).all()
+
+
+def raised(ego_from_cam, by_m):
+    out = ego_from_cam.copy()
+    out[2, 3] += by_m
+    return out

@@ -22,7 +22,7 @@ import ros_fixtures as fx
 from fault_rig import SMALL, FaultRig, start, until
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
-DOMAIN = 1 + (os.getpid() + 53) % 100
+DOMAIN = fx.own_domain()
 
 
 @pytest.fixture(scope="module")

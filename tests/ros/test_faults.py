@@ -28,7 +28,7 @@ from fault_rows import ROWS, Row
 
 pytestmark = pytest.mark.ros
 CONFIG = Path(__file__).resolve().parents[2] / "config"
-DOMAIN = 1 + (os.getpid() + 17) % 100
+DOMAIN = fx.own_domain()
 LIMIT_S = float(os.environ.get("OCC_FAULT_LIMIT_S", "5"))
 RECOVERY_FRAMES = 2
 HOLD_S = 1.5

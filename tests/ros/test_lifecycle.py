@@ -25,7 +25,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 
 pytestmark = pytest.mark.ros
-DOMAIN = 1 + os.getpid() % 33
+DOMAIN, SIGNALS_DOMAIN = fx.own_domain(), fx.own_domain()
 CAMERAS = list(fx.RIG.names)
 
 
@@ -200,7 +200,7 @@ def test_07_deactivate_clean_up_and_again(managed):
 @pytest.mark.parametrize("when", ["importing", "loading"])  # while it runs: see the other tests
 def test_signals_end_the_process_with_code_0(tmp_path, model, number, when):
     log = tmp_path / "log"
-    process = fx.start_node("occupancy_node", DOMAIN + 33, log, model=model, backend="torch", cameras=CAMERAS)
+    process = fx.start_node("occupancy_node", SIGNALS_DOMAIN, log, model=model, backend="torch", cameras=CAMERAS)
     try:
         if when == "importing":
             # From when Python runs the module's first lines: torch is not yet loaded then.

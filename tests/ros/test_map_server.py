@@ -19,7 +19,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.serialization import deserialize_message, serialize_message
-from ros_fixtures import wait_for
+from ros_fixtures import own_domain, wait_for
 from sensor_msgs.msg import PointCloud2
 from visualization_msgs.msg import MarkerArray
 
@@ -33,7 +33,7 @@ from occ_ros.map_server import COUNTS, MAP_PARAMETERS, MapServer
 from occ_ros.messages import points_of, stamp_ns_of
 from occ_ros.nav_grid import GRID_PARAMETERS, moment_grid
 
-DOMAIN = 34 + os.getpid() % 33
+DOMAIN = own_domain()
 VALUES = {p.name: p.default for p in (*MAP_PARAMETERS, *GRID_PARAMETERS)} | {
     "grid_min_z_m": -0.3,
     "grid_max_z_m": 0.8,

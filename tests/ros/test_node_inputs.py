@@ -33,7 +33,7 @@ from occ_core.taxonomy import OCC3D
 from occ_ros.messages import header_of, points_of, stamp_ns_of
 
 pytestmark = pytest.mark.ros
-DOMAIN = 34 + os.getpid() % 33
+DOMAIN = fx.own_domain()
 # f is what its name says; r is compressed in PNG under a name that does not tell.
 KINDS = {"f": Image, "l": CompressedImage, "b": Image, "r": CompressedImage}
 TOPICS = {"f": "/f/image_raw", "l": "/l/compressed", "b": "/b/image", "r": "/r/image"}

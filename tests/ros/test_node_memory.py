@@ -20,7 +20,7 @@ from occ_core.bags import messages as msg
 from occ_core.geometry import pose
 
 pytestmark = pytest.mark.ros
-DOMAIN = 1 + (os.getpid() + 77) % 100
+DOMAIN = fx.own_domain()
 SPEED_M_S = 5.0
 SMALL = fx.REMEMBERING.model_copy(update={"voxel_size_m": 3.2, "grid_shape": (24, 24, 8)})
 

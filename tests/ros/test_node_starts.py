@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import time
@@ -19,7 +18,7 @@ import ros_fixtures as fx
 from rosbags.rosbag2 import StoragePlugin
 
 pytestmark = pytest.mark.ros
-DOMAIN = 1 + os.getpid() % 33  # with + 33 and + 66 all stay below 102, whose ports are free of others
+DOMAIN = fx.own_domain()
 CAMERAS = list(fx.RIG.names)
 
 
@@ -30,7 +29,7 @@ def model(tmp_path_factory):
 
 def ends(module, folder, timeout_s=40.0, **parameters):
     """(exit code, output) of a node that is expected to end by itself."""
-    process = fx.start_node(module, DOMAIN + 66, folder / "log", **parameters)
+    process = fx.start_node(module, DOMAIN, folder / "log", **parameters)
     code = fx.finish(process, timeout_s)
     return code, (folder / "log").read_text()
 
@@ -120,7 +119,7 @@ def test_looping_player_stops_at_a_signal(tmp_path):
     fx.write_bag(tmp_path / "bag", 2)
     report = tmp_path / "played.json"
     process = fx.start_node(
-        "player_node", DOMAIN + 66, tmp_path / "log", bag=tmp_path / "bag", loop=True, rate=5.0, report_file=report
+        "player_node", DOMAIN, tmp_path / "log", bag=tmp_path / "bag", loop=True, rate=5.0, report_file=report
     )
     fx.wait_for(lambda: "playing" in (tmp_path / "log").read_text(), 60.0, "start of the player")
     time.sleep(3.0)

@@ -35,7 +35,7 @@ from occ_core.taxonomy import OCC3D
 from occ_ros.messages import points_of, stamp_ns_of
 
 pytestmark = pytest.mark.ros
-DOMAIN = 1 + os.getpid() % 33  # with + 33 and + 66 all stay below 102, whose ports are free of others
+REPLAY_DOMAIN, BENCH_DOMAIN = fx.own_domain(), fx.own_domain()
 SEEN = fx.rig_over_tf()
 CAMERAS = list(fx.RIG.names)
 NODE = {"cameras": CAMERAS, "backend": "torch", "threads": 1}
@@ -69,16 +69,17 @@ def replay(tmp_path_factory, model, predictor):
         )
     fx.write_bag(folder / "bag", 6, truth=truth)
     node = fx.start_node(
-        "occupancy_node", DOMAIN, folder / "node.log", model=model, timings_file=folder / "times.json",
+        "occupancy_node", REPLAY_DOMAIN, folder / "node.log", model=model, timings_file=folder / "times.json",
         image_reliability="reliable", deadline_s=5.0, **NODE,
     )  # fmt: skip
     evaluator = fx.start_node(
-        "evaluator_node", DOMAIN, folder / "evaluator.log", cameras=CAMERAS, idle_s=10.0, deadline_s=5.0,
+        "evaluator_node", REPLAY_DOMAIN, folder / "evaluator.log", cameras=CAMERAS, idle_s=10.0, deadline_s=5.0,
         start_timeout_s=0.0,
         report_file=folder / "report.json", predictions_dir=folder / "predictions",
     )  # fmt: skip
     player = fx.start_node(
-        "player_node", DOMAIN, folder / "player.log", bag=folder / "bag", rate=0.25, report_file=folder / "played.json",
+        "player_node", REPLAY_DOMAIN, folder / "player.log", bag=folder / "bag", rate=0.25,
+        report_file=folder / "played.json",
         wait_for_topics=["/f/image_raw/compressed", "/ground_truth/occupancy"], wait_timeout_s=180.0,
         start_delay_s=8.0,  # a starved machine takes long for the table; frames come slowly for its sake, too
     )  # fmt: skip
@@ -242,11 +243,12 @@ class Bench:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory, model):
     folder = tmp_path_factory.mktemp("bench")
-    domain = DOMAIN + 33
-    process = fx.start_node("occupancy_node", domain, folder / "node.log", model=model, marker_rate_hz=50.0, **NODE)
+    process = fx.start_node(
+        "occupancy_node", BENCH_DOMAIN, folder / "node.log", model=model, marker_rate_hz=50.0, **NODE
+    )
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     context = rclpy.Context()
-    rclpy.init(context=context, domain_id=domain)
+    rclpy.init(context=context, domain_id=BENCH_DOMAIN)
     made = Bench(context)
     made.process = process
     try:

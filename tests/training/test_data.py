@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 from occ_core.models.easyocc.model import EasyOcc  # noqa: E402
 from occ_core.training import data  # noqa: E402
 from occ_core.training.config import TrainingConfig  # noqa: E402
-from occ_core.training.data import mirror, pick_columns, read_sample, turn, zoomed  # noqa: E402
+from occ_core.training.data import mirror, pick_columns, read_sample, retextured, turn, zoomed  # noqa: E402
 from occ_core.training.rays import ray_targets  # noqa: E402
 from occ_core.training.tabulated import stacked  # noqa: E402
 
@@ -202,3 +202,18 @@ def test_a_frozen_image_network_stands_still_while_the_rest_learns():
     }
     assert not changed & {"backbone", "neck", "to_hazard", "to_pixel_class"}
     assert changed >= {"to_context", "birds_eye", "head", "to_occupied", "to_class"}
+
+
+def test_another_texture_keeps_shapes_where_they_are():
+    image = np.full((64, 128, 3), 60, dtype=np.uint8)
+    image[20:40, 30:90] = (200, 180, 90)
+    rng, edge = np.random.default_rng(0), np.zeros((64, 128), dtype=bool)
+    edge[16:44, 26:94], edge[24:36, 34:86] = True, False
+    changed = [retextured(image, rng) for _ in range(20)]
+    for other in changed:
+        assert other.dtype == np.uint8 and other.shape == image.shape
+        step = np.abs(np.diff(other.astype(float), axis=1)).max(axis=-1)[:, 8:-8]  # not what the border reflects
+        assert step[edge[:, 9:-8]].max() > 1.5 * np.median(step)  # the box is still there to be seen
+    assert len({other.tobytes() for other in changed}) == 20
+    means = np.array([other[40:, 95:].mean(axis=(0, 1)) for other in changed])
+    assert means.std(axis=0).min() > 5  # and its colours are other ones

@@ -101,7 +101,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits_as_an_unbroken_run(data, 
 
 
 def test_two_processes_learn_what_one_learns_from_twice_as_many_samples(data, tmp_path):
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     changes = {"steps": 3, "accumulate": 1, "validation_scenes": 2}
     done = program(tmp_path, "two", data, *torchrun, changes=changes)
     assert done.returncode == 0, done.stderr

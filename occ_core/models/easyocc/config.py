@@ -32,6 +32,7 @@ class EasyOccConfig(NetworkConfig):
     input_height: Count = 128
     depth_bins: Annotated[int, Field(ge=4, le=254)] = 96  # along each viewing ray
     depth_m: tuple[float, float] = (1.0, 60.0)
+    depth_by_ground: bool = False  # hazards are also told relative to where each ray meets the ground
     feature_channels: Count = 32  # of an image feature that is lifted
     pillar_cells: Count = 2  # grid cells that share one lifted feature, along x and along y
     pillar_heights: Count = 8  # lifted features on top of each other

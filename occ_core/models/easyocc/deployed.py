@@ -67,7 +67,7 @@ class Deployed(nn.Module):
         c = model.config
         px, py, pz = c.pillar_grid_shape
         features = model.features(images.float().permute(0, 3, 1, 2), rays)
-        hazard, reached = self._evidence(model.to_hazard(features), voxel_index)
+        hazard, reached = self._evidence(model.hazard(features, rays), voxel_index)
         context = model.to_context(features).permute(0, 2, 3, 1).reshape(-1, c.feature_channels)
         context = _gather(context, pillar_index).reshape(1, px, py, pz, c.feature_channels)
         context = context * self._pillar_weight(hazard, reached)

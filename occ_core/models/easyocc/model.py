@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from occ_core.inference.table import RAY_CHANNELS
+from occ_core.inference.table import GROUND, RAY_CHANNELS
 from occ_core.models.backbones import build_backbone, load_backbone, statistics
+from occ_core.models.easyocc import ground
 from occ_core.models.easyocc.balance import fit_balance
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
 from occ_core.models.easyocc.following import Follower
@@ -118,6 +120,7 @@ class EasyOcc(nn.Module):
 
     mean: Tensor
     std: Tensor
+    log_depth: Tensor
     balance: Tensor
     threshold: Tensor
     class_bias: Tensor
@@ -134,6 +137,9 @@ class EasyOcc(nn.Module):
         given = tuple(channels[stride] for stride in (STRIDE, 2 * STRIDE, 4 * STRIDE))
         self.neck = Neck(given, config.neck_channels, channels.get(STRIDE // 2))
         self.to_hazard = nn.Conv2d(config.neck_channels, config.depth_bins, 1)
+        self.to_ground = nn.Conv2d(config.neck_channels, ground.BINS, 1) if config.depth_by_ground else None
+        middles_m = (config.depth_edges_m[1:] + config.depth_edges_m[:-1]) / 2
+        self.register_buffer("log_depth", torch.from_numpy(np.log(middles_m)).float()[:, None, None], persistent=False)
         self.to_context = nn.Conv2d(config.neck_channels, config.feature_channels, 1)
         self.to_pixel_class = nn.Conv2d(config.neck_channels, len(config.classes), 1)  # for its loss only
         self.birds_eye = BirdsEyeNet(config)
@@ -145,6 +151,9 @@ class EasyOcc(nn.Module):
         self.to_observed = nn.Linear(wide, heights)
         self.trust = nn.Parameter(torch.ones(heights))  # in the viewing ray's own verdict on a cell
         self.sight = nn.Parameter(torch.full((heights,), 8.0))  # trust in its having come so far
+        if self.to_ground is not None:  # learned beside what `to_hazard` may know already
+            nn.init.zeros_(self.to_ground.weight)
+            nn.init.zeros_(self.to_ground.get_parameter("bias"))
         nn.init.constant_(self.to_hazard.get_parameter("bias"), -3.4)  # start from the share of occupied cells, 3 %
         balance = torch.tensor([[1.0], [1.0], [0.0]]).repeat(1, heights)
         self.register_buffer("balance", balance)  # of the grid's and the ray's verdict; see balance.py
@@ -164,13 +173,20 @@ class EasyOcc(nn.Module):
         """What the images say at the resolution of the viewing rays."""
         return self.neck(self.backbone((images - self.mean) / self.std)[-4:], rays)
 
+    def hazard(self, features: Tensor, rays: Tensor) -> Tensor:
+        """`Views.hazard_logits` of `features`."""
+        logits = self.to_hazard(features)
+        if self.to_ground is None:
+            return logits
+        return logits + ground.over_depth(self.to_ground(features), rays[:, GROUND : GROUND + 1], self.log_depth)
+
     def views(
         self,
         images: Tensor,  # [N, H, W, 3] uint8
         rays: Tensor,  # [N, RAY_CHANNELS, h, w]
     ) -> Views:
         features = self.features(images.permute(0, 3, 1, 2).float(), rays)
-        return Views(features, self.to_hazard(features), self.to_pixel_class(features))
+        return Views(features, self.hazard(features, rays), self.to_pixel_class(features))
 
     def hidden(
         self,

@@ -37,6 +37,7 @@ class NanoTraining(BaseModel):
     lovasz_cells: Positive = 20000
     flip: Share = 0.5
     zoom: Share = 0.0  # of the images of `image_steps`: a part of them, as a longer lens would have shown it
+    retexture: Share = 0.0  # of the images of `image_steps`: shapes stay, colours and fine texture are other ones
     freeze_images: bool = False  # in the steps on moments the image network keeps its weights
     turn: Share = 0.0  # of the moments, by one to three quarters around the robot; needs a square grid
     loss: NanoLossWeights = NanoLossWeights()

@@ -1,0 +1,33 @@
+"""Where a viewing ray ends, told in parts of the way to where it meets the ground.
+
+Road is at that place on any rig, and what stands on it is nearer by a share that the image alone tells (rows to its
+foot against rows to the horizon), whatever the focal length and the height of the camera. GEDepth (arXiv 2309.09975)
+adds the ground's depth to what a network reads; here it is the answer that is told relative to it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BINS, AT_GROUND = 18, 12  # numbered from 1; places 0 and BINS + 1 say nothing
+PER_BIN, FINE = 0.25, 0.1  # steps of 2.5 % of the way where the ground is, wider ones far from it: 0.23 to 1.42 of it
+LEAST = 1e-4  # 1 / m: ground farther away is none
+
+
+def over_depth(
+    logits: Tensor,  # [N, BINS, h, w]: of places along the way to the ground
+    ground: Tensor,  # [N, 1, h, w]: 1 / distance, in 1 / m, at which each ray meets it, 0 for never
+    log_depth: Tensor,  # [D, 1, 1]: of the depth bins' middles in m
+) -> Tensor:  # [N, D, h, w]
+    """The logits at the depth bins, between two places by a straight line; 0 where a ray meets no ground."""
+    ratio = ground.clamp(min=LEAST).log() + log_depth
+    beyond, before = (torch.log(F.relu(part) / FINE + 1) for part in (ratio, -ratio))
+    place = (AT_GROUND + (beyond - before) / PER_BIN).clamp(0, BINS + 1)
+    none = torch.zeros_like(logits[:, :1])
+    logits = torch.cat([none, logits, none, none], dim=1)
+    first = place.floor()
+    index = first.long()
+    low, high = logits.gather(1, index), logits.gather(1, index + 1)
+    return low + (place - first) * (high - low)
