@@ -47,6 +47,7 @@ EXTRAS = {
         "hypothesis>=6",
         "ruff>=0.8",
         "mypy>=1.10",
+        "import-linter>=2.17,<3",
         "types-PyYAML",
         "pre-commit",
         "scikit-learn",

@@ -10,7 +10,7 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 
 from occ_core.errors import InvalidInput
-from occ_core.inference.pinhole import ViewImages
+from occ_core.network_input.pinhole import ViewImages
 from occ_core.problems import Problem, Unusable
 from occ_core.sensor_messages import axis_problem, image_header, is_rectified, require_size
 from occ_ros.calibration import MANY_MOVES, RECENT_S, Calibration

@@ -22,6 +22,7 @@ from occ_core.grid import OCC3D_GRID, SEMANTIC_KITTI_GRID
 from occ_core.sync import FrameSynchroniser, SyncedSet
 from occ_core.taxonomy import TAXONOMIES
 from occ_ros.cameras import image_topics
+from occ_ros.matcher import MOST_WAITING, Matcher
 from occ_ros.messages import points_of, stamp_ns_of
 from occ_ros.parameters import EVALUATOR_PARAMETERS
 from occ_ros.runtime import Guard, declare, run
@@ -29,43 +30,6 @@ from occ_ros.timings import percentiles, write_json
 
 GRIDS = {"occ3d": OCC3D_GRID, "semantic_kitti": SEMANTIC_KITTI_GRID}
 QUIET_S = 0.3  # scoring costs CPU that the judged node may need: it waits for such a pause
-MOST_WAITING = 64  # ... unless so much is waiting
-
-
-class Matcher:
-    """Pairs truths with answers: for each truth the nearest answer in time. Memory is bounded."""
-
-    def __init__(self, tolerance_ns: int) -> None:
-        self.tolerance_ns = tolerance_ns
-        self.unmatched = 0
-        self._truths: deque[tuple[int, Any]] = deque()
-        self._answers: deque[tuple[int, Any]] = deque(maxlen=MOST_WAITING)
-
-    def add_truth(self, stamp_ns: int, truth: Any) -> list[tuple[int, int, Any, Any]]:
-        self._truths.append((stamp_ns, truth))
-        return self.settle(None) if len(self._truths) > MOST_WAITING else []
-
-    def add_answer(self, stamp_ns: int, answer: Any) -> list[tuple[int, int, Any, Any]]:
-        """(truth stamp, answer stamp, truth, answer) of the truths for which no nearer answer can come any more."""
-        self._answers.append((stamp_ns, answer))
-        return self.settle(stamp_ns)
-
-    def settle(self, newest_ns: int | None) -> list[tuple[int, int, Any, Any]]:
-        """Decide on the truths that lie more than the tolerance before `newest_ns`; on all of them if None."""
-        pairs: list[tuple[int, int, Any, Any]] = []
-        kept: deque[tuple[int, Any]] = deque()
-        for truth_ns, truth in self._truths:
-            if newest_ns is not None and truth_ns + self.tolerance_ns >= newest_ns:
-                kept.append((truth_ns, truth))
-                continue
-            near = [a for a in self._answers if abs(a[0] - truth_ns) <= self.tolerance_ns]
-            if near:
-                answer_ns, answer = min(near, key=lambda a: abs(a[0] - truth_ns))
-                pairs.append((truth_ns, answer_ns, truth, answer))
-            else:
-                self.unmatched += 1
-        self._truths = kept
-        return pairs
 
 
 class EvaluatorNode(Node):
@@ -82,6 +46,7 @@ class EvaluatorNode(Node):
         self._sync = FrameSynchroniser(names, p["deadline_s"], p["max_spread_s"])
         self._matcher = Matcher(round(p["tolerance_s"] * 1e9))
         self._scores = VoxelScores(self._taxonomy)
+        self._lidar = self._lidar_judge(cameras) if p["lidar_topic"] else None
         self._sent: dict[int, float] = {}  # stamp -> arrival of its last CameraInfo
         self._frames_sent = self._frames_answered = self._truths = self._unknown_answers = 0
         self._answered_s: list[tuple[int, float]] = []  # stamp and arrival of answers whose frame is not known yet
@@ -94,6 +59,11 @@ class EvaluatorNode(Node):
         self._active_s: float | None = None
         self._open_topics(cameras)
 
+    def _lidar_judge(self, cameras: Any) -> Any:
+        from occ_ros.lidar_judge import LidarJudge  # needs tf2_msgs and numba, which the rest does not
+
+        return LidarJudge(cameras, self._taxonomy, self._grid, self._values)
+
     def _open_topics(self, cameras: Any) -> None:
         p = self._values
         every = QoSProfile(depth=100)
@@ -102,6 +72,8 @@ class EvaluatorNode(Node):
             self.create_subscription(CameraInfo, camera.info_topic, on_info, every)
         self.create_subscription(PointCloud2, p["truth_topic"], self._guard("truth", self._on_truth), every)
         self.create_subscription(PointCloud2, p["occupancy_topic"], self._guard("answer", self._on_answer), every)
+        if self._lidar is not None:
+            self._lidar.open_topics(self, self._guard)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._guard("diagnostics", self._on_status), every)
         self.create_timer(0.1, self._guard("timer", self._on_timer), clock=Clock(clock_type=ClockType.STEADY_TIME))
 
@@ -109,6 +81,8 @@ class EvaluatorNode(Node):
 
     def _on_info(self, camera: str, message: CameraInfo) -> None:
         stamp_ns = stamp_ns_of(message.header.stamp)
+        if self._lidar is not None:
+            self._lidar.calibration.add_info(camera, message)
         if not stamp_ns:  # the player's announcement of the calibration belongs to no image
             return
         now_s = self._active_s = time.monotonic()
@@ -139,6 +113,8 @@ class EvaluatorNode(Node):
         if self._values["predictions_dir"]:
             self._to_save.append((stamp_ns, points))
         self._queue(self._matcher.add_answer(stamp_ns, points))
+        if self._lidar is not None:
+            self._lidar.add_answer(stamp_ns, points)
 
     def _settle_latency(self, final: bool) -> None:
         """Latency of the answers whose frame is known; CameraInfos can be handled after the answer to their images.
@@ -192,6 +168,8 @@ class EvaluatorNode(Node):
             truth, answer = self._to_score.popleft()
             predicted = occupancy_of(answer, self._grid, self._taxonomy)
             self._scores.add(occupancy_of(truth, self._grid, self._taxonomy), predicted.labels)
+        if self._lidar is not None:
+            self._lidar.work_off(count)
         for _ in range(min(count or len(self._to_save), len(self._to_save))):
             self._save(*self._to_save.popleft())
 
@@ -206,6 +184,8 @@ class EvaluatorNode(Node):
         self._count_sent(self._sync.flush())
         self._settle_latency(final=True)
         self._queue(self._matcher.settle(None))
+        if self._lidar is not None:
+            self._lidar.settle()
         self._work_off(None)
         report = self._report()
         write_json(Path(self._values["report_file"]), report)
@@ -230,6 +210,7 @@ class EvaluatorNode(Node):
             "truths_without_answer": self._matcher.unmatched,
             "answers_without_frame": self._unknown_answers,
             "protocols": protocols,
+            "lidar": None if self._lidar is None else _finite(self._lidar.report()),
             "node": self._reported,
             "exceptions": dict(self._guard.errors),
             "matches_truth_answer_ns": self._matches,
@@ -258,6 +239,10 @@ def print_table(report: dict[str, Any]) -> None:
         table.add_row(name, percent(row["iou"]), percent(row["miou_15"]), percent(row["miou_17"]))
     console = Console()
     console.print(table)
+    if report["lidar"]:
+        from occ_core.evaluation.lidar_table import lidar_table
+
+        console.print(lidar_table(report["lidar"]))
     latency = report["latency_ms"]
     console.print(
         f"frames sent {report['frames_sent']}, answered {report['frames_answered']}, reported dropped "

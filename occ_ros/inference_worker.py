@@ -12,9 +12,9 @@ import numpy as np
 
 from occ_core.camera import Rig
 from occ_core.errors import InvalidInput, MissingTransform, OccError
-from occ_core.inference.memory import Moment
-from occ_core.inference.pinhole import ViewImages
 from occ_core.inference.predictor import Predictor
+from occ_core.models.easyocc.past import Moment
+from occ_core.network_input.pinhole import ViewImages
 from occ_core.occupancy import Occupancy
 from occ_core.sync import SyncedSet
 from occ_ros.calibration import Calibration, KnownRig

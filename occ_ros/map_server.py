@@ -33,7 +33,7 @@ from occ_core.occupancy import Occupancy
 from occ_core.taxonomy import Taxonomy
 from occ_core.transforms import TransformTree
 from occ_ros.markers import occupancy_cdr
-from occ_ros.messages import cloud_of, surface
+from occ_ros.messages import cloud_of
 from occ_ros.nav_grid import grid_message
 from occ_ros.runtime import Parameter
 
@@ -160,7 +160,7 @@ class MapServer:
         world_from_base, stamp_ns = self._newest
         occupancy, frame_id = self._map.occupancy(), self._map_frame
         if self._cloud.get_subscription_count():
-            seen = voxel_points(occupancy, surface(occupancy.occupied))
+            seen = voxel_points(occupancy, occupancy.surface)
             self._cloud.publish(cloud_of(seen, stamp_ns, frame_id))
         if self._markers.get_subscription_count():
             self._markers.publish(occupancy_cdr(occupancy, stamp_ns, frame_id))

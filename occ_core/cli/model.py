@@ -164,6 +164,10 @@ def evaluate(
         Path | None,
         typer.Option(help="What was predicted, with a LiDAR: nuScenes layout, ROS 2 bag or SemanticKITTI."),
     ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="What was predicted, by a robot without LiDAR: do images of other moments agree?"),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Data set in nuScenes layout that has the LiDAR's poses, for RayIoU. Default: beside GTS."),
@@ -197,6 +201,7 @@ def evaluate(
             predictions,
             truths,
             lidar=lidar,
+            images=images,
             data=data,
             version=version,
             workers=workers,
@@ -216,17 +221,26 @@ def evaluate(
 
 def _shown(report: dict[str, Any]) -> Iterator[Any]:
     """Tables and lines of a report, for people."""
-    from occ_core.evaluation.lidar_rays import lidar_table, summary
+    from occ_core.evaluation.image_consistency import image_lines
+    from occ_core.evaluation.lidar_table import TITLE, class_table, lidar_table, summary
     from occ_core.evaluation.report import table
 
+    ceiling = "The same of the true voxels: the ceiling"
     for name, found in report.get("ssc", {}).items():
         numbers = ", ".join(f"{key} {found[key]:.2f}" for key in ("precision", "recall", "iou", "miou_19"))
         yield f"{name:>5}: {numbers}"
     if "full" in report:
         yield table(report)
-    if "lidar" in report:
-        yield lidar_table(report["lidar"])
-        yield from summary(report["lidar"])
+    for name, title in (("lidar", TITLE), ("lidar_of_truth", ceiling)):
+        if (scores := report.get(name)) is not None:
+            yield lidar_table(scores, title)
+            if (classes := class_table(scores)) is not None:
+                yield classes
+            yield from summary(scores) if name == "lidar" else ()
+    for name in ("images", "images_of_truth"):
+        if (scores := report.get(name)) is not None:
+            yield from [ceiling] if name == "images_of_truth" else []
+            yield from image_lines(scores)
 
 
 def export(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from occ_core.errors import MissingInput, MissingPackage, OccError, need
+from occ_core.evaluation.image_consistency import score_images
 from occ_core.evaluation.lidar_rays import score_lidar_rays
 from occ_core.evaluation.predictions import prediction_files
 from occ_core.evaluation.ray_iou import ray_origins
@@ -24,6 +25,7 @@ def evaluate(
     truths: Path | str | None = None,
     *,
     lidar: Path | str | None = None,
+    images: Path | str | None = None,
     data: Path | str | None = None,
     version: str | None = None,
     workers: int = 1,
@@ -36,6 +38,7 @@ def evaluate(
         predictions: folder of <token>.npz or .npy, <scene>/<token>/labels.npz or pred.npz, or SemanticKITTI's .label.
         truths: folder of <scene>/<token>/labels.npz (Occ3D), or SemanticKITTI's voxels.
         lidar: what was predicted, with a LiDAR: nuScenes layout, ROS 2 bag or SemanticKITTI.
+        images: what was predicted, by a robot without LiDAR: do images of other moments agree?
         data: data set in nuScenes layout that has the LiDAR's poses, for RayIoU; None: beside `truths`.
         version: its table folder.
         workers: processes.
@@ -44,13 +47,16 @@ def evaluate(
 
     Returns:
         in percent: {protocol: {iou, miou_17, miou_15, per_class}} of `camera`, `camera_and_lidar`, `full`, and `ray`;
-        or `ssc` against SemanticKITTI's voxels; `lidar` where one is given; `warnings`, if there are any.
+        or `ssc` against SemanticKITTI's voxels; `lidar` and `images` where they are given, and with `truths` the same
+        of the true voxels, the ceiling: `lidar_of_truth`, `images_of_truth`; `warnings`, if there are any.
 
     Raises:
         MissingInput: nothing to score, or nothing to score against. InvalidInput, CorruptInput.
     """
-    if truths is None and lidar is None:
-        raise MissingInput("nothing to score against: give GTS, a folder of true voxels, or --lidar DATA, or both")
+    if truths is None and lidar is None and images is None:
+        raise MissingInput(
+            "nothing to score against: give GTS, a folder of true voxels, --lidar DATA, --images DATA, or several"
+        )
     if truths is None and data is not None:
         raise MissingInput("--data is for RayIoU, which needs true voxels: give GTS, too")
     predictions, report = Path(predictions), dict[str, Any]()
@@ -65,6 +71,13 @@ def evaluate(
         on_remark(f"{samples} samples")
     if lidar is not None:
         report["lidar"] = score_lidar_rays(predictions, Path(lidar), on_progress, workers, version)
+    if lidar is not None and truths is not None:
+        score = score_lidar_rays(Path(truths), Path(lidar), on_progress, workers, version, predictions)
+        report["lidar_of_truth"] = score
+    if images is not None:
+        report["images"] = score_images(predictions, Path(images), on_progress, version)
+    if images is not None and truths is not None:
+        report["images_of_truth"] = score_images(Path(truths), Path(images), on_progress, version)
     return report
 
 

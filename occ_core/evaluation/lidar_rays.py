@@ -2,7 +2,8 @@
 
 From the LiDAR's place to each of its returns runs a ray. The distance at which it enters the first occupied cell of the
 map is compared with the measured range, both along the ray: occupied cells in between would have stopped the laser, and
-a free cell at the return says that nothing is there. What is not observed is free, as in all other scores.
+a free cell at the return says that nothing is there. What is not observed is free, as in all other scores; only of the
+returns' own cells it is told apart what the map calls free and what it does not speak of.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, need
-from occ_core.evaluation.predictions import prediction_files, read_prediction
+from occ_core.evaluation.predictions import prediction_files, read_observed, read_prediction
 from occ_core.frame import Frame
 from occ_core.geometry import apply, inverse
 from occ_core.grid import OCC3D_GRID, SEMANTIC_KITTI_VOXELS, VoxelGrid
@@ -24,7 +25,7 @@ from occ_core.parallel import Step, run_in_processes
 from occ_core.sources.kitti import GROUND_Z_M, SemanticKittiSource
 from occ_core.sources.open import FrameSource, open_source
 from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI, Taxonomy
-from occ_core.teachers.lidar import visible_points
+from occ_core.teachers.lidar import read_kitti_labels, visible_points
 
 GROUPS = ("ground", "above")
 ABOVE_GROUND_M = 0.3  # over level ground, from here on a return is above it
@@ -34,6 +35,8 @@ WITHIN_M = (0.5, 1.0, 2.0)
 LEFT_OUT = ("own_body", "off_grid", "out_of_view", "far")
 ERROR_STEP_M = 0.01
 ERROR_LIMIT_M = float(EDGES_M[-1])  # errors are counted up to here; beyond, it is as if there were no cell
+MET_M = WITHIN_M[1]  # a return whose error is no larger has met its cell, whose class is compared with its own
+OWN_CELL = ("called_free", "not_observed")  # what a return's own cell may be, if it is not occupied
 
 
 class Returns(NamedTuple):
@@ -44,15 +47,17 @@ class Returns(NamedTuple):
         points_ego_m: float64 (N, 3), finite.
         in_view: bool (N,), falls into a camera's image.
         placed: the origin is the LiDAR's own; else the source does not know it, see `returns_of`.
+        classes: uint8 (N,) ids of the points' own classes, UNKNOWN where it has none; None: nobody knows them.
     """
 
     origin_ego_m: np.ndarray
     points_ego_m: np.ndarray
     in_view: np.ndarray
     placed: bool = True
+    classes: np.ndarray | None = None
 
 
-def returns_of(frame: Frame, ground_z_m: float = 0.0) -> Returns:
+def returns_of(frame: Frame, ground_z_m: float = 0.0, classes: np.ndarray | None = None) -> Returns:
     """The sweep of a frame; it, the frame and each image have poses of their own.
 
     Some data sets give points in the ego frame, without the place of the LiDAR: it would be the ego frame's origin,
@@ -60,6 +65,7 @@ def returns_of(frame: Frame, ground_z_m: float = 0.0) -> Returns:
 
     Args:
         ground_z_m: height of level ground in the ego frame.
+        classes: of the sweep's points, as of `Returns`.
 
     Raises:
         InvalidInput: the frame has no LiDAR sweep.
@@ -76,7 +82,10 @@ def returns_of(frame: Frame, ground_z_m: float = 0.0) -> Returns:
     in_view = np.zeros(len(points_m), dtype=bool)
     for name in frame.images:
         in_view[visible_points(frame, name)[2]] = True
-    return Returns(apply(now_from_then, place_m), points_m, in_view, placed)
+    return Returns(apply(now_from_then, place_m), points_m, in_view, placed, classes)
+
+
+COUNTS = ("frames", "without_lidar", "unplaced")
 
 
 class LidarRayScores:
@@ -98,14 +107,17 @@ class LidarRayScores:
         kinds = len(GROUPS), len(BANDS)
         self.within = np.zeros((*kinds, len(WITHIN_M)), dtype=np.int64)
         self.too_near = np.zeros(kinds, dtype=np.int64)
+        self.own_cell = np.zeros((*kinds, len(OWN_CELL)), dtype=np.int64)
+        self.classes = np.zeros((len(taxonomy), 3), dtype=np.int64)  # of each: returns, met, met with its class
         steps = round(2 * ERROR_LIMIT_M / ERROR_STEP_M)
         self.errors = np.zeros((*kinds, steps + 1), dtype=np.int64)  # by error, from -limit on; last: no cell
 
-    def add(self, labels: np.ndarray, returns: Returns) -> None:
+    def add(self, labels: np.ndarray, returns: Returns, observed: np.ndarray | None = None) -> None:
         """Count one frame.
 
         Args:
             labels: uint8 (X, Y, Z) class ids, in the ego frame of the returns.
+            observed: bool (X, Y, Z), cells that the map speaks of; None: all of them.
 
         Raises:
             InvalidInput: another shape, or a label that is no class.
@@ -124,13 +136,20 @@ class LidarRayScores:
         range_m, height_m = range_m[counts], returns.points_ego_m[counts, 2] - self.ground_z_m
         directions = ways_m[counts] / range_m[:, None]
         starts = np.tile(returns.origin_ego_m, (len(directions), 1))
-        _, enter_m, _ = first_cells(labels, self.taxonomy.free_id, self.grid, starts, directions)
-        self._count((height_m >= ABOVE_GROUND_M).astype(np.int64), range_m, enter_m - range_m)
+        met, enter_m, _ = first_cells(labels, self.taxonomy.free_id, self.grid, starts, directions)
+        own = tuple(self.grid.index_of(returns.points_ego_m[counts])[0].T)
+        speaks = np.ones(len(range_m), dtype=bool) if observed is None else observed[own]
+        empty = labels[own] == self.taxonomy.free_id
+        kind = (height_m >= ABOVE_GROUND_M).astype(np.int64), np.searchsorted(EDGES_M, range_m, side="right") - 1
+        self._count(*kind, enter_m - range_m)
+        for number, is_so in enumerate((empty & speaks, empty & ~speaks)):
+            np.add.at(self.own_cell[..., number], kind, is_so)
+        if returns.classes is not None:
+            self._count_classes(returns.classes[counts], met, np.abs(enter_m - range_m) <= MET_M)
         self.frames += 1
         self.unplaced += not returns.placed
 
-    def _count(self, group: np.ndarray, range_m: np.ndarray, error_m: np.ndarray) -> None:
-        band = np.searchsorted(EDGES_M, range_m, side="right") - 1
+    def _count(self, group: np.ndarray, band: np.ndarray, error_m: np.ndarray) -> None:
         for number, limit_m in enumerate(WITHIN_M):
             np.add.at(self.within[..., number], (group, band), np.abs(error_m) <= limit_m)
         np.add.at(self.too_near, (group, band), error_m < -WITHIN_M[-1])
@@ -138,9 +157,15 @@ class LidarRayScores:
         step = np.floor(np.clip((error_m + ERROR_LIMIT_M) / ERROR_STEP_M, 0, last)).astype(np.int64)
         np.add.at(self.errors, (group, band, step), 1)
 
+    def _count_classes(self, told: np.ndarray, met: np.ndarray, is_met: np.ndarray) -> None:
+        known = (told < len(self.taxonomy)) & (told != self.taxonomy.free_id)
+        told, met, is_met = told[known], met[known], is_met[known]
+        for number, counts in enumerate((np.ones_like(is_met), is_met, is_met & (met == told))):
+            self.classes[:, number] += np.bincount(told[counts], minlength=len(self.taxonomy))
+
     def merge(self, other: LidarRayScores) -> None:
         """Count all that `other` counted."""
-        for name in ("frames", "without_lidar", "unplaced", "left_out", "within", "too_near", "errors"):
+        for name in (*COUNTS, "left_out", "within", "too_near", "own_cell", "classes", "errors"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def report(self) -> dict[str, Any]:
@@ -149,13 +174,18 @@ class LidarRayScores:
         Of each group and band: returns, their number; in percent of them within_0.5m, within_1m, within_2m, too_near
         (the first cell is more than 2 m nearer) and missed (more than 2 m farther, or none), where within_2m, too_near
         and missed add up to 100; median_error_m, entry less measured range, to the centimetre, where no cell is
-        infinitely far: NaN if that is the median. All NaN without returns.
+        infinitely far: NaN if that is the median; called_free and not_observed, of the returns' own cells. All NaN
+        without returns. Where points have classes, `classes`: {class: {returns, met, agree}}, met in percent of the
+        returns (the first cell is within 1 m), agree (it has the return's class) in percent of those met; and `all`.
         """
         out: dict[str, Any] = {
             group: {band: self._band(row, column) for column, band in enumerate(BANDS)}
             for row, group in enumerate(GROUPS)
         }
         out |= {"frames": self.frames, "frames_without_lidar": self.without_lidar}
+        if self.classes.any():
+            rows = dict(zip(self.taxonomy.names, self.classes, strict=True)) | {"all": self.classes.sum(axis=0)}
+            out["classes"] = {name: _class_row(*row.tolist()) for name, row in rows.items() if row[0]}
         return out | {
             "frames_without_lidar_place": self.unplaced,
             "left_out": dict(zip(LEFT_OUT, self.left_out.tolist(), strict=True)),
@@ -166,10 +196,20 @@ class LidarRayScores:
         near, total = self.too_near[row, column], errors.sum()
         counts = {f"within_{limit_m:g}m": count for limit_m, count in zip(WITHIN_M, within, strict=True)}
         counts |= {"too_near": near, "missed": total - near - within[-1]}
-        shares = {name: float(100 * count / total) if total else float("nan") for name, count in counts.items()}
+        shares = {name: _percent(count, total) for name, count in counts.items()}
         middle = int(np.searchsorted(np.cumsum(errors), (total + 1) // 2)) if total else len(errors) - 1
         median_m = (middle + 0.5) * ERROR_STEP_M - ERROR_LIMIT_M if middle < len(errors) - 1 else float("nan")
-        return {"returns": int(total), **shares, "median_error_m": round(median_m, 3)}
+        own = dict(zip(OWN_CELL, self.own_cell[row, column], strict=True))
+        rest = {name: _percent(count, total) for name, count in own.items()}
+        return {"returns": int(total), **shares, "median_error_m": round(median_m, 3), **rest}
+
+
+def _class_row(returns: int, met: int, agree: int) -> dict[str, Any]:
+    return {"returns": returns, "met": _percent(met, returns), "agree": _percent(agree, met)}
+
+
+def _percent(count: int, total: int) -> float:
+    return float(100 * count / total) if total else float("nan")
 
 
 def _left_out(returns: Returns, range_m: np.ndarray, grid: VoxelGrid) -> np.ndarray:
@@ -185,14 +225,17 @@ def score_lidar_rays(
     progress: Callable[[int, int], None] = lambda done, total: None,
     workers: int = 1,
     version: str | None = None,
+    like: Path | None = None,
 ) -> dict[str, Any]:
     """Score every frame of a data set that has a prediction. See `prediction_files` for what a folder may hold.
 
     Args:
-        data: what `open_source` opens; of nuScenes layout, keyframes. Its kind says grid and classes: SemanticKITTI's
-            own, else Occ3D's.
+        data: what `open_source` opens; of nuScenes layout, keyframes. Grid and classes are Occ3D's; of SemanticKITTI
+            its own, if that is the form of the predictions.
         workers: processes.
         version: table folder of nuScenes layout.
+        like: another folder of predictions: only frames that it has count, so that scores of true voxels, the ceiling,
+            are of the same returns.
 
     Returns:
         as LidarRayScores.report, with `frames_without_prediction` and `predictions_without_frame`.
@@ -206,7 +249,10 @@ def score_lidar_rays(
     need("numba", "world")
     predictions = Path(predictions)
     known, source = prediction_files(predictions), open_source(data, version=version)
-    files = _files_of(predictions, known, source)
+    files = files_of(predictions, known, source)
+    if like is not None:
+        others = files_of(like, prediction_files(like), source)
+        files = {number: path for number, path in files.items() if number in others}
     if not files:
         raise MissingInput(
             f"{predictions}: no prediction of any of the {len(source)} frames of {data}, such as '{source.names[0]}'"
@@ -218,9 +264,11 @@ def score_lidar_rays(
         done += 1
         progress(done, len(files))
 
-    work, total = partial(_score_frames, source), _scores_for(source)
+    total = scores_for(source, next(iter(files.values())))
+    work = partial(_score_frames, source)
     pairs = list(files.items())
-    for part in run_in_processes(work, [pairs[i::workers] for i in range(workers)], workers, step):
+    shares = [share for i in range(workers) if (share := pairs[i::workers])]
+    for part in run_in_processes(work, shares, workers, step):
         total.merge(part)
     if not total.frames:
         raise MissingInput(f"{data}: no LiDAR sweep in any of the {len(files)} frames that have a prediction")
@@ -230,74 +278,60 @@ def score_lidar_rays(
     }
 
 
-def _files_of(folder: Path, known: dict[str, Path], source: FrameSource) -> dict[int, Path]:
-    """Prediction by number of the frame. Tokens that are unique in their scene only are looked up there."""
+def files_of(folder: Path, known: dict[str, Path], source: FrameSource) -> dict[int, Path]:
+    """Prediction by number of the frame. Tokens that are unique in their scene only are looked up there, and of a
+    single scene by themselves, as SemanticKITTI's own voxels are called."""
     paths = {}
     for number, (name, (scene, token)) in enumerate(zip(source.names, source.samples, strict=True)):
         own = folder / scene / token / "labels.npz"
         if name in known or own.is_file():
             paths[number] = known.get(name, own)
+        elif len(source.scenes) == 1 and token in known:
+            paths[number] = known[token]
     return paths
 
 
-def _scores_for(source: FrameSource) -> LidarRayScores:
-    if isinstance(source, SemanticKittiSource):
+def scores_for(source: FrameSource, path: Path) -> LidarRayScores:
+    """With the grid and the classes of a prediction; of SemanticKITTI there may be both kinds."""
+    if not isinstance(source, SemanticKittiSource):
+        return LidarRayScores()
+    if path.suffix == ".label" or _is_like(path, SEMANTIC_KITTI_VOXELS):
         return LidarRayScores(SEMANTIC_KITTI, SEMANTIC_KITTI_VOXELS, GROUND_Z_M)
-    return LidarRayScores()
+    return LidarRayScores(ground_z_m=GROUND_Z_M)
+
+
+def _is_like(path: Path, grid: VoxelGrid) -> bool:
+    try:
+        read_prediction(path, grid)
+    except CorruptInput:
+        return False
+    return True
+
+
+def _classes_of(source: FrameSource, number: int, taxonomy: Taxonomy) -> np.ndarray | None:
+    """Classes of a frame's points, uint8 (N,), where the data set has them."""
+    if not isinstance(source, SemanticKittiSource) or not (path := source.labels_path(number)).is_file():
+        return None
+    return read_kitti_labels(path, taxonomy)
 
 
 def _score_frames(source: FrameSource, pairs: Sequence[tuple[int, Path]], step: Step) -> LidarRayScores:
-    total = _scores_for(source)
+    total = scores_for(source, pairs[0][1])
     for number, path in pairs:
         frame = source[number]
         if frame.lidar is None:
             total.without_lidar += 1
         else:
-            labels, returns = read_prediction(path, total.grid), returns_of(frame, total.ground_z_m)
+            labels, observed = read_prediction(path, total.grid), read_observed(path, total.grid)
+            classes = _classes_of(source, number, total.taxonomy)
+            if classes is not None and len(classes) != len(frame.lidar.points_lidar_m):
+                raise CorruptInput(
+                    f"frame '{source.names[number]}': {len(classes)} labels for "
+                    f"{len(frame.lidar.points_lidar_m)} LiDAR points"
+                )
             try:
-                total.add(labels, returns)
+                total.add(labels, returns_of(frame, total.ground_z_m, classes), observed)
             except InvalidInput as error:
                 raise CorruptInput(f"{path}: {error}") from error
         step()
     return total
-
-
-def lidar_table(scores: dict[str, Any]):
-    """A rich table of `score_lidar_rays`: one row a group and band."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    title = "LiDAR returns by the first occupied cell on their ray; percent"
-    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    out.add_column("", no_wrap=True)
-    within = [f"within {limit_m:g} m" for limit_m in WITHIN_M]
-    for name in ("returns", *within, "too near", "missed", "median error, m"):
-        out.add_column(name, justify="right", min_width=max(map(len, name.split())))  # headers break between words
-    for group in GROUPS:
-        for band in BANDS:
-            returns, *shares, median_m = scores[group][band].values()
-            numbers = [f"{share:.1f}" for share in shares] + [f"{median_m:+.2f}"]
-            cells = ["-" if number in ("nan", "+nan") else number for number in numbers]
-            out.add_row(f"{group}, {band.replace('m', ' m')}", str(returns), *cells)
-        out.add_section()
-    return out
-
-
-def summary(scores: dict[str, Any]) -> list[str]:
-    """What the table of `score_lidar_rays` counts and what not, in lines of text."""
-    left_out, near, far = scores["left_out"], WITHIN_M[-1], EDGES_M[-1]
-    lines = [
-        f"within {near:g} m, too near (by more) and missed (farther by more, or nothing) add up to 100",
-        f"{scores['frames']} frames; returns not counted: {left_out['own_body']} within {OWN_BODY_M:g} m of the LiDAR, "
-        f"{left_out['off_grid']} off the grid, {left_out['out_of_view']} in no camera's image, {left_out['far']} "
-        f"beyond {far} m",
-    ]
-    for key, what in (
-        ("frames_without_prediction", "frames of the data have no prediction"),
-        ("predictions_without_frame", "predictions are of no frame of the data"),
-        ("frames_without_lidar", "frames have a prediction but no LiDAR sweep"),
-        ("frames_without_lidar_place", "frames do not say where their LiDAR is: rays start amid the cameras"),
-    ):
-        if scores[key]:
-            lines.append(f"{scores[key]} {what}")
-    return lines

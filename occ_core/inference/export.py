@@ -11,12 +11,12 @@ from typing import Any, cast
 from occ_core.errors import InvalidInput, need
 from occ_core.files import write_atomically
 from occ_core.inference.backends.exported import EXPORT_KEY, METADATA_KEY, inputs_of, outputs_of
-from occ_core.inference.memory import empty_past
 from occ_core.inference.predictor import Predictor
-from occ_core.inference.table import RAY_CHANNELS
 from occ_core.models.build import kind_of
+from occ_core.models.checkpoint import load_record
+from occ_core.models.easyocc.past import empty_past
+from occ_core.models.easyocc.table import RAY_CHANNELS
 from occ_core.shipped import require_network
-from occ_core.training.checkpoint import load_record
 
 EXPORTED = "easyocc-nano"
 """The kind of model that can be exported."""

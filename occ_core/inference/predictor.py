@@ -13,17 +13,17 @@ import numpy as np
 
 from occ_core.camera import Camera, Rig
 from occ_core.errors import CannotWrite, InvalidInput, need
-from occ_core.files import require_writable
+from occ_core.files import default_cache, require_writable
 from occ_core.frame import Frame, LidarSweep
-from occ_core.inference.memory import Memory, Moment, Past
-from occ_core.inference.pinhole import PINHOLE, ViewImages, expanded, views_of
-from occ_core.inference.preprocess import Preprocess
+from occ_core.images import REDUCED
 from occ_core.lidar_points import COLUMNS, lidar_points, require_finite
 from occ_core.models.build import ModelConfig, kind_of
 from occ_core.models.easyocc.config import EasyOccConfig
+from occ_core.models.easyocc.past import Memory, Moment, Past
+from occ_core.network_input.pinhole import PINHOLE, ViewImages, expanded, views_of
+from occ_core.network_input.preprocess import Preprocess
 from occ_core.occupancy import Occupancy
 from occ_core.shipped import require_network
-from occ_core.sources.images import REDUCED
 
 log = logging.getLogger(__name__)
 
@@ -305,7 +305,7 @@ def _session(path: Path, backend: str, threads: int) -> Session:
 
 def _can_export(checkpoint: Path) -> bool:
     from occ_core.inference.export import EXPORTED
-    from occ_core.training.checkpoint import load_record
+    from occ_core.models.checkpoint import load_record
 
     there = all(importlib.util.find_spec(name) for name in ("torch", "onnx"))
     return there and kind_of(load_record(checkpoint)["model"]) == EXPORTED
@@ -334,15 +334,15 @@ def cached_export(checkpoint: Path) -> Path:
     Raises:
         CannotWrite: there is none yet, and the cache cannot be written.
     """
-    from occ_core.files import default_cache
     from occ_core.inference.export import export_onnx
-    from occ_core.training.checkpoint import load_record
+    from occ_core.models.checkpoint import load_record
 
     load_record(checkpoint)  # refuses what is no checkpoint before anything is hashed or traced
     digest = hashlib.sha256(checkpoint.read_bytes())
     digest.update(checkpoint.with_suffix(".json").read_bytes())
     package = Path(__file__).parents[1]
-    for code in sorted([*(package / "models").rglob("*.py"), *(package / "inference").rglob("*.py")]):
+    rooms = ("models", "network_input", "inference")
+    for code in sorted(path for room in rooms for path in (package / room).rglob("*.py")):
         digest.update(code.read_bytes())
     out = default_cache() / "onnx" / f"{digest.hexdigest()[:16]}.onnx"
     if out.is_file():

@@ -14,10 +14,10 @@ import numpy as np
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.frame import Frame
 from occ_core.grid import OCC3D_GRID, VoxelGrid
-from occ_core.inference.pinhole import NOT_FISHEYE, pinhole_frame
 from occ_core.labels.fuse import Fuser
 from occ_core.labels.lift import Fold, Lifter
 from occ_core.labels.recipes import Recipe
+from occ_core.network_input.pinhole import NOT_FISHEYE, pinhole_frame
 from occ_core.occupancy import Occupancy
 from occ_core.taxonomy import OCC3D, Taxonomy
 from occ_core.teachers.base import Teachers

@@ -15,8 +15,8 @@ from occ_core.errors import CorruptInput, InvalidInput, MissingInput, OccError
 from occ_core.files import is_there
 from occ_core.frame import Frame, LidarSweep
 from occ_core.geometry import inverse, require_rigid
+from occ_core.images import decode_compressed
 from occ_core.sources.clouds import rows_of_file
-from occ_core.sources.images import decode_compressed
 
 CAMERA = "image_2"  # the left colour camera
 LIDAR_ROW = 4  # float32 x, y, z, reflectance 0..1

@@ -15,8 +15,8 @@ from occ_core.ego_mask import with_masks
 from occ_core.errors import CorruptInput, MissingInput, OccError
 from occ_core.files import is_there
 from occ_core.frame import Frame, LidarSweep
+from occ_core.images import decode_compressed
 from occ_core.sources.clouds import rows_of_file
-from occ_core.sources.images import decode_compressed
 from occ_core.sources.nuscenes_tables import NuScenesTables, SensorRecord, pose_between
 
 CAMERA_ORDER = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")

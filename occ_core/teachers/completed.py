@@ -1,5 +1,7 @@
 """Dense depth of one teacher set right by a LiDAR's sparse returns: its shape between them, their metres on them.
 
+Depth from motion can take the LiDAR's place; it sets the scale, but does not stand for itself, for it may be wrong.
+
 Monocular metric depth errs by a factor that changes slowly over a surface and jumps where depth does. Every return
 tells the logarithm of that factor at one pixel. A bilateral grid (Chen, Paris and Durand, "Real-time edge-aware image
 processing with the bilateral grid", SIGGRAPH 2007), whose third axis is the teacher's own log depth, spreads it to
@@ -35,11 +37,12 @@ class CompletedDepth:
     Args:
         dense: who is set right.
         lidar: who measures: sparse maps.
+        exact: in the pixels that are measured, that stands.
     """
 
-    def __init__(self, dense: DepthTeacher, lidar: DepthTeacher) -> None:
-        self.dense, self.lidar = dense, lidar
-        self.version = f"completed-2 ({dense.version}) by ({lidar.version})"
+    def __init__(self, dense: DepthTeacher, lidar: DepthTeacher, exact: bool = True) -> None:
+        self.dense, self.lidar, self.exact = dense, lidar, exact
+        self.version = f"completed-2 ({dense.version}) {'by' if exact else 'scaled by'} ({lidar.version})"
 
     def reads(self, frame: Frame) -> list[Path | np.ndarray]:
         """See `base.seen_key`: what either of the two looks at."""
@@ -52,16 +55,17 @@ class CompletedDepth:
             InvalidInput: the frame has no LiDAR sweep. Others as the two teachers.
         """
         returns = self.lidar.depth(frame)  # first: it costs little, and may refuse
-        return {name: complete(given, returns[name]) for name, given in self.dense.depth(frame).items()}
+        return {name: complete(given, returns[name], self.exact) for name, given in self.dense.depth(frame).items()}
 
 
-def complete(dense: DepthMap, returns: DepthMap) -> DepthMap:
+def complete(dense: DepthMap, returns: DepthMap, exact: bool = True) -> DepthMap:
     """`dense` times the smooth, edge-aware factor that makes it meet `returns`; in a return's pixel, its own depth.
 
     What `dense` calls sky or unknown stays so, but in a return's pixel. Without any return `dense` keeps its depth.
 
     Args:
         dense: (h, w). returns: sparse, NaN between returns, of the same view; may have another size.
+        exact: else the factor holds in a return's own pixel, too.
 
     Returns:
         (h, w). Confidence is 1 in a return's pixel, elsewhere that of `dense` times 0.5 (no return near) to 0.9
@@ -86,7 +90,8 @@ def complete(dense: DepthMap, returns: DepthMap) -> DepthMap:
         left_over -= explained[at]
     depth_m = np.where(known, dense.depth_m * np.exp(factor), dense.depth_m)
     confidence = dense.confidence * (FAR + (NEAR - FAR) * near)
-    depth_m[rows, columns], confidence[rows, columns] = measured_m, 1
+    if exact:
+        depth_m[rows, columns], confidence[rows, columns] = measured_m, 1
     return DepthMap(depth_m.astype(np.float32), confidence.astype(np.float32))
 
 

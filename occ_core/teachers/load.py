@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from occ_core.errors import InvalidInput
+from occ_core.errors import InvalidInput, need
 from occ_core.sources.nuscenes_tables import root_of
 from occ_core.taxonomy import Taxonomy
 from occ_core.teachers.asked import AskedClasses, AskedDepth
@@ -20,7 +20,14 @@ CLASS_TEACHERS = (
     "the folder or hub name of a Mask2Former, OneFormer, SegFormer or EoMT",
     "thin:NAME, such a network with Grounded-SAM's thin classes on top",
 )
-DEPTH_TEACHERS = ("oracle", "realistic", "lidar", "metric3d", "or the folder or hub name of a transformers depth model")
+DEPTH_TEACHERS = (
+    "oracle",
+    "realistic",
+    "lidar",
+    "motion",
+    "metric3d",
+    "or the folder or hub name of a transformers depth model",
+)
 
 
 def load_teachers(
@@ -32,7 +39,8 @@ def load_teachers(
     seed: int = 0,
     cache: Path | None = None,
 ) -> Teachers:
-    """The teachers of a name: `A` for both; `A+B` for classes by A, depth by B; `A+B+lidar`: B's set right by a LiDAR.
+    """The teachers of a name: `A` for both; `A+B` for classes by A, depth by B; `A+B+lidar`: B's set right by a LiDAR;
+    `A+B+motion`: B's scaled by depth from motion.
 
     Args:
         name: such as `oracle`, `realistic`, `grounded-sam+metric3d`, `oracle+lidar`, `grounded-sam+metric3d+lidar` or
@@ -51,12 +59,13 @@ def load_teachers(
     dataroot = root_of(dataroot)
     first, _, rest = name.partition("+")
     second, completes, completed_by = rest.partition("+")
-    if completes and completed_by != "lidar":
+    if completes and completed_by not in ("lidar", "motion"):
         raise InvalidInput(
-            f"'{name}': depth can be completed by 'lidar' (CLASSES+DEPTH+lidar), not by '{completed_by}'"
+            f"'{name}': depth can be completed by 'lidar' (CLASSES+DEPTH+lidar) or scaled by 'motion', not by "
+            f"'{completed_by}'"
         )
-    if completes and second in ("", "lidar"):
-        raise InvalidInput(f"'{name}': '{second}' has no dense depth that a LiDAR could complete")
+    if completes and second in ("", "lidar", "motion"):
+        raise InvalidInput(f"'{name}': '{second}' has no dense depth that a LiDAR or motion could complete")
     both = _city_teacher(first, dataroot, taxonomy, seed) if second in ("", first) else None  # reads each file once
     classes: ClassTeacher = both or _class_teacher(first, dataroot, taxonomy, weights, device, seed)
     depth: DepthTeacher = both or _depth_teacher(second or first, dataroot, taxonomy, weights, device, seed)
@@ -66,9 +75,9 @@ def load_teachers(
         classes, depth = CachedClasses(classes, cache), CachedDepth(depth, cache)
     if completes:
         from occ_core.teachers.completed import CompletedDepth
-        from occ_core.teachers.lidar import LidarDepth
 
-        depth = CompletedDepth(depth, LidarDepth())
+        measures = _depth_teacher(completed_by, dataroot, taxonomy, weights, device, seed)
+        depth = CompletedDepth(depth, measures, exact=completed_by == "lidar")
         depth = depth if cache is None else CachedDepth(depth, cache)
     return Teachers(classes, depth)
 
@@ -114,6 +123,11 @@ def _depth_teacher(
         from occ_core.teachers.lidar import LidarDepth
 
         return LidarDepth()
+    if name == "motion":
+        need("numba", "world")
+        from occ_core.teachers.motion import MotionDepth
+
+        return MotionDepth(dataroot)
     if name == "metric3d":
         from occ_core.teachers.metric3d import load_metric3d
 

@@ -9,8 +9,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from occ_core.errors import InvalidInput
+from occ_core.losses.weights import Weight
 from occ_core.models.build import ModelConfig, parse_config
-from occ_core.models.config import Weight
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.settings import NanoTraining, NotNegative, Positive, Share
 from occ_core.shipped import config_file

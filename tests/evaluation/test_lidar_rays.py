@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ray_maps import FREE, ROAD, ROOF, WALL, empty, only, returns, voxels_of
 from small_nuscenes import OPTICAL, make
 from typer.testing import CliRunner
 
@@ -21,42 +22,16 @@ from occ_core.lidar_points import OWN_BODY_M
 from occ_core.sources.kitti import GROUND_Z_M, SemanticKittiSource
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.sources.nuscenes_tables import NuScenesTables
-from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI
+from occ_core.taxonomy import SEMANTIC_KITTI
 
 pytest.importorskip("numba")
 from occ_core.evaluation.lidar_rays import BANDS, LidarRayScores, Returns, returns_of, score_lidar_rays
-
-FREE, ROAD, WALL = OCC3D.free_id, OCC3D.id_of("driveable_surface"), OCC3D.id_of("manmade")
-ROOF = np.array([0.9, 0.0, 1.8])
-
-
-def returns(points, origin=ROOF, in_view=None) -> Returns:
-    points = np.asarray(points, dtype=np.float64).reshape(-1, 3)
-    return Returns(np.asarray(origin), points, np.ones(len(points), bool) if in_view is None else np.asarray(in_view))
-
-
-def empty() -> np.ndarray:
-    return np.full(OCC3D_GRID.shape, FREE, dtype=np.uint8)
 
 
 def wall_at(x_m: float) -> np.ndarray:
     """One layer of cells across the whole grid whose near face is at x_m."""
     labels = empty()
     labels[round((x_m + 40) / 0.4)] = WALL
-    return labels
-
-
-def only(report: dict, group: str, band: str) -> dict:
-    """The named kind of returns, if no other was counted."""
-    counted = {(g, b) for g in ("ground", "above") for b in BANDS if report[g][b]["returns"]}
-    assert counted == {(group, band)}
-    return report[group][band]
-
-
-def voxels_of(points_m: np.ndarray, grid: VoxelGrid, free: int, label: int) -> np.ndarray:
-    index, inside = grid.index_of(points_m)
-    labels = np.full(grid.shape, free, dtype=np.uint8)
-    labels[tuple(index[inside].T)] = label
     return labels
 
 

@@ -296,7 +296,7 @@ def test_a_rig_file_that_is_not_there(tmp_path):
 @pytest.mark.parametrize("encoding", sorted(messages.BRIDGED))
 def test_cv_bridge_and_numpy_agree(encoding):
     pytest.importorskip("cv_bridge", reason="cv_bridge comes with a ROS 2 installation (apt), not from PyPI")
-    from occ_core.sources.images import ENCODINGS, decode_image
+    from occ_core.images import ENCODINGS, decode_image
 
     step = 48 * ENCODINGS[encoding][0]
     data = np.random.default_rng(0).integers(0, 256, (32, step), dtype=np.uint8).tobytes()

@@ -23,9 +23,9 @@ from tf2_msgs.msg import TFMessage
 from occ_core.bags import messages as msg
 from occ_core.clouds import LIDAR_POINT
 from occ_core.geometry import pose
-from occ_core.inference.memory import Moment
+from occ_core.images import decode_compressed
 from occ_core.inference.predictor import Predictor
-from occ_core.sources.images import decode_compressed
+from occ_core.models.easyocc.past import Moment
 from occ_core.sync import SyncedSet
 from occ_core.transforms import TransformTree
 from occ_ros.calibration import Calibration

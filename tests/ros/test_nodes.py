@@ -27,7 +27,7 @@ from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import MarkerArray
 
 from occ_core.bags import messages as msg
-from occ_core.clouds import VOXEL_POINT, occupancy_of
+from occ_core.clouds import LIDAR_POINT, VOXEL_POINT, occupancy_of
 from occ_core.grid import OCC3D_GRID
 from occ_core.inference.predictor import Predictor
 from occ_core.occupancy import Occupancy, read_npz
@@ -67,7 +67,9 @@ def replay(tmp_path_factory, model, predictor):
         truth[index] = Occupancy(
             OCC3D_GRID, OCC3D, labels, rng.random(labels.shape) < 0.5, mask_lidar=rng.random(labels.shape) < 0.2
         )
-    fx.write_bag(folder / "bag", 6, truth=truth)
+    returns = np.zeros(5, dtype=LIDAR_POINT)
+    returns["x"], returns["z"] = 12.0, 1.0 + 0.1 * np.arange(5)
+    fx.write_bag(folder / "bag", 6, truth=truth, clouds={"/lidar": returns})
     node = fx.start_node(
         "occupancy_node", REPLAY_DOMAIN, folder / "node.log", model=model, timings_file=folder / "times.json",
         image_reliability="reliable", deadline_s=5.0, **NODE,
@@ -75,7 +77,7 @@ def replay(tmp_path_factory, model, predictor):
     evaluator = fx.start_node(
         "evaluator_node", REPLAY_DOMAIN, folder / "evaluator.log", cameras=CAMERAS, idle_s=10.0, deadline_s=5.0,
         start_timeout_s=0.0,
-        report_file=folder / "report.json", predictions_dir=folder / "predictions",
+        report_file=folder / "report.json", predictions_dir=folder / "predictions", lidar_topic="/lidar",
     )  # fmt: skip
     player = fx.start_node(
         "player_node", REPLAY_DOMAIN, folder / "player.log", bag=folder / "bag", rate=0.25,
@@ -96,7 +98,7 @@ def replay(tmp_path_factory, model, predictor):
 
 
 def _as_decoded(predictor, index):
-    from occ_core.sources.images import decode_compressed
+    from occ_core.images import decode_compressed
 
     useful = predictor.useful_size(fx.RIG.cameras[0].size)
     return {name: decode_compressed(fx.jpeg(image), at_least=useful) for name, image in fx.images(index).items()}
@@ -114,6 +116,14 @@ def test_replay_accounts_for_every_frame(replay):
     assert report["frames_unreported"] == 0
     assert report["truths_received"] == 3
     assert report["exceptions"] == {}
+
+
+def test_replay_is_judged_by_the_lidar(replay):
+    """Each answer by the sweep of its stamp; no odometry is in the bag."""
+    report = json.loads((replay[0] / "report.json").read_text())
+    lidar = report["lidar"]
+    assert lidar["frames"] == lidar["sweeps_unmoved"] == report["frames_answered"] - lidar["answers_without_sweep"] >= 1
+    assert lidar["above"]["10-20m"]["returns"] == 5 * lidar["frames"] and lidar["sweeps_unusable"] == {}
 
 
 def test_replay_scores_equal_plain_numpy(replay, predictor):

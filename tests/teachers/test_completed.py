@@ -199,3 +199,23 @@ def test_its_name(tmp_path):
             load_teachers(name, tmp_path, OCC3D)
     with pytest.raises(InvalidInput, match="'nobody' is no depth teacher.*CLASSES.DEPTH.lidar"):
         load_teachers("oracle+nobody+lidar", tmp_path, OCC3D)
+
+
+def test_what_only_scales_does_not_stand_for_itself():
+    """Three of a hundred returns are wrong by half: near them the factor holds, in their own pixels, too."""
+    truth_m = ground_and_wall_m()
+    given = returns(truth_m)
+    wild = (ROWS % 20 == 1) & (COLUMNS % 20 == 0) & np.isfinite(given.depth_m)
+    given = DepthMap(np.where(wild, 1.5 * given.depth_m, given.depth_m).astype(np.float32), given.confidence)
+    stands, scales = (complete(dense(wrong(truth_m)), given, exact=exact) for exact in (True, False))
+    assert wild.sum() > 20 and (error(stands, truth_m)[wild] > 0.4).all()
+    assert error(scales, truth_m)[wild].max() < 0.2 and np.median(error(scales, truth_m)) < 0.02
+    assert scales.confidence.max() < 0.8 and stands.confidence.max() == 1
+
+
+def test_names_of_what_completes(tmp_path):
+    (tmp_path / "truth").mkdir()
+    depth = load_teachers("oracle+realistic+motion", tmp_path, OCC3D).depth
+    assert isinstance(depth, CompletedDepth) and not depth.exact and "scaled by (motion" in depth.version
+    with pytest.raises(InvalidInput, match="'motion' has no dense depth"):
+        load_teachers("oracle+motion+lidar", tmp_path, OCC3D)
