@@ -11,7 +11,7 @@ import sys
 import typer
 
 from occ_core import __version__
-from occ_core.cli import bag, bench, doctor, engine, labels, model, view, world
+from occ_core.cli import bag, bench, doctor, engine, labels, model, teachers, view, world
 from occ_core.errors import OccError, naming_extras
 
 app = typer.Typer(
@@ -53,6 +53,7 @@ app.add_typer(world.app, name="world")
 app.add_typer(bag.app, name="bag")
 app.command("doctor")(doctor.doctor)
 app.add_typer(labels.app, name="labels")
+app.add_typer(teachers.app, name="teachers")
 app.command("train")(model.train)
 app.command("predict")(model.predict)
 app.command("eval")(model.evaluate)
