@@ -106,7 +106,7 @@ def predict(
     alone: Annotated[
         bool, typer.Option("--alone", help="A model with memory: each frame as if it were the first.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make anew what OUT already holds.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make all anew; other models' go from OUT.")] = False,
     camera: Annotated[list[str] | None, typer.Option(help="Of a bag: camera to use, by name or topic; repeat.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Of a bag: camera to leave out; repeat.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Of a bag: stop at the first problem.")] = False,

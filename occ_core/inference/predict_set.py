@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from occ_core.errors import InvalidInput
 from occ_core.frame import FULL_INTENSITY
-from occ_core.inference.predictions import MadeBy, lacking, model_key, save_prediction
+from occ_core.inference.predictions import MadeBy, lacking, model_key, remove_others, save_prediction
 from occ_core.inference.predictor import Predictor
 from occ_core.shipped import require_network
 from occ_core.sources.open import EVERY_CAMERA, Choice, frame_key, left_out, open_source
@@ -44,9 +44,9 @@ def predict_set(
         checkpoint, backend, threads: as of `Predictor.load`.
         data, scenes, version, choice: as of `open_source`.
         alone: a model with memory answers each frame as if it were the first.
-        overwrite: make anew what is there.
+        overwrite: make anew what is there, and remove what other models made.
         on_progress: hears of frames done, and of how many there are.
-        on_remark: hears what was left out of the data, and what to know before trusting the answers.
+        on_remark: hears what was left out of the data or removed, and what to know before trusting the answers.
 
     Raises:
         InvalidInput: a frame that cannot be predicted, or files in `out` of another model or other images.
@@ -67,6 +67,8 @@ def predict_set(
     def images(index: int) -> str:
         return frame_key(data, source, index, reads_lidar)
 
+    if overwrite and (removed := remove_others(out, model)):
+        on_remark(f"{removed} predictions of other models removed from {out}")
     missing = [True] * len(files) if overwrite else lacking(files, model, images)
     wanted = _until_the_last(missing, source.samples) if predictor.memory else missing
     cautions = set[str]()
