@@ -42,7 +42,7 @@ def folders(out: Path, scene: str) -> dict[str, Path]:
 
 
 def write_cut(out: Path, drives: Sequence[Drive]) -> dict[str, list[str]]:
-    """Write the stretches; returns the folders of each part, those of the drives in turn, as texts."""
+    """Write the stretches; returns their folders in `out` by part, those of the drives in turn."""
     made: dict[str, list[str]] = {part: [] for part in PARTS}
     for drive in drives:
         at = folders(out, drive.scene)
@@ -50,5 +50,5 @@ def write_cut(out: Path, drives: Sequence[Drive]) -> dict[str, list[str]]:
             if len(numbers):
                 first, last = drive.keyframes_ns[numbers[0]], drive.keyframes_ns[numbers[-1]]
                 Stretch(drive.bag, first, last + 1).write(at[part])
-                made[part].append(str(at[part]))
+                made[part].append(str(at[part].relative_to(out)))
     return made

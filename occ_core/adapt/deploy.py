@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +29,24 @@ LEAST_STALE_S = 0.7
 
 
 def export_all(checkpoint: Path, out: Path, calibrate: Path) -> dict[str, str]:
-    """fp32 and int8, the latter calibrated on a recording; path by precision."""
+    """fp32 and int8, the latter calibrated on a recording; name in `out` by precision."""
     fp32 = export_onnx(checkpoint, out / "model_fp32.onnx")
     int8 = export_onnx(checkpoint, out / "model_int8.onnx", "int8", calibrate)
-    return {"fp32": str(fp32), "int8": str(int8)}
+    return {"fp32": fp32.name, "int8": int8.name}
 
 
-def compare(checkpoint: Path, files: dict[str, str], stretch: Path, threads: int) -> dict[str, dict[str, Any]]:
+def compare(checkpoint: Path, files: Mapping[str, Path], stretch: Path, threads: int) -> dict[str, dict[str, Any]]:
     """Each file in each runtime that is installed, beside torch, on some keyframes of a stretch in turn.
 
     Returns:
-        by `<runtime> <precision>`: file, backend, p50_ms and p95_ms of an answer to preprocessed images,
+        by `<runtime> <precision>`: backend and precision, p50_ms and p95_ms of an answer to preprocessed images,
         equal_percent of all cells as torch has them, same_percent of those that either calls occupied.
     """
     torch = Predictor.load(checkpoint, "torch", threads)
     there = [name for name in FASTEST_FIRST if importlib.util.find_spec(name)]
-    rows = {"torch fp32": (str(checkpoint), "torch", torch)}
+    rows = {"torch fp32": ("torch", "fp32", torch)}
     for precision, path in files.items():
-        rows |= {f"{name} {precision}": (path, name, Predictor.load(path, name, threads)) for name in there}
+        rows |= {f"{name} {precision}": (name, precision, Predictor.load(path, name, threads)) for name in there}
     recording = Recording(stretch)
     frames = recording.scene(recording.scenes[0])
     ms: dict[str, list[float]] = {name: [] for name in rows}
@@ -66,14 +67,14 @@ def compare(checkpoint: Path, files: dict[str, str], stretch: Path, threads: int
                 ms[name].append(1e3 * (time.perf_counter() - began))
     return {
         name: {
-            "file": path,
             "backend": backend,
+            "precision": precision,
             "p50_ms": round(float(np.percentile(ms[name], 50)), 1),
             "p95_ms": round(float(np.percentile(ms[name], 95)), 1),
             "equal_percent": round(100 * cells[name][0] / total, 3),
             "same_percent": round(100 * cells[name][1] / max(1, cells[name][2]), 2),
         }
-        for name, (path, backend, _) in rows.items()
+        for name, (backend, precision, _) in rows.items()
     }
 
 
@@ -83,7 +84,7 @@ def fastest(rows: dict[str, dict[str, Any]]) -> str:
     return min(true, key=lambda name: (rows[name]["p50_ms"], name))
 
 
-def write_node(out: Path, stretch: Path, row: dict[str, Any], threads: int) -> dict[str, str]:
+def write_node(out: Path, stretch: Path, model: Path, backend: str, threads: int) -> dict[str, str]:
     """OUT/rig.yaml, the cameras as the recording has them, and OUT/node.yaml, the parameters; and how to start it.
 
     Raises:
@@ -100,8 +101,8 @@ def write_node(out: Path, stretch: Path, row: dict[str, Any], threads: int) -> d
     period_s = float(np.median(np.diff(stamps))) / 1e9
     offsets = [abs(offset) for offset in source.bag.roster.offsets_s.values()]
     parameters = {
-        "model": str(Path(row["file"]).resolve()),
-        "backend": row["backend"],
+        "model": str(model.resolve()),
+        "backend": backend,
         "threads": threads,
         "rig_file": str((out / "rig.yaml").resolve()),
         "base_frame": source.bag.base_frame,

@@ -30,7 +30,7 @@ NEAR = BANDS[:2]  # of ranges that the rays are summed over to one number
 
 
 def judge(
-    model: Path, stretches: Sequence[Path], predictions: Path, tell: Callable[[int, int], None], threads: int = 2
+    model: Path, stretches: Sequence[Path], predictions: Path, on_progress: Callable[[int, int], None], threads: int = 2
 ) -> dict[str, Any]:
     """Answer every keyframe of some stretches, and score the answers.
 
@@ -56,7 +56,7 @@ def judge(
             rays.add(labels, returns_of(frame))
         for name, truth in truths.items():
             voxels[name].add(truth, labels)
-        tell(done, total)
+        on_progress(done, total)
     report: dict[str, Any] = {"lidar": rays.report()} if rays.frames else {}
     report |= {name: {"samples": s.samples, **s.report()} for name, s in voxels.items() if s.samples}
     return _finite(report | {"summary": summary_of(report)})

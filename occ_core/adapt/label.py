@@ -21,7 +21,7 @@ LABELS = "labels"
 """Folder of labels in each stretch."""
 
 
-def give_masks(out: Path, drives: Sequence[Drive], tell: Callable[[str], None]) -> dict[str, Any]:
+def give_masks(out: Path, drives: Sequence[Drive], on_progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Each stretch its ego masks: the bag's own, or else those that are found in what is learned from.
 
     Returns:
@@ -36,8 +36,8 @@ def give_masks(out: Path, drives: Sequence[Drive], tell: Callable[[str], None]) 
         else:
             finder, frames = MaskFinder(), Recording(stretches[0]).scene(drive.scene)
             for index in range(len(frames)):
-                tell(f"{drive.scene}: looking for the robot itself, {index + 1} of {len(frames)}")
                 finder.add(frames[index])
+                on_progress(index + 1, len(frames))
             said[drive.scene] = write_found(finder.found(), out / FOLDER / drive.scene)
             masks = sorted((out / FOLDER / drive.scene).glob("*.png"))
         for folder in stretches:

@@ -21,6 +21,7 @@ from occ_core.training.loop import train
 IMAGE_SHARE = 8
 LEARNING_RATE = 5e-4
 PROBE_STEPS = 24
+FOLDER = "train"
 UNSETTLED = 2  # first steps of a phase, which load libraries and fill caches
 LEAST_STEPS = 2 * IMAGE_SHARE
 
@@ -46,7 +47,7 @@ def run_config(
         ema_decay=0.998,
         threads=threads,
         log_every=20,
-        checkpoint_every=200,
+        checkpoint_every=min(200, max(1, steps // 4)),
         validate_every=max(steps, 1),
         nano={"threshold_scenes": len(fit), "image_steps": 1, "turn": 0.2, "zoom": 0.3, "retexture": 0.2},
     )
@@ -72,7 +73,15 @@ def steps_for(hours: float, step_s: float) -> int:
 
 
 def learn(config: TrainingConfig, out: Path) -> dict[str, Any]:
-    """Train, or go on where a killed run stopped; returns what the record beside the checkpoint says of it."""
-    path = train(config, out, resume=(out / "last.safetensors").is_file())
+    """Train in `out`/train, or go on where a killed run stopped there.
+
+    Returns:
+        checkpoint, its path in `out`; steps, and step_s, seconds of one.
+    """
+    path = train(config, out / FOLDER, resume=(out / FOLDER / "last.safetensors").is_file())
     training = json.loads(path.with_suffix(".json").read_text())["training"]
-    return {"checkpoint": str(path), "steps": training["step"], "step_s": training["host"]["step_seconds"]}
+    return {
+        "checkpoint": str(path.relative_to(out)),
+        "steps": training["step"],
+        "step_s": training["host"]["step_seconds"],
+    }

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from occ_core.adapt.stage import Stages
 from occ_core.errors import InvalidInput
 from occ_core.files import content_key, read_json, write_atomically
 from occ_core.models.checkpoint import load_record
+from occ_core.parallel import progress_bar
 from occ_core.teachers.names import is_network
 
 Tell = Callable[[str], None]
-STAGES = ("cut", "masks", "labels", "size", "train", "before", "after", "choose", "export", "speed", "node")
 # Measured on two cores, of one camera's image: label by maps that are there, answer of the network in torch.
 LABEL_S, ANSWER_S, OTHER_S = 0.15, 0.15, 120.0
 
@@ -135,8 +136,8 @@ def run(plan: Plan, tell: Tell, replay: Callable[[Path, Path], dict[str, Any]] |
     write_atomically(out / "adapt.json", (json.dumps(plan.asked, indent=1) + "\n").encode())
     stages = _Told(Stages(out, plan.asked), tell)
     parts = stages.once("cut", lambda: cut.write_cut(out, drives))
-    learned, fitted, judged = ([Path(folder) for folder in parts[part]] for part in cut.PARTS)
-    masks = stages.once("masks", lambda: label.give_masks(out, drives, lambda line: None))
+    learned, fitted, judged = ([out / folder for folder in parts[part]] for part in cut.PARTS)
+    masks = stages.once("masks", lambda: shown("keyframes", partial(label.give_masks, out, drives)))
     labels = stages.once(
         "labels", lambda: label.make_all([*learned, *fitted, *judged], plan.teacher, out / "maps", plan.weights)
     )
@@ -145,28 +146,37 @@ def run(plan: Plan, tell: Tell, replay: Callable[[Path, Path], dict[str, Any]] |
         return learn.run_config(plan.start, learned, fitted, out / "cache", steps, threads)
 
     size = stages.once("size", lambda: _sized(plan, config(learn.PROBE_STEPS)))
-    trained = stages.once("train", lambda: learn.learn(config(size["steps"]), out / "train"))
-    adapted = Path(trained["checkpoint"])
+    trained = stages.once("train", lambda: learn.learn(config(size["steps"]), out))
+    adapted = out / trained["checkpoint"]
 
     def scored(model: Path, name: str) -> dict[str, Any]:
-        return judge(model, judged, out / "judged" / name, lambda done, total: None, threads)
+        return shown("keyframes", partial(judge, model, judged, out / "judged" / name, threads=threads))
 
     before = stages.once("before", lambda: scored(plan.start, "before"))
     after = stages.once("after", lambda: scored(adapted, "after"))
     better, why = is_better(before["summary"], after["summary"])
     chosen = adapted if better else plan.start
     files = stages.once("export", lambda: deploy.export_all(chosen, out, learned[0]))
-    speed = stages.once("speed", lambda: deploy.compare(chosen, files, judged[0], threads))
-    row = deploy.fastest(speed)
-    node = stages.once("node", lambda: deploy.write_node(out, judged[-1], speed[row], threads))
+    models = {precision: out / name for precision, name in files.items()}
+    speed = stages.once("speed", lambda: deploy.compare(chosen, models, judged[0], threads))
+    row = speed[runs := deploy.fastest(speed)]
+    model = chosen if row["backend"] == "torch" else models[row["precision"]]
+    node = stages.once("node", lambda: deploy.write_node(out, judged[-1], model, row["backend"], threads))
     played = {} if replay is None else stages.once("replay", lambda: replay(out / "node.yaml", judged[-1]))
     report = {
         "asked": plan.asked, "masks": masks, "labels": labels, "size": size, "trained": trained, "before": before,
-        "after": after, "better": better, "why": why, "checkpoint": str(chosen), "speed": speed, "runs": row,
+        "after": after, "better": better, "why": why, "checkpoint": str(chosen), "speed": speed, "runs": runs,
         "node": node, "replay": played,
     }  # fmt: skip
     write_atomically(out / "report.json", (json.dumps(report, indent=1) + "\n").encode())
     return report
+
+
+def shown(what: str, work: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """What `work(on_progress=...)` returns, with a bar that says what is done and the time left."""
+    with progress_bar(True) as progress:
+        bar = progress.add_task(what, total=None)
+        return work(on_progress=lambda done, total: progress.update(bar, completed=done, total=total))
 
 
 def _sized(plan: Plan, config: Any) -> dict[str, Any]:

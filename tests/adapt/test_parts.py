@@ -134,7 +134,7 @@ def test_a_stretch_is_a_recording_whose_frames_are_those_of_its_time(good, tmp_p
     found = examine(good)
     made = write_cut(tmp_path, [found])
     learned, judged = folders(tmp_path, "drive")["learn"], folders(tmp_path, "drive")["judge"]
-    assert made == {"learn": [str(learned)], "fit": [], "judge": [str(judged)]}
+    assert made == {"learn": ["stretches/drive.learn"], "fit": [], "judge": ["stretches/drive.judge"]}
     whole, parts = Recording(good).scene("drive"), [Recording(path).scene("drive") for path in (learned, judged)]
     numbers = cut(len(whole.tokens))
     assert parts[0].tokens == whole.tokens[: numbers.learn.stop] and parts[1].tokens == whole.tokens[-6:]
