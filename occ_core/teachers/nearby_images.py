@@ -13,7 +13,7 @@ from occ_core.camera import Camera
 from occ_core.errors import OccError
 from occ_core.files import is_there
 from occ_core.frame import Frame
-from occ_core.inference.pinhole import NOT_FISHEYE, pinhole_frame
+from occ_core.network_input.pinhole import NOT_FISHEYE, pinhole_frame
 from occ_core.sources.nuscenes import NuScenesSource, camera_of, read_image
 from occ_core.sources.nuscenes_tables import SensorRecord
 from occ_core.sources.open import FrameSource, open_source
