@@ -1,4 +1,4 @@
-"""MkDocs hook: the site is the repository. Pages keep their places, so one link serves both, and the strict build checks each.
+"""MkDocs hook: the site is the repository. Pages keep their places, so one link serves both, and each is checked.
 
 MkDocs alone takes one folder, beyond which no link may lead; pages here lead to benchmarks, code and settings.
 """
