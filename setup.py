@@ -65,7 +65,7 @@ setup(
     maintainer="The occ_ros authors",
     maintainer_email="occ-ros@users.noreply.github.com",
     packages=find_packages(include=["occ_core", "occ_core.*", "occ_ros", "occ_ros.*"]),
-    package_data={"occ_core": ["assets/*", "py.typed"]},
+    package_data={"occ_core": ["assets/*", "py.typed"], "occ_core.show": ["page_files/*"]},
     python_requires=">=3.10",
     install_requires=[
         "setuptools",

@@ -199,10 +199,11 @@ def evaluate(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Data set in nuScenes layout that has the LiDAR's poses, for RayIoU. Default: beside GTS."),
+        typer.Option(help="What was predicted: LiDAR's poses for RayIoU, images for --html. Default: beside GTS."),
     ] = None,
     version: VERSION = None,
     json: Annotated[Path | None, typer.Option(help="Also write the scores to this file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a page with scores, voxels and images.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes; pays from some hundred samples on.")] = 1,
 ) -> None:
     """Score predictions, or anybody's labels, against Occ3D ground truth in every protocol of the field, or a LiDAR.
@@ -215,8 +216,9 @@ def evaluate(
 
         occ eval predictions city/gts --json scores.json
 
-        occ eval predictions --lidar drive
+        occ eval predictions --lidar drive --html report.html
     """
+    from occ_core.cli.eval_page import moments_of_eval, write_eval_page
     from occ_core.errors import MissingInput
     from occ_core.evaluation.report import write_report
 
@@ -224,9 +226,11 @@ def evaluate(
         raise MissingInput(
             "nothing to score against: give GTS, a folder of true voxels, --lidar DATA, --images DATA, or several"
         )
-    if truths is None and data is not None:
+    if truths is None and data is not None and html is None:
         raise MissingInput("--data is for RayIoU, which needs true voxels: give GTS, too")
-    report = {} if truths is None else _against_voxels(predictions, truths, data, version, workers)
+    moments = None if html is None else moments_of_eval(predictions, truths, data or lidar or images, version)
+    rays = data is not None and html is None
+    report = {} if truths is None else _against_voxels(predictions, truths, data, version, workers, rays)
     if lidar is not None:
         report |= {"lidar": _against_lidar(predictions, lidar, version, workers)}
     if lidar is not None and truths is not None:
@@ -238,12 +242,14 @@ def evaluate(
         report |= {"images_of_truth": _against_images(truths, images, version)}
     if json is not None:
         write_report(json, report)
+    if html is not None and moments is not None:
+        write_eval_page(html, moments, report)
 
 
 def _against_voxels(
-    predictions: Path, truths: Path, data: Path | None, version: str | None, workers: int
+    predictions: Path, truths: Path, data: Path | None, version: str | None, workers: int, need_rays: bool
 ) -> dict[str, Any]:
-    """The report of every protocol that needs true voxels, printed."""
+    """The report of every protocol that needs true voxels, printed; `need_rays`: it is an error if there are none."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -268,7 +274,7 @@ def _against_voxels(
             need("numba", "world")
             origins = ray_origins(data or truths.resolve().parent, prediction_files(predictions), version)
         except OccError as error:
-            if data is not None:
+            if need_rays:
                 raise
             no_rays = error
         progress.update(task, description="scoring")
