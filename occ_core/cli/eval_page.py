@@ -31,15 +31,15 @@ def moments_of_eval(predictions: Path, truths: Path | None, data: Path | None, v
     if data is None and folder is not None:
         data = folder.parent
     if data is None:
-        raise MissingInput("--html shows images: name what was predicted, --data DATA")
+        raise MissingInput("--html shows images: name what was predicted, --lidar DATA or --images DATA")
     return Moments(predictions, data, folder, version)
 
 
-def write_eval_page(path: Path, moments: Moments, report: dict[str, Any]) -> None:
+def write_eval_page(path: Path, moments: Moments, report: dict[str, Any], remarks: list[str]) -> None:
     """Write the page of a report of `occ eval`, and say where it is."""
     from occ_core.show.page import page_moments, write_page
-    from occ_core.show.page_tables import notes_of_scores, tables_of_scores
+    from occ_core.show.page_tables import figures_of
 
-    tables, notes = tables_of_scores(report), notes_of_scores(report)
-    write_page(path, moments.title, page_moments(moments), tables, notes=notes)
+    tables, notes = figures_of(report)
+    write_page(path, moments.title, page_moments(moments), tables, notes=[*notes, *remarks])
     typer.echo(f"page       {path} ({path.stat().st_size / 1e6:.1f} MB)")

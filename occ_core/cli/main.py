@@ -12,7 +12,7 @@ import typer
 
 from occ_core import __version__
 from occ_core.cli import bag, bench, doctor, engine, labels, model, teachers, view, world
-from occ_core.errors import OccError
+from occ_core.errors import OccError, naming_extras
 
 app = typer.Typer(
     name="occ",
@@ -27,7 +27,7 @@ app = typer.Typer(
 
         occ bag make city drive --scene scene-0001         the drive as a ROS 2 bag
 
-        occ predict MODEL.safetensors city predictions     semantic voxels, one file a keyframe
+        occ predict nano city predictions                  semantic voxels, one file a keyframe
 
         occ eval predictions city/gts                      the score, in every protocol of the field
     """,
@@ -66,7 +66,8 @@ app.add_typer(bench.app, name="bench")
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2, never a stack trace."""
     try:
-        app()
+        with naming_extras():
+            app()
     except OccError as error:
         if os.environ.get("OCC_DEBUG"):
             raise

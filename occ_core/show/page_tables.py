@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from occ_core.errors import CorruptInput
-from occ_core.evaluation.image_consistency import image_lines
-from occ_core.evaluation.lidar_table import TITLE, class_table, lidar_table, summary
-from occ_core.evaluation.report import PROTOCOLS
-from occ_core.evaluation.report import table as voxel_table
+from occ_core.evaluation.in_words import in_words
 from occ_core.show.album import spread
 
 if TYPE_CHECKING:
@@ -28,40 +25,11 @@ class PageTable(NamedTuple):
     rows: list[list[str]]
 
 
-def tables_of_scores(report: dict[str, Any]) -> list[PageTable]:
-    """All tables that `occ eval` prints of a report: true voxels, scene completion, LiDAR returns."""
-    tables = []
-    if any(name in report for name in PROTOCOLS):
-        tables.append(table_of(voxel_table(report)))
-    if "ssc" in report:
-        tables.append(_completion_table(report["ssc"]))
-    for key, title in (("lidar", TITLE), ("lidar_of_truth", "The same of the true voxels: the ceiling")):
-        if key in report:
-            found = (lidar_table(report[key], title), class_table(report[key]))
-            tables += [table_of(table) for table in found if table is not None]
-    return tables
-
-
-def notes_of_scores(report: dict[str, Any]) -> list[str]:
-    """What else `occ eval` says of a report, in texts of some lines."""
-    notes = ["\n".join(summary(report["lidar"]))] if "lidar" in report else []
-    notes += ["\n".join(image_lines(report[key])) for key in ("images", "images_of_truth") if key in report]
-    return notes + [f"warning: {line}" for line in report.get("warnings", [])]
-
-
-def _completion_table(ssc: dict[str, dict[str, Any]]) -> PageTable:
-    """One row a score, one column a range."""
-
-    def shown(value: float | None) -> str:
-        return "-" if value is None or math.isnan(value) else f"{value:.1f}"
-
-    scores = [
-        [label, *(shown(found[key]) for found in ssc.values())]
-        for key, label in (("precision", "precision"), ("recall", "recall"), ("iou", "IoU"), ("miou_19", "mIoU"))
-    ]
-    names = next(iter(ssc.values()))["per_class"]
-    classes = [[name, *(shown(found["per_class"][name]) for found in ssc.values())] for name in names]
-    return PageTable("Scene completion by range; percent", ["", *ssc], scores + classes)
+def figures_of(report: dict[str, Any]) -> tuple[list[PageTable], list[str]]:
+    """The tables of a report of `occ eval`, and what else it says, as one text of some lines."""
+    told = list(in_words(report))
+    lines = [item for item in told if isinstance(item, str)]
+    return [table_of(item) for item in told if not isinstance(item, str)], ["\n".join(lines)] if lines else []
 
 
 def table_of(table: Table) -> PageTable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -59,6 +60,9 @@ class BagFrames:
     def names(self) -> list[str]:
         """What a prediction for each frame is called: its token."""
         return list(self._tokens)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Frame:
         frame = self.bag.frame(*self.bag.read(*self._sets[index]))
