@@ -6,7 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -125,22 +125,33 @@ def summary_of(report: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if value is not None and math.isfinite(value)}
 
 
-def is_better(before: dict[str, float], after: dict[str, float]) -> tuple[bool, str]:
-    """Whether to take the later network, and why, in one sentence: by the LiDAR, or without one by held-out labels.
+class Change(NamedTuple):
+    """What decides between two networks, in percent: `what` it is, and its mean score of each."""
 
-    The mean of what the LiDAR says of ground and of what stands on it, or of IoU and mIoU, must not fall; true voxels
+    what: str
+    was: float
+    now: float
+
+    @property
+    def lost(self) -> float:
+        """Points; negative: won."""
+        return self.was - self.now
+
+    def __str__(self) -> str:
+        return f"{self.what}: mean score {self.was:.1f} % before, {self.now:.1f} % after"
+
+
+def change_of(before: dict[str, float], after: dict[str, float]) -> Change | None:
+    """From two summaries, as of `summary_of`: by the LiDAR, or without one by held-out labels; None: by neither.
+
+    The score is the mean of what the LiDAR says of ground and of what stands on it, or of IoU and mIoU. True voxels
     are shown and decide nothing, since robots have none.
     """
-    by_lidar = any(name.startswith("lidar_") for name in before)
-    kind, what = ("lidar_", "LiDAR rays") if by_lidar else ("labels_", "held-out labels")
-    common = [name for name in before if name.startswith(kind) and name in after]
-    if not common:
-        return True, "nothing to judge by: the adapted network is taken unjudged"
-    was, now = (sum(numbers[name] for name in common) / len(common) for numbers in (before, after))
-    change = f"{what}: mean score {was:.1f} % before, {now:.1f} % after"
-    if now < was:
-        return False, f"adapting made it worse; the old weights stay ({change})"
-    return True, change
+    for kind, what in (("lidar_", "LiDAR rays"), ("labels_", "held-out labels")):
+        common = [name for name in before if name.startswith(kind) and name in after]
+        if common:
+            return Change(what, *(sum(numbers[name] for name in common) / len(common) for numbers in (before, after)))
+    return None
 
 
 def _finite(value: Any) -> Any:

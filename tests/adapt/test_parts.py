@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 
 from occ_core.adapt import doctor
 from occ_core.adapt.cut import GAP, cut, folders, write_cut
+from occ_core.adapt.deploy import fastest
 from occ_core.adapt.doctor import LEAST_KEYFRAMES, examine, recipe_for, teacher_for
-from occ_core.adapt.judge import is_better
+from occ_core.adapt.judge import change_of
 from occ_core.adapt.stage import Stages
 from occ_core.bags import messages as msg
 from occ_core.camera import Rig
@@ -168,16 +169,31 @@ def test_a_stretch_that_is_none(tmp_path, text):
         Stretch(tmp_path, 5, 5)
 
 
-def test_which_network_is_taken():
+def test_what_decides_between_two_networks():
     lidar = {"lidar_above": 10.0, "lidar_ground": 60.0, "labels_iou": 50.0, "truth_iou": 40.0}
-    better, why = is_better(lidar, lidar | {"lidar_above": 20.0, "labels_iou": 1.0, "truth_iou": 1.0})
-    assert better and why == "LiDAR rays: mean score 35.0 % before, 40.0 % after"
-    better, why = is_better(lidar, lidar | {"lidar_ground": 59.0, "labels_iou": 99.0})
-    assert not better and why.startswith("adapting made it worse; the old weights stay (LiDAR rays")
+    won = change_of(lidar, lidar | {"lidar_above": 20.0, "labels_iou": 1.0, "truth_iou": 1.0})
+    assert won.lost == -5 and str(won) == "LiDAR rays: mean score 35.0 % before, 40.0 % after"
+    assert change_of(lidar, lidar | {"lidar_ground": 59.0, "labels_iou": 99.0}).lost == 0.5
     labels = {"labels_iou": 30.0, "labels_miou_15": 10.0, "truth_iou": 50.0}
-    assert is_better(labels, labels | {"labels_iou": 29.0, "labels_miou_15": 12.0})[0]
-    assert not is_better(labels, labels | {"labels_miou_15": 9.0, "truth_iou": 90.0})[0]
-    assert is_better({}, {}) == (True, "nothing to judge by: the adapted network is taken unjudged")
+    assert change_of(labels, labels | {"labels_iou": 29.0, "labels_miou_15": 12.0}).lost == -0.5
+    assert change_of(labels, labels | {"labels_miou_15": 9.0, "truth_iou": 90.0}).lost == 0.5
+    assert change_of(labels, {"labels_iou": 31.0}).lost == -1  # what both have
+    assert change_of({"truth_iou": 1.0}, {"truth_iou": 2.0}) is None
+
+
+def test_what_the_node_runs():
+    def row(backend, precision, p50_ms, same_percent):
+        return {"backend": backend, "precision": precision, "p50_ms": p50_ms, "same_percent": same_percent}
+
+    rows = {
+        "torch fp32": row("torch", "fp32", 90.0, 100.0),
+        "a fp32": row("a", "fp32", 60.0, 99.9),
+        "a int8": row("a", "int8", 40.0, 93.0),
+        "wrong fp32": row("wrong", "fp32", 10.0, 80.0),
+        "wrong int8": row("wrong", "int8", 5.0, 80.0),
+    }
+    assert fastest(rows, int8=False) == "a fp32" and fastest(rows, int8=True) == "a int8"
+    assert fastest({name: rows[name] for name in ("torch fp32", "wrong fp32", "wrong int8")}, int8=True) == "torch fp32"
 
 
 def test_a_stage_is_done_once_until_something_before_it_changes(tmp_path):
