@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,57 +26,7 @@ FLAGS = (
     "--virtual-time-budget=60000", "--dump-dom",
 )  # fmt: skip
 ROAD, HIGHEST = 11, 9
-
-# Does what a person would do, and writes what the page then shows into it.
-VISITOR = """
-<script>
-(async () => {
-  const told = {}, counts = () => [...$("panels").children].map((panel) => parseInt(panel.textContent.match(/[0-9]+/)[0]));
-  const until = async (met) => { while (!met()) await new Promise((go) => setTimeout(go, 20)); };
-  const pixels = () => {  // mean colour of the coloured pixels of each panel, and how many there are
-    stage.render();
-    const c = stage.canvas, flat = Object.assign(document.createElement("canvas"), { width: c.width, height: c.height });
-    const pen = flat.getContext("2d"), half = Math.floor(c.width / 2);
-    pen.drawImage(c, 0, 0);
-    return [0, half].map((left) => {
-      const { data } = pen.getImageData(left, 0, half, c.height), sum = [0, 0, 0];
-      let n = 0;
-      for (let i = 0; i < data.length; i += 4) {
-        const rgb = [...data.slice(i, i + 3)];
-        if (Math.max(...rgb) - Math.min(...rgb) < 40 || (rgb[0] > 150 && rgb[1] < 30)) continue;  // greys, the red arrow
-        n++;
-        rgb.forEach((v, k) => (sum[k] += v));
-      }
-      return { n, rgb: sum.map((v) => v / Math.max(n, 1)) };
-    });
-  };
-  const slide = (id, value) => { $(id).value = value; $(id).dispatchEvent(new Event("input")); };
-  const box = (id) => document.querySelector(`#classes input[value="${id}"]`);
-  const step = async (name, act) => {
-    act();
-    await refresh();
-    told[name] = { counts: counts(), pixels: pixels() };
-  };
-  await until(() => document.body.dataset.loaded_ms);
-  await step("start", () => {});
-  await step("without road", () => box(11).click());
-  await step("nothing", () => $("none").click());
-  await step("only road", () => box(11).click());
-  await step("low", () => { $("all").click(); slide("high", 9); });
-  await step("certain", () => { slide("high", 15); slide("confidence", 60); });
-  await step("camera", () => { slide("confidence", 0); $("cameras").children[1].click(); });
-  await step("turned", () => { $("cameras").children[1].click(); $("above").click(); });
-  $("play").click();
-  await until(() => document.body.dataset.shown === "1");
-  $("play").click();
-  await step("second", () => {});
-  told.when = $("when").textContent;
-  told.images = [...document.querySelectorAll("#cameras img")].map((image) => image.naturalWidth);
-  told.problem = $("problem").hidden ? "" : $("problem").textContent;
-  document.body.append(Object.assign(document.createElement("pre"), { id: "told", textContent: JSON.stringify(told) }));
-})();
-</script>
-"""
+VISITOR = Path(__file__).parents[1] / "fixtures" / "page_visitor.js"
 
 
 def volume(seed: int) -> Occupancy:
@@ -100,7 +51,7 @@ def told(moments, tmp_path_factory):
     folder = tmp_path_factory.mktemp("visit")
     write_page(folder / "report.html", "visited", moments)
     with open(folder / "report.html", "a") as file:
-        file.write(VISITOR)
+        file.write(f"<script>{VISITOR.read_text()}</script>")
     command = [browser, *FLAGS, f"--user-data-dir={folder / 'profile'}", (folder / "report.html").as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False).stdout
     found = re.search(r'<pre id="told">(.*?)</pre>', dom, re.DOTALL)
