@@ -78,6 +78,14 @@ def test_what_the_line_leaves(robot, adapted):
     assert report["speed"]["onnxruntime fp32"]["equal_percent"] > 99.9
 
 
+def test_its_page_shows_before_and_after(robot, adapted):
+    page = (adapted / report_of(adapted)["page"]).read_text()
+    data = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+    assert len(data["moments"]) == 4 and data["volumes"] == ["before", "after", "labels"]
+    assert data["tables"][0]["header"] == ["", "before", "after"] and data["curve"]["x"]["values"][-1] == STEPS
+    assert report_of(adapted)["why"] in data["notes"][0]
+
+
 def test_the_nodes_parameters_run_what_was_judged(robot, adapted):
     parameters = yaml.safe_load((adapted / "node.yaml").read_text())["/**"]["ros__parameters"]
     frame = open_source(robot["bag"])[0]
