@@ -21,7 +21,7 @@ from occ_core.adapt.doctor import (
     teacher_for,
 )
 from occ_core.adapt.judge import Change, change_of, judge
-from occ_core.adapt.page import write_adapt_page
+from occ_core.adapt.page import write_report_page
 from occ_core.adapt.stage import Stages
 from occ_core.errors import InvalidInput
 from occ_core.files import content_key, read_json, write_atomically
@@ -174,11 +174,11 @@ def run(plan: Plan, tell: Tell, replay: Callable[[Path, Path], dict[str, Any]] |
         "after": after, "better": better, "why": _why(change, better), "checkpoint": str(chosen), "int8": int8,
         "speed": speed, "runs": runs, "node": node,
     }  # fmt: skip
-    report |= stages.once("page", lambda: write_adapt_page(out, drives, judged, report))
     _write(out / "report.json", report)
     if replay is not None:
         report["replay"] = stages.once("replay", lambda: replay(out / "node.yaml", judged[-1]))
         _write(out / "report.json", report)
+    tell(f"report: {write_report_page(out, judged, report)}")
     return report
 
 

@@ -67,6 +67,6 @@ def summary(scores: dict[str, Any]) -> list[str]:
         ("frames_without_lidar", "frames have a prediction but no LiDAR sweep"),
         ("frames_without_lidar_place", "frames do not say where their LiDAR is: rays start amid the cameras"),
     ):
-        if scores.get(key):  # scores of frames in memory tell no files
+        if scores[key]:
             lines.append(f"{scores[key]} {what}")
     return lines

@@ -17,10 +17,8 @@ from bag_robot import T0, S, robot
 from occ_core.adapt.cut import write_cut
 from occ_core.adapt.doctor import examine
 from occ_core.adapt.label import LABELS
-from occ_core.adapt.page import write_adapt_page
+from occ_core.adapt.page import write_report_page
 from occ_core.bags import messages as msg
-from occ_core.evaluation.lidar_rays import LidarRayScores
-from occ_core.evaluation.report import VoxelScores
 from occ_core.geometry import pose
 from occ_core.grid import OCC3D_GRID
 from occ_core.inference.predictions import save_prediction
@@ -55,7 +53,6 @@ def test_before_after_and_labels_stand_side_by_side(stretch):
     drive, out, judged = stretch
     recording = Recording(judged[0])
     scene = recording.scene(recording.scenes[0])
-    scores = {name: VoxelScores() for name in ("before", "after")}
     for number, token in enumerate(scene.tokens):
         label = volume(number)
         if number:  # the first moment has none
@@ -63,26 +60,24 @@ def test_before_after_and_labels_stand_side_by_side(stretch):
         for seed, name in ((100, "before"), (200, "after")):
             answer = volume(seed + number)
             save_prediction(out / "judged" / name / f"{token}.npz", answer.labels, answer.observed)
-            scores[name].add(label, answer.labels)
+    (out / "train").mkdir()
+    (out / "train" / "log.csv").write_text("step,total\n8,2.0\n16,1.0\n")
     report = {
-        name: {
-            "labels": {"samples": 3, **s.report()},
-            "lidar": LidarRayScores().report(),
-            "summary": {"labels_iou": 12.34},
-        }
-        for name, s in scores.items()
-    }
-    found = write_adapt_page(out, [drive], judged, report | {"why": "held-out labels: <better>"})
-    text = (out / "report.html").read_text()
-    assert found == {"page": "report.html", "bytes": len(text.encode())}
+        "before": {"summary": {"labels_iou": 12.34}}, "after": {"summary": {"labels_iou": 23.45, "truth_iou": 5.0}},
+        "why": "held-out labels: <better>", "labels": {"lacking": ["one moment"]}, "runs": "torch fp32",
+        "node": {"run": "ros2 run"}, "trained": {"checkpoint": "train/model.safetensors"},
+        "speed": {"torch fp32": {"p50_ms": 31.5, "p95_ms": 40.0, "equal_percent": 100.0, "same_percent": 100.0}},
+    }  # fmt: skip
+    text = write_report_page(out, judged, report).read_text()
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
-    assert data["title"] == "drive: before and after" and data["cameras"] == ["left", "right"] and data["curve"] is None
-    assert len(data["moments"]) == len(scene) >= 3 and data["volumes"] == ["before", "after", "labels"]
+    assert data["title"] == "out" and data["cameras"] == ["left", "right"]
+    assert data["curve"] == {"x": {"name": "step", "values": [8, 16]}, "lines": {"total": [2, 1]}}
+    assert len(data["moments"]) == len(scene) >= 3 and data["volumes"] == ["after", "before", "labels"]
     assert "labels" not in data["moments"][0]["volumes"]
     for seed, name in ((100, "before"), (200, "after"), (0, "labels")):
         packed = zlib.decompress(base64.b64decode(data["moments"][1]["volumes"][name]["label"]))
         expected = volume(seed + 1).labels
         np.testing.assert_array_equal(np.frombuffer(packed, np.uint8), expected[expected != 17])
-    assert data["tables"][0]["rows"] == [["labels iou", "12.3", "12.3"]]
-    assert [table["title"].split(":")[0] for table in data["tables"][1:]] == ["after", "after", "before", "before"]
-    assert data["notes"][0].startswith("held-out labels: <better>")
+    assert data["tables"][0]["rows"] == [["labels iou", "12.3", "23.4"], ["truth iou", "-", "5.0"]]
+    assert data["tables"][1]["rows"] == [["torch fp32", "31.5", "40.0", "100.0", "100.0"]]
+    assert data["notes"] == ["held-out labels: <better>", "runs as torch fp32: ros2 run", "one moment"]
