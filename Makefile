@@ -10,7 +10,7 @@ help:
 	@echo "make demo       set up, then the whole line: city, bag, player + node + evaluator over DDS, score, pictures"
 	@echo "make test       set up, then the test suite"
 	@echo "make test-slow  the tests that take long, too"
-	@echo "make lint       ruff and mypy"
+	@echo "make lint       ruff, mypy, and who may import whom"
 	@echo "make clean      remove .venv and runs/"
 
 setup: .venv/ready
@@ -33,7 +33,7 @@ test-slow: setup
 	$(BIN)/python -m pytest
 
 lint: setup
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 clean:
 	rm -rf .venv runs

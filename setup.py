@@ -47,6 +47,7 @@ EXTRAS = {
         "hypothesis>=6",
         "ruff>=0.8",
         "mypy>=1.10",
+        "import-linter>=2.17,<3",
         "types-PyYAML",
         "pre-commit",
         "scikit-learn",
@@ -64,7 +65,7 @@ setup(
     maintainer="The occ_ros authors",
     maintainer_email="occ-ros@users.noreply.github.com",
     packages=find_packages(include=["occ_core", "occ_core.*", "occ_ros", "occ_ros.*"]),
-    package_data={"occ_core": ["assets/*", "py.typed"]},
+    package_data={"occ_core": ["assets/*", "presets/*.yaml", "py.typed"], "occ_ros": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=[
         "setuptools",
@@ -85,9 +86,9 @@ setup(
     entry_points={
         "console_scripts": [
             "occ = occ_core.cli.main:main",
-            "occupancy_node = occ_ros.occupancy_node:main",
-            "player_node = occ_ros.player_node:main",
-            "evaluator_node = occ_ros.evaluator_node:main",
+            "occupancy_node = occ_ros.commands:occupancy_node",
+            "player_node = occ_ros.commands:player_node",
+            "evaluator_node = occ_ros.commands:evaluator_node",
         ],
     },
     zip_safe=False,

@@ -16,7 +16,7 @@ import numpy as np
 from occ_core.camera import Camera, Rig
 from occ_core.errors import CorruptInput, MissingInput, OccError
 from occ_core.files import write_atomically
-from occ_core.sources.images import decode_compressed
+from occ_core.images import decode_compressed
 
 FOLDER = "masks"
 

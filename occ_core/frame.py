@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import overload
+from pathlib import Path
+from typing import NamedTuple, overload
 
 import numpy as np
 
@@ -75,6 +76,19 @@ class _WhenAsked:
         frame.__dict__["_lidar"] = given
 
 
+class Shot(NamedTuple):
+    """Which image of a recording: its time, and its file's path in the data set (empty where it has none)."""
+
+    stamp_ns: int
+    file: str = ""
+
+
+def file_in(root: Path, path: Path) -> str:
+    """A file's path in the folder of its data set, with `/`; empty if it is elsewhere."""
+    inside = path.relative_to(root) if path.is_relative_to(root) else Path("..")
+    return "" if ".." in inside.parts else inside.as_posix()
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One moment.
@@ -89,6 +103,7 @@ class Frame:
         lidar: the sweep of this moment, if any; given as a function that reads it, it is read when it is asked for.
         token: name of the sample, empty where there is none.
         scene: name of the scene or bag.
+        image_files: camera name -> its image's path in the data set, with `/`; a bag's images have none.
         is_placed: somebody said where the ego was; False: all poses are the identity, as if it stood still.
     """
 
@@ -103,6 +118,7 @@ class Frame:
     scene: str = ""
     is_keyframe: bool = field(default=True)
     is_placed: bool = True
+    image_files: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_rigid("world_from_ego", self.world_from_ego)
@@ -117,6 +133,11 @@ class Frame:
                 )
             if name not in self.camera_stamp_ns or name not in self.camera_world_from_ego:
                 raise InvalidInput(f"image of '{name}' has no stamp or no ego pose")
+
+    @property
+    def shots(self) -> dict[str, Shot]:
+        """Which images these are, by camera name."""
+        return {name: Shot(self.camera_stamp_ns[name], self.image_files.get(name, "")) for name in self.images}
 
     @cached_property
     def images_key(self) -> str:

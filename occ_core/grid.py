@@ -66,6 +66,10 @@ class VoxelGrid:
         axes = [o + (np.arange(n) + 0.5) * self.voxel_size_m for o, n in zip(self.origin_m, self.shape, strict=True)]
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).astype(np.float32)
 
+    def centers_of_m(self, cells: np.ndarray) -> np.ndarray:
+        """Centres of the cells in a mask bool (X, Y, Z): float64 (N, 3), metres in the ego frame."""
+        return np.array(self.origin_m) + (np.argwhere(cells) + 0.5) * self.voxel_size_m
+
 
 OCC3D_GRID = VoxelGrid(origin_m=(-40.0, -40.0, -1.0), voxel_size_m=0.4, shape=(200, 200, 16))
 """Occ3D-nuScenes: 80 x 80 x 6.4 m around the ego."""

@@ -60,6 +60,16 @@ class Occupancy:
         """bool (X, Y, Z): a class other than free, in an observed cell."""
         return (self.labels != self.taxonomy.free_id) & self.observed
 
+    @property
+    def surface(self) -> np.ndarray:
+        """bool (X, Y, Z): occupied cells with at least one of six neighbours not occupied; the others are hidden."""
+        occupied = self.occupied
+        padded = np.pad(occupied, 1)
+        inner = padded[2:, 1:-1, 1:-1] & padded[:-2, 1:-1, 1:-1]
+        inner &= padded[1:-1, 2:, 1:-1] & padded[1:-1, :-2, 1:-1]
+        inner &= padded[1:-1, 1:-1, 2:] & padded[1:-1, 1:-1, :-2]
+        return occupied & ~inner
+
 
 def save_occ3d(path: Path, occupancy: Occupancy) -> None:
     """Write `labels.npz` as Occ3D does, atomically; see `pack_occ3d`.

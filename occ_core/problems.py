@@ -22,7 +22,8 @@ KINDS: dict[str, Kind] = {
     # --- calibration
     "no CameraInfo": Kind(
         "the driver has no calibration, or publishes it under another name",
-        "let the driver publish camera_info beside the images, or describe the rig in a file (rig_file)",
+        "let the driver publish camera_info beside the images, or describe the rig in a file (rig_file; rig.yaml "
+        "beside a bag)",
     ),
     "uncalibrated": Kind(
         "the driver found no calibration file and publishes zeros",
@@ -67,10 +68,18 @@ KINDS: dict[str, Kind] = {
         "images reach the recorder long after their stamps, or the camera's clock is behind",
         "compare the camera's clock with the host's; if it is right, nothing needs to be done",
     ),
+    "offset": Kind(
+        "images reach the recorder later than the others', or the camera's clock is off by that much",
+        "compare the camera's clock with the host's (chrony, PTP); if it is right, nothing needs to be done",
+    ),
     "wild stamp": Kind("single stamps far from those before and after", "look for a driver that resynchronises"),
     "repeated stamp": Kind("images with the stamp of another one", "let the driver stamp each image"),
     "few images": Kind(
         "the camera came late, died, or is far slower than the others", "look at its cable, power and frame rate"
+    ),
+    "gaps": Kind(
+        "the camera is slower than the key camera, its images get lost, or they are stamped farther from its",
+        "look at its rate and losses; sets are used without it (see max_spread_s)",
     ),
     # --- places
     "no images": Kind(
@@ -115,7 +124,7 @@ KINDS: dict[str, Kind] = {
     "lost": Kind("the middleware's buffers are too small for images", "start the drivers with config/fastdds.xml"),
     "future": Kind("the clocks of two machines differ", "synchronise them (chrony, PTP)"),
     "old": Kind("driver or network holds images back", "look for queues in driver and network"),
-    "moves": Kind("two nodes publish the camera's mount", "stop one of them"),
+    "moves": Kind("two nodes publish the camera's mount, or another robot the same frames", "stop one of them"),
 }
 
 

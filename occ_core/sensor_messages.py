@@ -14,9 +14,7 @@ import numpy as np
 from occ_core.camera import COEFFICIENTS, Camera
 from occ_core.errors import CorruptInput, InvalidInput, OccError
 from occ_core.geometry import pose, require_rigid
-from occ_core.limits import MAX_COEFFICIENTS, MAX_NAME, shown
-from occ_core.problems import Problem, Unusable
-from occ_core.sources.images import (
+from occ_core.images import (
     ENCODINGS,
     compressed_info,
     decode_compressed,
@@ -24,6 +22,8 @@ from occ_core.sources.images import (
     require_image_fields,
     samples_of,
 )
+from occ_core.limits import MAX_COEFFICIENTS, MAX_NAME, shown
+from occ_core.problems import Problem, Unusable
 from occ_core.transforms import TransformTree
 
 MODELS = {"": "none", "fisheye": "equidistant"}  # other names of models

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ SAME_PLACE = 1e-6
 """Interpolating between equal samples of a link changes last digits; every change of a camera costs a new table."""
 RECENT_S = 2.0
 MANY_MOVES = 3  # within that time: no mount is adjusted so fast
+FIXED_S = 10.0  # so long it is said that a mount on /tf_static is another one
 USUAL_DELAY_NS = 200_000_000  # a moving link's sample may come this much later than the image of the same time
 
 
@@ -44,10 +46,10 @@ class _Source:
 
 @dataclass(frozen=True)
 class KnownRig:
-    """All cameras of the vehicle, and which of them may be used.
+    """The cameras of which something is known, and which of them may be used now.
 
-    The others keep their place, so that the network meets the rig it was trained on: with what was last known of them,
-    or with a stand-in. They have to be masked.
+    The others stay where they were last, so that no table has to be made anew when they come back; they have to be
+    masked.
     """
 
     rig: Rig
@@ -65,7 +67,6 @@ class Calibration:
         inputs: camera name -> its CameraInfo topic (for messages), and whether its images are rectified.
         base_frame: ego frame.
         fixed: cameras whose calibration needs no message.
-        at_least: cameras that the network was trained on; a vehicle with fewer gets stand-ins, which are masked.
     """
 
     def __init__(
@@ -73,7 +74,6 @@ class Calibration:
         inputs: dict[str, tuple[str, bool]],
         base_frame: str,
         fixed: Mapping[str, Camera] | None = None,
-        at_least: int = 0,
     ) -> None:
         self.base_frame = base_frame
         self.tree = TransformTree()
@@ -83,7 +83,6 @@ class Calibration:
         self.awaited = False  # the last `rig` lacks a camera whose transform should come in a moment
         self._sources = {camera: _Source(*about) for camera, about in inputs.items()}
         self._fixed = dict(fixed or {})
-        self._stand_ins = tuple(map(_stand_in, stand_in_names(at_least - len(inputs))))
         for name, camera in self._fixed.items():
             self._sources[name].lens = self._sources[name].camera = camera
         self._refused: deque[tuple[float, str, str]] = deque(maxlen=100)  # when, child frame, why
@@ -175,11 +174,14 @@ class Calibration:
             (why for at_s, child, why in reversed(self._refused.copy()) if at_s > since_s and child in chain), ""
         )
 
-    def moves(self, camera: str) -> tuple[int, float]:
-        """How often the camera changed its place on the vehicle lately, and the farthest of these ways in metres."""
-        since_s = time.monotonic() - RECENT_S
-        ways_m = [way_m for at_s, way_m in self._sources[camera].moves.copy() if at_s > since_s]
-        return len(ways_m), max(ways_m, default=0.0)
+    def moves(self, camera: str) -> tuple[int, float, float]:
+        """How often the camera changed its place on the vehicle, within how many seconds, and the farthest of these
+        ways in metres; all zero where that is no wonder: a fixed mount never does, one that moves may sometimes."""
+        source = self._sources[camera]
+        chain = takewhile(lambda frame: frame != self.base_frame, self.tree.ancestors(source.frame_id))
+        within_s, many = (RECENT_S, MANY_MOVES) if any(map(self.tree.is_moving, chain)) else (FIXED_S, 1)
+        ways_m = [way_m for at_s, way_m in source.moves.copy() if at_s > time.monotonic() - within_s]
+        return (len(ways_m), within_s, max(ways_m)) if len(ways_m) >= many else (0, 0.0, 0.0)
 
     def rig(self, stamps_ns: dict[str, int]) -> KnownRig | None:
         """The rig, known as far as calibration is at these stamps; None if no camera is known.
@@ -197,8 +199,8 @@ class Calibration:
                 if source.lens is not None
                 and (camera := self._place(source, stamps_ns.get(name, source.stamp_ns))) is not None
             }
-            cameras = tuple(known.get(name) or s.camera or _stand_in(name) for name, s in self._sources.items())
-            cameras += self._stand_ins
+            seen = {name: known.get(name) or source.camera for name, source in self._sources.items()}
+            cameras = tuple(camera for camera in seen.values() if camera is not None)
         if not known:
             return None
         old = self._rig
@@ -227,17 +229,6 @@ class Calibration:
                 lens.name, lens.intrinsics, lens.size, base_from_cam, lens.distortion_model, lens.distortion
             )
         return source.camera
-
-
-def stand_in_names(count: int) -> list[str]:
-    """Of cameras that a vehicle lacks; topics hold no spaces, so no camera is called so."""
-    return [f"absent {i + 1}" for i in range(count)]
-
-
-def _stand_in(name: str) -> Camera:
-    """For a camera of which nothing is known yet; it is masked, so what it says is looked at by nobody."""
-    from_optical = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
-    return Camera(name, np.array([[500.0, 0, 319.5], [0, 500, 179.5], [0, 0, 1]]), (640, 360), from_optical)
 
 
 def _same_lens(a: CameraInfo, b: CameraInfo) -> bool:

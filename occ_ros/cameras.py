@@ -10,9 +10,10 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 
 from occ_core.errors import InvalidInput
+from occ_core.network_input.pinhole import ViewImages
 from occ_core.problems import Problem, Unusable
 from occ_core.sensor_messages import axis_problem, image_header, is_rectified, require_size
-from occ_ros.calibration import MANY_MOVES, RECENT_S, Calibration
+from occ_ros.calibration import Calibration
 from occ_ros.messages import image_of
 from occ_ros.sensors import (
     ERROR,
@@ -26,6 +27,8 @@ from occ_ros.sensors import (
 )
 
 NOUNS = "image", "camera"
+CLOCK_S = 0.05
+"""Stamps that are off by less do not keep images out of the sets."""
 
 
 @dataclass
@@ -73,7 +76,7 @@ def _images(camera: CameraInput, around: Surroundings) -> Iterator[Found]:
         yield Found(ERROR, f"image rejected: {camera.problem.found}", camera.problem.kind)
     if not camera.stamp_ns:
         yield Found(ERROR, "images carry no stamp (header.stamp is zero)", "no stamp")
-    elif around.unused and around.lag_s:
+    elif around.unused and abs(around.lag_s) > CLOCK_S:
         side = "behind" if around.lag_s > 0 else "ahead of"
         by = f"{abs(around.lag_s):.3f} s {side} the other cameras'"
         text = f"stamps are {by} when the images come: none gets into a set (see deadline_s, max_spread_s)"
@@ -90,9 +93,9 @@ def _place(camera: CameraInput, calibration: Calibration) -> Iterator[Found]:
         yield Found(ERROR, transform_error, "place")
     if (placed := calibration.placed(camera.name)) and (axis := axis_problem(placed, calibration.frame(camera.name))):
         yield Found(WARN, axis.found, axis.kind)
-    times, farthest_m = calibration.moves(camera.name)
-    if times >= MANY_MOVES:
-        moved = f"its place on the vehicle changed {times} times in {RECENT_S:.0f} s, by up to {farthest_m:.3f} m"
+    times, within_s, farthest_m = calibration.moves(camera.name)
+    if times:
+        moved = f"its place on the vehicle changed {times} times in {within_s:.0f} s, by up to {farthest_m:.3f} m"
         yield Found(WARN, f"{moved}: do two nodes publish its transform? Each change costs a new table", "moves")
 
 
@@ -119,7 +122,7 @@ class ImageSlot:
     def __init__(self, camera: CameraInput, message: Image | CompressedImage, arrival_s: float) -> None:
         self.camera = camera
         self.arrival_s = arrival_s
-        self.array: np.ndarray | None = None
+        self.array: np.ndarray | ViewImages | None = None
         self.size: tuple[int, int] | None = None  # of the image, once it was looked at
         self._message: Image | CompressedImage | None = message
 

@@ -33,7 +33,7 @@ from occ_core.occupancy import Occupancy
 from occ_core.taxonomy import Taxonomy
 from occ_core.transforms import TransformTree
 from occ_ros.markers import occupancy_cdr
-from occ_ros.messages import cloud_of, surface
+from occ_ros.messages import cloud_of
 from occ_ros.nav_grid import grid_message
 from occ_ros.runtime import Parameter
 
@@ -160,7 +160,7 @@ class MapServer:
         world_from_base, stamp_ns = self._newest
         occupancy, frame_id = self._map.occupancy(), self._map_frame
         if self._cloud.get_subscription_count():
-            seen = voxel_points(occupancy, surface(occupancy.occupied))
+            seen = voxel_points(occupancy, occupancy.surface)
             self._cloud.publish(cloud_of(seen, stamp_ns, frame_id))
         if self._markers.get_subscription_count():
             self._markers.publish(occupancy_cdr(occupancy, stamp_ns, frame_id))
@@ -197,14 +197,15 @@ class MapServer:
     def _answer(self, work: Callable[[], str]) -> Callable[[Any, Any], Any]:
         async def answer(_: Any, response: Any) -> Any:
             executor = self._node.executor
-            done = Future(executor=executor)
+            done: Future[tuple[bool, str]] = Future(executor=executor)
 
             def tell(job: Any) -> None:
                 done.set_result((False, "the map is closed") if job.cancelled() else job.result())
-                executor.wake()  # it looks at what awaits only when something happens
+                if executor is not None:  # the node was not destroyed meanwhile
+                    executor.wake()  # it looks at what awaits only when something happens
 
             self._pool.submit(_attempt, work).add_done_callback(tell)
-            response.success, response.message = await done
+            response.success, response.message = await done or (False, "the map is closed")
             if response.success:
                 self._node.get_logger().info(response.message)
             else:

@@ -11,7 +11,6 @@ import struct
 import numpy as np
 
 from occ_core.occupancy import Occupancy
-from occ_ros.messages import surface, voxel_centers_m
 
 ADD, DELETE_ALL, CUBE_LIST = 0, 3, 6  # visualization_msgs/Marker constants
 
@@ -70,10 +69,10 @@ def cubes_cdr(
 
 def occupancy_cdr(occupancy: Occupancy, stamp_ns: int, frame_id: str) -> bytes:
     """Serialised MarkerArray of the occupied voxels that can be seen, in the colours of their classes."""
-    shown = surface(occupancy.occupied)
+    shown = occupancy.surface
     colors = occupancy.taxonomy.palette[occupancy.labels[shown]] / np.float32(255)
     rgba = np.concatenate([colors, np.ones((len(colors), 1))], axis=1)
-    centers_m = voxel_centers_m(occupancy.grid, shown)
+    centers_m = occupancy.grid.centers_of_m(shown)
     return cubes_cdr(centers_m, rgba, occupancy.grid.voxel_size_m, stamp_ns, frame_id, "occupancy")
 
 

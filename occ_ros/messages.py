@@ -15,7 +15,6 @@ from std_msgs.msg import Header
 
 from occ_core.clouds import fields_of
 from occ_core.errors import InvalidInput
-from occ_core.grid import VoxelGrid
 from occ_core.sensor_messages import Header as ImageHeader
 from occ_core.sensor_messages import image_header
 from occ_core.sensor_messages import image_of as any_image_of
@@ -95,20 +94,6 @@ def points_of(message: PointCloud2, layout: np.dtype) -> np.ndarray:
             raise InvalidInput(f"point cloud needs field '{name}' of type {layout[name]}, it has {there.dtype.fields}")
         points[name] = there[name]
     return points
-
-
-def surface(occupied: np.ndarray) -> np.ndarray:
-    """bool (X, Y, Z): occupied cells with at least one of six neighbours not occupied; the others cannot be seen."""
-    padded = np.pad(occupied, 1)
-    inner = padded[2:, 1:-1, 1:-1] & padded[:-2, 1:-1, 1:-1]
-    inner &= padded[1:-1, 2:, 1:-1] & padded[1:-1, :-2, 1:-1]
-    inner &= padded[1:-1, 1:-1, 2:] & padded[1:-1, 1:-1, :-2]
-    return occupied & ~inner
-
-
-def voxel_centers_m(grid: VoxelGrid, mask: np.ndarray) -> np.ndarray:
-    """Centres float64 (N, 3) of the cells in a mask."""
-    return np.array(grid.origin_m) + (np.argwhere(mask) + 0.5) * grid.voxel_size_m
 
 
 def status_of(level: int, name: str, hardware_id: str, text: str, values: Mapping[str, Any]) -> DiagnosticStatus:

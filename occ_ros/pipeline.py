@@ -18,7 +18,7 @@ from occ_core.geometry import pose
 from occ_core.inference.predictor import Predictor
 from occ_core.rig_file import RigFileCamera, load_rig_file
 from occ_core.sync import FrameSynchroniser
-from occ_ros.calibration import Calibration, stand_in_names
+from occ_ros.calibration import Calibration
 from occ_ros.cameras import CameraInput, camera_input, image_topics, offsets_ns
 from occ_ros.inference_worker import InferenceWorker
 from occ_ros.inputs import Inputs
@@ -60,7 +60,6 @@ class Pipeline:
             {camera.name: (camera.info_topic, camera.rectified) for camera in cameras},
             p["base_frame"],
             {entry.camera.name: entry.camera for entry in rig_file},
-            trained,
         )
         self.backend = type(predictor.session).__name__.removesuffix("Session").lower()
         tree = self.calibration.tree
@@ -69,7 +68,7 @@ class Pipeline:
         self.times = StageTimes()
         with self.times.measure("warm up"):
             known = self.calibration.rig({})
-            predictor.prepare(known.rig if known else ring((*names, *stand_in_names(trained - len(names)))))
+            predictor.prepare(known.rig if known else ring(names))
         fused = None
         if p["fusion"]:
             fused = MapServer(node, predictor.grid, predictor.taxonomy, tree, p["base_frame"], p)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from occ_core.errors import MissingInput
 from occ_core.models.build import parse_config
+from occ_core.models.checkpoint import load_record
 from occ_core.sources.bag import find_lidar
 from occ_core.sources.bag_reader import BagReader
-from occ_core.training.checkpoint import load_record
 
 
 def image_topic_of(bag: Path) -> str:

@@ -13,10 +13,10 @@ from model_fixtures import camera as level
 from occ_core.camera import Camera, Rig
 from occ_core.ego_mask import file_name, mask_files, masked, with_masks, write_mask
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
-from occ_core.inference.preprocess import Preprocess
-from occ_core.inference.table import build_table
 from occ_core.labels.lift import Lifter
 from occ_core.labels.recipes import PRESETS
+from occ_core.models.easyocc.table import build_table
+from occ_core.network_input.preprocess import Preprocess
 from occ_core.rig_file import load_rig_file
 from occ_core.taxonomy import OCC3D
 
@@ -146,9 +146,9 @@ def test_own_pixels_give_neither_occupied_nor_free_evidence(recipe):
 
 def test_camera_networks_do_not_look_through_own_pixels_nor_learn_there():
     torch = pytest.importorskip("torch")
-    from occ_core.inference.rig_inputs import rig_inputs
     from occ_core.losses.photometric import as_float, photometric_loss, smoothness_loss
-    from occ_core.models.projection import in_view
+    from occ_core.network_input.projection import in_view
+    from occ_core.network_input.rig_inputs import rig_inputs
 
     cam = level("c", 0, (64, 32), 40.0)
     rig = Rig((replace(cam, blind=lower_half(cam)),))

@@ -18,13 +18,13 @@ import pytest
 from occ_core.errors import CorruptInput, InvalidInput, OccError
 from occ_core.files import parse_json
 from occ_core.grid import VoxelGrid
+from occ_core.images import decode_compressed, decode_image
 from occ_core.labels.store import LabelStore
 from occ_core.limits import MAX_UNPACKED_BYTES, shown
 from occ_core.models.build import parse_config
+from occ_core.models.checkpoint import trained_cameras
 from occ_core.occupancy import load_occ3d, read_npz
 from occ_core.sensor_messages import camera_from_info
-from occ_core.sources.images import decode_compressed, decode_image
-from occ_core.training.checkpoint import trained_cameras
 from occ_core.transforms import TransformTree
 
 GRID = VoxelGrid((0.0, 0.0, 0.0), 0.4, (8, 8, 4))
@@ -212,7 +212,7 @@ def test_weights_that_are_not_finite(tmp_path):
     import ros_fixtures as fx
 
     from occ_core.inference.backends.torch_backend import load_model
-    from occ_core.training.checkpoint import load_checkpoint, save_checkpoint
+    from occ_core.models.checkpoint import load_checkpoint, save_checkpoint
 
     path = fx.tiny_model(tmp_path)
     tensors, record = load_checkpoint(path)

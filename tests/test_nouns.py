@@ -7,6 +7,7 @@ import zipfile
 import cv2
 import numpy as np
 import pytest
+from scipy.ndimage import binary_erosion
 from scipy.spatial.transform import Rotation
 
 from occ_core import geometry
@@ -225,6 +226,16 @@ def test_occ3d_file_round_trip(tmp_path):
     for name in ("labels", "observed", "mask_lidar"):
         assert np.array_equal(getattr(before, name), getattr(after, name))
     assert [path.name for path in (tmp_path / "scene" / "token").iterdir()] == ["labels.npz"]
+
+
+def test_surface_is_what_erosion_takes_away_and_its_centers_fall_into_it():
+    occupied = np.random.default_rng(0).random(OCC3D_GRID.shape) < 0.8
+    labels = np.where(occupied, np.uint8(4), np.uint8(OCC3D.free_id))
+    occupancy = Occupancy(OCC3D_GRID, OCC3D, labels, np.ones(OCC3D_GRID.shape, dtype=bool))
+    np.testing.assert_array_equal(occupancy.surface, occupied & ~binary_erosion(occupied))
+    index, inside = OCC3D_GRID.index_of(OCC3D_GRID.centers_of_m(occupancy.surface))
+    assert inside.all()
+    np.testing.assert_array_equal(index, np.argwhere(occupancy.surface))
 
 
 def test_real_occ3d_file_reads(shared_data):

@@ -53,6 +53,16 @@ def test_imports_are_found_wherever_they_stand(tmp_path):
     assert imported_modules(path) == {"numpy", "occ_ros", "rclpy"}
 
 
+def test_no_room_imports_one_beside_or_above_it():
+    """The contracts of pyproject.toml; a line that breaks one is named, with its chain."""
+    pytest.importorskip("importlinter")
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
+    result = subprocess.run(
+        [*command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_core_imports_where_ros_is_absent():
     """Every module of occ_core imports with all ROS packages made unimportable."""
     code = f"""

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from occ_core.camera import Rig
 from occ_core.grid import VoxelGrid
-from occ_core.inference.preprocess import Preprocess
 from occ_core.models.resnet import BasicBlock, ResNet
+from occ_core.network_input.preprocess import Preprocess
 
 NAME = "FlashOcc M0 (re-creation)"
 STRIDE = 16

@@ -25,8 +25,8 @@ from occ_core.bags.motion import one_pose_a_stamp, velocities_of
 from occ_core.clouds import LIDAR_POINT, truth_points
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, OccError
 from occ_core.files import is_there
+from occ_core.images import compressed_info, decode_compressed
 from occ_core.occupancy import load_occ3d
-from occ_core.sources.images import compressed_info, decode_compressed
 from occ_core.sources.nuscenes import camera_of, read_bytes, read_lidar
 from occ_core.sources.nuscenes_tables import NuScenesTables, SensorRecord
 

@@ -19,7 +19,7 @@ from occ_core.camera import Rig
 from occ_core.errors import InvalidInput, MissingInput, OccError
 from occ_core.evaluation.report import VoxelScores
 from occ_core.frame import Frame
-from occ_core.inference.engine import build_engine
+from occ_core.inference.backends.tensorrt_engine import build_engine
 from occ_core.inference.export import PRECISIONS, export_onnx
 from occ_core.inference.predictor import Predictor
 from occ_core.occupancy import load_occ3d

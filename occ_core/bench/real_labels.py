@@ -29,7 +29,8 @@ from occ_core.sources.kitti import SemanticKittiSource
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.taxonomy import SEMANTIC_KITTI, Taxonomy
 from occ_core.teachers.base import ClassMap, ClassTeacher, Teachers
-from occ_core.teachers.lidar import LidarClasses, LidarDepth, project, read_kitti_labels
+from occ_core.teachers.lidar import LidarDepth, project, read_kitti_labels
+from occ_core.teachers.load import load_parts
 
 SPLITS = ("stripes", "frames")
 STRIPE_RAD = np.deg2rad(1.0)
@@ -67,14 +68,17 @@ class Drive:
     point_class: Sequence[np.ndarray] | None
 
 
-def open_drives(dataroot: Path) -> list[Drive]:
+def open_drives(dataroot: Path, classes: str | None = None) -> list[Drive]:
     """Every scene of a data set: SemanticKITTI where there is `sequences/`, else nuScenes' layout, geometry only.
+
+    Args:
+        classes: class teacher of SemanticKITTI, as of `load_parts`; None: the labels of its points.
 
     Raises:
         InvalidInput: a frame without LiDAR. MissingInput, CorruptInput: naming the file.
     """
     if (dataroot / "sequences").is_dir():
-        return [_kitti_drive(dataroot, scene) for scene in SemanticKittiSource(dataroot).scenes]
+        return [_kitti_drive(dataroot, scene, classes) for scene in SemanticKittiSource(dataroot).scenes]
     source = NuScenesSource(dataroot)
     drives = []
     for scene in source.scenes:
@@ -83,14 +87,16 @@ def open_drives(dataroot: Path) -> list[Drive]:
     return drives
 
 
-def _kitti_drive(dataroot: Path, scene: str) -> Drive:
+def _kitti_drive(dataroot: Path, scene: str, classes: str | None) -> Drive:
     source = SemanticKittiSource(dataroot, [scene])
     frames, name = _without_pixels(source), f"sequence {scene}"
     if not source.labels_path(0).is_file():
         return Drive(name, frames, SEMANTIC_KITTI_GRID, GEOMETRY, OneClass(), None)
     point_class = [read_kitti_labels(source.labels_path(index)) for index in range(len(source))]
-    classes = LidarClasses(dataroot, SEMANTIC_KITTI)
-    return Drive(name, frames, SEMANTIC_KITTI_GRID, SEMANTIC_KITTI, classes, point_class)
+    teacher, _ = load_parts(classes or "lidar", dataroot, SEMANTIC_KITTI)
+    if teacher is None:
+        raise InvalidInput(f"'{classes}' knows no classes")
+    return Drive(name, frames, SEMANTIC_KITTI_GRID, SEMANTIC_KITTI, teacher, point_class)
 
 
 def _without_pixels(source: NuScenesSource | SemanticKittiSource) -> list[Frame]:
@@ -225,3 +231,13 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         texts = ["-" if share is None else f"{share:.2f}" for share in shares]
         lines.append([row["scene"], row["split"], str(row["labels"]), str(row["held_out"]["points"]), *texts])
     return "\n".join(f"| {' | '.join(line)} |".replace("_", " ") for line in lines)
+
+
+def class_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Class agreement of held-out points, by their class; empty where no points have one."""
+    named = [row for row in rows if row["held_out"]["per_class"]]
+    lines = [["class", *(f"{row['scene']}, {row['split']}" for row in named)], ["---"] + ["---:"] * len(named)]
+    for name in dict.fromkeys(name for row in named for name in row["held_out"]["per_class"]):
+        shares = [row["held_out"]["per_class"].get(name) for row in named]
+        lines.append([name, *("-" if share is None else f"{share:.1f}" for share in shares)])
+    return "\n".join(f"| {' | '.join(line)} |".replace("_", " ") for line in lines) if named else ""

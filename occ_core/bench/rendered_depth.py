@@ -13,8 +13,8 @@ from occ_core.errors import InvalidInput
 from occ_core.evaluation.depth import SELFOCC, DepthScores, RenderedView, lidar_depth, read_depth
 from occ_core.frame import Frame
 from occ_core.inference.backends.torch_backend import load_model
-from occ_core.inference.preprocess import Preprocess
-from occ_core.inference.rig_inputs import rig_inputs
+from occ_core.network_input.preprocess import Preprocess
+from occ_core.network_input.rig_inputs import rig_inputs
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.taxonomy import OCC3D
 from occ_core.teachers.load import load_teachers

@@ -81,25 +81,30 @@ def real_labels(
         str | None,
         typer.Option(help="As of `occ labels make`. Default: `best` as it suits a LiDAR, see docs/labels.md."),
     ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Class teacher of SemanticKITTI, such as files:DIR. Default: the labels of its points."),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
 ) -> None:
     """Labels made from one part of real LiDAR against the other part: are occupied and free cells so?
 
-    Holds out every other degree of elevation of each sweep, then every other sweep. Prints one table in percent.
+    Holds out every other degree of elevation of each sweep, then every other sweep. Prints one table in percent, and
+    another by class where points have classes.
 
     Example:  occ bench real-labels data/nuscenes data/semantickitti --json benchmarks/labels_real.json
     """
     from rich.progress import Progress, TaskID
 
     from occ_core.bench.host import host
-    from occ_core.bench.real_labels import SPLITS, markdown, open_drives, score_drive
+    from occ_core.bench.real_labels import SPLITS, class_markdown, markdown, open_drives, score_drive
     from occ_core.evaluation.report import write_report
     from occ_core.labels.recipes import load_recipe
 
     settings = load_recipe(recipe or "lidar")
     rows = []
     with Progress(transient=True) as progress:
-        for drive in (drive for dataroot in dataroots for drive in open_drives(dataroot)):
+        for drive in (drive for dataroot in dataroots for drive in open_drives(dataroot, classes)):
             for split in SPLITS if len(drive.frames) > 1 else SPLITS[:1]:
                 task = progress.add_task(f"{drive.name}, {split}", total=None)
 
@@ -108,9 +113,10 @@ def real_labels(
 
                 rows.append(score_drive(drive, split, settings, told))
     if json_file is not None:
-        record = {**host(("numpy", "numba", "opencv-python-headless")), "recipe": settings.model_dump(), "rows": rows}
-        write_report(json_file, record)
+        about = {"recipe": settings.model_dump(), "classes": classes, "rows": rows}
+        write_report(json_file, {**host(("numpy", "numba", "opencv-python-headless")), **about})
     typer.echo(markdown(rows))
+    typer.echo(f"\n{class_markdown(rows)}" if class_markdown(rows) else "")
 
 
 @app.command()

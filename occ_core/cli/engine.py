@@ -26,6 +26,6 @@ def build(
 
         occ engine build nano_fp16.onnx
     """
-    from occ_core.inference.engine import build_engine
+    from occ_core.inference.backends.tensorrt_engine import build_engine
 
     typer.echo(f"engine in {build_engine(model, out)}")

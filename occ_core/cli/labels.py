@@ -23,7 +23,7 @@ app = typer.Typer(
 
         occ labels score city-labels city
 
-        occ train config/easyocc_nano.yaml --data city --labels city-labels
+        occ train easyocc_nano --data city --labels city-labels
     """,
 )
 
@@ -37,7 +37,7 @@ SCENE = Annotated[list[str] | None, typer.Option(help="Only this scene; may be r
 
 @app.command()
 def make(
-    dataroot: Annotated[Path, typer.Argument(help="Data set in nuScenes layout.")],
+    dataroot: Annotated[Path, typer.Argument(help="Data set in nuScenes layout, SemanticKITTI, or a ROS 2 bag.")],
     out: Annotated[Path, typer.Argument(help="Folder of the label store; made if absent.")],
     recipe: Annotated[
         str,
@@ -46,8 +46,8 @@ def make(
     teacher: Annotated[
         str,
         typer.Option(
-            help="oracle or realistic (simulated data), lidar, grounded-sam+metric3d, or another CLASS+DEPTH pair; "
-            "CLASS+DEPTH+lidar completes the depth by the LiDAR (recipe completed)."
+            help="oracle or realistic (simulated data), lidar, files:DIR, grounded-sam+metric3d, or another "
+            "CLASS+DEPTH pair; CLASS+DEPTH+lidar completes the depth by the LiDAR (recipe completed)."
         ),
     ] = "grounded-sam+metric3d",
     engine: Annotated[
@@ -83,7 +83,10 @@ def make(
         typer.Option("--find-ego-masks", help="First find what shows the robot itself; kept in DATAROOT/masks."),
     ] = False,
 ) -> None:
-    """Label every keyframe of a data set, in Occ3D's format.
+    """Label every keyframe of a data set or bag, in Occ3D's format.
+
+    A bag's frames are labelled about every half second, and those of SemanticKITTI; while the robot stands, every five
+    seconds. SemanticKITTI's labels have its own grid and classes.
 
     Stop it whenever you like, or let it be killed: the same command goes on where it stood, makes broken files anew and
     ends with the same bytes as an undisturbed run. A folder whose labels were made with another recipe or teacher is
@@ -157,7 +160,7 @@ def check(store: STORE) -> None:
     """
     from occ_core.labels.store import LabelStore
 
-    labels = LabelStore(store)
+    labels = LabelStore.open(store)
     count = 0
     for problem in labels.check():
         typer.echo(problem)
@@ -240,7 +243,7 @@ def show(
     from occ_core.teachers.cache import folder_for
     from occ_core.teachers.load import load_teachers
 
-    labels, teachers = LabelStore(store), None
+    labels, teachers = LabelStore.open(store), None
     if maps:
         made_with = labels.record["made_with"]
         name = made_with["teacher"]

@@ -11,8 +11,8 @@ import sys
 import typer
 
 from occ_core import __version__
-from occ_core.cli import bag, bench, doctor, engine, labels, model, view, world
-from occ_core.errors import OccError
+from occ_core.cli import bag, bench, doctor, engine, labels, model, teachers, view, world
+from occ_core.errors import OccError, naming_extras
 
 app = typer.Typer(
     name="occ",
@@ -27,7 +27,7 @@ app = typer.Typer(
 
         occ bag make city drive --scene scene-0001         the drive as a ROS 2 bag
 
-        occ predict MODEL.safetensors city predictions     semantic voxels, one file a keyframe
+        occ predict nano city predictions                  semantic voxels, one file a keyframe
 
         occ eval predictions city/gts                      the score, in every protocol of the field
     """,
@@ -53,6 +53,7 @@ app.add_typer(world.app, name="world")
 app.add_typer(bag.app, name="bag")
 app.command("doctor")(doctor.doctor)
 app.add_typer(labels.app, name="labels")
+app.add_typer(teachers.app, name="teachers")
 app.command("train")(model.train)
 app.command("predict")(model.predict)
 app.command("eval")(model.evaluate)
@@ -65,7 +66,8 @@ app.add_typer(bench.app, name="bench")
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2, never a stack trace."""
     try:
-        app()
+        with naming_extras():
+            app()
     except OccError as error:
         if os.environ.get("OCC_DEBUG"):
             raise

@@ -62,8 +62,8 @@ def show(
 
     Example:  occ world show city --scene scene-0002 --sample 5 -o look.png
     """
+    from occ_core.show.city import sheet
     from occ_core.show.pictures import save_png
-    from occ_core.world.show import sheet
 
     save_png(picture, sheet(out, scene, sample))
     typer.echo(str(picture))

@@ -24,7 +24,7 @@ def lidar_table(scores: dict[str, Any], title: str = TITLE):
     out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     out.add_column("", no_wrap=True)
     within = [f"within {limit_m:g} m" for limit_m in WITHIN_M]
-    for name in ("returns", *within, "too near", "missed", "median error, m", "called free"):
+    for name in ("returns", *within, "too near", "missed", "median error, m", "in free"):
         out.add_column(name, justify="right", min_width=max(map(len, name.split())))  # headers break between words
     for group in GROUPS:
         for band in BANDS:

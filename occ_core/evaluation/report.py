@@ -16,6 +16,7 @@ from occ_core.evaluation.predictions import prediction_files, read_prediction, v
 from occ_core.evaluation.ray_iou import THRESHOLDS_M, RayScores
 from occ_core.evaluation.suspicions import FreeCells, other_axes
 from occ_core.evaluation.voxel_iou import confusion_matrix, scores
+from occ_core.files import write_atomically
 from occ_core.grid import OCC3D_GRID, VoxelGrid
 from occ_core.occupancy import Occupancy, load_occ3d
 from occ_core.parallel import Step, run_in_processes
@@ -225,10 +226,7 @@ def _score_pairs(taxonomy: Taxonomy, grid: VoxelGrid, pairs: list[_Pair], step: 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
     """JSON of the report, atomically; a score that does not exist (no such class anywhere) is null."""
-    from occ_core.training.checkpoint import write_text
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(_without_nan(report), indent=2) + "\n")
+    write_atomically(path, (json.dumps(_without_nan(report), indent=2) + "\n").encode())
 
 
 def _without_nan(value: Any) -> Any:

@@ -11,11 +11,11 @@ import numpy as np
 
 from occ_core.errors import InvalidInput
 from occ_core.inference.backends.exported import network_inputs
-from occ_core.inference.memory import MAX_AGE_S, Moment, Past
 from occ_core.inference.predictor import Predictor
-from occ_core.inference.preprocess import Preprocess
-from occ_core.inference.table import build_table
 from occ_core.models.easyocc.config import EasyOccConfig
+from occ_core.models.easyocc.past import MAX_AGE_S, Moment, Past
+from occ_core.models.easyocc.table import build_table
+from occ_core.network_input.preprocess import Preprocess
 from occ_core.sources.open import FrameSource, open_source
 
 FRAMES_BEFORE = 8  # that a network with memory has seen at each frame

@@ -76,6 +76,18 @@ def lacking(files: list[Path], model: str, images: Callable[[int], str]) -> list
     return [there.get(path) is None for path in files]
 
 
+def remove_others(folder: Path, model: str) -> int:
+    """Remove the predictions of other models, which would be scored with this one's; returns how many.
+
+    Files that do not say who made them stay: they are somebody else's.
+    """
+    found = [(path, made_by(path)) for path in sorted(folder.glob("*.npz"))]
+    others = [path for path, made in found if made is not None and made.model not in ("", model)]
+    for path in others:
+        path.unlink()
+    return len(others)
+
+
 def model_key(path: Path, *settings: str) -> str:
     """Hash of a model's file, of the json beside a checkpoint, and of settings that change its answers."""
     digest = hashlib.sha256()

@@ -17,8 +17,8 @@ import numpy as np
 from occ_core.ego_mask import FOLDER, file_name, write_mask
 from occ_core.files import write_atomically
 from occ_core.frame import Frame
-from occ_core.sources.nuscenes import NuScenesSource
-from occ_core.sources.nuscenes_tables import NuScenesTables
+from occ_core.sources.nuscenes_tables import root_of
+from occ_core.sources.scenes import Recording
 
 WIDTH_PX = 320  # that images are compared at
 STEP_M, STEP_RAD = 0.5, 0.1  # least motion between two images that are kept
@@ -177,16 +177,18 @@ def write_found(found: dict[str, Found], out: Path) -> list[str]:
 
 
 def find_masks(dataroot: Path, scenes: list[str] | None = None) -> Iterator[str]:
-    """Find and write the masks of each scene of a data set in nuScenes layout that has none, beside the data; one line
-    a camera, as of `write_found`."""
-    tables = NuScenesTables(dataroot)
-    for scene in tables.require_scenes(scenes):
-        out = Path(dataroot) / FOLDER / scene
+    """Find and write the masks of each scene of a data set, or of a bag, that has none, beside the data; one line a
+    camera, as of `write_found`."""
+    recording = Recording(dataroot)
+    root = root_of(dataroot)
+    for scene in recording.require_scenes(scenes):
+        out = (root if root.is_dir() else root.parent) / FOLDER / scene
         if (out / PICTURE).exists() or any(out.glob("*.png")):
             continue
         finder = MaskFinder()
-        for frame in NuScenesSource(tables, scenes=[scene]):
-            finder.add(frame)
+        frames = recording.scene(scene)
+        for index in range(len(frames)):
+            finder.add(frames[index])
         yield from (f"{scene}, {line}" for line in write_found(finder.found(), out))
 
 

@@ -14,13 +14,13 @@ import numpy as np
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.frame import Frame
 from occ_core.grid import OCC3D_GRID, VoxelGrid
-from occ_core.inference.pinhole import NOT_FISHEYE, pinhole_frame
 from occ_core.labels.fuse import Fuser
 from occ_core.labels.lift import Fold, Lifter
 from occ_core.labels.recipes import Recipe
+from occ_core.network_input.pinhole import NOT_FISHEYE, pinhole_frame
 from occ_core.occupancy import Occupancy
 from occ_core.taxonomy import OCC3D, Taxonomy
-from occ_core.teachers.base import Teachers
+from occ_core.teachers.base import NoMaps, Teachers
 
 MAX_SPEED_M_S = 70.0
 JUMP_SLACK_M = 5.0
@@ -78,7 +78,7 @@ def label_scene(
         for i in window:
             if i not in folds:
                 frame = read_frame(frames, i, tokens[i])
-                folds[i] = frame if isinstance(frame, str) else _fold(lifter, frame, teachers)
+                folds[i] = frame if isinstance(frame, str) else fold_frame(lifter, frame, teachers)
         label = label_window(folds, index, window, fuser)
         if isinstance(label, SceneLabel):
             yield label
@@ -86,9 +86,18 @@ def label_scene(
             unlabelled[token] = label
 
 
-def _fold(lifter: Lifter, frame: Frame, teachers: Teachers) -> Fold:
-    frame = pinhole_frame(frame, kept=NOT_FISHEYE)  # no depth along an axis says how far away something beside it is
-    return lifter.fold(frame, teachers.classes.classes(frame), teachers.depth.depth(frame))
+def fold_frame(lifter: Lifter, frame: Frame, teachers: Teachers) -> Fold | str:
+    """What the teachers' maps of a frame say, or in one line why there are none."""
+    frame = taught_frame(frame)
+    try:
+        return lifter.fold(frame, teachers.classes.classes(frame), teachers.depth.depth(frame))
+    except NoMaps as error:
+        return f"{frame.token or frame.stamp_ns}: {error}"
+
+
+def taught_frame(frame: Frame) -> Frame:
+    """The frame as teachers are shown it: views of a fisheye, whose pixels have no depth along one axis."""
+    return pinhole_frame(frame, kept=NOT_FISHEYE)
 
 
 def read_frame(frames: Sequence[Frame], index: int, token: str) -> Frame | str:

@@ -22,7 +22,7 @@ from occ_core.files import read_json, remove, write_atomically
 from occ_core.grid import OCC3D_GRID, VoxelGrid
 from occ_core.limits import shown
 from occ_core.occupancy import Occupancy, load_occ3d, pack_occ3d, read_npz
-from occ_core.taxonomy import OCC3D, Taxonomy
+from occ_core.taxonomy import OCC3D, TAXONOMIES, Taxonomy
 
 if TYPE_CHECKING:
     from occ_core.labels.scene import SceneLabel
@@ -55,6 +55,20 @@ class LabelStore:
 
     def __init__(self, folder: Path | str, grid: VoxelGrid = OCC3D_GRID, taxonomy: Taxonomy = OCC3D) -> None:
         self.folder, self.grid, self.taxonomy = Path(folder), grid, taxonomy
+
+    @classmethod
+    def open(cls, folder: Path | str) -> LabelStore:
+        """The store in a folder, with the grid and taxonomy that it says.
+
+        Raises:
+            MissingInput, CorruptInput.
+        """
+        made_with = cls(folder).record["made_with"]
+        try:
+            grid, taxonomy = made_with.get("grid"), TAXONOMIES[made_with.get("taxonomy", OCC3D.name)]
+            return cls(folder, OCC3D_GRID if grid is None else VoxelGrid(**grid), taxonomy)
+        except (KeyError, TypeError, OccError) as error:
+            raise CorruptInput(f"{Path(folder) / STORE_FILE}: grid or taxonomy make no sense ({error})") from error
 
     def claim(self, made_with: Mapping[str, Any], scenes: Mapping[str, Sequence[str]]) -> None:
         """Make the folder a store of labels `made_with` these settings, or add scenes to one that is.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from occ_core.errors import InvalidInput
 from occ_core.losses.voxel import geometry_loss, lovasz_softmax
-from occ_core.models.config import LabelLossWeights
+from occ_core.losses.weights import LabelLossWeights
 
 UNOBSERVED = 255
 SMALLEST = 1e-12  # share; its logarithm is still finite

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from occ_core.grid import VoxelGrid
 from occ_core.losses.query import UNKNOWN, within_grid
-from occ_core.models.projection import flat_cell, pixel_rays
-from occ_core.models.rig_images import RigImages
+from occ_core.network_input.projection import flat_cell, pixel_rays
+from occ_core.network_input.rig_images import RigImages
 
 LEAST_WEIGHT = 0.01  # of a cell on a ray; the class of one that counts less is not looked up
 SMALLEST = 1e-6

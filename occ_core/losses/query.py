@@ -14,8 +14,8 @@ from torch import Tensor
 from occ_core.grid import VoxelGrid
 from occ_core.losses.labels import SMALLEST, occupied_logit
 from occ_core.losses.voxel import geometry_loss
-from occ_core.models.projection import pixel_rays, weighted_rows
-from occ_core.models.rig_images import RigImages
+from occ_core.network_input.projection import pixel_rays, weighted_rows
+from occ_core.network_input.rig_images import RigImages
 
 UNKNOWN = 255
 

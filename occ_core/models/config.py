@@ -17,30 +17,11 @@ if TYPE_CHECKING:
     from occ_core.models.easyocc.settings import NanoTraining
 
 Count = Annotated[int, Field(gt=0, le=4096)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Backbone = Literal["mobilenetv4-small", "efficientnet-lite0", "resnet18", "resnet50", "resnet101"]
 IMAGENET = "imagenet"
 BackboneWeights = Annotated[Literal["imagenet"] | Path | None, Field(union_mode="left_to_right")]
 """A safetensors file, or "imagenet": what a package brings for this backbone. Read when training starts only."""
 Config = TypeVar("Config", bound=BaseModel)
-
-
-class LabelLossWeights(BaseModel):
-    """Weights of the terms of `occ_core.losses.labels`; 0 leaves a term out."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    cross_entropy: Weight = 1.0
-    lovasz: Weight = 1.0
-    affinity: Weight = 0.0
-    geometry_affinity: Weight = 0.0
-    geometry: Weight = 0.0
-    free_share: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the cross-entropy; the rest is that of occupied cells
-    lovasz_cells: Annotated[int, Field(gt=0)] = 30_000  # random observed cells that the Lovasz term sorts
-
-    @property
-    def any(self) -> bool:
-        return any((self.cross_entropy, self.lovasz, self.affinity, self.geometry_affinity, self.geometry))
 
 
 class LidarInput(BaseModel):

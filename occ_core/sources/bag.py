@@ -18,9 +18,16 @@ from occ_core.camera import Camera, Rig
 from occ_core.ego_mask import with_masks
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, MissingTransform
 from occ_core.frame import FULL_INTENSITY, Frame, LidarSweep
-from occ_core.problems import Tally, Unusable
+from occ_core.problems import Problem, Tally, Unusable
 from occ_core.sensor_messages import axis_problem, image_of, stamp_of
-from occ_core.sources.bag_cameras import BagCamera, chosen_topic, find_devices, without_images
+from occ_core.sources.bag_cameras import (
+    BagCamera,
+    chosen_topic,
+    described_by,
+    described_cameras,
+    find_devices,
+    without_images,
+)
 from occ_core.sources.bag_reader import BagReader
 from occ_core.sources.bag_roster import FEW, Lens, Roster, alike
 from occ_core.sources.bag_sets import grouped
@@ -28,6 +35,8 @@ from occ_core.sources.bag_survey import CLOUD, TF, Place, Survey
 from occ_core.sources.bag_transforms import add_odometry, build_tree, namespaces, robot_of, world_of
 from occ_core.sources.clouds import lidar_of
 from occ_core.transforms import TransformTree
+
+GAPS = 0.1  # share of the sets; so many without an image of a camera are worth a word
 
 
 class BagSource:
@@ -38,7 +47,8 @@ class BagSource:
     `skipped`; if that befalls all of them, reading raises.
 
     Args:
-        path: folder of the bag, or its .mcap or .db3 file.
+        path: folder of the bag, or its .mcap or .db3 file. Cameras that a `rig.yaml` beside it describes (see
+            `occ_core.rig_file`) need neither CameraInfo nor TF.
         cameras: names (namespaces such as `cam_front`) or image topics; None: every camera that can be used.
         base_frame: the ego frame.
         world_frame: None: `map`, else `odom`, else the frame of odometry messages; if there is none, the vehicle
@@ -74,9 +84,11 @@ class BagSource:
         self.reader = BagReader(path)
         self.path = self.reader.path
         self.base_frame = base_frame.lstrip("/")
-        self.devices = find_devices(self.reader, cameras, exclude)
+        rig_file = described_cameras(self.reader)
+        self.devices = find_devices(self.reader, cameras, exclude, described=bool(rig_file))
+        described = described_by(rig_file, self.reader, self.devices)
         self.lidar_topic = find_lidar(self.reader, lidar)
-        if not self.reader.of_type(TF):
+        if not self.reader.of_type(TF) and not described:
             text = "no TF (/tf, /tf_static), so the cameras' places on the vehicle are unknown"
             raise MissingInput(f"{self.path}: {text}")
         self.tally = Tally(strict)
@@ -86,9 +98,10 @@ class BagSource:
         self.robot = self._robot()
         self.tree: TransformTree = build_tree(self.survey, self.robot, self.tally)
         self.odometry_topic = add_odometry(self.tree, self.survey, self.robot, self.base_frame, self.tally)
-        self.world_frame = world_of(self.tree, self.base_frame, world_frame, self.path)
+        placed = self.base_frame in self.tree.frames or not described
+        self.world_frame = world_of(self.tree, self.base_frame, world_frame, self.path) if placed else None
         place = self.tree, self.base_frame, self.robot, self.world_frame is not None
-        self.roster = Roster(self.devices, self.image_topics, self.survey, *place, self.tally)
+        self.roster = Roster(self.devices, self.image_topics, self.survey, *place, self.tally, described)
         self._usable = self.roster.usable
         absent = {} if cameras is not None else without_images(self.reader)
         for problem in absent.values():
@@ -104,6 +117,17 @@ class BagSource:
         self._undecoded: set[tuple[str, int]] = set()
         self.skipped: Counter[str] = Counter()
         self._rig: Rig | None = None
+        self._note_gaps()
+
+    def _note_gaps(self) -> None:
+        """Say which cameras lack in many of the key camera's sets, beyond the images that are named already."""
+        sets = [places for places, _ in self.sets()]
+        for name, each in self._usable.items():
+            said = {problem.kind: count for problem, count in self.tally.of(each.camera.image_topic)}
+            lost = sum(name not in places for places in sets)
+            if "few images" not in said and lost - sum(said.values()) > max(1, GAPS * len(sets)):
+                found = f"no image of it in {lost} of {len(sets)} sets"
+                self.tally.note(Problem("gaps", each.camera.image_topic, found))
 
     def _robot(self) -> str:
         """The namespace of transforms that most cameras are in."""
@@ -191,6 +215,8 @@ class BagSource:
         """The frame of messages that `read` gave; images that cannot be decoded are left out."""
         stamps = {name: stamp_of(message) for name, message in images.items()}
         rig, poses = self.place(stamps)
+        for name in stamps.keys() - poses.keys():
+            self.skipped[f"image of '{name}': no transform at its stamp"] += 1
         decoded = {name: self._decode(name, images[name]) for name in poses}
         return Frame(
             stamp_ns=stamps[self.key.name],
@@ -211,7 +237,14 @@ class BagSource:
             MissingTransform: TF does not cover them.
         """
         rig, placed = self._rig_at(stamps)
-        return rig, {name: self._world_from_ego(stamps[name]) for name in stamps if name in placed}
+        poses = {}
+        for name in [name for name in stamps if name in placed]:
+            try:
+                poses[name] = self._world_from_ego(stamps[name])
+            except MissingTransform:
+                if name == self.key.name:
+                    raise
+        return rig, poses
 
     def _decode(self, name: str, message: Any) -> np.ndarray | None:
         topic = self._usable[name].camera.image_topic
@@ -227,16 +260,18 @@ class BagSource:
     def _rig_at(self, stamps: dict[str, int]) -> tuple[Rig, set[str]]:
         """The rig, made anew only when a camera's place or lens changed, and the cameras whose place is known."""
         cameras, placed = [], set()
+        before = {camera.name: camera for camera in self._rig or ()}
         for name, each in self._usable.items():
             stamp_ns = stamps.get(name, stamps[self.key.name])
-            lens, old = each.lens_at(stamp_ns), None if self._rig is None else self._rig[name]
+            lens, old = each.lens_at(stamp_ns), before.get(name)
             try:
                 ego_from_frame = self.tree.lookup(self.base_frame, lens.frame, stamp_ns)
                 placed.add(name)
             except MissingTransform:
-                if name == self.key.name or old is None:
+                if name == self.key.name:
                     raise
-                cameras.append(old)
+                if old is not None:
+                    cameras.append(old)
                 continue
             ego_from_cam = ego_from_frame @ lens.frame_from_cam.ego_from_cam
             same = old is not None and np.allclose(old.ego_from_cam, ego_from_cam, atol=1e-9) and alike(old, lens)
@@ -247,7 +282,7 @@ class BagSource:
             axis, topic = axis_problem(cameras[-1], lens.frame), each.camera.image_topic
             if axis and axis.kind not in {problem.kind for problem, _ in self.tally.of(topic)}:
                 self.tally.note(replace(axis, where=topic))
-        if self._rig is None or any(new is not old for new, old in zip(cameras, self._rig, strict=True)):
+        if self._rig is None or any(camera is not before.get(camera.name) for camera in cameras):
             self._rig = with_masks(Rig(tuple(cameras)), self.path, self.path.stem)
         return self._rig, placed
 
@@ -298,4 +333,4 @@ def find_lidar(reader: BagReader, wanted: str | None = None) -> str | None:
 
 
 def _moved(camera: Camera, ego_from_cam: np.ndarray) -> Camera:
-    return Camera(camera.name, camera.intrinsics, camera.size, ego_from_cam, camera.distortion_model, camera.distortion)
+    return replace(camera, ego_from_cam=ego_from_cam)

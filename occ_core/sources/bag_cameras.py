@@ -7,15 +7,19 @@ Transports of one image are one camera (`image_raw`, `image_raw/compressed`), an
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from occ_core.errors import MissingInput
+from occ_core.camera import Camera
+from occ_core.errors import InvalidInput, MissingInput
 from occ_core.problems import Problem
+from occ_core.rig_file import RigFileCamera, load_rig_file
 from occ_core.sensor_messages import base_topic, is_rectified, words_of
 from occ_core.sources.bag_reader import BagReader
 from occ_core.sources.bag_survey import CAMERA_INFO, COMPRESSED, IMAGE, ImageTopic, Survey
 
+RIG_FILE = "rig.yaml"
+"""Beside a recording: cameras whose calibration and place it does not hold (see `occ_core.rig_file`)."""
 INFRARED = {"infra", "ir", "infrared", "thermal", "nir", "lwir"}
 SAME_STAMPS = 0.5  # share of the images of two topics of one device that have one stamp
 
@@ -48,8 +52,39 @@ class Device:
         return name in (self.name, f"/{self.name}", *self.topics, *map(base_topic, self.topics))
 
 
-def find_devices(reader: BagReader, wanted: Iterable[str] | None, excluded: Iterable[str] = ()) -> list[Device]:
+def described_cameras(reader: BagReader) -> tuple[RigFileCamera, ...]:
+    """Those of the rig file beside the recording; none without that file."""
+    file = (reader.path if reader.path.is_dir() else reader.path.parent) / RIG_FILE
+    return load_rig_file(file) if file.is_file() else ()
+
+
+def described_by(rig_file: Iterable[RigFileCamera], reader: BagReader, devices: Iterable[Device]) -> dict[str, Camera]:
+    """Device -> its camera of the rig file, by image topic, or by name where the file gives no topic.
+
+    Raises:
+        InvalidInput: the recording has no images of a camera of the file.
+    """
+    found: dict[str, Camera] = {}
+    everything = find_devices(reader, None, described=True)
+    for entry in rig_file:
+        called = entry.image_topic or entry.camera.name
+        if not any(device.is_called(called) for device in everything):
+            known = ", ".join(topic for device in everything for topic in device.topics)
+            text = f"{reader.path}: {RIG_FILE} has camera '{entry.camera.name}', and no images are on '{called}'"
+            raise InvalidInput(f"{text}, only on: {known}")
+        for device in devices:
+            if device.is_called(called):
+                found[device.name] = replace(entry.camera, name=device.name)
+    return found
+
+
+def find_devices(
+    reader: BagReader, wanted: Iterable[str] | None, excluded: Iterable[str] = (), described: bool = False
+) -> list[Device]:
     """Devices by name; the wanted ones in their order.
+
+    Args:
+        described: a rig file describes cameras, so that there may be no CameraInfo.
 
     Raises:
         MissingInput: no images, no CameraInfo at all, or no such camera.
@@ -76,10 +111,10 @@ def find_devices(reader: BagReader, wanted: Iterable[str] | None, excluded: Iter
         raise MissingInput(f"{reader.path}: no camera is left: all are excluded")
     if wanted is not None:
         devices = [_wanted(reader, name, devices) for name in wanted]
-    elif not any(device.info_topic for device in devices):
+    elif not described and not any(device.info_topic for device in devices):
         raise MissingInput(
             f"{reader.path}: no CameraInfo for any of the image topics {', '.join(topics)} "
-            f"(expected beside them, such as '{next(iter(groups))}')"
+            f"(expected beside them, such as '{next(iter(groups))}', or a rig file {RIG_FILE} beside the recording)"
         )
     return devices
 

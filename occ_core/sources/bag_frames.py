@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from typing import cast
@@ -10,7 +12,7 @@ from typing import cast
 import numpy as np
 
 from occ_core.errors import MissingInput, MissingTransform
-from occ_core.frame import Frame, LidarSweep
+from occ_core.frame import Frame, LidarSweep, Shot
 from occ_core.sources.bag import BagSource
 from occ_core.sources.bag_survey import Place
 
@@ -23,8 +25,13 @@ TOKEN_SPREAD_NS = 100_000_000
 class BagFrames:
     """The frames of `bag` in time order: `len(frames)`, `frames[i]`. The bag is one scene, named as the bag is.
 
-    A frame's token is what the topic `/keyframe` says at its time, else `<scene>_<stamp_ns>`. Frames without transforms
-    are left out; images are decoded when they are asked for, by any process.
+    A frame's token is what the topic `/keyframe` says at its time, else `<scene>_<stamp_ns>`. The reference of a frame
+    that `/keyframe` names is that message's time and, where TF knows it, the ego's pose then, as in the data set that
+    the bag is of; of others, those of the key camera's image. Frames without transforms are left out; images are
+    decoded when they are asked for, by any process.
+
+    Attributes:
+        keyframes: numbers of the frames that `/keyframe` names.
 
     Raises:
         MissingInput: no frame. MissingTransform: none can be placed. And what the bag raises.
@@ -34,7 +41,12 @@ class BagFrames:
         self.bag = bag
         self.scenes = [bag.path.stem]
         self._sets = self._placed()
-        self._tokens = self._read_tokens()
+        self._named = self._read_keyframes()
+        self.keyframes = set(self._named)
+        stamps_ns = (places[bag.key.name].stamp_ns for places, _ in self._sets)
+        self._tokens = [f"{self.scenes[0]}_{stamp_ns}" for stamp_ns in stamps_ns]
+        for index, (token, _) in self._named.items():
+            self._tokens[index] = token
 
     def __len__(self) -> int:
         return len(self._sets)
@@ -49,9 +61,27 @@ class BagFrames:
         """What a prediction for each frame is called: its token."""
         return list(self._tokens)
 
+    def __iter__(self) -> Iterator[Frame]:
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> Frame:
         frame = self.bag.frame(*self.bag.read(*self._sets[index]))
-        return replace(frame, token=self._tokens[index])
+        stamp_ns, world_from_ego = self.moment(index)
+        return replace(frame, token=self._tokens[index], stamp_ns=stamp_ns, world_from_ego=world_from_ego)
+
+    def moment(self, index: int) -> tuple[int, np.ndarray]:
+        """When a frame is, and where the ego is then: stamp_ns, world_from_ego (4, 4). Reads no message."""
+        name = self.bag.key.name
+        stamp_ns = self._sets[index][0][name].stamp_ns
+        if index in self._named:
+            with suppress(MissingTransform):
+                at_ns = self._named[index][1]
+                return at_ns, self.bag.place({name: at_ns})[1][name]
+        return stamp_ns, self.bag.place({name: stamp_ns})[1][name]
+
+    def shots(self, index: int) -> dict[str, Shot]:
+        """Which images a frame has, by camera name, those that cannot be decoded included. Reads none."""
+        return {name: Shot(place.stamp_ns) for name, place in self._sets[index][0].items()}
 
     def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:
         """At most `count` sweeps, newest first: that of the frame, then those of earlier frames, each once; none where
@@ -88,14 +118,15 @@ class BagFrames:
             raise reason or MissingInput(f"{self.bag.path}: no image of the key camera '{self.bag.key.name}'")
         return placed
 
-    def _read_tokens(self) -> list[str]:
-        stamps_ns = np.array([places[self.bag.key.name].stamp_ns for places, _ in self._sets])
-        tokens = [f"{self.scenes[0]}_{stamp_ns}" for stamp_ns in stamps_ns]
+    def _read_keyframes(self) -> dict[int, tuple[str, int]]:
+        """Number of a frame -> token and time, in ns, that `/keyframe` gives it."""
+        named: dict[int, tuple[str, int]] = {}
         if KEYFRAME_TOPIC not in self.bag.reader.of_type(KEYFRAME_TYPE):
-            return tokens
+            return named
+        stamps_ns = np.array([places[self.bag.key.name].stamp_ns for places, _ in self._sets])
         for _, log_ns, message in self.bag.reader.messages([KEYFRAME_TOPIC]):
             nearest = int(np.abs(stamps_ns - log_ns).argmin())
             is_name = re.fullmatch(r"\w[\w.-]*", message.data)  # it will be part of paths
             if is_name and abs(int(stamps_ns[nearest]) - log_ns) <= TOKEN_SPREAD_NS:
-                tokens[nearest] = message.data
-        return tokens
+                named[nearest] = message.data, log_ns
+        return named

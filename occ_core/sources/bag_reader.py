@@ -5,6 +5,7 @@ Only messages of standard types are decoded, so bags with types that nobody has 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -34,8 +35,7 @@ class BagReader:
         bound_unpacking()
         allow_empty_storage_id()
         self._kept: dict[int, Any] = {}
-        typesys = need("rosbags.typesys", "bags")
-        self._store = typesys.get_typestore(typesys.Stores.ROS2_JAZZY)
+        self._store = _types()
         if not self.path.exists():
             raise MissingInput(f"{self.path}: no such bag")
         if self.path.is_dir() and not (self.path / "metadata.yaml").is_file():
@@ -45,10 +45,10 @@ class BagReader:
             )
         if self.path.is_dir():
             require_bounded_metadata(self.path / "metadata.yaml")
-        with self._opened() as reader:
-            self.topics: dict[str, str] = {c.topic: c.msgtype for c in reader.connections}
-            self.counts: dict[str, int] = {topic: info.msgcount for topic, info in reader.topics.items()}
-            self.message_count: int = reader.message_count
+        reader = self._kept_open()
+        self.topics: dict[str, str] = {c.topic: c.msgtype for c in reader.connections}
+        self.counts: dict[str, int] = {topic: info.msgcount for topic, info in reader.topics.items()}
+        self.message_count: int = reader.message_count
         if not self.message_count:
             raise MissingInput(f"{self.path}: the bag is empty (0 messages)")
 
@@ -118,6 +118,13 @@ class BagReader:
         except Exception as error:  # as above
             raise _explained(self.path, error) from error
         return _Closing(reader)
+
+
+@functools.cache
+def _types() -> Any:
+    """The standard types; each is compiled when it is first met, which costs as much as reading a short bag."""
+    typesys = need("rosbags.typesys", "bags")
+    return typesys.get_typestore(typesys.Stores.ROS2_JAZZY)
 
 
 def connections_of(reader: Any) -> list[Any]:

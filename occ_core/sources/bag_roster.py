@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,13 +13,15 @@ from occ_core.errors import MissingTransform
 from occ_core.problems import Problem, Tally, Unusable
 from occ_core.sensor_messages import camera_from_info, is_rectified, require_size, stamp_of
 from occ_core.sources.bag_cameras import BagCamera, Device, infrared, same_views
-from occ_core.sources.bag_sets import AHEAD_S, BEHIND_S, offsets_s, wild_stamps
+from occ_core.sources.bag_sets import AHEAD_S, BEHIND_S, clocks, wild_stamps
 from occ_core.sources.bag_survey import Place, Survey
 from occ_core.sources.bag_transforms import motion_places, namespaces, robot_of
 from occ_core.transforms import TransformTree
 
 LATE_S = 1.0
-"""Images that reach the recorder so much later than the others' are worth a word."""
+"""Images that reach the recorder so much later than the others' make a camera look unusable."""
+TOLD_S = 0.1
+"""Stamps that are off by more are worth a word: at 10 Hz an image then joins its neighbour's set."""
 FEW = 0.5
 """Share of what most cameras have of images; with fewer a camera is worth a word, and is no key camera."""
 
@@ -53,6 +55,7 @@ class Roster:
         robot: the namespace whose transforms are in `tree`.
         moves: the vehicle's motion is known; then its clock counts, too.
         tally: takes what is left out.
+        described: device -> its camera in the base frame, where a rig file has it; its CameraInfo is not looked at.
 
     Attributes:
         usable: by name.
@@ -71,10 +74,11 @@ class Roster:
         robot: str,
         moves: bool,
         tally: Tally,
+        described: Mapping[str, Camera],
     ) -> None:
         self.devices, self.image_topics, self.survey = devices, image_topics, survey
         self.tree, self.base_frame, self.robot, self.tally = tree, base_frame, robot, tally
-        self._moves = moves
+        self._moves, self._described = moves, described
         self.refused: dict[str, Problem] = {}
         self.views: dict[str, str] = {}
         self.offsets_s: dict[str, float] = {}
@@ -95,6 +99,9 @@ class Roster:
             self.refused[device.name] = first
         elif problem := infrared(device, topic, found):
             self._refuse(device, problem)
+        elif device.name in self._described:
+            lens = Lens(0, self.base_frame, self._described[device.name])
+            return self._of_its_size(Usable(BagCamera(device.name, topic, ""), [lens], []))
         elif not device.info_topic:
             self._refuse(device, Problem("no CameraInfo", topic, f"no CameraInfo on '{device.beside}'"))
         elif own not in ("", self.robot):
@@ -124,7 +131,13 @@ class Roster:
             problem = problem or Problem("no CameraInfo", device.info_topic, "no message of it can be read")
             self.refused[device.name] = problem
             return None
-        camera = Usable(BagCamera(device.name, topic, device.info_topic), sorted(lenses, key=lambda x: x[0]), [])
+        lenses = sorted(lenses, key=lambda lens: lens.stamp_ns)
+        return self._of_its_size(Usable(BagCamera(device.name, topic, device.info_topic), lenses, []))
+
+    def _of_its_size(self, camera: Usable) -> Usable | None:
+        """With those images that have the calibrated size."""
+        topic, problem = camera.camera.image_topic, None
+        found = self.survey.images[topic]
         for place, size in zip(found.places, found.sizes, strict=True):
             try:
                 require_size(size, camera.lens_at(place.stamp_ns).frame_from_cam.size, topic)
@@ -133,7 +146,7 @@ class Roster:
                 problem = error.problem
                 self.tally.add(problem)
         if not camera.places and problem:
-            self.refused[device.name] = problem
+            self.refused[camera.camera.name] = problem
             return None
         return camera
 
@@ -155,7 +168,7 @@ class Roster:
 
     def _without_views(self, usable: list[Usable]) -> list[Usable]:
         """One camera of each device, where nobody asked for one by name."""
-        if any(device.asked for device in self.devices):
+        if any(device.asked for device in self.devices) or self._described:
             return usable
         frames = {each.camera.name: each.lenses[0].frame for each in usable}
         infos = {each.camera.name: self.survey.infos[each.camera.info_topic][-1] for each in usable}
@@ -176,7 +189,7 @@ class Roster:
                 self.tally.add(Problem("repeated stamp", topic, "stamps of images before"), len(places) - len(once))
             good.append(each._replace(places=once))
         moving = motion_places(self.tree, self.survey, self.base_frame) if self._moves else []
-        self.offsets_s, common_s = offsets_s({each.camera.name: each.places for each in good}, moving)
+        self.offsets_s, wander_s, common_s = clocks({each.camera.name: each.places for each in good}, moving)
         most = max((len(each.places) for each in good), default=0)
         for each in good:
             own, topic = self.offsets_s[each.camera.name], each.camera.image_topic
@@ -187,9 +200,15 @@ class Roster:
                 side = "ahead of" if common_s > 0 else "behind"
                 problem = Problem("clock", topic, f"stamps are {abs(common_s):.1f} s {side} those of TF and odometry")
             else:
-                if own < -LATE_S:
+                if own < -TOLD_S:
                     found = f"images are logged {-own:.1f} s later after their stamps than the other cameras'"
-                    self.tally.note(Problem("late", topic, found))
+                    self.tally.note(Problem("late" if own < -LATE_S else "offset", topic, found))
+                elif own > TOLD_S:
+                    found = f"stamps are {own:.1f} s ahead of the other cameras'"
+                    self.tally.note(Problem("offset", topic, found))
+                elif (by_s := wander_s[each.camera.name]) > TOLD_S:
+                    found = f"stamps wander by {by_s:.1f} s against the other cameras'"
+                    self.tally.note(Problem("offset", topic, found))
                 if len(each.places) < FEW * most:
                     found = f"{len(each.places)} images, where another camera has {most}"
                     self.tally.note(Problem("few images", topic, found))

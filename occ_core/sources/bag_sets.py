@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,8 +44,8 @@ def wild_stamps(places: Sequence[Place]) -> np.ndarray:
     return wild
 
 
-def clock_offset_s(places: Sequence[Place], reference: Sequence[Place]) -> float:
-    """By how much stamps are ahead of those that the reference has at the same log times; the median."""
+def ahead_s(places: Sequence[Place], reference: Sequence[Place]) -> np.ndarray:
+    """(N,): by how much each stamp is ahead of those that the reference has at the same log time."""
     columns = zip(*sorted(reference, key=lambda place: place.log_ns), strict=True)
     stamp_ns, log_ns = (np.array(column, dtype=np.int64) for column in columns)
     own = np.array(places, dtype=np.int64)
@@ -54,19 +55,40 @@ def clock_offset_s(places: Sequence[Place], reference: Sequence[Place]) -> float
         (at - zero_log).astype(float), (log_ns - zero_log).astype(float), (stamp_ns - zero_stamp) * 1.0
     )
     expected += own[:, 1] - at  # beyond the reference's ends time goes on
-    return float(np.median((own[:, 0] - zero_stamp) - expected)) / 1e9
+    ahead: np.ndarray = ((own[:, 0] - zero_stamp) - expected) / 1e9
+    return ahead
 
 
-def offsets_s(cameras: dict[str, Sequence[Place]], reference: Sequence[Place]) -> tuple[dict[str, float], float]:
-    """Of each camera with images how far its stamps are ahead of the other cameras', and all of them of the
-    reference's (0 without one)."""
+class Clocks(NamedTuple):
+    """How the cameras' stamps go, by their log times.
+
+    Attributes:
+        offsets_s: of each camera with images, how far its stamps are ahead of the other cameras'.
+        wander_s: of each, over how much its offset spreads (four fifths of its images), beyond the steadiest camera's.
+        common_s: how far all of them are ahead of the reference; 0 without one.
+    """
+
+    offsets_s: dict[str, float]
+    wander_s: dict[str, float]
+    common_s: float
+
+
+def clocks(cameras: dict[str, Sequence[Place]], reference: Sequence[Place]) -> Clocks:
+    """Of the cameras with images."""
     known = {name: places for name, places in cameras.items() if places}
     if not known:
-        return {}, 0.0
+        return Clocks({}, {}, 0.0)
     against = reference or max(known.values(), key=len)
-    raw_s = {name: clock_offset_s(places, against) for name, places in known.items()}
+    ahead = {name: ahead_s(places, against) for name, places in known.items()}
+    raw_s = {name: float(np.median(of)) for name, of in ahead.items()}
     common_s = median(raw_s.values()) if len(raw_s) > 2 else min(raw_s.values(), key=abs)
-    return {name: value - common_s for name, value in raw_s.items()}, common_s if reference else 0.0
+    spread_s = {name: float(np.subtract(*np.quantile(of, (0.9, 0.1)))) for name, of in ahead.items()}
+    steadiest_s = min(spread_s.values())
+    return Clocks(
+        {name: value - common_s for name, value in raw_s.items()},
+        {name: value - steadiest_s for name, value in spread_s.items()},
+        common_s if reference else 0.0,
+    )
 
 
 def grouped(keys: Sequence[Place], others: dict[str, Sequence[Place]], spread_ns: int) -> list[dict[str, Place]]:

@@ -6,11 +6,17 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from occ_core.errors import MissingInput
 from occ_core.problems import Problem, Tally, Unusable
 from occ_core.sensor_messages import put
 from occ_core.sources.bag_survey import Logged, Place, Survey
 from occ_core.transforms import TransformTree
+
+HOLDS = 0.5
+"""Samples over less of a recording do not outdo a fixed transform of the same frame."""
+SAME = 1e-6  # of a transform's numbers
 
 
 def namespace_of(topic: str) -> str:
@@ -42,8 +48,9 @@ def build_tree(survey: Survey, space: str, tally: Tally) -> TransformTree:
             of_child = claims.setdefault(logged.link.child, {})
             of_child.setdefault((logged.link.parent, static), ([], topic))[0].append(logged)
     tree = TransformTree(buffer_s=math.inf)
+    span_ns = _span_ns([logged for links in survey.links.values() for logged in links])
     for child, of_child in claims.items():
-        ranked = sorted(of_child.items(), key=lambda claim: _rank(claim[1], space), reverse=True)
+        ranked = sorted(of_child.items(), key=lambda claim: _rank(claim[0], claim[1], space, span_ns), reverse=True)
         if len(ranked) > 1:
             said = " and ".join(
                 f"'{parent}' ({'fixed' if static else f'{len(links)} samples'} on {topic})"
@@ -51,6 +58,8 @@ def build_tree(survey: Survey, space: str, tally: Tally) -> TransformTree:
             )
             tally.note(Problem("two parents", ranked[0][1][1], f"'{child}' is below {said}; the first is used"))
         (_, static), (links, topic) = ranked[0]
+        if static:
+            _note_places(links, topic, tally)
         for logged in links:
             try:
                 put(tree, logged.link, static, topic)
@@ -59,9 +68,30 @@ def build_tree(survey: Survey, space: str, tally: Tally) -> TransformTree:
     return tree
 
 
-def _rank(claim: tuple[list[Logged], str], space: str) -> tuple[bool, int]:
-    links, topic = claim
-    return namespace_of(topic) == space, len(links)
+def _rank(kind: tuple[str, bool], claim: tuple[list[Logged], str], space: str, span_ns: int) -> tuple[bool, bool, int]:
+    """Of the robot itself, then what holds for most of the recording, then by the number of samples."""
+    (_, static), (links, topic) = kind, claim
+    return namespace_of(topic) == space, static or _span_ns(links) >= HOLDS * span_ns, len(links)
+
+
+def _span_ns(links: Sequence[Logged]) -> int:
+    """From the first to the last log time."""
+    logged = [each.log_ns for each in links]
+    return max(logged, default=0) - min(logged, default=0)
+
+
+def _note_places(links: Sequence[Logged], topic: str, tally: Tally) -> None:
+    """Say it where a fixed frame was published at several places."""
+    last = links[-1].link
+    off = [np.abs(each.link.parent_from_child - last.parent_from_child) for each in links]
+    others = sum(float(by.max()) > SAME for by in off)
+    if others:
+        farthest_m = max(float(by[:3, 3].max()) for by in off)
+        found = (
+            f"'{last.child}' is fixed below '{last.parent}' at another place in {others} of {len(links)} messages, "
+            f"by up to {farthest_m:.3f} m; the last one is used"
+        )
+        tally.note(Problem("moves", topic, found))
 
 
 def add_odometry(tree: TransformTree, survey: Survey, space: str, base_frame: str, tally: Tally) -> str:

@@ -13,10 +13,10 @@ from occ_core.camera import Camera, Rig
 from occ_core.ego_mask import with_masks
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, OccError
 from occ_core.files import is_there
-from occ_core.frame import Frame, LidarSweep
+from occ_core.frame import Frame, LidarSweep, Shot, file_in
 from occ_core.geometry import inverse, require_rigid
+from occ_core.images import decode_compressed
 from occ_core.sources.clouds import rows_of_file
-from occ_core.sources.images import decode_compressed
 
 CAMERA = "image_2"  # the left colour camera
 LIDAR_ROW = 4  # float32 x, y, z, reflectance 0..1
@@ -96,6 +96,17 @@ class SemanticKittiSource:
         name, number = self._entries[index]
         return list(_files(self._sequences[name].folder, number)[: 1 + lidar])
 
+    def shots(self, index: int) -> dict[str, Shot]:
+        """Which image a frame has, by camera name. Reads none."""
+        name, number = self._entries[index]
+        file = file_in(self.dataroot, self.files(index)[0])
+        return {CAMERA: Shot(int(self._sequences[name].stamps_ns[number]), file)}
+
+    def moment(self, index: int) -> tuple[int, np.ndarray]:
+        """When a frame is, and where the ego is then: stamp_ns, world_from_ego (4, 4). Reads no file."""
+        name, number = self._entries[index]
+        return int(self._sequences[name].stamps_ns[number]), self._sequences[name].world_from_lidar[number]
+
     def check(self, lidar: bool = True) -> list[Path]:
         """All images and sweeps of the chosen frames that are absent or empty."""
         return [path for index in range(len(self)) for path in self.files(index, lidar) if not is_there(path)]
@@ -124,6 +135,7 @@ class SemanticKittiSource:
             lidar=partial(self._sweep, name, number),
             token=f"{number:06d}",
             scene=name,
+            image_files={CAMERA: self.shots(index)[CAMERA].file},
         )
 
     def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:

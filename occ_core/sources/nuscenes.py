@@ -14,9 +14,9 @@ from occ_core.camera import Camera, Rig
 from occ_core.ego_mask import with_masks
 from occ_core.errors import CorruptInput, MissingInput, OccError
 from occ_core.files import is_there
-from occ_core.frame import Frame, LidarSweep
+from occ_core.frame import Frame, LidarSweep, Shot, file_in
+from occ_core.images import decode_compressed
 from occ_core.sources.clouds import rows_of_file
-from occ_core.sources.images import decode_compressed
 from occ_core.sources.nuscenes_tables import NuScenesTables, SensorRecord, pose_between
 
 CAMERA_ORDER = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
@@ -100,6 +100,15 @@ class NuScenesSource:
         records = [*entry.cameras, *([entry.lidar] if lidar and entry.lidar else [])]
         return [record.path for record in records]
 
+    def shots(self, index: int) -> dict[str, Shot]:
+        """Which images a frame has, by camera name. Reads none."""
+        root = self.tables.dataroot
+        return {r.channel: Shot(r.stamp_ns, file_in(root, r.path)) for r in self._sets[index].cameras}
+
+    def moment(self, index: int) -> tuple[int, np.ndarray]:
+        """When a frame is, and where the ego is then: stamp_ns, world_from_ego (4, 4). Reads no file."""
+        return self._sets[index].stamp_ns, self._sets[index].world_from_ego
+
     def check(self, lidar: bool = True) -> list[Path]:
         """All sensor files of the chosen frames that are absent or empty."""
         return [path for index in range(len(self)) for path in self.files(index, lidar) if not is_there(path)]
@@ -118,6 +127,7 @@ class NuScenesSource:
             token=entry.token,
             scene=entry.scene,
             is_keyframe=bool(entry.token),
+            image_files={name: shot.file for name, shot in self.shots(index).items()},
         )
 
     def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
+
+import numpy as np
 
 from occ_core.errors import MissingInput
 from occ_core.files import content_key
-from occ_core.frame import FULL_INTENSITY, Frame, LidarSweep
+from occ_core.frame import FULL_INTENSITY, Frame, LidarSweep, Shot
 from occ_core.sources.nuscenes_tables import is_table_folder
 
 BAG_FILES = (".mcap", ".db3")
@@ -47,6 +49,14 @@ class FrameSource(Protocol):
 
     def __getitem__(self, index: int) -> Frame: ...
 
+    def __iter__(self) -> Iterator[Frame]: ...
+
+    def shots(self, index: int) -> dict[str, Shot]:
+        """Which images a frame has, by camera name. Reads none."""
+
+    def moment(self, index: int) -> tuple[int, np.ndarray]:
+        """When a frame is, and where the ego is then: stamp_ns, world_from_ego (4, 4). Reads no file."""
+
     def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:
         """At most `count` LiDAR sweeps of a frame's scene, newest first, the frame's own first; none where the frame
         has none. Decodes no image."""
@@ -80,18 +90,32 @@ def open_source(
         MissingInput: no such path, none of the three, or no such scene; and what the source itself raises.
     """
     path = Path(path)
-    if not path.exists():
-        raise MissingInput(f"{path}: no such folder")
-    if path.suffix in BAG_FILES or (path / "metadata.yaml").is_file():
+    kind = kind_of(path)
+    if kind == "bag":
         return _open_bag(path, scenes, intensity_max, choice)
-    if (path / "sequences").is_dir():
+    if kind == "semantic_kitti":
         from occ_core.sources.kitti import SemanticKittiSource
 
         return SemanticKittiSource(path, None if scenes is None else list(scenes))
-    if is_table_folder(path) or any(path.glob("v1.0-*")):
-        from occ_core.sources.nuscenes import NuScenesSource
+    from occ_core.sources.nuscenes import NuScenesSource
 
-        return NuScenesSource(path, version, None if scenes is None else list(scenes))
+    return NuScenesSource(path, version, None if scenes is None else list(scenes))
+
+
+def kind_of(path: Path) -> Literal["bag", "semantic_kitti", "nuscenes"]:
+    """What a path is; its content says.
+
+    Raises:
+        MissingInput: no such path, or none of the three.
+    """
+    if not path.exists():
+        raise MissingInput(f"{path}: no such folder")
+    if path.suffix in BAG_FILES or (path / "metadata.yaml").is_file():
+        return "bag"
+    if (path / "sequences").is_dir():
+        return "semantic_kitti"
+    if is_table_folder(path) or any(path.glob("v1.0-*")):
+        return "nuscenes"
     raise MissingInput(
         f"{path}: no data set: no metadata.yaml (ROS 2 bag), no sequences/ (SemanticKITTI), no folder v1.0-* of "
         "nuScenes tables in it"

@@ -17,6 +17,7 @@ import numpy as np
 from occ_core.errors import InvalidInput, MissingInput, need
 from occ_core.frame import Frame
 from occ_core.taxonomy import Taxonomy
+from occ_core.teachers import networks, sam
 from occ_core.teachers.base import UNKNOWN, ClassMap
 from occ_core.teachers.networks import (
     Batches,
@@ -197,6 +198,17 @@ def paint(parts: Iterable[np.ndarray], class_ids: np.ndarray, scores: np.ndarray
     return ClassMap(class_id, score)
 
 
+def lacking(weights: Path | None) -> list[str]:
+    """What to get before `load_grounded_sam` can load; nothing is loaded."""
+    if weights is None:
+        absent = networks.lacking(DETECTOR)
+    elif (weights / "grounding-dino").is_dir():
+        absent = []
+    else:
+        absent = [f"{weights}: holds no folder 'grounding-dino'; get it with: hf download {DETECTOR}"]
+    return absent + sam.lacking(weights)
+
+
 def load_grounded_sam(
     taxonomy: Taxonomy, weights: Path | None = None, device: str | None = None, only: frozenset[int] | None = None
 ) -> GroundedSam:
@@ -210,8 +222,8 @@ def load_grounded_sam(
         MissingInput, CorruptInput, MissingPackage: naming what is absent or broken.
     """
     transformers = need("transformers", "teachers")
-    if weights is not None and not (weights / "grounding-dino").is_dir():
-        raise MissingInput(f"{weights}: holds no folder 'grounding-dino'; get it with: hf download {DETECTOR}")
+    if absent := lacking(weights):
+        raise MissingInput("; ".join(absent))
     source = DETECTOR if weights is None else weights / "grounding-dino"
     model = model_from_pretrained(transformers.GroundingDinoForObjectDetection, source, ("grounding-dino",))
     processor = from_pretrained(transformers.AutoProcessor, source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from occ_core.errors import InvalidInput, need
+from occ_core.errors import InvalidInput, MissingInput, need
 from occ_core.sources.nuscenes_tables import root_of
 from occ_core.taxonomy import Taxonomy
 from occ_core.teachers.asked import AskedClasses, AskedDepth
@@ -16,6 +16,7 @@ CLASS_TEACHERS = (
     "oracle",
     "realistic",
     "lidar",
+    "files:DIR",
     "grounded-sam",
     "the folder or hub name of a Mask2Former, OneFormer, SegFormer or EoMT",
     "thin:NAME, such a network with Grounded-SAM's thin classes on top",
@@ -24,6 +25,7 @@ DEPTH_TEACHERS = (
     "oracle",
     "realistic",
     "lidar",
+    "files:DIR",
     "motion",
     "metric3d",
     "or the folder or hub name of a transformers depth model",
@@ -43,7 +45,8 @@ def load_teachers(
     `A+B+motion`: B's scaled by depth from motion.
 
     Args:
-        name: such as `oracle`, `realistic`, `grounded-sam+metric3d`, `oracle+lidar`, `grounded-sam+metric3d+lidar` or
+        name: such as `oracle`, `realistic`, `grounded-sam+metric3d`, `oracle+lidar`, `grounded-sam+metric3d+lidar`,
+            `files:maps`, `files:maps+lidar` or
             `grounded-sam+depth-anything/Depth-Anything-V2-Metric-Outdoor-Large-hf`.
         dataroot: the data set; where oracle and LiDAR teachers find what they know.
         taxonomy: classes to speak in.
@@ -56,6 +59,7 @@ def load_teachers(
         InvalidInput: a name that is no teacher.
         MissingInput, MissingPackage: what the teacher needs is not there.
     """
+    _require_weights(name, weights)
     dataroot = root_of(dataroot)
     first, _, rest = name.partition("+")
     second, completes, completed_by = rest.partition("+")
@@ -82,6 +86,65 @@ def load_teachers(
     return Teachers(classes, depth)
 
 
+def load_parts(
+    name: str,
+    dataroot: Path,
+    taxonomy: Taxonomy,
+    weights: Path | None = None,
+    device: str | None = None,
+    seed: int = 0,
+) -> tuple[ClassTeacher | None, DepthTeacher | None]:
+    """As `load_teachers`; but of a name without `+` that knows classes or depth only, the other is None.
+
+    Raises:
+        As of `load_teachers`.
+    """
+    if "+" in name or _city_teacher(name, root_of(dataroot), taxonomy, seed):
+        teachers = load_teachers(name, dataroot, taxonomy, weights, device, seed)
+        return teachers.classes, teachers.depth
+    classes: ClassTeacher | None
+    _require_weights(name, weights)
+    given = root_of(dataroot), taxonomy, weights, device, seed
+    if name.startswith("files:"):
+        from occ_core.teachers.map_files import kinds_in
+
+        kinds = kinds_in(name.removeprefix("files:"))
+        classes = _class_teacher(name, *given) if "classes" in kinds else None
+        return classes, _depth_teacher(name, *given) if "depth" in kinds else None
+    try:
+        classes = _class_teacher(name, *given)
+    except InvalidInput as no_classes:
+        try:
+            return None, _depth_teacher(name, *given)
+        except InvalidInput as no_depth:
+            raise InvalidInput(f"{no_classes}; {no_depth}") from no_depth
+    return classes, _depth_teacher(name, *given) if name == "lidar" else None
+
+
+def _require_weights(name: str, weights: Path | None) -> None:
+    """Before anything is loaded, which may take minutes: all that the networks of a teacher's name lack, at once.
+
+    Raises:
+        MissingInput: naming each, and how to get it.
+    """
+    absent: list[str] = []
+    for part in dict.fromkeys(name.replace("thin:", "grounded-sam+").split("+")):
+        if part == "grounded-sam":
+            from occ_core.teachers import grounded_sam
+
+            absent += grounded_sam.lacking(weights)
+        elif part == "metric3d":
+            from occ_core.teachers import metric3d
+
+            absent += metric3d.lacking(weights)
+        elif "/" in part and not part.startswith("files:") and not (weights is not None and (weights / part).is_dir()):
+            from occ_core.teachers import networks
+
+            absent += networks.lacking(part)
+    if absent:
+        raise MissingInput("; ".join(absent))
+
+
 def _city_teacher(name: str, dataroot: Path, taxonomy: Taxonomy, seed: int) -> Oracle | Realistic | None:
     """Who knows the simulated city's truth, classes and depth alike; None: the name is another's."""
     if name == "oracle":
@@ -104,6 +167,10 @@ def _class_teacher(
         from occ_core.teachers.grounded_sam import load_grounded_sam
 
         return AskedClasses(load_grounded_sam(taxonomy, weights, device))
+    if name.startswith("files:"):
+        from occ_core.teachers.files import FileClasses
+
+        return FileClasses(name.removeprefix("files:"), taxonomy)
     network = name.removeprefix("thin:")
     if "/" in network or (weights is not None and (weights / network).is_dir()):
         from occ_core.teachers.closed_set import load_closed_set, load_with_thin
@@ -132,6 +199,10 @@ def _depth_teacher(
         from occ_core.teachers.metric3d import load_metric3d
 
         return AskedDepth(load_metric3d(weights, device))
+    if name.startswith("files:"):
+        from occ_core.teachers.files import FileDepth
+
+        return FileDepth(name.removeprefix("files:"))
     if "/" in name or (weights is not None and (weights / name).is_dir()):
         from occ_core.teachers.transformers_depth import load_transformers_depth
 

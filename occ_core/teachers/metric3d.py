@@ -138,6 +138,23 @@ def _depth_output(names: list[str], path: Path) -> str:
     )
 
 
+def lacking(weights: Path | None) -> list[str]:
+    """What to get before `load_metric3d` can load; nothing is loaded."""
+    if _in_hub_cache() if weights is None else _onnx_files(weights):
+        return []
+    if (
+        weights is not None
+        and any(weights.glob("metric_depth_vit_*.pth"))
+        and (weights / "metric3d/hubconf.py").is_file()
+    ):
+        return []
+    return [
+        f"no Metric3D in {weights or 'the hub cache'}; get it with: hf download {HUB_NAMES[0]} --local-dir "
+        "WEIGHTS/metric3d-vit-large (docs/teachers.md has the sizes), or put metric3d*.onnx, or both "
+        "metric3d/hubconf.py (the repository YvanYin/Metric3D) and metric_depth_vit_small|large|giant2*.pth, there"
+    ]
+
+
 def load_metric3d(weights: Path | None = None, device: str | None = None) -> Metric3D:
     """An ONNX file, else Metric3D's own code in `<weights>/metric3d` with `<weights>/metric_depth_vit_*.pth`.
 
@@ -158,13 +175,10 @@ def load_metric3d(weights: Path | None = None, device: str | None = None) -> Met
         network = OnnxNetwork(files[0], target)
         name = files[0].parent.parent.name if files[0].name == "model.onnx" and weights is not None else files[0].name
         return Metric3D(network, f"{name} {file_digest(files[0], *_external_data(files[0]))}", network.input_size)
-    checkpoints = [] if weights is None else sorted(weights.glob("metric_depth_vit_*.pth"))
-    if weights is None or not checkpoints or not (weights / "metric3d" / "hubconf.py").is_file():
-        raise MissingInput(
-            f"no Metric3D in {weights or 'the hub cache'}; get it with: hf download {HUB_NAMES[0]} --local-dir "
-            "WEIGHTS/metric3d-vit-large (docs/teachers.md has the sizes), or put metric3d*.onnx, or both "
-            "metric3d/hubconf.py (the repository YvanYin/Metric3D) and metric_depth_vit_small|large|giant2*.pth, there"
-        )
+    if absent := lacking(weights):
+        raise MissingInput(absent[0])
+    assert weights is not None
+    checkpoints = sorted(weights.glob("metric_depth_vit_*.pth"))
     if target.type != "cuda":
         raise InvalidInput(
             f"{weights / 'metric3d'}: Metric3D's own code makes its tensors on CUDA and cannot run on '{target}'; "

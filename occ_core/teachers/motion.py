@@ -18,7 +18,7 @@ from occ_core.camera import Camera
 from occ_core.errors import InvalidInput
 from occ_core.frame import Frame
 from occ_core.teachers.base import DepthMap
-from occ_core.teachers.nearby_images import NearbyImages, Shot
+from occ_core.teachers.nearby_images import NearbyImage, NearbyImages
 from occ_core.teachers.plane_sweep import HYPOTHESES, NEAR_M, View, inverse_depths, looked_up, sweep
 
 WIDTH_PX = (160, 480)  # of the maps
@@ -109,7 +109,7 @@ def depth_of(own: View, sides: Sequence[Sequence[View]]) -> Found:
     return Found(without_speckles(depth_m), error.astype(np.float32))
 
 
-def working_width(camera: Camera, world_from_cam: np.ndarray, nearest: Sequence[Shot]) -> int:
+def working_width(camera: Camera, world_from_cam: np.ndarray, nearest: Sequence[NearbyImage]) -> int:
     """Width of the maps, px: as wide as the planes are dense enough for."""
     if not nearest:
         return WIDTH_PX[0]

@@ -13,7 +13,7 @@ from occ_core.camera import Camera
 from occ_core.errors import OccError
 from occ_core.files import is_there
 from occ_core.frame import Frame
-from occ_core.inference.pinhole import NOT_FISHEYE, pinhole_frame
+from occ_core.network_input.pinhole import NOT_FISHEYE, pinhole_frame
 from occ_core.sources.nuscenes import NuScenesSource, camera_of, read_image
 from occ_core.sources.nuscenes_tables import SensorRecord
 from occ_core.sources.open import FrameSource, open_source
@@ -26,7 +26,7 @@ FRAMES_KEPT = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Shot:
+class NearbyImage:
     """One image of a camera. `read` gives it, uint8 (h, w, 3)."""
 
     camera: Camera
@@ -44,7 +44,7 @@ class NearbyImages:
     def __init__(self, dataroot: Path, version: str | None = None) -> None:
         self.dataroot, self.version = Path(dataroot), version
 
-    def around(self, frame: Frame, name: str) -> tuple[list[Shot], list[Shot]]:
+    def around(self, frame: Frame, name: str) -> tuple[list[NearbyImage], list[NearbyImage]]:
         """At most two images before, and two after, that of camera `name`; the nearer one first.
 
         One that cannot be read is passed over.
@@ -53,7 +53,7 @@ class NearbyImages:
         before, after = self._in_time(frame, name)
         return _chosen(before, place_m), _chosen(after, place_m)
 
-    def _in_time(self, frame: Frame, name: str) -> tuple[Iterator[Shot], Iterator[Shot]]:
+    def _in_time(self, frame: Frame, name: str) -> tuple[Iterator[NearbyImage], Iterator[NearbyImage]]:
         stamp_ns, source = frame.camera_stamp_ns[name], _open(self.dataroot, self.version)
         if isinstance(source, NuScenesSource) and (records := _records(self.dataroot, self.version, frame.scene, name)):
             near = [r for r in records if abs(r.stamp_ns - stamp_ns) <= MOST_NS]
@@ -70,7 +70,7 @@ class NearbyImages:
             self._of_frames(range(own + 1, min(own + MOST_FRAMES, last)), frame, name),
         )
 
-    def _of_frames(self, numbers: Iterable[int], frame: Frame, name: str) -> Iterator[Shot]:
+    def _of_frames(self, numbers: Iterable[int], frame: Frame, name: str) -> Iterator[NearbyImage]:
         for number in numbers:
             try:
                 near = _frame(self.dataroot, self.version, number)
@@ -84,19 +84,19 @@ class NearbyImages:
                 return
             camera = near.rig[name]
             pose = near.camera_world_from_ego[name] @ camera.ego_from_cam
-            yield Shot(camera, pose, partial(near.images.__getitem__, name))
+            yield NearbyImage(camera, pose, partial(near.images.__getitem__, name))
 
 
-def _of_records(records: Iterable[SensorRecord]) -> Iterator[Shot]:
+def _of_records(records: Iterable[SensorRecord]) -> Iterator[NearbyImage]:
     for record in records:
         if is_there(record.path):
             pose = record.world_from_ego @ record.ego_from_sensor
-            yield Shot(camera_of(record), pose, partial(read_image, record))
+            yield NearbyImage(camera_of(record), pose, partial(read_image, record))
 
 
-def _chosen(shots: Iterator[Shot], place_m: np.ndarray) -> list[Shot]:
+def _chosen(shots: Iterator[NearbyImage], place_m: np.ndarray) -> list[NearbyImage]:
     """The first that is LEAST_M away, and the first that is BETTER_M away if that is another, not beyond MOST_M."""
-    chosen: list[Shot] = []
+    chosen: list[NearbyImage] = []
     for shot in shots:
         moved_m = float(np.linalg.norm(shot.world_from_cam[:3, 3] - place_m))
         if chosen and moved_m > MOST_M:

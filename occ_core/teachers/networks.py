@@ -61,6 +61,17 @@ def from_pretrained(auto_class: Any, source: str | Path, **options: Any) -> Any:
         return auto_class.from_pretrained(str(source), local_files_only=True, **options)
 
 
+def lacking(source: str | Path) -> list[str]:
+    """What to get where a transformers model is neither a folder nor in the hub's cache; nothing is loaded."""
+    try:
+        from_pretrained(need("transformers", "teachers").AutoConfig, source)
+    except MissingInput as error:
+        return [str(error)]
+    except CorruptInput:  # it is there; loading it will say more
+        pass
+    return []
+
+
 def model_from_pretrained(model_class: Any, source: str | Path, kinds: tuple[str, ...]) -> Any:
     """A transformers model from a local folder or the hub's cache; nothing is downloaded.
 

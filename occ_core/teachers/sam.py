@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, need
+from occ_core.teachers import networks
 from occ_core.teachers.networks import (
     from_pretrained,
     half_precision,
@@ -19,6 +20,9 @@ from occ_core.teachers.networks import (
 
 BOXES_AT_ONCE = 32  # through the mask decoder; bounds memory in crowded streets
 MEAN, STD = np.array((0.485, 0.456, 0.406), np.float32), np.array((0.229, 0.224, 0.225), np.float32)  # ImageNet's
+
+
+SEGMENTER = "facebook/sam-vit-huge"
 
 
 class Segmenter(Protocol):
@@ -113,6 +117,15 @@ class SegmentAnything:
             yield found
 
 
+def lacking(weights: Path | None) -> list[str]:
+    """What to get before `load_segmenter` can load; nothing is loaded."""
+    if weights is None:
+        return networks.lacking(SEGMENTER)
+    if any(weights.glob("sam_vit_*.pth")) or (weights / "sam").is_dir():
+        return []
+    return [f"{weights}: holds neither sam_vit_h|l|b*.pth nor a folder 'sam' of a transformers model"]
+
+
 def load_segmenter(weights: Path | None, device: str | None = None) -> Segmenter:
     """`<weights>/sam_vit_*.pth` (segment-anything), else the transformers folder `<weights>/sam`, else the hub's cache.
 
@@ -123,10 +136,10 @@ def load_segmenter(weights: Path | None, device: str | None = None) -> Segmenter
     checkpoints = sorted(weights.glob("sam_vit_*.pth")) if weights is not None else []
     if checkpoints:
         return SegmentAnything(_read_checkpoint(checkpoints[0]), target)
-    if weights is not None and not (weights / "sam").is_dir():
-        raise MissingInput(f"{weights}: holds neither sam_vit_h|l|b*.pth nor a folder 'sam' of a transformers model")
+    if absent := lacking(weights):
+        raise MissingInput(absent[0])
     transformers = need("transformers", "teachers")
-    source = "facebook/sam-vit-huge" if weights is None else weights / "sam"
+    source = SEGMENTER if weights is None else weights / "sam"
     kind = from_pretrained(transformers.AutoConfig, source).model_type
     model_class = transformers.SamModel if kind == "sam" else transformers.Sam2Model
     return TransformersSam(model_from_pretrained(model_class, source, ("sam", "sam2", "sam2_video")), target)

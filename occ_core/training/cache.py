@@ -20,10 +20,10 @@ import numpy as np
 
 from occ_core.camera import Rig
 from occ_core.ego_mask import scene_masks
-from occ_core.inference.preprocess import Preprocess
-from occ_core.inference.table import build_table
 from occ_core.losses.ray import IGNORE
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
+from occ_core.models.easyocc.table import build_table
+from occ_core.network_input.preprocess import Preprocess
 from occ_core.sources.nuscenes_tables import root_of
 from occ_core.sources.open import frame_files, frame_key
 from occ_core.training.file_check import require_files
@@ -50,7 +50,7 @@ class SceneCache:
     the order of time.
     labels: uint8 (S, X, Y, Z), 255 where the cameras did not look.
     depth, pixel_class: uint8 (S, N, h, w), see training.rays.
-    rig: int64 (S,), which of the R rigs. voxel_index, pillar_index, rays: (R, ...), see inference.table.
+    rig: int64 (S,), which of the R rigs. voxel_index, pillar_index, rays: (R, ...), see models.easyocc.table.
     origins_ego_m: float64 (R, N, 3), where the cameras are. own: bool (R, N, h, w), see `own_pixels`.
 
     Arrays are mapped when asked for and not kept: a map holds a file open, and there may be thousands.

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from occ_core.inference.table import Table, mirrored, turned, zoomed_rays
 from occ_core.losses.ray import IGNORE
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
+from occ_core.models.easyocc.table import Table, mirrored, turned, zoomed_rays
 from occ_core.training.cache import SceneCache
 from occ_core.training.rays import march
 

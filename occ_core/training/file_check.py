@@ -8,7 +8,7 @@ from pathlib import Path
 
 from occ_core.errors import CorruptInput, MissingInput, OccError
 from occ_core.files import is_there
-from occ_core.sources.images import compressed_info
+from occ_core.images import compressed_info
 
 TAIL_BYTES = 1024
 ENDS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PN": b"IEND"}  # by how an image begins: what its end holds

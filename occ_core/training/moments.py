@@ -20,12 +20,12 @@ from occ_core.camera import Camera
 from occ_core.errors import InvalidInput
 from occ_core.frame import Frame, LidarSweep
 from occ_core.geometry import inverse
-from occ_core.inference.pinhole import PINHOLE, pinhole_frame, views_of
-from occ_core.inference.preprocess import Preprocess
-from occ_core.inference.rig_inputs import rig_inputs
 from occ_core.lidar_points import absent_points, lidar_points
 from occ_core.models.config import CameraModelConfig, LidarInput
-from occ_core.models.rig_images import RigImages, Targets
+from occ_core.network_input.pinhole import PINHOLE, pinhole_frame, views_of
+from occ_core.network_input.preprocess import Preprocess
+from occ_core.network_input.rig_images import RigImages, Targets
+from occ_core.network_input.rig_inputs import rig_inputs
 from occ_core.sources.open import frame_files
 from occ_core.teachers.base import UNKNOWN, Teachers
 from occ_core.training.data import recolour

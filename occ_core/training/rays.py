@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from occ_core.camera import Rig
-from occ_core.inference.preprocess import Preprocess
-from occ_core.inference.table import feature_rays
 from occ_core.losses.ray import IGNORE
 from occ_core.models.easyocc.config import EasyOccConfig
+from occ_core.models.easyocc.table import feature_rays
+from occ_core.network_input.preprocess import Preprocess
 
 UNSEEN_ALLOWED_M = 0.6  # rays of label and of pixel differ: a short unobserved stretch says nothing
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from occ_core.errors import InvalidInput, MissingInput
 from occ_core.files import read_json
 from occ_core.models.build import build_model, kind_of, parse_config
+from occ_core.models.checkpoint import describe, load_checkpoint, load_into, save_checkpoint
 from occ_core.models.config import IMAGENET
-from occ_core.training.checkpoint import describe, load_checkpoint, load_into, save_checkpoint
 from occ_core.training.config import TrainingConfig, difference
 
 MAY_CHANGE = frozenset(

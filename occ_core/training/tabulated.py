@@ -16,12 +16,12 @@ from typing import cast
 import numpy as np
 import torch
 
-from occ_core.inference.memory import Moment as Place
-from occ_core.inference.memory import refusal, then_from_now
-from occ_core.inference.table import mirrored_rays
 from occ_core.models.easyocc.config import EasyOccConfig
+from occ_core.models.easyocc.past import Moment as Place
+from occ_core.models.easyocc.past import refusal, then_from_now
 from occ_core.models.easyocc.samples import Chain, TableImages, TableTargets
 from occ_core.models.easyocc.settings import NanoTraining
+from occ_core.models.easyocc.table import mirrored_rays
 from occ_core.training.cache import SceneCache
 from occ_core.training.config import TrainingConfig
 from occ_core.training.data import TURNS, Sample, mirror, pick_columns, read_sample, recolour, retextured, turn, zoomed

@@ -17,8 +17,8 @@ from occ_core.files import write_atomically
 from occ_core.occupancy import Occupancy, load_occ3d
 from occ_core.taxonomy import OCC3D
 from occ_core.world.classes import OWN_BODY
+from occ_core.world.saved import keyframes, load_truth
 from occ_core.world.sensors import LIDAR_MIN_M
-from occ_core.world.show import keyframes, load_truth
 
 CLASSES = len(OCC3D.names) - 1
 RANGES_M = (0.0, 5.0, 10.0, 20.0, 30.0, 40.0, 60.0, 80.0, 1000.0)

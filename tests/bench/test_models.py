@@ -139,7 +139,7 @@ def test_rendered_depth_of_a_wall_is_scored(factor):
 
 
 def test_lidar_pixels_of_the_input_are_where_the_cropped_camera_sees_the_points():
-    from occ_core.inference.preprocess import Preprocess
+    from occ_core.network_input.preprocess import Preprocess
 
     frame, preprocess = wall_frame(9.0), Preprocess(128, 64)
     pixels, depth_m = _lidar_truth(frame, "f", preprocess)

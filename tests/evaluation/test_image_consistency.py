@@ -19,7 +19,7 @@ from occ_core.frame import Frame
 from occ_core.geometry import pose
 from occ_core.grid import OCC3D_GRID
 from occ_core.taxonomy import OCC3D
-from occ_core.teachers.nearby_images import Shot
+from occ_core.teachers.nearby_images import NearbyImage
 
 STEP_M = 1.0
 EGO_FROM_CAM = pose((0.0, 0.0, 1.5))
@@ -37,7 +37,7 @@ class Drive:
     def around(self, frame, name):
         sides = []
         for x_m in (-STEP_M, STEP_M):
-            sides.append([Shot(CAMERA, pose((x_m, 0, 0)) @ EGO_FROM_CAM, lambda x_m=x_m: rgb(x_m))])
+            sides.append([NearbyImage(CAMERA, pose((x_m, 0, 0)) @ EGO_FROM_CAM, lambda x_m=x_m: rgb(x_m))])
         return tuple(sides)
 
 

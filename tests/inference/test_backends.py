@@ -111,9 +111,9 @@ def test_bench_compares_every_backend_with_torch(checkpoint, tmp_path):
 def test_the_exported_order_of_computing_changes_no_answer(checkpoint):
     """Deployed against the network as it is trained, in torch alone."""
     from occ_core.inference.backends.torch_backend import load_model
-    from occ_core.inference.table import build_table
     from occ_core.models.easyocc.deployed import Deployed
     from occ_core.models.easyocc.model import Answer
+    from occ_core.models.easyocc.table import build_table
 
     model, table = load_model(checkpoint), build_table(fx.RIG, fx.CONFIG, frozenset({"b"}))
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 64, 3), dtype=np.uint8)

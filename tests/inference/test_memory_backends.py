@@ -22,9 +22,9 @@ from occ_core.errors import InvalidInput  # noqa: E402
 from occ_core.inference.export import PRECISIONS, export_onnx  # noqa: E402
 from occ_core.inference.predictor import Predictor  # noqa: E402
 from occ_core.models.build import build_model, parse_config  # noqa: E402
+from occ_core.models.checkpoint import describe, load_checkpoint, save_checkpoint  # noqa: E402
 from occ_core.occupancy import Occupancy  # noqa: E402
 from occ_core.sources.nuscenes import NuScenesSource  # noqa: E402
-from occ_core.training.checkpoint import describe, load_checkpoint, save_checkpoint  # noqa: E402
 
 CHANNELS = 7  # of the state, and one more
 MEMORY_OPERATORS = {"GridSample", "Slice", "Tanh"}  # TensorRT parses them since 8.5

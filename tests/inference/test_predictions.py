@@ -13,7 +13,7 @@ from occ_core.evaluation.predictions import read_observed, read_prediction
 from occ_core.files import content_key, default_cache, require_writable
 from occ_core.grid import OCC3D_GRID
 from occ_core.inference import predictor
-from occ_core.inference.predictions import MadeBy, lacking, made_by, model_key, save_prediction
+from occ_core.inference.predictions import MadeBy, lacking, made_by, model_key, remove_others, save_prediction
 from occ_core.numba_cache import provide_numba_cache
 from occ_core.sources.open import frame_key, open_source
 
@@ -46,6 +46,14 @@ def test_stale_predictions_are_refused(tmp_path, other, why):
     save_prediction(files[1], LABELS, None, other)
     with pytest.raises(InvalidInput, match=rf"1\.npz: {why}.*--overwrite"):
         lacking(files, "model", lambda _: "images")
+
+
+def test_overwriting_removes_what_other_models_predicted_and_nothing_else(tmp_path):
+    for name, made in {"a": OURS, "b": MadeBy("another", "images"), "c": None, "d": MadeBy("another", "x")}.items():
+        save_prediction(tmp_path / f"{name}.npz", LABELS, None, made)
+    (tmp_path / "cut.npz").write_bytes(b"PK")
+    assert remove_others(tmp_path, OURS.model) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "c.npz", "cut.npz"]
 
 
 def test_a_folder_holds_one_model_but_frames_of_several_runs(tmp_path):

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from occ_core.camera import Camera, Rig
 from occ_core.cli.main import app
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, OccError
-from occ_core.inference.preprocess import Preprocess
-from occ_core.inference.table import LOWEST_M, NEAREST, RAY_CHANNELS, build_table, feature_rays, mirrored
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
+from occ_core.models.easyocc.table import LOWEST_M, NEAREST, RAY_CHANNELS, build_table, feature_rays, mirrored
+from occ_core.network_input.preprocess import Preprocess
 
 FISHEYE = {"distortion_model": "equidistant", "distortion": (0.05, -0.01, 0.002, -0.001)}
 BARREL = {"distortion_model": "plumb_bob", "distortion": (-0.3, 0.1, 0.001, -0.002, 0.0)}

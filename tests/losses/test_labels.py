@@ -19,7 +19,7 @@ from occ_core.losses.labels import (  # noqa: E402
     label_losses,
     occupied_logit,
 )
-from occ_core.models.config import LabelLossWeights  # noqa: E402
+from occ_core.losses.weights import LabelLossWeights  # noqa: E402
 
 CLASSES, FREE = 5, 3
 NONE = {"cross_entropy": 0, "lovasz": 0, "affinity": 0, "geometry_affinity": 0, "geometry": 0}

@@ -16,7 +16,7 @@ from rig_fixtures import rig_images_of  # noqa: E402
 from occ_core.camera import Rig  # noqa: E402
 from occ_core.grid import VoxelGrid  # noqa: E402
 from occ_core.losses.query import Queries, query_losses, sample_queries, trilinear  # noqa: E402
-from occ_core.models.projection import project  # noqa: E402
+from occ_core.network_input.projection import project  # noqa: E402
 
 GRID = VoxelGrid((-8.0, -8.0, -1.0), 1.0, (16, 16, 4))
 RIG = Rig((camera("f", 0, (32, 16), focal_px=20.0), camera("b", 180, (32, 16), focal_px=20.0)))

@@ -12,10 +12,10 @@ from occ_core.models.easyocc.config import EasyOccConfig, parse_config
 
 torch = pytest.importorskip("torch")
 
-from occ_core.inference.table import build_table  # noqa: E402
 from occ_core.models.backbones import load_backbone, origin  # noqa: E402
 from occ_core.models.easyocc import ground  # noqa: E402
 from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
+from occ_core.models.easyocc.table import build_table  # noqa: E402
 from occ_core.models.efficientnet_lite import EfficientNetLite0, imagenet_file, published_weights, same_conv  # noqa: E402
 from occ_core.models.lifting import gather_rows, ray_evidence  # noqa: E402
 from occ_core.models.mobilenetv4 import MobileNetV4Small  # noqa: E402

@@ -21,8 +21,8 @@ from occ_core.models.config import parse  # noqa: E402
 from occ_core.models.easyocc.heads import blocks_to_cells  # noqa: E402
 from occ_core.models.easyocc.volume import EasyOccVolume  # noqa: E402
 from occ_core.models.easyocc.volume_config import EasyOccVolumeConfig  # noqa: E402
-from occ_core.models.projection import in_view  # noqa: E402
-from occ_core.models.rig_images import Targets  # noqa: E402
+from occ_core.network_input.projection import in_view  # noqa: E402
+from occ_core.network_input.rig_images import Targets  # noqa: E402
 
 CONFIGS = Path(__file__).parents[2] / "config"
 SHAPES = [

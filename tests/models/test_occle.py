@@ -28,7 +28,7 @@ from occ_core.models.occle.supervision import (  # noqa: E402
     points_taught,
     voxels_taught,
 )
-from occ_core.models.projection import cell_centers_m, flat_cell  # noqa: E402
+from occ_core.network_input.projection import cell_centers_m, flat_cell  # noqa: E402
 from occ_core.training.config import load_config  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
@@ -402,7 +402,7 @@ def test_config_refuses_what_cannot_be():
 
 def test_a_checkpoint_answers_alike(tmp_path):
     from occ_core.inference.backends.torch_backend import load_model
-    from occ_core.training.checkpoint import describe, save_checkpoint
+    from occ_core.models.checkpoint import describe, save_checkpoint
 
     rig_images, _ = moment()
     model = network(seed=3).eval()

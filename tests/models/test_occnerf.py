@@ -16,8 +16,8 @@ from tiny_models import OCCNERF as SMALL  # noqa: E402
 
 from occ_core.losses.photometric import as_float, photometric_loss  # noqa: E402
 from occ_core.models.occnerf.model import OccNerf, _at_rays  # noqa: E402
-from occ_core.models.rig_images import Targets  # noqa: E402
 from occ_core.models.volume_rendering import sample_volume  # noqa: E402
+from occ_core.network_input.rig_images import Targets  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 

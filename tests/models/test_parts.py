@@ -19,8 +19,8 @@ from occ_core.grid import VoxelGrid  # noqa: E402
 from occ_core.models import checkpointing  # noqa: E402
 from occ_core.models.hourglass import Hourglass, StackedHourglass  # noqa: E402
 from occ_core.models.image_network import FeaturePyramid, ImageNetwork  # noqa: E402
-from occ_core.models.projection import cell_centers_m, lift, pixel_rays, project  # noqa: E402
 from occ_core.models.resnet import ResNet  # noqa: E402
+from occ_core.network_input.projection import cell_centers_m, lift, pixel_rays, project  # noqa: E402
 
 YAWS_DEG = {"f": 0, "l": 75, "b": 180, "r": -80}  # fields of view of 94 degrees overlap
 RIG = Rig(tuple(camera_of(name, yaw, (96, 64), focal_px=45.0) for name, yaw in YAWS_DEG.items()))

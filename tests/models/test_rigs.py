@@ -17,7 +17,7 @@ from tiny_models import EASYOCC, OCCLE, OCCNERF, SELFOCC  # noqa: E402
 
 from occ_core.inference.predictor import Predictor  # noqa: E402
 from occ_core.models.build import build_model, parse_config  # noqa: E402
-from occ_core.training.checkpoint import describe, save_checkpoint  # noqa: E402
+from occ_core.models.checkpoint import describe, save_checkpoint  # noqa: E402
 from occ_core.training.data import read_sample  # noqa: E402
 from occ_core.training.moments import Augmentation, Moments, collate  # noqa: E402
 

@@ -17,11 +17,11 @@ torch = pytest.importorskip("torch")
 
 from selfocc_fixtures import config, moment  # noqa: E402
 
-from occ_core.models.rig_images import Targets  # noqa: E402
 from occ_core.models.selfocc.head import Volume  # noqa: E402
 from occ_core.models.selfocc.model import SelfOcc, hat_functions  # noqa: E402
 from occ_core.models.selfocc.rendering import RenderedRays  # noqa: E402
 from occ_core.models.selfocc.supervision import View, neighbour_loss, ray_class_loss  # noqa: E402
+from occ_core.network_input.rig_images import Targets  # noqa: E402
 
 torch.set_num_threads(1)
 

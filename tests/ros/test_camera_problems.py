@@ -20,7 +20,7 @@ from occ_core.geometry import inverse
 from occ_core.problems import Problem
 from occ_core.rig_file import load_rig_file
 from occ_ros import messages
-from occ_ros.calibration import Calibration
+from occ_ros.calibration import FIXED_S, Calibration
 from occ_ros.cameras import CameraInput, ImageSlot, lags_s, problems
 from occ_ros.sensors import ERROR, WARN, Surroundings
 from occ_ros.transport_watch import RECENT_NS, WAIT_NS, TransportWatch
@@ -132,7 +132,7 @@ def test_a_camera_that_jumps_is_named_and_one_that_stands_keeps_its_table():
         standing.tree.set("base_link", "cam", i * S, away, static=False)
     rigs = {id(standing.rig({"a": round(t * S)})) for t in (0.1, 0.7, 1.3, 2.9)}  # interpolated: last digits differ
     assert len(rigs) == 1
-    assert standing.moves("a") == (0, 0.0)
+    assert standing.moves("a") == (0, 0.0, 0.0)
 
 
 def test_errors_come_before_warnings():
@@ -296,10 +296,24 @@ def test_a_rig_file_that_is_not_there(tmp_path):
 @pytest.mark.parametrize("encoding", sorted(messages.BRIDGED))
 def test_cv_bridge_and_numpy_agree(encoding):
     pytest.importorskip("cv_bridge", reason="cv_bridge comes with a ROS 2 installation (apt), not from PyPI")
-    from occ_core.sources.images import ENCODINGS, decode_image
+    from occ_core.images import ENCODINGS, decode_image
 
     step = 48 * ENCODINGS[encoding][0]
     data = np.random.default_rng(0).integers(0, 256, (32, step), dtype=np.uint8).tobytes()
     message = Image(encoding=encoding, width=48, height=32, step=step, data=data)
     ours = decode_image(encoding, 48, 32, step, data)
     np.testing.assert_array_equal(messages.image_of(message), ours)
+
+
+def test_a_fixed_mount_that_is_stated_elsewhere_once_is_named():
+    """Found by odd_robots.py: two nodes state it by turns, slower than a moving mount would be."""
+    TFMessage = pytest.importorskip("tf2_msgs.msg", reason="run tools/build_tf2_msgs.py").TFMessage
+    calibration = Calibration({"a": ("/a/camera_info", False)}, "base_link")
+    calibration.add_info("a", info())
+    link = TransformStamped()
+    link.header.frame_id, link.child_frame_id = "base_link", "cam"
+    for y, named in ((0.0, False), (0.0, False), (0.5, True)):
+        link.transform.translation.y = y
+        assert calibration.add_transforms(TFMessage(transforms=[link]), static=True) == []
+        assert calibration.rig({}) is not None
+        assert (calibration.moves("a") == (1, FIXED_S, 0.5)) is named

@@ -13,9 +13,9 @@ import pytest
 from occ_core.errors import MissingInput, OccError
 from occ_core.grid import OCC3D_GRID
 from occ_core.models.build import build_model
+from occ_core.models.checkpoint import describe, save_checkpoint
 from occ_core.models.config import LidarInput
 from occ_core.models.occle.config import OccleConfig
-from occ_core.training.checkpoint import describe, save_checkpoint
 from occ_ros import demo
 
 pytest.importorskip("rclpy", reason="rclpy is not installed (pip install 'occ_ros[ros]')")

@@ -98,7 +98,7 @@ def replay(tmp_path_factory, model, predictor):
 
 
 def _as_decoded(predictor, index):
-    from occ_core.sources.images import decode_compressed
+    from occ_core.images import decode_compressed
 
     useful = predictor.useful_size(fx.RIG.cameras[0].size)
     return {name: decode_compressed(fx.jpeg(image), at_least=useful) for name, image in fx.images(index).items()}

@@ -72,7 +72,7 @@ def test_late_logging_costs_nothing(tmp_path, late_s, camera):
     delayed(made, f"/{camera}/image_raw", round(late_s * S))
     source = BagSource(made.write(tmp_path / "bag"))
     assert images_of(source) == {"left": 10, "right": 10}
-    assert [kind for kind, _ in kinds(source)] == (["late"] if late_s > 1 else [])
+    assert [kind for kind, _ in kinds(source)] == (["late"] if late_s > 1 else ["offset"])
 
 
 def test_a_clock_that_jumps_once_costs_one_image(tmp_path):
@@ -374,3 +374,104 @@ def test_check_says_what_is_wrong_and_ends_with_1(tmp_path):
     assert "cause:" in said and "cure:" in said and "left out" in said
     good = subprocess.run([*command, "--exclude", "right"], capture_output=True, text=True, timeout=600, check=False)
     assert good.returncode == 0 and "cause:" not in good.stdout
+
+
+# --- found by odd_bags.py ---------------------------------------------------------------------------------------------
+
+
+def test_a_stamp_that_no_transform_covers_costs_that_image_alone(tmp_path):
+    """Of the second camera; before the first pose of the vehicle."""
+    made = robot()
+    restamped(made, "/right/image_raw", lambda number, stamp_ns: stamp_ns - (number == 0) * 50_000_000)
+    source = BagSource(made.write(tmp_path / "bag"))
+    assert images_of(source) == {"left": 10, "right": 9}
+    assert source.skipped == {"image of 'right': no transform at its stamp": 1}
+
+
+@pytest.mark.parametrize(("by_m", "topic"), [(0.0, "/tf_static"), (0.7, "/tf_static"), (0.7, "/tf")])
+def test_a_fixed_mount_that_is_stated_again(tmp_path, by_m, topic):
+    """On /tf_static at another place: named, the last holds. Twice on /tf: the fixed one holds, both are named."""
+    made = robot()
+    mount = base_from("right")
+    mount[1, 3] += by_m
+    for step in range(2):
+        made.add(topic, T0 + step, msg.transforms(T0 + step, [("base_link", "right_optical", mount)]))
+    source = BagSource(made.write(tmp_path / "bag"))
+    assert images_of(source) == {"left": 10, "right": 10}
+    expected = [] if not by_m else ["moves" if topic == "/tf_static" else "two parents"]
+    assert [problem.kind for problem, _ in source.tally] == expected
+    place = mount if topic == "/tf_static" else base_from("right")
+    np.testing.assert_allclose(next(iter(source)).rig["right"].ego_from_cam, place, atol=1e-9)
+
+
+def test_a_camera_that_lacks_in_sets_is_named(tmp_path):
+    made = robot(images=20)
+    own = [message for _, topic, message in made.messages if topic == "/right/image_raw"]
+    lost = {id(message) for message in own[1::2]}
+    made.messages = [entry for entry in made.messages if id(entry[2]) not in lost]
+    source = BagSource(made.write(tmp_path / "bag"), max_spread_s=0.045)
+    assert images_of(source)["left"] == 20
+    (problem,) = [problem for problem, _ in source.tally]
+    assert problem.kind == "gaps" and "in 10 of 20 sets" in problem.found
+    assert BagReport(source).well
+
+
+def test_a_clock_that_runs_fast_is_named(tmp_path):
+    made = robot(images=20)
+    restamped(made, "/right/image_raw", lambda number, stamp_ns: stamp_ns + number * 15_000_000)
+    source = BagSource(made.write(tmp_path / "bag"))
+    found = {problem.kind: problem.found for problem, _ in source.tally}
+    assert "offset" in found and "0.1" in found["offset"] or "wander by 0.2 s" in found["offset"]
+
+
+# --- a rig file beside the recording ----------------------------------------------------------------------------------
+
+RIG = """
+cameras:
+  left:
+    size_px: [32, 24]
+    focal_px: [20, 21]
+    center_px: [15.5, 11.5]
+    position_m: [0.5, 0.2, 1.0]
+    quaternion_xyzw: [-0.5, 0.5, -0.5, 0.5]
+  fish:
+    image_topic: /right/image_raw
+    size_px: [32, 24]
+    focal_px: [9, 9]
+    center_px: [15.5, 11.5]
+    distortion_model: equidistant
+    distortion: [0.01, 0.0, 0.0, 0.0]
+    position_m: [0.5, -0.2, 1.0]
+    quaternion_xyzw: [-0.5, 0.5, -0.5, 0.5]
+"""
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_rig_file_stands_for_camera_info_and_mounts(tmp_path, moves):
+    made = robot(tf=False)
+    made.messages = [entry for entry in made.messages if not entry[1].endswith("camera_info")]
+    if moves:
+        made.moving()
+    bag = made.write(tmp_path / "bag")
+    with pytest.raises(MissingInput, match=r"no CameraInfo for any .* rig file rig\.yaml beside the recording"):
+        BagSource(bag)
+    (bag / "rig.yaml").write_text(RIG)
+    source = BagSource(bag)
+    assert images_of(source) == {"left": 10, "right": 10} and not len(source.tally)
+    assert (source.world_frame is not None) == moves
+    frame = list(source)[5]
+    np.testing.assert_allclose(frame.rig["left"].ego_from_cam, base_from("left"), atol=1e-9)
+    assert frame.rig["right"].distortion_model == "equidistant" and frame.rig["right"].distortion[0] == 0.01
+    np.testing.assert_allclose(frame.world_from_ego[:3, 3], [0.5 * moves, 0, 0], atol=1e-9)
+    assert BagReport(source).well
+    assert images_of(BagSource(bag, exclude=["right"])) == {"left": 10}
+
+
+def test_a_rig_file_that_does_not_fit_is_refused_by_name(tmp_path):
+    bag = robot().write(tmp_path / "bag")
+    (bag / "rig.yaml").write_text(RIG.replace("/right/", "/rear/"))
+    with pytest.raises(InvalidInput, match="has camera 'fish', and no images are on '/rear/image_raw', only on: /left"):
+        BagSource(bag)
+    (bag / "rig.yaml").write_text(RIG.replace("[32, 24]", "[64, 48]", 1))
+    source = BagSource(bag)
+    assert set(source.refused) == {"left"} and source.refused["left"].kind == "size"

@@ -10,8 +10,8 @@ from nano_fixtures import CAR, UNSEEN, drawn, hand_made, open_scenes
 
 from occ_core.camera import Camera, Rig
 from occ_core.errors import InvalidInput, MissingInput
-from occ_core.inference.preprocess import Preprocess
-from occ_core.inference.table import build_table, feature_rays, zoomed_rays
+from occ_core.models.easyocc.table import build_table, feature_rays, zoomed_rays
+from occ_core.network_input.preprocess import Preprocess
 
 torch = pytest.importorskip("torch")
 

@@ -286,7 +286,7 @@ def test_no_label_at_all_is_refused_by_the_folders_name(city, tmp_path):
 
 def checkpoint(folder: Path, **changes) -> Path:
     """Of an untrained network, made the way training saves."""
-    from occ_core.training.checkpoint import describe, save_checkpoint
+    from occ_core.models.checkpoint import describe, save_checkpoint
 
     config = LidarConfig(**changes)
     torch.manual_seed(0)

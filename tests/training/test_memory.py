@@ -15,7 +15,7 @@ from nano_fixtures import CAR, FREE, PERIOD_NS, WALL, drawn, driven, hand_made, 
 
 from occ_core.errors import InvalidInput
 from occ_core.geometry import inverse
-from occ_core.inference.memory import then_from_now
+from occ_core.models.easyocc.past import then_from_now
 from occ_core.training.cache import SceneCache
 
 torch = pytest.importorskip("torch")

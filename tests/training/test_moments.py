@@ -12,7 +12,7 @@ from model_fixtures import camera
 from occ_core.camera import Rig
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.geometry import apply, inverse
-from occ_core.inference.preprocess import Preprocess
+from occ_core.network_input.preprocess import Preprocess
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.teachers.base import ClassMap, DepthMap, Teachers
 
@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 
 import tiny_camera_network as tiny  # noqa: E402
 
-from occ_core.inference.rig_inputs import calibration  # noqa: E402
+from occ_core.network_input.rig_inputs import calibration  # noqa: E402
 from occ_core.training.keyframes import Keyframe, MomentSource  # noqa: E402
 from occ_core.training.label_files import LabelFiles  # noqa: E402
 from occ_core.training.moments import NEEDS, Augmentation, Moments, collate  # noqa: E402

@@ -122,8 +122,8 @@ def test_ray_targets_meet_a_road_and_a_wall_where_geometry_says():
     cam = camera("c", 0)
     depth, classes = ray_targets(labels, Rig((cam,)), SMALL, step_m=0.05)
     w, h = SMALL.feature_size
-    from occ_core.inference.preprocess import Preprocess
-    from occ_core.inference.table import feature_rays
+    from occ_core.models.easyocc.table import feature_rays
+    from occ_core.network_input.preprocess import Preprocess
 
     rays = feature_rays(Preprocess(128, 64).camera(cam), SMALL)
     origin = cam.ego_from_cam[:3, 3]

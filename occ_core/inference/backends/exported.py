@@ -11,10 +11,10 @@ import numpy as np
 from occ_core.camera import Rig
 from occ_core.errors import CorruptInput
 from occ_core.files import parse_json
-from occ_core.inference.memory import Past, empty_past
-from occ_core.inference.table import Table
+from occ_core.models.checkpoint import trained_cameras
 from occ_core.models.easyocc.config import EasyOccConfig, parse_config
-from occ_core.training.checkpoint import trained_cameras
+from occ_core.models.easyocc.past import Past, empty_past
+from occ_core.models.easyocc.table import Table
 
 METADATA_KEY = "occ_core"  # of the checkpoint's record, in the file's metadata
 EXPORT_KEY = "occ_core_export"  # of how the file was made: precision and calibration

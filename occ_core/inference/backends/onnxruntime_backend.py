@@ -16,8 +16,8 @@ from occ_core.inference.backends.exported import (
     outputs_of,
     require_outputs,
 )
-from occ_core.inference.memory import Past
-from occ_core.inference.table import Tables
+from occ_core.models.easyocc.past import Past
+from occ_core.models.easyocc.table import Tables
 
 
 class OnnxSession(ExportedSession):

@@ -19,7 +19,7 @@ from occ_core.inference.backends.exported import (
     network_inputs,
     require_outputs,
 )
-from occ_core.inference.engine import (
+from occ_core.inference.backends.tensorrt_engine import (
     Machine,
     engine_path,
     how_made,
@@ -28,10 +28,10 @@ from occ_core.inference.engine import (
     require_this_machine,
     this_machine,
 )
-from occ_core.inference.memory import Past, empty_past
-from occ_core.inference.table import Table, Tables
+from occ_core.models.checkpoint import trained_cameras
 from occ_core.models.easyocc.config import parse_config
-from occ_core.training.checkpoint import trained_cameras
+from occ_core.models.easyocc.past import Past, empty_past
+from occ_core.models.easyocc.table import Table, Tables
 
 PER_MOMENT = {"images", *PAST_INPUTS}
 

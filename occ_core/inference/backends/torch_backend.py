@@ -14,15 +14,15 @@ from torch.overrides import TorchFunctionMode
 
 from occ_core.camera import Rig
 from occ_core.errors import CorruptInput, InvalidInput
-from occ_core.inference.memory import Past
-from occ_core.inference.preprocess import Preprocess
-from occ_core.inference.rig_inputs import rig_inputs
-from occ_core.inference.table import Tables
 from occ_core.lidar_points import absent_points
 from occ_core.models.build import ModelConfig, build_model, parse_config
+from occ_core.models.checkpoint import load_checkpoint, load_into, load_record, trained_cameras
 from occ_core.models.easyocc.deployed import Deployed
 from occ_core.models.easyocc.model import Answer, EasyOcc
-from occ_core.training.checkpoint import load_checkpoint, load_into, load_record, trained_cameras
+from occ_core.models.easyocc.past import Past
+from occ_core.models.easyocc.table import Tables
+from occ_core.network_input.preprocess import Preprocess
+from occ_core.network_input.rig_inputs import rig_inputs
 
 Asked = Callable[..., tuple[Tensor, ...]]
 """Of images, rig, missing cameras and what else the kind of network takes: a Past, or a LiDAR's cloud."""

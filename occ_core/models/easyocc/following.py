@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from occ_core.inference.memory import Memory
 from occ_core.models.easyocc.logits import Cells, Hidden
+from occ_core.models.easyocc.past import Memory
 from occ_core.models.easyocc.samples import Chain, TableImages
-from occ_core.models.rig_images import VoxelAnswer
+from occ_core.models.voxel_answer import VoxelAnswer
 
 if TYPE_CHECKING:
     from occ_core.models.easyocc.model import EasyOcc

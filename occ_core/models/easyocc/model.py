@@ -17,7 +17,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from occ_core.inference.table import GROUND, RAY_CHANNELS
 from occ_core.models.backbones import build_backbone, load_backbone, statistics
 from occ_core.models.easyocc import ground
 from occ_core.models.easyocc.balance import fit_balance
@@ -27,9 +26,10 @@ from occ_core.models.easyocc.logits import NEVER, Cells, Hidden, Lifted, Views
 from occ_core.models.easyocc.losses import losses
 from occ_core.models.easyocc.memory import MemoryFusion
 from occ_core.models.easyocc.samples import Chain, TableImages, TableTargets
+from occ_core.models.easyocc.table import GROUND, RAY_CHANNELS
 from occ_core.models.easyocc.thresholds import fit_thresholds
 from occ_core.models.lifting import gather_rows, ray_evidence
-from occ_core.models.rig_images import VoxelAnswer
+from occ_core.models.voxel_answer import VoxelAnswer
 
 
 def conv(cin: int, cout: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -191,7 +191,7 @@ class EasyOcc(nn.Module):
     def hidden(
         self,
         images: Tensor,  # [N, H, W, 3] uint8; N = batch * cameras
-        voxel_index: Tensor,  # [B * X * Y * Z] into (N, h, w, depth bins); see occ_core.inference.table
+        voxel_index: Tensor,  # [B * X * Y * Z] into (N, h, w, depth bins); see occ_core.models.easyocc.table
         pillar_index: Tensor,  # [B * X/2 * Y/2 * heights] into (N, h, w)
         rays: Tensor,  # [N, RAY_CHANNELS, h, w]
         state: Tensor | None = None,  # Hidden.state of a moment before; zeros are none

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from occ_core.inference.memory import Moment
+from occ_core.models.easyocc.past import Moment
 from occ_core.models.easyocc.settings import NanoTraining
-from occ_core.models.rig_images import each_tensor
+from occ_core.network_input.rig_images import each_tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from occ_core.models.config import Weight
+from occ_core.losses.weights import Weight
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[int, Field(ge=0)]

@@ -18,8 +18,9 @@ from occ_core.losses.voxel import observed_loss
 from occ_core.models.easyocc.heads import BirdsEyeHead, HourglassHead, position_channels
 from occ_core.models.easyocc.volume_config import EasyOccVolumeConfig
 from occ_core.models.image_network import ImageNetwork
-from occ_core.models.projection import cell_centers_m, in_view, lift
-from occ_core.models.rig_images import RigImages, Targets, VoxelAnswer
+from occ_core.models.voxel_answer import VoxelAnswer
+from occ_core.network_input.projection import cell_centers_m, in_view, lift
+from occ_core.network_input.rig_images import RigImages, Targets
 
 OBSERVED_CELLS = 1 << 16  # random cells of a moment on which the loss of the observed output is computed
 SEEN_RECALL = 0.98

@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from occ_core.models.config import CameraModelConfig, Count, LabelLossWeights, LidarInput, Weight
+from occ_core.losses.weights import LabelLossWeights, Weight
+from occ_core.models.config import CameraModelConfig, Count, LidarInput
 
 
 class OccleLoss(BaseModel):

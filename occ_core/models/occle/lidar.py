@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from occ_core.grid import VoxelGrid
-from occ_core.models.projection import project
-from occ_core.models.rig_images import RigImages
+from occ_core.network_input.projection import project
+from occ_core.network_input.rig_images import RigImages
 
 DEPTH_SCALES_M = (1.0, 8.0)  # over which the evidence of depth saturates
 DEPTH_CHANNELS = 1 + 2 * len(DEPTH_SCALES_M)

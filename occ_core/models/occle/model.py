@@ -45,8 +45,9 @@ from occ_core.models.occle.supervision import (
     trust,
     voxels_taught,
 )
-from occ_core.models.projection import cell_centers_m, in_view, lift
-from occ_core.models.rig_images import RigImages, Targets, VoxelAnswer
+from occ_core.models.voxel_answer import VoxelAnswer
+from occ_core.network_input.projection import cell_centers_m, in_view, lift
+from occ_core.network_input.rig_images import RigImages, Targets
 
 Classes = Callable[[Tensor], Tensor]  # logits [Q, C - 1] of cells with flat indices [Q], without the free class
 UNSEEN = 0.01  # added to the probabilities of lifted pixels: where no camera looks, all classes are alike

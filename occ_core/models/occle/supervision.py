@@ -13,8 +13,8 @@ from occ_core.grid import VoxelGrid
 from occ_core.losses.labels import UNOBSERVED
 from occ_core.losses.voxel import geometry_loss
 from occ_core.models.occle.lidar import ImageDepths, cells_at
-from occ_core.models.projection import flat_cell, in_view
-from occ_core.models.rig_images import RigImages
+from occ_core.network_input.projection import flat_cell, in_view
+from occ_core.network_input.rig_images import RigImages
 
 FREE_SAMPLES = 8  # on the way to each LiDAR point
 MARGIN_CELLS = 2.0  # before a LiDAR point, where its ray is not said to be free

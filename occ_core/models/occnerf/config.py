@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from occ_core.models.config import CameraModelConfig, Count, LabelLossWeights, Weight
+from occ_core.losses.weights import LabelLossWeights, Weight
+from occ_core.models.config import CameraModelConfig, Count
 
 
 class OccNerfLoss(BaseModel):

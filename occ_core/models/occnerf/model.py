@@ -24,9 +24,10 @@ from occ_core.models.contraction import Contraction
 from occ_core.models.hourglass import StackedHourglass, conv3d
 from occ_core.models.image_network import ImageNetwork
 from occ_core.models.occnerf.config import OccNerfConfig
-from occ_core.models.projection import cell_centers_m, in_view, lift, pixel_rays
-from occ_core.models.rig_images import RigImages, Targets, VoxelAnswer
 from occ_core.models.volume_rendering import RaySampling, Rendered, render
+from occ_core.models.voxel_answer import VoxelAnswer
+from occ_core.network_input.projection import cell_centers_m, in_view, lift, pixel_rays
+from occ_core.network_input.rig_images import RigImages, Targets
 
 STOPPED_AT_FIRST = 0.5  # share of the longest ray: from opaque cells nothing behind can be learned, nor the sky
 

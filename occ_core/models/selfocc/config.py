@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from occ_core.models.config import Backbone, CameraModelConfig, Count, LabelLossWeights, Weight
+from occ_core.losses.weights import LabelLossWeights, Weight
+from occ_core.models.config import Backbone, CameraModelConfig, Count
 
 Vertices = Annotated[int, Field(ge=3, le=1025)]  # a second difference needs three
 STRIDES = (4, 8, 16, 32)

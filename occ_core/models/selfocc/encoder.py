@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from occ_core.models.deformable_attention import DeformableAttention, Places, cells_of, sample_and_sum, split_heads
 from occ_core.models.lifting import gather_rows
-from occ_core.models.projection import project
-from occ_core.models.rig_images import RigImages
 from occ_core.models.selfocc.config import SelfOccConfig
+from occ_core.network_input.projection import project
+from occ_core.network_input.rig_images import RigImages
 
 PLANE_AXES = ((1, 2), (0, 2), (0, 1))  # by normal; the first is the rows of the plane
 

@@ -16,8 +16,6 @@ from torch.utils.checkpoint import checkpoint
 from occ_core.losses.labels import label_losses
 from occ_core.losses.photometric import as_float, smoothness_loss
 from occ_core.models.image_network import FeaturePyramid
-from occ_core.models.projection import cell_centers_m, project
-from occ_core.models.rig_images import RigImages, Targets, VoxelAnswer
 from occ_core.models.selfocc.config import SelfOccConfig
 from occ_core.models.selfocc.encoder import PlaneEncoder
 from occ_core.models.selfocc.head import SdfHead, Volume
@@ -30,6 +28,9 @@ from occ_core.models.selfocc.supervision import (
     neighbour_loss,
     ray_class_loss,
 )
+from occ_core.models.voxel_answer import VoxelAnswer
+from occ_core.network_input.projection import cell_centers_m, project
+from occ_core.network_input.rig_images import RigImages, Targets
 
 ANNEALED = 1 / 6  # share of the run after which only a falling field stops rays, as in NeuS
 RAYS_AT_ONCE = 4800  # of `rendered_depth`: bounds its memory

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from occ_core.errors import CorruptInput, InvalidInput
-from occ_core.sources.images import ENCODINGS, compressed_info, decode_compressed, decode_image
+from occ_core.images import ENCODINGS, compressed_info, decode_compressed, decode_image
 
 
 @pytest.fixture(scope="module")

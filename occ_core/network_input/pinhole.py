@@ -130,8 +130,14 @@ def pinhole_frame(frame: Frame, size: tuple[int, int] | None = None, kept: tuple
     for given in cast(tuple[dict[str, Any], ...], (images, stamps_ns, poses)):
         for name in views:
             given.pop(name, None)
+    files = {name: file for name, file in frame.image_files.items() if name in images}  # a view has none of its own
     return replace(
-        frame, rig=Rig(tuple(cameras)), images=images, camera_stamp_ns=stamps_ns, camera_world_from_ego=poses
+        frame,
+        rig=Rig(tuple(cameras)),
+        images=images,
+        camera_stamp_ns=stamps_ns,
+        camera_world_from_ego=poses,
+        image_files=files,
     )
 
 

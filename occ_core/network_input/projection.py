@@ -12,7 +12,7 @@ from torch import Tensor
 
 from occ_core.errors import InvalidInput
 from occ_core.grid import VoxelGrid
-from occ_core.models.rig_images import RigImages
+from occ_core.network_input.rig_images import RigImages
 
 NEAREST_M = 1e-3
 

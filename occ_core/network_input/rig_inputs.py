@@ -8,8 +8,8 @@ from torch import Tensor
 
 from occ_core.camera import Rig
 from occ_core.errors import InvalidInput
-from occ_core.inference.preprocess import Preprocess
-from occ_core.models.rig_images import RigImages
+from occ_core.network_input.preprocess import Preprocess
+from occ_core.network_input.rig_images import RigImages
 
 
 def rig_inputs(
@@ -19,7 +19,7 @@ def rig_inputs(
     preprocess: Preprocess,
     lidar: np.ndarray | None = None,  # float32 [P, 5], what `occ_core.lidar_points` made of the sweeps
 ) -> RigImages:
-    """One moment, without the batch axis. A lens that is no pinhole is given as the views of `inference.pinhole`.
+    """One moment, without the batch axis. A lens that is no pinhole is given as the views of `network_input.pinhole`.
 
     Raises:
         InvalidInput: a camera of the rig is no pinhole.
@@ -51,7 +51,7 @@ def calibration(rig: Rig, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
         if camera.distortion_model != "none":
             raise InvalidInput(
                 f"camera '{camera.name}' has a lens of model '{camera.distortion_model}', camera networks take pinhole "
-                "images: rectify them first, as `inference.pinhole` does"
+                "images: rectify them first, as `network_input.pinhole` does"
             )
     cameras = [preprocess.camera(camera) for camera in rig]
     matrices = (np.stack([c.intrinsics for c in cameras]), np.stack([c.ego_from_cam for c in cameras]))

@@ -9,16 +9,16 @@ from model_fixtures import SMALL, camera, ring_rig
 from occ_core.camera import Rig
 from occ_core.errors import InvalidInput
 from occ_core.geometry import apply, inverse, pose
-from occ_core.inference.memory import MAX_AGE_S, Memory, Moment, empty_past, refusal, then_from_now
+from occ_core.models.easyocc.past import MAX_AGE_S, Memory, Moment, empty_past, refusal, then_from_now
 
 torch = pytest.importorskip("torch")
 
 from occ_core.inference.predictor import Predictor  # noqa: E402
-from occ_core.inference.table import build_table  # noqa: E402
+from occ_core.models.checkpoint import describe, save_checkpoint  # noqa: E402
 from occ_core.models.easyocc.config import parse_config  # noqa: E402
 from occ_core.models.easyocc.deployed import Deployed  # noqa: E402
 from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
-from occ_core.training.checkpoint import describe, save_checkpoint  # noqa: E402
+from occ_core.models.easyocc.table import build_table  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from occ_core.errors import InvalidInput
 
 @dataclass(frozen=True, eq=False)
 class RigImages:
-    """Images of a rig of pinhole cameras, after `occ_core.inference.preprocess`, and perhaps what a LiDAR saw.
+    """Images of a rig of pinhole cameras, after `occ_core.network_input.preprocess`, and perhaps what a LiDAR saw.
 
     Attributes:
         images: uint8 [B, N, H, W, 3], RGB; black where a camera has no image.
@@ -111,18 +111,6 @@ class Targets:
     def pin_memory(self) -> Targets:
         """In memory that a GPU can fetch by itself; torch's DataLoader calls this."""
         return each_tensor(self, Tensor.pin_memory)
-
-
-class VoxelAnswer(NamedTuple):
-    """One byte each of class, confidence and state for a cell, as in EasyOcc nano's `Answer`.
-
-    labels: uint8 [B, X, Y, Z], class ids; a cell that is not observed is labelled free. confidence: uint8, 255 x the
-    probability of being occupied (of an occupied cell) or free; 0 where not observed. observed: uint8, 0 or 1.
-    """
-
-    labels: Tensor
-    confidence: Tensor
-    observed: Tensor
 
 
 def each_tensor(record: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -13,7 +13,7 @@ from occ_core.errors import InvalidInput
 from occ_core.fisheye import MOST_RAD
 from occ_core.frame import Frame
 from occ_core.geometry import apply, inverse
-from occ_core.inference.pinhole import BAND_DEG, ViewImages, expanded, pinhole_frame, pinhole_rig, views_of
+from occ_core.network_input.pinhole import BAND_DEG, ViewImages, expanded, pinhole_frame, pinhole_rig, views_of
 
 D = (0.05, -0.01, 0.002, -0.001)
 SIZE = (352, 128)

@@ -28,7 +28,7 @@ from model_fixtures import SMALL
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, MissingPackage
 from occ_core.inference.backends import cuda, tensorrt_backend
 from occ_core.inference.backends.cuda import Gpu
-from occ_core.inference.engine import (
+from occ_core.inference.backends.tensorrt_engine import (
     FORMAT,
     Machine,
     build_engine,
@@ -206,7 +206,7 @@ def test_an_engine_remembers_as_torch_does(tmp_path):
     import ros_fixtures as fx
 
     from occ_core.inference.export import export_onnx
-    from occ_core.inference.memory import Moment
+    from occ_core.models.easyocc.past import Moment
 
     checkpoint = fx.tiny_model(tmp_path, fx.REMEMBERING)
     exported = export_onnx(checkpoint, tmp_path / "fp32.onnx")

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, MissingPackage, need
-from occ_core.files import read_json, write_atomically
+from occ_core.files import default_cache, read_json, write_atomically
 from occ_core.inference.backends.cuda import Gpu, probe
 from occ_core.inference.backends.exported import EXPORT_KEY, METADATA_KEY, described
-from occ_core.inference.table import RAY_CHANNELS
 from occ_core.models.easyocc.config import EasyOccConfig
+from occ_core.models.easyocc.table import RAY_CHANNELS
 
 FORMAT = "occ_core engine 1"
 CAMERAS = 1, 6, 12  # fewest, usual and most of the rigs that one engine serves
@@ -82,7 +82,6 @@ def build_engine(onnx_file: Path, folder: Path | None = None) -> Path:
 
 def engine_path(onnx_sha256: str, machine: Machine, precision: str, folder: Path | None = None) -> Path:
     """Where the engine of a model for a machine is kept: all that it depends on is in its name."""
-    from occ_core.files import default_cache
 
     capability = machine.gpu.compute_capability.replace(".", "")
     name = f"{onnx_sha256[:16]}_trt{machine.tensorrt}_sm{capability}_{precision}.engine"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from occ_core.errors import CorruptInput, MissingInput, need
-from occ_core.files import read_json
+from occ_core.files import read_json, write_atomically
 from occ_core.limits import MAX_CAMERAS, MAX_HEADER_BYTES, shown
 from occ_core.models.build import ModelConfig, parse_config
 
@@ -47,7 +47,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any])
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, str(temporary))
-        write_text(path.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
+        write_atomically(path.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -128,10 +128,3 @@ def load_into(model: Any, tensors: dict[str, Any], path: Path) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise CorruptInput(f"{path}: the weights do not fit the model in its json: {reason}") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

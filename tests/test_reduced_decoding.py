@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
+from occ_core.images import compressed_info, decode_compressed, reduction
 from occ_core.inference.predictor import Predictor
-from occ_core.sources.images import compressed_info, decode_compressed, reduction
 
 NANO = Path(__file__).parents[2] / "occ_core" / "assets" / "easyocc_nano.safetensors"
 

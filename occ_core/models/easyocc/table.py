@@ -15,8 +15,8 @@ import numpy as np
 from occ_core.camera import Camera, Rig
 from occ_core.errors import InvalidInput
 from occ_core.geometry import apply, inverse
-from occ_core.inference.preprocess import Preprocess
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
+from occ_core.network_input.preprocess import Preprocess
 
 RAY_CHANNELS = 6  # of `Table.rays`
 GROUND = 4  # of these: 1 / distance to the ground

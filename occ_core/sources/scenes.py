@@ -1,0 +1,186 @@
+"""Any recording scene by scene, and which of its frames are keyframes: those that labels are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from occ_core.errors import MissingInput
+from occ_core.files import content_key
+from occ_core.frame import Frame, Shot
+from occ_core.grid import OCC3D_GRID, SEMANTIC_KITTI_VOXELS, VoxelGrid
+from occ_core.sources.nuscenes_tables import NuScenesTables
+from occ_core.sources.open import FrameSource, frame_files, frame_key, kind_of, left_out, open_source
+from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI, Taxonomy
+
+if TYPE_CHECKING:
+    from occ_core.sources.bag_frames import BagFrames
+
+KEYFRAME_S = 0.5
+"""Time between keyframes where the recording names none: that of nuScenes, which recipes count their windows in."""
+STILL_M, STILL_RAD, STILL_S = 0.1, 0.02, 5.0
+"""A robot that has moved and turned by less since the last keyframe stands: the next one comes after STILL_S only."""
+
+
+@dataclass(frozen=True, eq=False)
+class SceneFrames:
+    """Frames of one scene in time order, read when they are asked for: `len(frames)`, `frames[i]`.
+
+    Attributes:
+        path: of the recording. source: what it was opened as.
+        places: number of each frame in the source.
+        tokens: of the keyframes; empty for what lies between them.
+    """
+
+    path: Path
+    source: FrameSource
+    places: Sequence[int]
+    tokens: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Frame:
+        return self.source[self.places[index]]
+
+    def shots(self, index: int) -> dict[str, Shot]:
+        """Which images a frame has, by camera name. Reads none."""
+        return self.source.shots(self.places[index])
+
+    def key(self, index: int, lidar: bool, more: Sequence[Path] = ()) -> str:
+        """Hash of what a frame is read from, as of `frame_key`, and of `more` files."""
+        if files := frame_files(self.source, self.places[index], lidar):
+            return content_key([*files, *more])
+        key = frame_key(self.path, self.source, self.places[index], lidar)
+        return f"{key}-{content_key(more)}" if more else key
+
+
+class Recording:
+    """A data set or bag, opened once.
+
+    Args:
+        path, version: as of `open_source`.
+
+    Raises:
+        MissingInput, CorruptInput, InvalidInput: as of `open_source`.
+    """
+
+    def __init__(self, path: Path | str, version: str | None = None) -> None:
+        self.path = Path(path)
+        self.kind = kind_of(self.path)
+        self._version = version
+        self.scenes: list[str] = self._tables.scenes if self.kind == "nuscenes" else self._source.scenes
+
+    @cached_property
+    def _tables(self) -> NuScenesTables:
+        return NuScenesTables(self.path, self._version)
+
+    @cached_property
+    def _source(self) -> FrameSource:
+        """All scenes; of nuScenes layout, which may have 850, each is opened by itself."""
+        return open_source(self.path, version=self._version)
+
+    def require_scenes(self, names: Sequence[str] | None) -> list[str]:
+        """The names if all exist (all scenes for None).
+
+        Raises:
+            MissingInput: naming the first unknown one and those that exist.
+        """
+        if absent := [name for name in names or [] if name not in self.scenes]:
+            shown = ", ".join(self.scenes[:10]) + (f", ... ({len(self.scenes)})" if len(self.scenes) > 10 else "")
+            raise MissingInput(f"{self.path}: no scene '{absent[0]}', only: {shown}")
+        return list(names) if names else self.scenes
+
+    @property
+    def is_placed(self) -> bool:
+        """Somebody says where the robot was; without, frames cannot be laid over each other."""
+        return self.kind != "bag" or cast("BagFrames", self._source).bag.world_frame is not None
+
+    @property
+    def is_kitti(self) -> bool:
+        """It is SemanticKITTI, whose ego frame, grid and taxonomy are its own."""
+        return self.kind == "semantic_kitti"
+
+    @property
+    def grid(self) -> VoxelGrid:
+        """Where the cells of its labels are: of SemanticKITTI those of its own voxels, else Occ3D's."""
+        return SEMANTIC_KITTI_VOXELS if self.is_kitti else OCC3D_GRID
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """What the cells of its labels can be."""
+        return SEMANTIC_KITTI if self.is_kitti else OCC3D
+
+    @property
+    def left_out(self) -> list[str]:
+        """One line for each thing of it that is not used."""
+        return left_out(self._source) if self.kind == "bag" else []
+
+    def tokens(self, scene: str) -> list[str]:
+        """Of the scene's keyframes. Reads no file."""
+        if self.kind == "nuscenes":
+            return [token for token, _ in self._tables.samples(scene)]
+        return list(self.scene(scene).tokens)
+
+    def scene(self, name: str, between: bool = False) -> SceneFrames:
+        """The keyframes of a scene; with `between` also what lies between them."""
+        if self.kind == "nuscenes":
+            from occ_core.sources.nuscenes import NuScenesSource
+
+            source: FrameSource = NuScenesSource(self._tables, scenes=[name], sweeps=between)
+            return SceneFrames(self.path, source, range(len(source)), [token for _, token in source.samples])
+        samples = self._source.samples
+        places = [place for place, (scene, _) in enumerate(samples) if scene == name]
+        tokens = [samples[place][1] for place in places]
+        chosen = self._keyframes(places)
+        if not between:
+            kept = np.flatnonzero(chosen)
+            return SceneFrames(self.path, self._source, [places[i] for i in kept], [tokens[i] for i in kept])
+        named = [token if is_key else "" for token, is_key in zip(tokens, chosen, strict=True)]
+        return SceneFrames(self.path, self._source, places, named)
+
+    def _keyframes(self, places: Sequence[int]) -> np.ndarray:
+        """bool (N,): those that the recording names as keyframes, else as of `keyframes_of`."""
+        if self.kind == "bag" and (named := cast("BagFrames", self._source).keyframes):
+            return np.isin(places, sorted(named))
+        moments = [self._source.moment(place) for place in places]
+        stamps_ns = np.array([stamp_ns for stamp_ns, _ in moments], dtype=np.int64)
+        return keyframes_of(stamps_ns, np.array([pose for _, pose in moments]), self.is_placed)
+
+
+def keyframes_of(
+    stamps_ns: np.ndarray,  # int64 (N,), in time order
+    world_from_ego: np.ndarray,  # (N, 4, 4)
+    is_placed: bool = True,
+) -> np.ndarray:
+    """bool (N,): a keyframe about every KEYFRAME_S; of a robot that stands, every STILL_S.
+
+    So a window of keyframes is one of time, however fast the cameras are, and one that reaches over a pause.
+
+    Args:
+        is_placed: False: nobody knows whether the robot stands.
+    """
+    chosen = np.zeros(len(stamps_ns), dtype=bool)
+    if not len(stamps_ns):
+        return chosen
+    steps_s = np.diff(stamps_ns) / 1e9
+    slack_s = min(float(np.median(steps_s)) / 2, KEYFRAME_S / 2) if len(steps_s) else 0.0
+    last = 0
+    chosen[0] = True
+    for i in range(1, len(stamps_ns)):
+        since_s = (stamps_ns[i] - stamps_ns[last]) / 1e9
+        if since_s < KEYFRAME_S - slack_s:
+            continue
+        if not is_placed or since_s >= STILL_S - slack_s or _moved(world_from_ego[last], world_from_ego[i]):
+            chosen[i], last = True, i
+    return chosen
+
+
+def _moved(before: np.ndarray, now: np.ndarray) -> bool:
+    turn = np.arccos(np.clip((np.trace(before[:3, :3].T @ now[:3, :3]) - 1) / 2, -1, 1))
+    return bool(np.linalg.norm(now[:3, 3] - before[:3, 3]) >= STILL_M or turn >= STILL_RAD)
