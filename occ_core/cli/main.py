@@ -10,9 +10,9 @@ import sys
 
 import typer
 
-from occ_core import __version__
-from occ_core.cli import bag, bench, doctor, engine, labels, model, teachers, view, world
+from occ_core.cli import adapt, bag, bench, doctor, engine, labels, model, teachers, view, world
 from occ_core.errors import OccError, naming_extras
+from occ_core.version import __version__
 
 app = typer.Typer(
     name="occ",
@@ -58,6 +58,7 @@ app.command("train")(model.train)
 app.command("predict")(model.predict)
 app.command("eval")(model.evaluate)
 app.command("export")(model.export)
+app.command("adapt")(adapt.adapt)
 app.add_typer(engine.app, name="engine")
 app.command("view")(view.view)
 app.add_typer(bench.app, name="bench")
