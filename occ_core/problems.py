@@ -124,6 +124,10 @@ KINDS: dict[str, Kind] = {
     "lost": Kind("the middleware's buffers are too small for images", "start the drivers with config/fastdds.xml"),
     "future": Kind("the clocks of two machines differ", "synchronise them (chrony, PTP)"),
     "old": Kind("driver or network holds images back", "look for queues in driver and network"),
+    "two publishers": Kind(
+        "a driver was started twice, a bag is played beside the robot, or another robot has the same topics",
+        "stop one of them, or give it a namespace or a ROS_DOMAIN_ID of its own",
+    ),
     "moves": Kind("two nodes publish the camera's mount, or another robot the same frames", "stop one of them"),
 }
 

@@ -22,6 +22,7 @@ from occ_ros.sensors import (
     Surroundings,
     connection_problems,
     lost_problems,
+    rival_problems,
     stamp_problems,
 )
 
@@ -55,7 +56,8 @@ def problems(camera: CameraInput, calibration: Calibration, around: Surroundings
     """All that is wrong; errors first, among them the most specific first."""
     kind, hint = _type_of(camera), ": see 'transport'"
     found = [*connection_problems(camera, camera.image_topic, kind, NOUNS, around, hint)]
-    found += [*_calibration(camera, calibration, around), *_images(camera, around), *_place(camera, calibration)]
+    found += [*rival_problems(around), *_calibration(camera, calibration, around)]
+    found += [*_images(camera, around), *_place(camera, calibration)]
     return sorted(found, key=lambda problem: -problem[0])  # stable
 
 

@@ -12,6 +12,7 @@ from occ_ros.sensors import (
     Surroundings,
     connection_problems,
     lost_problems,
+    rival_problems,
     stamp_problems,
 )
 
@@ -52,7 +53,8 @@ class LidarTopic(SensorInput):
 
 def lidar_problems(lidar: LidarTopic, around: Surroundings) -> list[tuple[int, str]]:
     """(diagnostic level, one sentence) of all that is wrong; errors first, among them the most specific first."""
-    found = [*connection_problems(lidar, lidar.topic, CLOUD_TYPE, NOUNS, around), *_sweeps(lidar, around)]
+    found = [*connection_problems(lidar, lidar.topic, CLOUD_TYPE, NOUNS, around)]
+    found += [*rival_problems(around), *_sweeps(lidar, around)]
     if lidar.transform_error:
         found.append((ERROR, lidar.transform_error))
     if lidar.odometry_error:

@@ -79,6 +79,8 @@ NEVER = {"arrival_s": None, "stamp_ns": 0}
         ({"age_ns": 3 * S}, {"max_age_s": 2.0}, WARN, "3.0 s old"),
         ({}, {"lost": 7}, WARN, "7 images were lost on their way"),
         ({}, {"lost": 7}, WARN, "FASTDDS_DEFAULT_PROFILES_FILE=config/fastdds.xml"),
+        ({}, {"rivals": {"/a/image": ["bag", "usb"]}}, WARN, "2 publishers on /a/image: bag, usb"),
+        ({}, {"rivals": {"/a/camera_info": ["usb"] * 3}}, WARN, "3 publishers on /a/camera_info: usb, usb, usb"),
         ({}, {"now_s": 101.0}, WARN, "no image for 1.0 s (limit 0.7 s): its publisher is silent"),
         ({}, {"now_s": 101.0, "types": frozenset()}, WARN, "its publisher is gone"),
     ],
