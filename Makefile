@@ -4,13 +4,14 @@ BIN := .venv/bin
 # The allocator settings keep large network buffers from being returned to the system and faulted in again at every frame.
 FAST_MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: help setup demo test test-slow lint clean
+.PHONY: help setup demo test test-slow lint docs clean
 
 help:
 	@echo "make demo       set up, then the whole line: city, bag, player + node + evaluator over DDS, score, pictures"
 	@echo "make test       set up, then the test suite"
 	@echo "make test-slow  the tests that take long, too"
 	@echo "make lint       ruff, mypy, and who may import whom"
+	@echo "make docs       the pages as a site with the API, every link checked: build/docs/index.html"
 	@echo "make clean      remove .venv and runs/"
 
 setup: .venv/ready
@@ -35,5 +36,12 @@ test-slow: setup
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+.venv/docs: .venv/ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	@touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs build/docs

@@ -41,6 +41,7 @@ EXTRAS = {
         "ros-diagnostic-msgs>=5.5,<5.6",
         "ros-std-srvs>=5.5,<5.6",
     ],
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30,<2"],
     "dev": [
         "pytest>=8",
         "pytest-xdist>=3.7,<4",
@@ -54,7 +55,7 @@ EXTRAS = {
         "efficientnet-lite-pytorch==0.1.0",
     ],
 }
-EXTRAS["all"] = sorted({need for name in EXTRAS if name not in ("dev", "ray") for need in EXTRAS[name]})
+EXTRAS["all"] = sorted({need for name in EXTRAS if name not in ("dev", "docs", "ray") for need in EXTRAS[name]})
 
 setup(
     name=PACKAGE,
@@ -65,7 +66,10 @@ setup(
     maintainer="The occ_ros authors",
     maintainer_email="occ-ros@users.noreply.github.com",
     packages=find_packages(include=["occ_core", "occ_core.*", "occ_ros", "occ_ros.*"]),
-    package_data={"occ_core": ["assets/*", "py.typed"]},
+    package_data={
+        "occ_core": ["assets/*", "presets/*.yaml", "show/page_files/*", "py.typed"],
+        "occ_ros": ["py.typed"],
+    },
     python_requires=">=3.10",
     install_requires=[
         "setuptools",
@@ -86,9 +90,9 @@ setup(
     entry_points={
         "console_scripts": [
             "occ = occ_core.cli.main:main",
-            "occupancy_node = occ_ros.occupancy_node:main",
-            "player_node = occ_ros.player_node:main",
-            "evaluator_node = occ_ros.evaluator_node:main",
+            "occupancy_node = occ_ros.commands:occupancy_node",
+            "player_node = occ_ros.commands:player_node",
+            "evaluator_node = occ_ros.commands:evaluator_node",
         ],
     },
     zip_safe=False,

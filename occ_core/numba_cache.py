@@ -3,10 +3,7 @@ as in a container whose package and home cannot be written."""
 
 from __future__ import annotations
 
-import atexit
 import os
-import shutil
-import tempfile
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -16,6 +13,10 @@ def provide_numba_cache(package: Path, environ: MutableMapping[str, str]) -> Non
     the user's cache. Functions are then compiled by every process, some seconds each."""
     if "NUMBA_CACHE_DIR" in environ or os.access(package, os.W_OK):
         return
+    import atexit  # these here, for `import occ_core` is to be quick
+    import shutil
+    import tempfile
+
     users = Path(environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     try:
         users.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ cameras:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from occ_core.camera import COEFFICIENTS, Camera
+from occ_core.camera import COEFFICIENTS, Camera, Rig
 from occ_core.ego_mask import masked
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
-from occ_core.geometry import pose
+from occ_core.geometry import pose, quaternion_from_rotation
 
 MAX_BYTES = 1_000_000
 # Name -> how many numbers.
@@ -61,6 +62,34 @@ def load_rig_file(path: Path | str) -> tuple[RigFileCamera, ...]:
     if not isinstance(cameras, dict) or not cameras:
         raise InvalidInput(f"{path}: needs 'cameras:' with one entry per camera")
     return tuple(_camera(f"{path}: camera '{name}'", str(name), entry, path.parent) for name, entry in cameras.items())
+
+
+def rig_text(rig: Rig, image_topics: Mapping[str, str], ego_masks: Mapping[str, str]) -> str:
+    """The file of a rig, as `load_rig_file` reads it.
+
+    Args:
+        image_topics, ego_masks: by camera name, as far as known; paths of masks from the file's folder.
+    """
+    cameras: dict[str, dict[str, Any]] = {}
+    for camera in rig:
+        k, (w, x, y, z) = camera.intrinsics, quaternion_from_rotation(camera.ego_from_cam[:3, :3])
+        entry: dict[str, Any] = {"image_topic": image_topics[camera.name]} if camera.name in image_topics else {}
+        entry |= {
+            "size_px": list(camera.size),
+            "focal_px": _plain(k[0, 0], k[1, 1]),
+            "center_px": _plain(k[0, 2], k[1, 2]),
+        }
+        if camera.distortion:
+            entry |= {"distortion_model": camera.distortion_model, "distortion": _plain(*camera.distortion)}
+        entry |= {"position_m": _plain(*camera.ego_from_cam[:3, 3]), "quaternion_xyzw": _plain(x, y, z, w)}
+        if camera.name in ego_masks:
+            entry["ego_mask"] = ego_masks[camera.name]
+        cameras[camera.name] = entry
+    return yaml.safe_dump({"cameras": cameras}, sort_keys=False, default_flow_style=None, width=120)
+
+
+def _plain(*numbers: float) -> list[float]:
+    return [float(number) for number in numbers]
 
 
 def _camera(where: str, name: str, entry: Any, folder: Path) -> RigFileCamera:

@@ -10,6 +10,7 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 
 from occ_core.errors import InvalidInput
+from occ_core.network_input.pinhole import ViewImages
 from occ_core.problems import Problem, Unusable
 from occ_core.sensor_messages import axis_problem, image_header, is_rectified, require_size
 from occ_ros.calibration import Calibration
@@ -130,7 +131,7 @@ class ImageSlot:
     def __init__(self, camera: CameraInput, message: Image | CompressedImage, arrival_s: float) -> None:
         self.camera = camera
         self.arrival_s = arrival_s
-        self.array: np.ndarray | None = None
+        self.array: np.ndarray | ViewImages | None = None
         self.size: tuple[int, int] | None = None  # of the image, once it was looked at
         self._message: Image | CompressedImage | None = message
 

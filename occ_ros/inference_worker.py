@@ -14,6 +14,7 @@ from occ_core.camera import Rig
 from occ_core.errors import InvalidInput, MissingTransform, OccError
 from occ_core.inference.predictor import Predictor
 from occ_core.models.easyocc.past import Moment
+from occ_core.network_input.pinhole import ViewImages
 from occ_core.occupancy import Occupancy
 from occ_core.sync import SyncedSet
 from occ_ros.calibration import Calibration, KnownRig
@@ -62,7 +63,8 @@ class InferenceWorker:
         self._times, self._logger, self._sweeps, self._odometry = times, logger, sweeps, odometry
         self.failure, self.without, self.without_lidar, self.odometry_late = "", frozenset[str](), "", ""
         self.remembers, self.without_memory = predictor.memory is not None, ""
-        self.last_ms, self.over_since_s = 0.0, None
+        self.last_ms = 0.0
+        self.over_since_s: float | None = None
         self.answered_s: list[float] = []  # first and last
         self._rig: KnownRig | None = None
         self._prepared = ""  # fingerprint of the rig whose table is there
@@ -281,7 +283,7 @@ class InferenceWorker:
                 return known
             time.sleep(0.005)
 
-    def _input(self, slot: ImageSlot) -> np.ndarray | None:
+    def _input(self, slot: ImageSlot) -> np.ndarray | ViewImages | None:
         """The network's input from one image; None if it cannot be used, now or at all."""
         camera, known = slot.camera.name, self._rig
         if slot.waiting and known is not None and camera in known.known:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from occ_ros.sensors import (
     ERROR,
     WARN,
+    Found,
     SensorInput,
     Surroundings,
     connection_problems,
@@ -51,24 +52,24 @@ class LidarTopic(SensorInput):
         self.sweep_error = self.apart = self.transform_error = self.odometry_error = ""
 
 
-def lidar_problems(lidar: LidarTopic, around: Surroundings) -> list[tuple[int, str]]:
-    """(diagnostic level, one sentence) of all that is wrong; errors first, among them the most specific first."""
+def lidar_problems(lidar: LidarTopic, around: Surroundings) -> list[Found]:
+    """All that is wrong; errors first, among them the most specific first."""
     found = [*connection_problems(lidar, lidar.topic, CLOUD_TYPE, NOUNS, around)]
     found += [*rival_problems(around), *_sweeps(lidar, around)]
     if lidar.transform_error:
-        found.append((ERROR, lidar.transform_error))
+        found.append(Found(ERROR, lidar.transform_error))
     if lidar.odometry_error:
-        found.append((WARN, lidar.odometry_error))
-    return sorted(found, key=lambda problem: -problem[0])  # stable
+        found.append(Found(WARN, lidar.odometry_error))
+    return sorted(found, key=lambda problem: -problem.level)  # stable
 
 
-def _sweeps(lidar: LidarTopic, around: Surroundings) -> Iterator[tuple[int, str]]:
+def _sweeps(lidar: LidarTopic, around: Surroundings) -> Iterator[Found]:
     if lidar.arrival_s is None:
         return
     alive = lidar.silent_s(around.now_s) <= around.stale_s
     if lidar.sweep_error and alive:
-        yield ERROR, f"sweep rejected: {lidar.sweep_error}"
+        yield Found(ERROR, f"sweep rejected: {lidar.sweep_error}")
     elif lidar.apart and alive:
-        yield ERROR, lidar.apart
+        yield Found(ERROR, lidar.apart)
     yield from stamp_problems(lidar, NOUNS, around)
     yield from lost_problems(NOUNS, around)

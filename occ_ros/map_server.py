@@ -197,14 +197,15 @@ class MapServer:
     def _answer(self, work: Callable[[], str]) -> Callable[[Any, Any], Any]:
         async def answer(_: Any, response: Any) -> Any:
             executor = self._node.executor
-            done = Future(executor=executor)
+            done: Future[tuple[bool, str]] = Future(executor=executor)
 
             def tell(job: Any) -> None:
                 done.set_result((False, "the map is closed") if job.cancelled() else job.result())
-                executor.wake()  # it looks at what awaits only when something happens
+                if executor is not None:  # the node was not destroyed meanwhile
+                    executor.wake()  # it looks at what awaits only when something happens
 
             self._pool.submit(_attempt, work).add_done_callback(tell)
-            response.success, response.message = await done
+            response.success, response.message = await done or (False, "the map is closed")
             if response.success:
                 self._node.get_logger().info(response.message)
             else:

@@ -23,7 +23,7 @@ app = typer.Typer(
 
         occ labels score city-labels city
 
-        occ train config/easyocc_nano.yaml --data city --labels city-labels
+        occ train easyocc_nano --data city --labels city-labels
     """,
 )
 

@@ -10,9 +10,9 @@ import sys
 
 import typer
 
-from occ_core import __version__
-from occ_core.cli import bag, bench, doctor, engine, labels, model, teachers, view, world
-from occ_core.errors import OccError
+from occ_core.cli import adapt, bag, bench, doctor, engine, labels, model, teachers, view, world
+from occ_core.errors import OccError, naming_extras
+from occ_core.version import __version__
 
 app = typer.Typer(
     name="occ",
@@ -27,7 +27,7 @@ app = typer.Typer(
 
         occ bag make city drive --scene scene-0001         the drive as a ROS 2 bag
 
-        occ predict MODEL.safetensors city predictions     semantic voxels, one file a keyframe
+        occ predict nano city predictions                  semantic voxels, one file a keyframe
 
         occ eval predictions city/gts                      the score, in every protocol of the field
     """,
@@ -58,6 +58,7 @@ app.command("train")(model.train)
 app.command("predict")(model.predict)
 app.command("eval")(model.evaluate)
 app.command("export")(model.export)
+app.command("adapt")(adapt.adapt)
 app.add_typer(engine.app, name="engine")
 app.command("view")(view.view)
 app.add_typer(bench.app, name="bench")
@@ -66,7 +67,8 @@ app.add_typer(bench.app, name="bench")
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2, never a stack trace."""
     try:
-        app()
+        with naming_extras():
+            app()
     except OccError as error:
         if os.environ.get("OCC_DEBUG"):
             raise

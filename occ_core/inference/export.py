@@ -16,6 +16,7 @@ from occ_core.models.build import kind_of
 from occ_core.models.checkpoint import load_record
 from occ_core.models.easyocc.past import empty_past
 from occ_core.models.easyocc.table import RAY_CHANNELS
+from occ_core.shipped import require_network
 
 EXPORTED = "easyocc-nano"
 """The kind of model that can be exported."""
@@ -25,7 +26,7 @@ CALIBRATION_FRAMES = 32
 
 
 def export_onnx(
-    checkpoint: Path,
+    checkpoint: Path | str,
     out: Path,
     precision: str = "fp32",
     calibrate: Path | None = None,
@@ -35,6 +36,7 @@ def export_onnx(
     """Write `out` atomically and check it with onnx's own checker. The number of cameras stays free.
 
     Args:
+        checkpoint: file, or `nano`, which ships.
         precision: fp32 | fp16 | int8, of the network's layers; inputs and outputs are the same in all three.
         calibrate: for int8: ROS 2 bag or data set like those the robot will see. frames: how many of its frames.
             version: its table folder, in nuScenes layout.
@@ -51,6 +53,7 @@ def export_onnx(
             else f"calibration is for int8 only, precision is {precision}"
         )
     need("torch", "torch"), need("onnx", "onnx")
+    checkpoint = require_network(checkpoint)
     record = load_record(checkpoint)
     if (kind := kind_of(record["model"])) != EXPORTED:
         raise InvalidInput(

@@ -12,7 +12,7 @@ from typing import Protocol, cast
 import numpy as np
 
 from occ_core.camera import Camera, Rig
-from occ_core.errors import CannotWrite, InvalidInput, MissingInput
+from occ_core.errors import CannotWrite, InvalidInput, need
 from occ_core.files import default_cache, require_writable
 from occ_core.frame import Frame, LidarSweep
 from occ_core.images import REDUCED
@@ -23,6 +23,7 @@ from occ_core.models.easyocc.past import Memory, Moment, Past
 from occ_core.network_input.pinhole import PINHOLE, ViewImages, expanded, views_of
 from occ_core.network_input.preprocess import Preprocess
 from occ_core.occupancy import Occupancy
+from occ_core.shipped import require_network
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class Predictor:
         """Load `.safetensors` (with its json beside it), `.onnx` of any precision, or `.engine` of TensorRT.
 
         Args:
+            path: of the file; or `nano`, the checkpoint that ships.
             backend: one of BACKENDS. auto: `.engine` runs in TensorRT; `.onnx` in the fastest runtime that is
                 installed, openvino before onnxruntime; `.safetensors` likewise on an export kept in the user's cache
                 if the packages are there, the kind of network can be exported and the cache can be written, else in
@@ -101,12 +103,9 @@ class Predictor:
         Raises:
             MissingInput, CorruptInput, InvalidInput, MissingPackage.
         """
-        path = Path(path)
         if backend not in BACKENDS:
             raise InvalidInput(f"backend '{backend}' is not one of {', '.join(BACKENDS)}")
-        if not path.is_file():
-            raise MissingInput(f"{path}: no such model")
-        return Predictor(_session(path, backend, threads))
+        return Predictor(_session(require_network(path), backend, threads))
 
     def prepare(self, rig: Rig) -> None:
         """Run once, so that the first real answer is not late: tables are built (about a second) and kept."""
@@ -313,6 +312,7 @@ def _can_export(checkpoint: Path) -> bool:
 
 
 def _torch_session(path: Path, backend: str, threads: int) -> Session:
+    need("torch", "torch")
     from occ_core.inference.backends.torch_backend import TorchSession
 
     return TorchSession(path, threads, compiled=backend == "torch-compiled")

@@ -9,11 +9,10 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
-from occ_core import __version__
 from occ_core.errors import CannotWrite, InvalidInput, OccError
 from occ_core.frame import Frame
 from occ_core.labels.ray_engine import run_on_ray
-from occ_core.labels.recipes import PRESETS, Recipe
+from occ_core.labels.recipes import PRESETS, Recipe, load_recipe
 from occ_core.labels.scene import label_scene
 from occ_core.labels.store import LabelStore
 from occ_core.parallel import Step, progress_bar, run_in_processes
@@ -23,8 +22,11 @@ from occ_core.sources.scenes import Recording, SceneFrames
 from occ_core.teachers.base import Teachers
 from occ_core.teachers.files import FileMaps, file_maps
 from occ_core.teachers.load import load_teachers
+from occ_core.version import __version__
 
 ENGINES = ("local", "ray")
+OWN = "own"
+"""In a store's record: a recipe or teachers that have no name."""
 RESTARTS = 3  # of the work on a scene whose process was killed
 
 
@@ -54,7 +56,7 @@ class Job:
     dataroot: Path
     out: Path
     recipe: Recipe
-    teacher: TeacherChoice
+    teacher: TeacherChoice | Teachers
     sweeps: bool
     version: str | None = None
 
@@ -78,10 +80,10 @@ class Done:
 
 
 def make_labels(
-    dataroot: Path,
-    out: Path,
-    recipe: Recipe,
-    teacher: TeacherChoice,
+    dataroot: Path | str,
+    out: Path | str,
+    recipe: Recipe | str = "best",
+    teacher: TeacherChoice | Teachers | str = "grounded-sam+metric3d",
     engine: str = "local",
     workers: int = 1,
     *,
@@ -95,6 +97,9 @@ def make_labels(
 
     Args:
         dataroot: what `open_source` opens: nuScenes layout, SemanticKITTI, a bag.
+        recipe: or its name, or a YAML file: see `load_recipe`.
+        teacher: by name, see `load_teachers`; or one's own, which say in `version` all that changes their maps and are
+            pickled where there are several workers.
         engine: local | ray. On a cluster, `dataroot` and `out` lie where every node sees them.
         workers: scenes at the same time; for ray, 0 = as many as the cluster has room for.
         scenes: names; None: all.
@@ -114,7 +119,9 @@ def make_labels(
         raise InvalidInput(f"engine must be one of {', '.join(ENGINES)}, got '{engine}'")
     run = partial(run_in_processes, restarts=RESTARTS) if engine == "local" else partial(run_on_ray, gpus=gpus)
     _forget()
-    job = Job(Path(dataroot), Path(out), recipe, teacher, sweeps, version)
+    chosen = TeacherChoice(teacher) if isinstance(teacher, str) else teacher
+    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    job = Job(Path(dataroot), Path(out), recipe, chosen, sweeps, version)
     recording = _recording(job.dataroot, version)
     _require_poses(recording, recipe)
     tasks = [Task(s, tuple(recording.tokens(s))) for s in recording.require_scenes(scenes)]
@@ -197,6 +204,8 @@ def _require_same_files(job: Job, tasks: list[Task], store: LabelStore) -> None:
 
 def _key_of(job: Job, frames: SceneFrames, index: int) -> str:
     """Hash of what a keyframe's images and its teachers' knowledge are read from."""
+    if isinstance(job.teacher, Teachers):  # which may look at the LiDAR, too
+        return frames.key(index, True, [])
     scene, token = frames.source.samples[frames.places[index]]
     names = job.teacher.name.split("+")
     folder = root_of(job.dataroot) / "truth" / scene / token
@@ -229,17 +238,17 @@ def _versions(job: Job, _: None, step: Step) -> tuple[str, str]:
 
 def _made_with(job: Job, recording: Recording, versions: tuple[str, str]) -> dict[str, Any]:
     """All that decides a label's bytes, but for the data set itself."""
-    preset = next((name for name, recipe in PRESETS.items() if recipe == job.recipe), "own")
+    preset = next((name for name, recipe in PRESETS.items() if recipe == job.recipe), OWN)
     grid = recording.grid
     return {
         "package": __version__,
         "recipe": preset,
         "settings": job.recipe.model_dump(mode="json"),
         "sweeps": job.sweeps,
-        "teacher": job.teacher.name,
+        "teacher": OWN if isinstance(job.teacher, Teachers) else job.teacher.name,
         "class_teacher": versions[0],
         "depth_teacher": versions[1],
-        "seed": job.teacher.seed,
+        "seed": 0 if isinstance(job.teacher, Teachers) else job.teacher.seed,
         "grid": {"origin_m": grid.origin_m, "voxel_size_m": grid.voxel_size_m, "shape": grid.shape},
         "taxonomy": recording.taxonomy.name,
     }
@@ -265,6 +274,8 @@ def _file_maps(teacher: str) -> list[FileMaps]:
 
 
 def _teachers(job: Job) -> Teachers:
+    if isinstance(job.teacher, Teachers):
+        return job.teacher
     return _load_teachers(job.dataroot, job.version, job.teacher)
 
 

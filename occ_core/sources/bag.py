@@ -58,6 +58,7 @@ class BagSource:
         intensity_max: of a LiDAR return, as the driver counts: 255 for most, 1 where it gives shares.
         exclude: cameras that are not looked at, by name or topic.
         strict: the first problem is raised, instead of leaving out what has it.
+        masks_by: beside what ego masks are looked for; None: the bag.
 
     Attributes:
         cameras: those that are used.
@@ -80,9 +81,11 @@ class BagSource:
         intensity_max: float = FULL_INTENSITY,
         exclude: Sequence[str] = (),
         strict: bool = False,
+        masks_by: Path | None = None,
     ) -> None:
         self.reader = BagReader(path)
         self.path = self.reader.path
+        self._masks_by = masks_by or self.path
         self.base_frame = base_frame.lstrip("/")
         rig_file = described_cameras(self.reader)
         self.devices = find_devices(self.reader, cameras, exclude, described=bool(rig_file))
@@ -283,7 +286,7 @@ class BagSource:
             if axis and axis.kind not in {problem.kind for problem, _ in self.tally.of(topic)}:
                 self.tally.note(replace(axis, where=topic))
         if self._rig is None or any(camera is not before.get(camera.name) for camera in cameras):
-            self._rig = with_masks(Rig(tuple(cameras)), self.path, self.path.stem)
+            self._rig = with_masks(Rig(tuple(cameras)), self._masks_by, self.path.stem)
         return self._rig, placed
 
     def _world_from_ego(self, stamp_ns: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -14,6 +15,7 @@ from occ_core.errors import MissingInput, MissingTransform
 from occ_core.frame import Frame, LidarSweep, Shot
 from occ_core.sources.bag import BagSource
 from occ_core.sources.bag_survey import Place
+from occ_core.sources.stretch import Stretch
 
 KEYFRAME_TOPIC, KEYFRAME_TYPE = "/keyframe", "std_msgs/msg/String"
 """Where bags of `occ bag make` have the token of a sample, at the sample's time."""
@@ -29,6 +31,9 @@ class BagFrames:
     the bag is of; of others, those of the key camera's image. Frames without transforms are left out; images are
     decoded when they are asked for, by any process.
 
+    Args:
+        stretch: only frames whose key image is of this time.
+
     Attributes:
         keyframes: numbers of the frames that `/keyframe` names.
 
@@ -36,8 +41,8 @@ class BagFrames:
         MissingInput: no frame. MissingTransform: none can be placed. And what the bag raises.
     """
 
-    def __init__(self, bag: BagSource) -> None:
-        self.bag = bag
+    def __init__(self, bag: BagSource, stretch: Stretch | None = None) -> None:
+        self.bag, self._stretch = bag, stretch
         self.scenes = [bag.path.stem]
         self._sets = self._placed()
         self._named = self._read_keyframes()
@@ -59,6 +64,9 @@ class BagFrames:
     def names(self) -> list[str]:
         """What a prediction for each frame is called: its token."""
         return list(self._tokens)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Frame:
         frame = self.bag.frame(*self.bag.read(*self._sets[index]))
@@ -104,6 +112,8 @@ class BagFrames:
         """(camera name -> its image's place, that of the cloud) of each set that can be placed in the world."""
         placed, reason = [], None
         for places, cloud in self.bag.sets():
+            if self._stretch is not None and places[self.bag.key.name].stamp_ns not in self._stretch:
+                continue
             try:
                 self.bag.place({name: place.stamp_ns for name, place in places.items()})
             except MissingTransform as error:

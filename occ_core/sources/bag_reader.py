@@ -49,6 +49,7 @@ class BagReader:
         self.topics: dict[str, str] = {c.topic: c.msgtype for c in reader.connections}
         self.counts: dict[str, int] = {topic: info.msgcount for topic, info in reader.topics.items()}
         self.message_count: int = reader.message_count
+        self.span_ns: tuple[int, int] = (reader.start_time, reader.end_time)  # of log times
         if not self.message_count:
             raise MissingInput(f"{self.path}: the bag is empty (0 messages)")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -14,6 +14,7 @@ from occ_core.errors import MissingInput
 from occ_core.files import content_key
 from occ_core.frame import FULL_INTENSITY, Frame, LidarSweep, Shot
 from occ_core.sources.nuscenes_tables import is_table_folder
+from occ_core.sources.stretch import is_stretch, read_stretch
 
 BAG_FILES = (".mcap", ".db3")
 
@@ -49,6 +50,8 @@ class FrameSource(Protocol):
 
     def __getitem__(self, index: int) -> Frame: ...
 
+    def __iter__(self) -> Iterator[Frame]: ...
+
     def shots(self, index: int) -> dict[str, Shot]:
         """Which images a frame has, by camera name. Reads none."""
 
@@ -75,7 +78,7 @@ def open_source(
     version: str | None = None,
     choice: Choice = EVERY_CAMERA,
 ) -> FrameSource:
-    """Open a ROS 2 bag, a SemanticKITTI folder or a data set in nuScenes layout.
+    """Open a ROS 2 bag or a stretch of one, a SemanticKITTI folder or a data set in nuScenes layout.
 
     Args:
         path: what it is, its content says.
@@ -108,7 +111,7 @@ def kind_of(path: Path) -> Literal["bag", "semantic_kitti", "nuscenes"]:
     """
     if not path.exists():
         raise MissingInput(f"{path}: no such folder")
-    if path.suffix in BAG_FILES or (path / "metadata.yaml").is_file():
+    if path.suffix in BAG_FILES or (path / "metadata.yaml").is_file() or is_stretch(path):
         return "bag"
     if (path / "sequences").is_dir():
         return "semantic_kitti"
@@ -138,22 +141,26 @@ def frame_key(path: Path | str, source: FrameSource, index: int, lidar: bool = F
     """
     if files := frame_files(source, index, lidar):
         return content_key(files)
-    path = Path(path)
+    path, part = Path(path), ""
+    if is_stretch(path):
+        stretch = read_stretch(path)
+        path, part = stretch.bag, f" {stretch.since_ns} {stretch.until_ns}"
     stats = [(file.name, file.stat()) for file in ([path] if path.is_file() else sorted(path.iterdir()))]
     said = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats if name.endswith(BAG_FILES)]
-    return hashlib.blake2b("\n".join(said).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(("\n".join(said) + part).encode(), digest_size=16).hexdigest()
 
 
 def _open_bag(path: Path, scenes: Sequence[str] | None, intensity_max: float, choice: Choice) -> FrameSource:
     from occ_core.sources.bag import BagSource
     from occ_core.sources.bag_frames import BagFrames
 
-    if other := [scene for scene in scenes or () if scene != path.stem]:
-        raise MissingInput(f"{path}: no scene '{other[0]}', a bag is the one scene '{path.stem}'")
-    cameras = list(choice.cameras) or None
-    return BagFrames(
-        BagSource(path, cameras, intensity_max=intensity_max, exclude=choice.exclude, strict=choice.strict)
-    )
+    stretch = read_stretch(path) if is_stretch(path) else None
+    bag = path if stretch is None else stretch.bag
+    if other := [scene for scene in scenes or () if scene != bag.stem]:
+        raise MissingInput(f"{path}: no scene '{other[0]}', a bag is the one scene '{bag.stem}'")
+    chosen = list(choice.cameras) or None, choice.exclude, choice.strict
+    source = BagSource(bag, chosen[0], intensity_max=intensity_max, exclude=chosen[1], strict=chosen[2], masks_by=path)
+    return BagFrames(source, stretch)
 
 
 def left_out(source: FrameSource) -> list[str]:

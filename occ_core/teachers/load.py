@@ -59,7 +59,7 @@ def load_teachers(
         InvalidInput: a name that is no teacher.
         MissingInput, MissingPackage: what the teacher needs is not there.
     """
-    _require_weights(name, weights)
+    require_weights(name, weights)
     dataroot = root_of(dataroot)
     first, _, rest = name.partition("+")
     second, completes, completed_by = rest.partition("+")
@@ -103,7 +103,7 @@ def load_parts(
         teachers = load_teachers(name, dataroot, taxonomy, weights, device, seed)
         return teachers.classes, teachers.depth
     classes: ClassTeacher | None
-    _require_weights(name, weights)
+    require_weights(name, weights)
     given = root_of(dataroot), taxonomy, weights, device, seed
     if name.startswith("files:"):
         from occ_core.teachers.map_files import kinds_in
@@ -121,7 +121,7 @@ def load_parts(
     return classes, _depth_teacher(name, *given) if name == "lidar" else None
 
 
-def _require_weights(name: str, weights: Path | None) -> None:
+def require_weights(name: str, weights: Path | None) -> None:
     """Before anything is loaded, which may take minutes: all that the networks of a teacher's name lack, at once.
 
     Raises:

@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
-from occ_core.errors import InvalidInput, MissingInput
+from occ_core.errors import InvalidInput
 from occ_core.losses.weights import Weight
 from occ_core.models.build import ModelConfig, parse_config
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.settings import NanoTraining, NotNegative, Positive, Share
+from occ_core.shipped import config_file
 
 
 class TrainingConfig(BaseModel):
@@ -73,17 +74,16 @@ class TrainingConfig(BaseModel):
         return value if isinstance(value, BaseModel) else parse_config(value)
 
 
-def load_config(path: Path, **changes: Any) -> TrainingConfig:
-    """A run from its YAML file; `changes` that are not None win over the file.
+def load_config(path: Path | str, **changes: Any) -> TrainingConfig:
+    """A run from its YAML file, or from the name of one that ships; `changes` that are not None win over the file.
 
     Raises:
         MissingInput: no such file.
         InvalidInput: one line that names the first wrong field.
     """
-    if not Path(path).is_file():
-        raise MissingInput(f"{path}: no such config file")
+    path = config_file(path)
     try:
-        record = yaml.safe_load(Path(path).read_text()) or {}
+        record = yaml.safe_load(path.read_text()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(record, dict):

@@ -1,0 +1,223 @@
+"""The whole line, from bags to a network that runs: it reads as a table of contents."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from occ_core.adapt import cut, deploy, label, learn
+from occ_core.adapt.doctor import (
+    Drive,
+    examine,
+    recipe_for,
+    require_distinct,
+    require_room,
+    require_teacher,
+    teacher_for,
+)
+from occ_core.adapt.judge import Change, change_of, judge
+from occ_core.adapt.stage import Stages
+from occ_core.errors import InvalidInput
+from occ_core.files import content_key, read_json, write_atomically
+from occ_core.models.checkpoint import load_record
+from occ_core.parallel import progress_bar
+from occ_core.teachers.names import is_network
+
+Tell = Callable[[str], None]
+STAGES = 12  # the last one where ROS 2 is
+# Measured on two cores, of one camera's image: label by maps that are there, answer of the network in torch.
+LABEL_S, ANSWER_S, OTHER_S = 0.15, 0.15, 120.0
+INT8_LOSS = 1.0  # points that int8 may score less than fp32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done, once the recordings are found to do.
+
+    Attributes:
+        teacher, recipe: chosen by what the recordings have.
+        bytes_needed: on the disk of `out`, about.
+    """
+
+    drives: tuple[Drive, ...]
+    out: Path
+    teacher: str
+    recipe: str
+    hours: float
+    steps: int | None
+    start: Path
+    weights: Path | None
+    threads: int
+    bytes_needed: int
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What makes an adaption this one; another one needs another folder."""
+        return {
+            "bags": {drive.scene: drive.key for drive in self.drives},
+            "teacher": self.teacher,
+            "recipe": self.recipe,
+            "hours": self.hours,
+            "steps": self.steps,
+            "start": content_key([self.start, self.start.with_suffix(".json")]),
+        }
+
+    def lines(self) -> list[str]:
+        """For people: what there is, what will happen, and how long it takes."""
+        keyframes = sum(len(drive.keyframes_ns) for drive in self.drives)
+        images = sum(len(drive.keyframes_ns) * len(drive.cameras) for drive in self.drives)
+        kept = sum(len(cut.cut(len(drive.keyframes_ns)).judge) for drive in self.drives)
+        labels = f"recipe {self.recipe}, teacher {self.teacher}"
+        labels += ", whose networks take what they take" if is_network(self.teacher) else ""
+        minutes = (images * (LABEL_S + 0.4 * ANSWER_S) + OTHER_S) / 60
+        trained = f"{self.steps} steps" if self.steps else f"{self.hours:g} h"
+        return [
+            *(drive.line() for drive in self.drives),
+            *(f"{drive.scene}: left out: {line}" for drive in self.drives for line in drive.left_out),
+            f"labels of {keyframes} keyframes: {labels}; {kept} of them at the end only judge",
+            f"training from {self.start.stem}: {trained}; all else about {minutes:.0f} min on two cores",
+            f"disk: about {self.bytes_needed / 1e9:.1f} GB in {self.out}",
+        ]
+
+
+def plan(
+    bags: Sequence[Path],
+    out: Path,
+    start: Path,
+    teacher: str | None = None,
+    hours: float = 2.0,
+    steps: int | None = None,
+    weights: Path | None = None,
+    threads: int = 2,
+) -> Plan:
+    """Look at everything that could stop the line later, in seconds.
+
+    Raises:
+        InvalidInput, MissingInput, CannotWrite, ...: in one line, why it cannot be done.
+    """
+    if not 0 < hours <= 1000:
+        raise InvalidInput(f"hours must be above 0 and at most 1000, got {hours:g}")
+    record = load_record(start)
+    if record["model"]["kind"] != "easyocc-nano":
+        raise InvalidInput(f"{start}: holds a model of kind '{record['model']['kind']}', only easyocc-nano is adapted")
+    drives = [examine(bag) for bag in bags]
+    require_distinct(drives)
+    name = teacher_for(teacher, all(drive.lidar for drive in drives))
+    require_teacher(name, drives, weights)
+    needed = require_room(out, drives, is_network(name))
+    found = Plan(tuple(drives), out, name, recipe_for(name)[0], hours, steps, start, weights, threads, needed)
+    _require_same(out / "adapt.json", found.asked)
+    return found
+
+
+def _require_same(path: Path, asked: dict[str, Any]) -> None:
+    if path.is_file() and (was := read_json(path)) != asked:
+        name = next(key for key in asked if was.get(key) != asked[key])
+        raise InvalidInput(
+            f"{path.parent}: holds an adaption with another '{name}' ({was.get(name)}, asked for {asked[name]}): "
+            "choose another folder"
+        )
+
+
+def run(plan: Plan, tell: Tell, replay: Callable[[Path, Path], dict[str, Any]] | None = None) -> dict[str, Any]:
+    """All stages; those that are done already cost nothing.
+
+    Args:
+        tell: is given a line when a stage begins and ends.
+        replay: plays a stretch at the node of OUT/node.yaml, and returns what it counted; None: nobody can.
+
+    Returns:
+        what OUT/report.json says.
+    """
+    out, drives, threads = plan.out, plan.drives, plan.threads
+    _write(out / "adapt.json", plan.asked)
+    stages = _Told(Stages(out, plan.asked), tell)
+    parts = stages.once("cut", lambda: cut.write_cut(out, drives))
+    learned, fitted, judged = ([out / folder for folder in parts[part]] for part in cut.PARTS)
+    masks = stages.once("masks", lambda: shown("keyframes", partial(label.give_masks, out, drives)))
+    labels = stages.once(
+        "labels", lambda: label.make_all([*learned, *fitted, *judged], plan.teacher, out / "maps", plan.weights)
+    )
+
+    def config(steps: int) -> Any:
+        return learn.run_config(plan.start, learned, fitted, out / "cache", steps, threads)
+
+    size = stages.once("size", lambda: _sized(plan, config(learn.PROBE_STEPS)))
+    tell(f"training takes {size['steps']} steps" + (f" of {size['step_s']:.2f} s" if "step_s" in size else ""))
+    trained = stages.once("train", lambda: learn.learn(config(size["steps"]), out))
+    adapted = out / trained["checkpoint"]
+
+    def scored(model: Path, name: str) -> dict[str, Any]:
+        return shown("keyframes", partial(judge, model, judged, out / "judged" / name, threads=threads))
+
+    before = stages.once("before", lambda: scored(plan.start, "before"))
+    after = stages.once("after", lambda: scored(adapted, "after"))
+    change = change_of(before["summary"], after["summary"])
+    better = change is None or change.lost <= 0
+    chosen, standing = (adapted, after) if better else (plan.start, before)
+    files = stages.once("export", lambda: deploy.export_all(chosen, out, learned[0]))
+    models = {precision: out / name for precision, name in files.items()}
+    int8 = stages.once("int8", lambda: scored(models["int8"], "int8"))
+    loss = change_of(standing["summary"], int8["summary"])
+    speed = stages.once("speed", lambda: deploy.compare(chosen, models, judged[0], threads))
+    row = speed[runs := deploy.fastest(speed, loss is not None and loss.lost <= INT8_LOSS)]
+    model = chosen if row["backend"] == "torch" else models[row["precision"]]
+    node = stages.once("node", lambda: deploy.write_node(out, judged[-1], model, row["backend"], threads))
+    report = {
+        "asked": plan.asked, "masks": masks, "labels": labels, "size": size, "trained": trained, "before": before,
+        "after": after, "better": better, "why": _why(change, better), "checkpoint": str(chosen), "int8": int8,
+        "speed": speed, "runs": runs, "node": node,
+    }  # fmt: skip
+    _write(out / "report.json", report)
+    if replay is not None:
+        report["replay"] = stages.once("replay", lambda: replay(out / "node.yaml", judged[-1]))
+        _write(out / "report.json", report)
+    return report
+
+
+def _why(change: Change | None, better: bool) -> str:
+    if change is None:
+        return "nothing to judge by: the adapted network is taken unjudged"
+    return str(change) if better else f"adapting made it worse; the old weights stay ({change})"
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def shown(what: str, work: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """What `work(on_progress=...)` returns, with a bar that says what is done and the time left."""
+    with progress_bar(True) as progress:
+        bar = progress.add_task(what, total=None)
+        return work(on_progress=lambda done, total: progress.update(bar, completed=done, total=total))
+
+
+def _sized(plan: Plan, config: Any) -> dict[str, Any]:
+    if plan.steps is not None:
+        return {"steps": plan.steps}
+    step_s = learn.measured_step_s(config, plan.out / "probe")
+    return {"steps": learn.steps_for(plan.hours, step_s), "step_s": round(step_s, 4)}
+
+
+class _Told:
+    """Stages that say when they begin and how long they took."""
+
+    def __init__(self, stages: Stages, tell: Tell) -> None:
+        self._stages, self._tell = stages, tell
+        self._number = 0
+
+    def once(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        self._number += 1
+        title, began = f"{self._number:>2}/{STAGES} {name}", time.monotonic()
+        if self._stages.is_done(name):
+            self._tell(f"{title}: done before")
+            return self._stages.once(name, work)
+        self._tell(f"{title}: begins")
+        result = self._stages.once(name, work)
+        self._tell(f"{title}: {time.monotonic() - began:.0f} s")
+        return result

@@ -1,0 +1,94 @@
+"""`occ adapt`: a robot's own bags become a trained, judged network that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def adapt(
+    bags: Annotated[list[Path], typer.Argument(metavar="BAG...", help="ROS 2 bags of one robot, and last OUT.")],
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="Who says class and depth of pixels, as of `occ labels make`: files:DIR, or networks. Depth is set "
+            "right by the LiDAR where there is one. Default: grounded-sam+metric3d."
+        ),
+    ] = None,
+    hours: Annotated[float, typer.Option(help="Of training; how many steps that is, is measured here.")] = 2.0,
+    steps: Annotated[int | None, typer.Option(help="Steps of training, instead of --hours.", min=1)] = None,
+    start: Annotated[str, typer.Option(help="Checkpoint to begin from: nano, which ships, or a file.")] = "nano",
+    weights: Annotated[Path | None, typer.Option(help="Folder with the teachers' weights.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
+    replay: Annotated[
+        bool, typer.Option("--replay/--no-replay", help="Play the held-out end to the node, where ROS 2 is.")
+    ] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen, and how long.")] = False,
+) -> None:
+    """From a robot's bags to a network that knows its cameras and places, judged on drives it has not seen, running.
+
+    Looks whether the recordings will do, and stops with causes if not. Then: the end of each bag is kept to judge by;
+    labels are made of the rest, without a human; the network that ships learns from them; both are judged; the better
+    one is exported, compared, timed, and played the end of the last bag through the node. Stop it whenever you like, or
+    let it be killed: the same command goes on and ends with the same bytes. docs/adapt.md says what OUT holds. Example:
+
+        occ adapt drive adapted --teacher files:maps --hours 2
+    """
+    from occ_core.adapt.line import plan, run
+    from occ_core.errors import MissingInput, need
+    from occ_core.shipped import require_network
+
+    if len(bags) < 2:
+        raise MissingInput("give one bag or more, and last the folder to write to: occ adapt BAG OUT")
+    for module, extra in (("torch", "torch"), ("onnx", "onnx"), ("rosbags", "bags"), ("numba", "world")):
+        need(module, extra)
+    *recordings, out = bags
+    found = plan(recordings, out, require_network(start), teacher, hours, steps, weights, threads)
+    for line in found.lines():
+        typer.echo(line)
+    if dry_run:
+        return
+    try:
+        report = run(found, typer.echo, _replay() if replay else None)
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; the same command goes on where {out} stands")
+        raise typer.Exit(130) from None
+    _show(report)
+
+
+def _replay() -> Callable[[Path, Path], dict[str, Any]] | None:
+    """None where ROS 2 is not installed."""
+    from occ_core.errors import MissingPackage, need
+
+    try:
+        need("rclpy", "ros")
+        found: Callable[[Path, Path], dict[str, Any]] = need("occ_ros.replay", "ros").replay
+    except MissingPackage:
+        typer.echo("no ROS 2 here: the bag is not replayed through the node")
+        return None
+    return found
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="held-out stretch, percent", title_justify="left")
+    for heading in ("", "before", "after"):
+        table.add_column(heading, justify="right" if heading else "left")
+    before, after = report["before"]["summary"], report["after"]["summary"]
+    for name in before | after:
+        table.add_row(name.replace("_", " "), *(f"{of[name]:.1f}" if name in of else "-" for of in (before, after)))
+    Console().print(table)
+    typer.secho(report["why"], fg=typer.colors.GREEN if report["better"] else typer.colors.YELLOW)
+    row = report["speed"][report["runs"]]
+    typer.echo(
+        f"runs as {report['runs']}: p50 {row['p50_ms']} ms, p95 {row['p95_ms']} ms; {row['same_percent']} % of what it "
+        "or torch calls occupied is alike"
+    )
+    if played := report.get("replay"):
+        typer.echo(f"replayed: {played['frames_answered']} frames answered, p50 {played['p50_ms']} ms to answer")
+    typer.echo(report["node"]["run"])

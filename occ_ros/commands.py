@@ -1,0 +1,34 @@
+"""The nodes' console scripts: importing a node takes ROS, and where that is not there, one line says what to do."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from occ_core.errors import MissingPackage, naming_extras
+
+
+def occupancy_node() -> None:
+    run("occupancy_node")
+
+
+def player_node() -> None:
+    run("player_node")
+
+
+def evaluator_node() -> None:
+    run("evaluator_node")
+
+
+def run(node: str) -> None:
+    """`main` of occ_ros.<node>; exit code 2 and one line on stderr where a package of an extra is missing."""
+    try:
+        with naming_extras():
+            importlib.import_module(f"occ_ros.{node}").main()
+    except MissingPackage as error:
+        sys.exit(_told(error))
+
+
+def _told(error: MissingPackage) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
