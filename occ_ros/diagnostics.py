@@ -165,9 +165,7 @@ class Diagnostics:
         types, reliable_only = self._publishers(lidar.topic) if silent else (frozenset[str](), False)
         lost = inputs.lidar_transport.recently_lost(LIDAR, inputs.now_ns())
         rivals = self._rivals(lidar.topic)
-        around = Surroundings(
-            now_s, stale_s, self._values["max_age_s"], types, reliable_only, lost=lost, rivals=rivals
-        )
+        around = Surroundings(now_s, stale_s, self._values["max_age_s"], types, reliable_only, lost=lost, rivals=rivals)
         found = lidar_problems(lidar, around)
         level, text = found[0][:2] if found else (OK, "ok")
         values = {
