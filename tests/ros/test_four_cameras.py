@@ -1,4 +1,4 @@
-"""A robot of four cameras, one of them a fisheye, with a rig file and no CameraInfo: from its bag to its running node."""
+"""A robot of four cameras, one a fisheye, with a rig file and no CameraInfo: from its bag to its running node."""
 
 from __future__ import annotations
 
