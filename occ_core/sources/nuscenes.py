@@ -211,7 +211,7 @@ def _ordered(records: list[SensorRecord]) -> tuple[SensorRecord, ...]:
 
 
 def camera_of(record: SensorRecord) -> Camera:
-    """Calibration of a camera's record. nuScenes images are undistorted: a pinhole. Those of a simulated city may not be.
+    """Calibration of a camera's record. nuScenes images are undistorted: a pinhole; a simulated city's may not be.
 
     Raises:
         CorruptInput: it has no intrinsics. InvalidInput: no camera has such.

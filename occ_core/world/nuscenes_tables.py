@@ -11,8 +11,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from occ_core.camera import Camera
 from occ_core.files import write_atomically
 from occ_core.geometry import Array, quaternion_from_rotation

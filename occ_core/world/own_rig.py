@@ -55,8 +55,8 @@ def _placed(camera: Camera, where: str) -> Camera:
     height_m = camera.ego_from_cam[2, 3]
     if height_m < LOWEST_M:
         raise InvalidInput(
-            f"{where} is {height_m:.2f} m above the ego frame's origin, at least {LOWEST_M} m are needed: in the city that "
-            "origin lies on the road (ROS: base_footprint)"
+            f"{where} is {height_m:.2f} m above the ego frame's origin, at least {LOWEST_M} m are needed: in the city "
+            "that origin lies on the road (ROS: base_footprint)"
         )
     return replace(camera, name=name)
 
