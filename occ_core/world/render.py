@@ -33,8 +33,8 @@ class View:
         radiance: float32 (h, w, 3) linear light.
         depth_m: float32 (h, w) along the optical axis, at pixel centres; inf in the sky; NaN beside a fisheye (90
             degrees off its axis or more), on blind pixels and where the lens shows nothing.
-        class_id: uint8 (h, w), Occ3D id; 17 in the sky, OWN_BODY on blind pixels and where the lens shows nothing. Glass
-            is its own surface, though one sees through it.
+        class_id: uint8 (h, w), Occ3D id; 17 in the sky, OWN_BODY on blind pixels and where the lens shows nothing.
+            Glass is its own surface, though one sees through it.
         instance: int32 (h, w) index of the actor, -1 elsewhere.
     """
 
