@@ -15,6 +15,8 @@ from occ_core.sources.stretch import read_stretch
 from occ_ros.processes import node, wait_for
 
 START_S, END_S = 90.0, 60.0  # limits for processes to start, and to end after the bag has been played
+TABLE_S = 5.0  # the node builds its table
+DRAIN_S = 10.0  # a slow machine answers the last set
 LEAD_S = 1.0  # of the bag before the stretch: transforms
 
 
@@ -36,7 +38,7 @@ def replay(node_file: Path, stretch: Path) -> dict[str, Any]:
         begin_s = max(0.0, (part.since_ns - start_ns) / 1e9 - LEAD_S)
         source = {
             "bag": part.bag, "start_offset_s": begin_s, "wait_for_topics": f"[{', '.join(topics)}]",
-            "wait_timeout_s": START_S, "start_delay_s": 3.0,
+            "wait_timeout_s": START_S, "start_delay_s": TABLE_S, "drain_s": DRAIN_S,
         }  # fmt: skip
         with (
             node("occupancy_node", logs / "occupancy_node.log", {**parameters, "timings_file": counted}) as occupancy,

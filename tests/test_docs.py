@@ -53,5 +53,18 @@ def test_the_table_of_rooms_is_the_contract_of_the_linter():
     assert lines and [re.findall(r"\w+", rooms) for rooms in table] == lines
 
 
+def test_paths_that_are_named_are_there():
+    pages = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+    rooms = "occ_core|occ_ros|tests|config|benchmarks|tools|launch|examples"
+    named = {
+        (page.name, path)
+        for page in pages
+        if page.name != "CHANGELOG.md"  # it tells of files that were
+        for path in re.findall(rf"`((?:{rooms})/[\w./]+)`", page.read_text())
+    }
+    assert len(named) > 30
+    assert not [(page, path) for page, path in named if not (ROOT / path).exists()]
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().split()) <= 700

@@ -20,7 +20,7 @@ from occ_core.adapt.doctor import (
     require_teacher,
     teacher_for,
 )
-from occ_core.adapt.judge import is_better, judge
+from occ_core.adapt.judge import Change, change_of, judge
 from occ_core.adapt.stage import Stages
 from occ_core.errors import InvalidInput
 from occ_core.files import content_key, read_json, write_atomically
@@ -29,8 +29,10 @@ from occ_core.parallel import progress_bar
 from occ_core.teachers.names import is_network
 
 Tell = Callable[[str], None]
+STAGES = 12  # the last one where ROS 2 is
 # Measured on two cores, of one camera's image: label by maps that are there, answer of the network in torch.
 LABEL_S, ANSWER_S, OTHER_S = 0.15, 0.15, 120.0
+INT8_LOSS = 1.0  # points that int8 may score less than fp32
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def run(plan: Plan, tell: Tell, replay: Callable[[Path, Path], dict[str, Any]] |
         what OUT/report.json says.
     """
     out, drives, threads = plan.out, plan.drives, plan.threads
-    write_atomically(out / "adapt.json", (json.dumps(plan.asked, indent=1) + "\n").encode())
+    _write(out / "adapt.json", plan.asked)
     stages = _Told(Stages(out, plan.asked), tell)
     parts = stages.once("cut", lambda: cut.write_cut(out, drives))
     learned, fitted, judged = ([out / folder for folder in parts[part]] for part in cut.PARTS)
@@ -146,6 +148,7 @@ def run(plan: Plan, tell: Tell, replay: Callable[[Path, Path], dict[str, Any]] |
         return learn.run_config(plan.start, learned, fitted, out / "cache", steps, threads)
 
     size = stages.once("size", lambda: _sized(plan, config(learn.PROBE_STEPS)))
+    tell(f"training takes {size['steps']} steps" + (f" of {size['step_s']:.2f} s" if "step_s" in size else ""))
     trained = stages.once("train", lambda: learn.learn(config(size["steps"]), out))
     adapted = out / trained["checkpoint"]
 
@@ -154,22 +157,37 @@ def run(plan: Plan, tell: Tell, replay: Callable[[Path, Path], dict[str, Any]] |
 
     before = stages.once("before", lambda: scored(plan.start, "before"))
     after = stages.once("after", lambda: scored(adapted, "after"))
-    better, why = is_better(before["summary"], after["summary"])
-    chosen = adapted if better else plan.start
+    change = change_of(before["summary"], after["summary"])
+    better = change is None or change.lost <= 0
+    chosen, standing = (adapted, after) if better else (plan.start, before)
     files = stages.once("export", lambda: deploy.export_all(chosen, out, learned[0]))
     models = {precision: out / name for precision, name in files.items()}
+    int8 = stages.once("int8", lambda: scored(models["int8"], "int8"))
+    loss = change_of(standing["summary"], int8["summary"])
     speed = stages.once("speed", lambda: deploy.compare(chosen, models, judged[0], threads))
-    row = speed[runs := deploy.fastest(speed)]
+    row = speed[runs := deploy.fastest(speed, loss is not None and loss.lost <= INT8_LOSS)]
     model = chosen if row["backend"] == "torch" else models[row["precision"]]
     node = stages.once("node", lambda: deploy.write_node(out, judged[-1], model, row["backend"], threads))
-    played = {} if replay is None else stages.once("replay", lambda: replay(out / "node.yaml", judged[-1]))
     report = {
         "asked": plan.asked, "masks": masks, "labels": labels, "size": size, "trained": trained, "before": before,
-        "after": after, "better": better, "why": why, "checkpoint": str(chosen), "speed": speed, "runs": runs,
-        "node": node, "replay": played,
+        "after": after, "better": better, "why": _why(change, better), "checkpoint": str(chosen), "int8": int8,
+        "speed": speed, "runs": runs, "node": node,
     }  # fmt: skip
-    write_atomically(out / "report.json", (json.dumps(report, indent=1) + "\n").encode())
+    _write(out / "report.json", report)
+    if replay is not None:
+        report["replay"] = stages.once("replay", lambda: replay(out / "node.yaml", judged[-1]))
+        _write(out / "report.json", report)
     return report
+
+
+def _why(change: Change | None, better: bool) -> str:
+    if change is None:
+        return "nothing to judge by: the adapted network is taken unjudged"
+    return str(change) if better else f"adapting made it worse; the old weights stay ({change})"
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def shown(what: str, work: Callable[..., dict[str, Any]]) -> dict[str, Any]:
@@ -191,13 +209,15 @@ class _Told:
 
     def __init__(self, stages: Stages, tell: Tell) -> None:
         self._stages, self._tell = stages, tell
+        self._number = 0
 
     def once(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        self._number += 1
+        title, began = f"{self._number:>2}/{STAGES} {name}", time.monotonic()
         if self._stages.is_done(name):
-            self._tell(f"{name}: done before")
+            self._tell(f"{title}: done before")
             return self._stages.once(name, work)
-        self._tell(f"{name}: begins")
-        began = time.monotonic()
+        self._tell(f"{title}: begins")
         result = self._stages.once(name, work)
-        self._tell(f"{name}: {time.monotonic() - began:.0f} s")
+        self._tell(f"{title}: {time.monotonic() - began:.0f} s")
         return result

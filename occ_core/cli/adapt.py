@@ -89,6 +89,6 @@ def _show(report: dict[str, Any]) -> None:
         f"runs as {report['runs']}: p50 {row['p50_ms']} ms, p95 {row['p95_ms']} ms; {row['same_percent']} % of what it "
         "or torch calls occupied is alike"
     )
-    if played := report["replay"]:
+    if played := report.get("replay"):
         typer.echo(f"replayed: {played['frames_answered']} frames answered, p50 {played['p50_ms']} ms to answer")
     typer.echo(report["node"]["run"])

@@ -47,7 +47,7 @@ class NetworkConfig(BaseModel):
     """What every network from camera images to cells has; each adds its own fields and a `kind`.
 
     Attributes:
-        by_table: it is given a rig as a table (`inference.table`), which has to be built, instead of as matrices.
+        by_table: it is given a rig as a table (`models.easyocc.table`), which has to be built, instead of as matrices.
         fitted: its tensors that its method `fit` sets on held-out moments, and that are no averages of weights.
         pixel_ratio_limit: how far apart class weights in its losses on pixels may be.
     """

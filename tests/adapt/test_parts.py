@@ -18,19 +18,24 @@ from typer.testing import CliRunner
 
 from occ_core.adapt import doctor
 from occ_core.adapt.cut import GAP, cut, folders, write_cut
+from occ_core.adapt.deploy import fastest
 from occ_core.adapt.doctor import LEAST_KEYFRAMES, examine, recipe_for, teacher_for
-from occ_core.adapt.judge import is_better
+from occ_core.adapt.judge import TrueVoxels, change_of
 from occ_core.adapt.stage import Stages
 from occ_core.bags import messages as msg
 from occ_core.camera import Rig
 from occ_core.cli.main import app
+from occ_core.clouds import truth_points
 from occ_core.ego_mask import write_mask
 from occ_core.errors import CannotWrite, CorruptInput, InvalidInput, MissingInput, OccError
 from occ_core.geometry import pose
+from occ_core.grid import OCC3D_GRID
+from occ_core.occupancy import Occupancy
 from occ_core.rig_file import load_rig_file, rig_text
 from occ_core.sources.open import frame_key, open_source
 from occ_core.sources.scenes import Recording
 from occ_core.sources.stretch import Stretch
+from occ_core.taxonomy import OCC3D
 
 SECONDS = 16
 
@@ -90,6 +95,24 @@ def test_a_full_disk_is_told_before_any_work(good, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage(10**12, 10**12 - 10**6, 10**6))
     with pytest.raises(CannotWrite, match=r"the disk has 0\.0 GB left, about 0\.3 GB are needed"):
         doctor.require_room(tmp_path, [examine(good)], network=False)
+
+
+def test_a_plan_leaves_nothing_behind(good, tmp_path):
+    assert doctor.require_room(tmp_path / "a" / "b", [examine(good)], network=True) > 3e8
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_bags_and_a_dry_run(good, tmp_path):
+    bags, out = [good, drive(tmp_path, "second", metres=2.0)], tmp_path / "out"
+    said = CliRunner().invoke(app, ["adapt", *map(str, bags), str(out), "--teacher", "oracle", "--dry-run"])
+    assert said.exit_code == 0 and not out.exists(), said.output
+    assert "drive: 16 s, 16 m, 32 keyframes; 2 cameras (left, right), no LiDAR" in said.output
+    assert "second: 16 s, 31 m" in said.output and "recipe best, teacher oracle; 12 of them" in said.output
+    assert "training from easyocc_nano: 2 h" in said.output
+    made = write_cut(out, [examine(bag) for bag in bags])
+    assert made["judge"] == ["stretches/drive.judge", "stretches/second.judge"]
+    alone = CliRunner().invoke(app, ["adapt", str(good)])
+    assert "last the folder to write to" in str(alone.exception)
 
 
 def test_maps_of_another_drive_and_bags_of_one_name(good, tmp_path):
@@ -168,16 +191,48 @@ def test_a_stretch_that_is_none(tmp_path, text):
         Stretch(tmp_path, 5, 5)
 
 
-def test_which_network_is_taken():
+def test_true_voxels_of_a_moment(tmp_path):
+    made = robot(images=3)
+    labels = [np.full(OCC3D_GRID.shape, 17, dtype=np.uint8) for _ in range(2)]
+    for step, label in enumerate(labels):
+        label[100 + step, 90:95, 4] = 4
+        truth = Occupancy(OCC3D_GRID, OCC3D, label, np.ones(OCC3D_GRID.shape, dtype=bool))
+        stamp = T0 + step * S // 5
+        made.add("/ground_truth/occupancy", stamp, msg.cloud(stamp, "base_link", truth_points(truth)), delay_ns=10**6)
+    Stretch(made.write(tmp_path / "bag"), T0, T0 + S).write(tmp_path / "stretch")
+    true = TrueVoxels(tmp_path / "stretch", OCC3D_GRID, OCC3D)
+    for stamp, expected in ((T0, 0), (T0 + 10**7, 0), (T0 + S // 5 - 10**7, 1), (T0 + S, None), (T0 + S // 10, None)):
+        found = true.at(stamp)
+        assert (found is None) == (expected is None)
+        if found is not None:
+            np.testing.assert_array_equal(found.labels, labels[expected])
+
+
+def test_what_decides_between_two_networks():
     lidar = {"lidar_above": 10.0, "lidar_ground": 60.0, "labels_iou": 50.0, "truth_iou": 40.0}
-    better, why = is_better(lidar, lidar | {"lidar_above": 20.0, "labels_iou": 1.0, "truth_iou": 1.0})
-    assert better and why == "LiDAR rays: mean score 35.0 % before, 40.0 % after"
-    better, why = is_better(lidar, lidar | {"lidar_ground": 59.0, "labels_iou": 99.0})
-    assert not better and why.startswith("adapting made it worse; the old weights stay (LiDAR rays")
+    won = change_of(lidar, lidar | {"lidar_above": 20.0, "labels_iou": 1.0, "truth_iou": 1.0})
+    assert won.lost == -5 and str(won) == "LiDAR rays: mean score 35.0 % before, 40.0 % after"
+    assert change_of(lidar, lidar | {"lidar_ground": 59.0, "labels_iou": 99.0}).lost == 0.5
     labels = {"labels_iou": 30.0, "labels_miou_15": 10.0, "truth_iou": 50.0}
-    assert is_better(labels, labels | {"labels_iou": 29.0, "labels_miou_15": 12.0})[0]
-    assert not is_better(labels, labels | {"labels_miou_15": 9.0, "truth_iou": 90.0})[0]
-    assert is_better({}, {}) == (True, "nothing to judge by: the adapted network is taken unjudged")
+    assert change_of(labels, labels | {"labels_iou": 29.0, "labels_miou_15": 12.0}).lost == -0.5
+    assert change_of(labels, labels | {"labels_miou_15": 9.0, "truth_iou": 90.0}).lost == 0.5
+    assert change_of(labels, {"labels_iou": 31.0}).lost == -1  # what both have
+    assert change_of({"truth_iou": 1.0}, {"truth_iou": 2.0}) is None
+
+
+def test_what_the_node_runs():
+    def row(backend, precision, p50_ms, same_percent):
+        return {"backend": backend, "precision": precision, "p50_ms": p50_ms, "same_percent": same_percent}
+
+    rows = {
+        "torch fp32": row("torch", "fp32", 90.0, 100.0),
+        "a fp32": row("a", "fp32", 60.0, 99.9),
+        "a int8": row("a", "int8", 40.0, 93.0),
+        "wrong fp32": row("wrong", "fp32", 10.0, 80.0),
+        "wrong int8": row("wrong", "int8", 5.0, 80.0),
+    }
+    assert fastest(rows, int8=False) == "a fp32" and fastest(rows, int8=True) == "a int8"
+    assert fastest({name: rows[name] for name in ("torch fp32", "wrong fp32", "wrong int8")}, int8=True) == "torch fp32"
 
 
 def test_a_stage_is_done_once_until_something_before_it_changes(tmp_path):

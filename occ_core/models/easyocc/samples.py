@@ -15,7 +15,7 @@ from occ_core.network_input.rig_images import each_tensor
 
 @dataclass(frozen=True, eq=False)
 class TableImages:
-    """Images of B moments on top of each other, N in all, with the table of their rigs; see `inference.table`.
+    """Images of B moments on top of each other, N in all, with the table of their rigs; see `models.easyocc.table`.
 
     Attributes:
         images: uint8 [N, H, W, 3], RGB.
