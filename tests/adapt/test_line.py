@@ -99,7 +99,7 @@ def kill(robot, out: Path, watched: str, counts: tuple[int, ...]) -> list[bool]:
     where, name = watched.rsplit(".", 1)
     patch = f"old = {where}.{name}; {where}.{name} = lambda *a, **k: (step(), old(*a, **k))[1]"
     asked = f"[Path({str(robot['bag'])!r})], Path({str(out)!r}), Path({str(robot['start'])!r}), {teacher!r}"
-    call = f"{patch}; line.run(line.plan({asked}, steps={STEPS}, threads=1), print)"
+    call = f"os.dup2(2, 1); {patch}; line.run(line.plan({asked}, steps={STEPS}, threads=1), print)"
     return run_killed(SETUP, call, counts)
 
 
