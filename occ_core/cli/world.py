@@ -36,7 +36,7 @@ def make(
         ),
     ] = "nuscenes",
     like: Annotated[
-        Path | None, typer.Option(help="The cameras of this recording (ROS 2 bag, nuScenes layout, SemanticKITTI).")
+        Path | None, typer.Option(help="The cameras of this recording: ROS 2 bag, or data set in nuScenes layout.")
     ] = None,
     workers: Annotated[int, typer.Option(help="Scenes rendered at the same time; 0 = one per core.")] = 0,
 ) -> None:
