@@ -21,6 +21,7 @@ from occ_core.adapt.doctor import (
     teacher_for,
 )
 from occ_core.adapt.judge import Change, change_of, judge
+from occ_core.adapt.page import write_report_page
 from occ_core.adapt.stage import Stages
 from occ_core.errors import InvalidInput
 from occ_core.files import content_key, read_json, write_atomically
@@ -177,6 +178,7 @@ def run(plan: Plan, tell: Tell, replay: Callable[[Path, Path], dict[str, Any]] |
     if replay is not None:
         report["replay"] = stages.once("replay", lambda: replay(out / "node.yaml", judged[-1]))
         _write(out / "report.json", report)
+    tell(f"report: {write_report_page(out, judged, report)}")
     return report
 
 

@@ -80,6 +80,8 @@ def test_what_the_line_leaves(robot, adapted):
     assert {"torch fp32", "onnxruntime fp32", "onnxruntime int8"} <= set(report["speed"])
     assert report["speed"]["torch fp32"]["same_percent"] == 100 and report["speed"]["onnxruntime fp32"]["p50_ms"] > 0
     assert report["speed"]["onnxruntime fp32"]["equal_percent"] > 99.9
+    page = (adapted / "report.html").read_text()
+    assert '"volumes":["after","before","labels"]' in page and report["why"] in page
 
 
 def test_the_nodes_parameters_run_what_was_judged(robot, adapted):
