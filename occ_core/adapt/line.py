@@ -31,8 +31,9 @@ from occ_core.teachers.names import is_network
 
 Tell = Callable[[str], None]
 STAGES = 12  # the last one where ROS 2 is
-# Measured on two cores, of one camera's image: label by maps that are there, answer of the network in torch.
-LABEL_S, ANSWER_S, OTHER_S = 0.15, 0.15, 120.0
+# Rough, of one camera's image on a core: a label by maps that are there (200 labels of six images took two processes
+# 49 s, benchmarks/labels.md), an answer with reading and scoring, in three judgements; and what does not grow.
+LABEL_S, ANSWER_S, OTHER_S = 0.1, 0.1, 120.0
 INT8_LOSS = 1.0  # points that int8 may score less than fp32
 
 
@@ -75,13 +76,13 @@ class Plan:
         kept = sum(len(cut.cut(len(drive.keyframes_ns)).judge) for drive in self.drives)
         labels = f"recipe {self.recipe}, teacher {self.teacher}"
         labels += ", whose networks take what they take" if is_network(self.teacher) else ""
-        minutes = (images * (LABEL_S + 0.4 * ANSWER_S) + OTHER_S) / 60
+        minutes = (images * (LABEL_S + 3 * cut.JUDGE_SHARE * ANSWER_S) + OTHER_S) / 60
         trained = f"{self.steps} steps" if self.steps else f"{self.hours:g} h"
         return [
             *(drive.line() for drive in self.drives),
             *(f"{drive.scene}: left out: {line}" for drive in self.drives for line in drive.left_out),
             f"labels of {keyframes} keyframes: {labels}; {kept} of them at the end only judge",
-            f"training from {self.start.stem}: {trained}; all else about {minutes:.0f} min on two cores",
+            f"training from {self.start.stem}: {trained}; all else roughly {minutes:.0f} min",
             f"disk: about {self.bytes_needed / 1e9:.1f} GB in {self.out}",
         ]
 
