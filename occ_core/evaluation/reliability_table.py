@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-TITLE = "is confidence right? cells by what they are called; percent"
+TITLE = "confidence, and share that is right; percent"
 
 
 def reliability_table(scores: dict[str, Any]):
