@@ -66,7 +66,10 @@ setup(
     maintainer="The occ_ros authors",
     maintainer_email="occ-ros@users.noreply.github.com",
     packages=find_packages(include=["occ_core", "occ_core.*", "occ_ros", "occ_ros.*"]),
-    package_data={"occ_core": ["assets/*", "presets/*.yaml", "py.typed"], "occ_ros": ["py.typed"]},
+    package_data={
+        "occ_core": ["assets/*", "presets/*.yaml", "show/page_files/*", "py.typed"],
+        "occ_ros": ["py.typed"],
+    },
     python_requires=">=3.10",
     install_requires=[
         "setuptools",

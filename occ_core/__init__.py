@@ -15,6 +15,7 @@ import os as _os
 from pathlib import Path as _Path
 
 from occ_core.numba_cache import provide_numba_cache as _provide_numba_cache
+from occ_core.version import __version__ as __version__
 
 TYPE_CHECKING = False  # as typing's, whose import would double the time of this one
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from occ_core.taxonomy import Taxonomy
     from occ_core.training.run import train
 
-__version__ = "0.1.0"
 __all__ = [
     "Camera",
     "Frame",

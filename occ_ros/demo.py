@@ -68,21 +68,23 @@ def run(out: Path, keyframes: int, model: Path, rate: float = 1.0) -> None:
         raise MissingInput(f"{model}: no such model")
     for name in ("drive", "predictions", "pictures", "logs", "by_stamp"):
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("recording.rrd", "report.json", "player.json", "node.json"):
+    for name in ("recording.rrd", "report.json", "report.html", "player.json", "node.json"):
         (out / name).unlink(missing_ok=True)
     (out / "logs").mkdir(parents=True)
     city, drive = out / "city", out / "drive"
     world = ["--scenes", "1", "--seed", str(DEMO_SEED), "--keyframes", str(keyframes), "--size", SIZE]
-    occ("1/5 a drive through the simulated city", "world", "make", str(city), *world)
-    occ("2/5 the drive as a ROS 2 bag", "bag", "make", str(city), str(drive), "--scene", SCENE)
-    console.print("[bold]3/5 player, occupancy node and evaluator, three processes over DDS[/]")
+    occ("1/6 a drive through the simulated city", "world", "make", str(city), *world)
+    occ("2/6 the drive as a ROS 2 bag", "bag", "make", str(city), str(drive), "--scene", SCENE)
+    console.print("[bold]3/6 player, occupancy node and evaluator, three processes over DDS[/]")
     replay(out, drive, model, rate)
-    console.print("[bold]4/5 the score[/]")
+    console.print("[bold]4/6 the score[/]")
     console.print((out / "logs" / "evaluator_node.log").read_text(encoding="utf-8").strip(), markup=False)
     name_by_token(out / "by_stamp", out / "predictions", city)
-    occ("5/5 pictures and recording", "view", str(out / "predictions"), "--data", str(city), "--out", str(out))
+    occ("5/6 pictures and recording", "view", str(out / "predictions"), "--data", str(city), "--out", str(out))
+    page = out / "report.html"
+    occ("6/6 a page to look at", "eval", str(out / "predictions"), str(city / "gts"), "--html", str(page))
     check(out)
-    console.print(f"report     {out / 'report.json'}\npictures   {out / 'pictures'}")
+    console.print(f"report     {out / 'report.json'}\npage       {page}\npictures   {out / 'pictures'}")
     console.print(f"recording  {Path(sys.executable).parent / 'rerun'} {out / 'recording.rrd'}", soft_wrap=True)
 
 

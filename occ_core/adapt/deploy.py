@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import yaml
 
-from occ_core.ego_mask import mask_files
+from occ_core.ego_mask import FOLDER, file_name, write_mask
 from occ_core.errors import InvalidInput
 from occ_core.files import write_atomically
 from occ_core.inference.export import export_onnx
@@ -100,8 +99,10 @@ def write_node(out: Path, stretch: Path, model: Path, backend: str, threads: int
     source = open_source(stretch)
     if not isinstance(source, BagFrames):
         raise InvalidInput(f"{stretch}: is no stretch of a bag")
-    rig, scene = source[0].rig, source.scenes[0]
-    masks = {name: os.path.relpath(path, out) for name, path in mask_files(stretch, scene, rig.names).items()}
+    rig = source[0].rig
+    masks = {camera.name: f"{FOLDER}/{file_name(camera.name)}" for camera in rig if camera.blind is not None}
+    for name, path in masks.items():
+        write_mask(out / path, cast(np.ndarray, rig[name].blind))
     topics = {name: source.bag.image_topics[name] for name in rig.names}
     write_atomically(out / "rig.yaml", rig_text(rig, topics, masks).encode())
     stamps = [shots[source.bag.key.name].stamp_ns for shots in (source.shots(i) for i in range(len(source)))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from occ_core.errors import CannotWrite, InvalidInput, MissingInput
 from occ_core.files import require_writable
 from occ_core.labels.recipes import PRESETS, Recipe
 from occ_core.sources.bag_frames import BagFrames
-from occ_core.sources.open import frame_key, open_source
+from occ_core.sources.open import frame_key, kind_of, left_out
 from occ_core.sources.scenes import Recording, SceneFrames
 from occ_core.teachers.files import file_maps
 from occ_core.teachers.load import require_weights
@@ -59,15 +60,16 @@ class Drive:
 
 
 def examine(bag: Path) -> Drive:
-    """Look at a bag without decoding an image.
+    """Look at a bag; of its images at a few.
 
     Raises:
         InvalidInput, MissingInput: in one line, why it will not do. CorruptInput, MissingTransform: of the bag.
     """
-    source = open_source(bag)
-    if not isinstance(source, BagFrames):
+    if kind_of(bag) != "bag":
         raise InvalidInput(f"{bag}: a data set; `occ adapt` takes ROS 2 bags, see `occ labels make`, `occ train`")
-    frames = Recording(bag).scene(source.scenes[0])
+    recording = Recording(bag)
+    frames = recording.scene(recording.scenes[0])
+    source = cast(BagFrames, frames.source)
     if source.bag.world_frame is None:
         raise InvalidInput(
             f"{bag}: no poses: neither TF above '{source.bag.base_frame}' nor odometry says where the robot is; record "
@@ -84,6 +86,8 @@ def examine(bag: Path) -> Drive:
         raise InvalidInput(f"{bag}: the robot stands: it moves {metres:.1f} m in all, {LEAST_M:g} m are needed")
     if len(moments) < LEAST_KEYFRAMES:
         raise InvalidInput(f"{bag}: too little motion: {len(moments)} keyframes, {LEAST_KEYFRAMES} are needed")
+    if not any(frames[i].images for i in (0, len(frames) // 2, len(frames) - 1)):
+        raise InvalidInput(f"{bag}: images cannot be decoded: {'; '.join(left_out(source)[:3])}")
     return Drive(
         Path(bag).resolve(),
         source.scenes[0],
@@ -94,7 +98,7 @@ def examine(bag: Path) -> Drive:
         tuple(camera.name for camera in source.bag.cameras),
         source.bag.lidar_topic is not None,
         TRUTH_TOPIC in source.bag.reader.of_type("sensor_msgs/msg/PointCloud2"),
-        tuple(f"{problem}" for problem, _ in source.bag.tally),
+        tuple(left_out(source)),
     )
 
 
@@ -115,10 +119,11 @@ def require_room(out: Path, drives: list[Drive], network: bool) -> int:
     Raises:
         CannotWrite: OUT cannot be written, or its disk has less.
     """
-    require_writable(out)
+    there = next(folder for folder in (out, *out.resolve().parents) if folder.is_dir())
+    require_writable(there)
     a_camera = CAMERA_BYTES + (MAP_BYTES if network else 0)
     needed = RUN_BYTES + sum(len(d.keyframes_ns) * (KEYFRAME_BYTES + len(d.cameras) * a_camera) for d in drives)
-    if (free := shutil.disk_usage(out).free) < needed:
+    if (free := shutil.disk_usage(there).free) < needed:
         raise CannotWrite(f"{out}: the disk has {free / 1e9:.1f} GB left, about {needed / 1e9:.1f} GB are needed")
     return needed
 

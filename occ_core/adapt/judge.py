@@ -16,6 +16,7 @@ from occ_core.clouds import occupancy_of
 from occ_core.evaluation.lidar_rays import BANDS, GROUPS, LidarRayScores, returns_of
 from occ_core.evaluation.report import VoxelScores
 from occ_core.frame import Frame
+from occ_core.grid import VoxelGrid
 from occ_core.inference.predictions import MadeBy, made_by, model_key, save_prediction
 from occ_core.inference.predictor import Predictor
 from occ_core.occupancy import Occupancy, load_occ3d
@@ -24,6 +25,7 @@ from occ_core.sources.bag_reader import BagReader
 from occ_core.sources.clouds import points_of
 from occ_core.sources.scenes import Recording, SceneFrames
 from occ_core.sources.stretch import read_stretch
+from occ_core.taxonomy import Taxonomy
 
 MATCH_NS = 20_000_000  # a truth farther in time from its moment is of another place
 NEAR = BANDS[:2]  # of ranges that the rays are summed over to one number
@@ -75,7 +77,7 @@ def _answer(predictor: Predictor, frame: Frame, path: Path, made: MadeBy) -> np.
 def _moments(scenes: Sequence[SceneFrames], predictor: Predictor) -> Iterator[tuple[Frame, str, dict[str, Occupancy]]]:
     """Each keyframe, the hash of what it is read from, and what it may be judged by."""
     for frames in scenes:
-        true = TrueVoxels(frames.path, predictor)
+        true = TrueVoxels(frames.path, predictor.grid, predictor.taxonomy)
         if predictor.memory is not None:
             predictor.memory.forget()
         for index, token in enumerate(frames.tokens):
@@ -89,8 +91,8 @@ def _moments(scenes: Sequence[SceneFrames], predictor: Predictor) -> Iterator[tu
 class TrueVoxels:
     """What TRUTH_TOPIC of a stretch's bag says, by time; read when asked for."""
 
-    def __init__(self, stretch: Path, predictor: Predictor) -> None:
-        self._reader, self._predictor = BagReader(read_stretch(stretch).bag), predictor
+    def __init__(self, stretch: Path, grid: VoxelGrid, taxonomy: Taxonomy) -> None:
+        self._reader, self._grid, self._taxonomy = BagReader(read_stretch(stretch).bag), grid, taxonomy
         self._places: list[tuple[int, int]] = []  # stamp and log time
         if TRUTH_TOPIC in self._reader.of_type("sensor_msgs/msg/PointCloud2"):
             self._places = sorted((stamp_of(m), log_ns) for _, log_ns, m in self._reader.messages([TRUTH_TOPIC]))
@@ -102,7 +104,7 @@ class TrueVoxels:
         if near is None or abs(near[0] - stamp_ns) > MATCH_NS:
             return None
         for _, _, message in self._reader.messages([TRUTH_TOPIC], near[1], near[1] + 1):
-            return occupancy_of(points_of(message), self._predictor.grid, self._predictor.taxonomy)
+            return occupancy_of(points_of(message), self._grid, self._taxonomy)
         return None
 
 

@@ -29,6 +29,7 @@ from occ_core.parallel import progress_bar
 from occ_core.teachers.names import is_network
 
 Tell = Callable[[str], None]
+STAGES = 12  # the last one where ROS 2 is
 # Measured on two cores, of one camera's image: label by maps that are there, answer of the network in torch.
 LABEL_S, ANSWER_S, OTHER_S = 0.15, 0.15, 120.0
 INT8_LOSS = 1.0  # points that int8 may score less than fp32
@@ -147,6 +148,7 @@ def run(plan: Plan, tell: Tell, replay: Callable[[Path, Path], dict[str, Any]] |
         return learn.run_config(plan.start, learned, fitted, out / "cache", steps, threads)
 
     size = stages.once("size", lambda: _sized(plan, config(learn.PROBE_STEPS)))
+    tell(f"training takes {size['steps']} steps" + (f" of {size['step_s']:.2f} s" if "step_s" in size else ""))
     trained = stages.once("train", lambda: learn.learn(config(size["steps"]), out))
     adapted = out / trained["checkpoint"]
 
@@ -207,13 +209,15 @@ class _Told:
 
     def __init__(self, stages: Stages, tell: Tell) -> None:
         self._stages, self._tell = stages, tell
+        self._number = 0
 
     def once(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        self._number += 1
+        title, began = f"{self._number:>2}/{STAGES} {name}", time.monotonic()
         if self._stages.is_done(name):
-            self._tell(f"{name}: done before")
+            self._tell(f"{title}: done before")
             return self._stages.once(name, work)
-        self._tell(f"{name}: begins")
-        began = time.monotonic()
+        self._tell(f"{title}: begins")
         result = self._stages.once(name, work)
-        self._tell(f"{name}: {time.monotonic() - began:.0f} s")
+        self._tell(f"{title}: {time.monotonic() - began:.0f} s")
         return result

@@ -10,9 +10,9 @@ import sys
 
 import typer
 
-from occ_core import __version__
 from occ_core.cli import adapt, bag, bench, doctor, engine, labels, model, teachers, view, world
 from occ_core.errors import OccError, naming_extras
+from occ_core.version import __version__
 
 app = typer.Typer(
     name="occ",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -170,10 +169,13 @@ def evaluate(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Data set in nuScenes layout that has the LiDAR's poses, for RayIoU. Default: beside GTS."),
+        typer.Option(
+            help="Data set in nuScenes layout: LiDAR's poses for RayIoU, images for --html. Default: beside GTS."
+        ),
     ] = None,
     version: VERSION = None,
     json: Annotated[Path | None, typer.Option(help="Also write the scores to this file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a page with scores, voxels and images.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes; pays from some hundred samples on.")] = 1,
 ) -> None:
     """Score predictions, or anybody's labels, against Occ3D ground truth in every protocol of the field, or a LiDAR.
@@ -186,14 +188,17 @@ def evaluate(
 
         occ eval predictions city/gts --json scores.json
 
-        occ eval predictions --lidar drive
+        occ eval predictions --lidar drive --html report.html
     """
     from rich.console import Console
     from rich.progress import Progress
 
+    from occ_core.cli.eval_page import moments_of_eval, write_eval_page
     from occ_core.evaluation.evaluate import evaluate as run
+    from occ_core.evaluation.in_words import in_words
     from occ_core.evaluation.report import write_report
 
+    moments = None if html is None else moments_of_eval(predictions, truths, data or lidar or images, version)
     remarks: list[str] = []
     with Progress(transient=True) as progress:
         task = progress.add_task("scoring", total=None)
@@ -208,39 +213,17 @@ def evaluate(
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
             on_remark=remarks.append,
         )
-    for shown in _shown(report):
+    for shown in in_words(report):
         if isinstance(shown, str):
             typer.echo(shown)
         else:
             Console().print(shown)
-    for line in [*(f"warning: {line}" for line in report.get("warnings", [])), *remarks]:
+    for line in remarks:
         typer.echo(line)
     if json is not None:
         write_report(json, report)
-
-
-def _shown(report: dict[str, Any]) -> Iterator[Any]:
-    """Tables and lines of a report, for people."""
-    from occ_core.evaluation.image_consistency import image_lines
-    from occ_core.evaluation.lidar_table import TITLE, class_table, lidar_table, summary
-    from occ_core.evaluation.report import table
-
-    ceiling = "The same of the true voxels: the ceiling"
-    for name, found in report.get("ssc", {}).items():
-        numbers = ", ".join(f"{key} {found[key]:.2f}" for key in ("precision", "recall", "iou", "miou_19"))
-        yield f"{name:>5}: {numbers}"
-    if "full" in report:
-        yield table(report)
-    for name, title in (("lidar", TITLE), ("lidar_of_truth", ceiling)):
-        if (scores := report.get(name)) is not None:
-            yield lidar_table(scores, title)
-            if (classes := class_table(scores)) is not None:
-                yield classes
-            yield from summary(scores) if name == "lidar" else ()
-    for name in ("images", "images_of_truth"):
-        if (scores := report.get(name)) is not None:
-            yield from [ceiling] if name == "images_of_truth" else []
-            yield from image_lines(scores)
+    if html is not None and moments is not None:
+        write_eval_page(html, moments, report, remarks)
 
 
 def export(

@@ -9,7 +9,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
-from occ_core import __version__
 from occ_core.errors import CannotWrite, InvalidInput, OccError
 from occ_core.frame import Frame
 from occ_core.labels.ray_engine import run_on_ray
@@ -23,6 +22,7 @@ from occ_core.sources.scenes import Recording, SceneFrames
 from occ_core.teachers.base import Teachers
 from occ_core.teachers.files import FileMaps, file_maps
 from occ_core.teachers.load import load_teachers
+from occ_core.version import __version__
 
 ENGINES = ("local", "ray")
 OWN = "own"

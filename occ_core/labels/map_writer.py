@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from occ_core import __version__
 from occ_core.errors import CannotWrite, InvalidInput, OccError
 from occ_core.files import remove, write_atomically
 from occ_core.frame import Frame, Shot
@@ -21,6 +20,7 @@ from occ_core.teachers.base import ClassTeacher, DepthTeacher, NoMaps
 from occ_core.teachers.cache import FAR_M, INF_CODE, NEAR_M, SHARE_STEPS, encode_classes, encode_depth
 from occ_core.teachers.load import load_parts
 from occ_core.teachers.map_files import PNG, SETTINGS, SUFFIXES, SURE, read_settings, stems
+from occ_core.version import __version__
 
 
 @dataclass

@@ -22,6 +22,7 @@ from adapt_robot import make_robot
 from killed import run_killed
 from label_fixtures import hashes
 
+from occ_core.adapt import deploy
 from occ_core.adapt.line import plan, run
 from occ_core.errors import InvalidInput
 from occ_core.inference.predictor import Predictor
@@ -54,7 +55,10 @@ def planned(robot, out):
 @pytest.fixture(scope="module")
 def adapted(robot, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("adapted") / "out"
-    run(planned(robot, out), print)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deploy, "FRAMES", 1)
+        patch.setattr(deploy, "REPEATS", 1)
+        run(planned(robot, out), print)
     return out
 
 
@@ -82,7 +86,7 @@ def test_the_nodes_parameters_run_what_was_judged(robot, adapted):
     parameters = yaml.safe_load((adapted / "node.yaml").read_text())["/**"]["ros__parameters"]
     frame = open_source(robot["bag"])[0]
     entries = load_rig_file(parameters["rig_file"])
-    assert [entry.camera.name for entry in entries] == frame.rig.names
+    assert tuple(entry.camera.name for entry in entries) == frame.rig.names
     assert entries[0].image_topic == "/cam_back/image_raw/compressed" and parameters["base_frame"] == "base_link"
     np.testing.assert_allclose(entries[1].camera.ego_from_cam, frame.rig.cameras[1].ego_from_cam, atol=1e-9)
     predictor = Predictor.load(parameters["model"], parameters["backend"], 1)
@@ -104,6 +108,7 @@ def weights_and_labels(out: Path) -> dict[str, str]:
     return {name: of for name, of in found.items() if name.startswith("stretches") or name.endswith(".safetensors")}
 
 
+@pytest.mark.slow
 def test_killed_in_labels_and_training_ends_with_the_same_bytes(robot, adapted, tmp_path):
     out = tmp_path / "out"
     assert kill(robot, out, "LabelStore.write", (3, 5)) == [True, True]
@@ -115,6 +120,7 @@ def test_killed_in_labels_and_training_ends_with_the_same_bytes(robot, adapted, 
     assert mine["after"] == theirs["after"] and mine["before"] == theirs["before"]
 
 
+@pytest.mark.slow
 def test_killed_in_judging_and_export_ends_with_the_same_bytes(robot, adapted, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(adapted, out)

@@ -20,18 +20,22 @@ from occ_core.adapt import doctor
 from occ_core.adapt.cut import GAP, cut, folders, write_cut
 from occ_core.adapt.deploy import fastest
 from occ_core.adapt.doctor import LEAST_KEYFRAMES, examine, recipe_for, teacher_for
-from occ_core.adapt.judge import change_of
+from occ_core.adapt.judge import TrueVoxels, change_of
 from occ_core.adapt.stage import Stages
 from occ_core.bags import messages as msg
 from occ_core.camera import Rig
 from occ_core.cli.main import app
+from occ_core.clouds import truth_points
 from occ_core.ego_mask import write_mask
 from occ_core.errors import CannotWrite, CorruptInput, InvalidInput, MissingInput, OccError
 from occ_core.geometry import pose
+from occ_core.grid import OCC3D_GRID
+from occ_core.occupancy import Occupancy
 from occ_core.rig_file import load_rig_file, rig_text
 from occ_core.sources.open import frame_key, open_source
 from occ_core.sources.scenes import Recording
 from occ_core.sources.stretch import Stretch
+from occ_core.taxonomy import OCC3D
 
 SECONDS = 16
 
@@ -91,6 +95,24 @@ def test_a_full_disk_is_told_before_any_work(good, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage(10**12, 10**12 - 10**6, 10**6))
     with pytest.raises(CannotWrite, match=r"the disk has 0\.0 GB left, about 0\.3 GB are needed"):
         doctor.require_room(tmp_path, [examine(good)], network=False)
+
+
+def test_a_plan_leaves_nothing_behind(good, tmp_path):
+    assert doctor.require_room(tmp_path / "a" / "b", [examine(good)], network=True) > 3e8
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_bags_and_a_dry_run(good, tmp_path):
+    bags, out = [good, drive(tmp_path, "second", metres=2.0)], tmp_path / "out"
+    said = CliRunner().invoke(app, ["adapt", *map(str, bags), str(out), "--teacher", "oracle", "--dry-run"])
+    assert said.exit_code == 0 and not out.exists(), said.output
+    assert "drive: 16 s, 16 m, 32 keyframes; 2 cameras (left, right), no LiDAR" in said.output
+    assert "second: 16 s, 31 m" in said.output and "recipe best, teacher oracle; 12 of them" in said.output
+    assert "training from easyocc_nano: 2 h" in said.output
+    made = write_cut(out, [examine(bag) for bag in bags])
+    assert made["judge"] == ["stretches/drive.judge", "stretches/second.judge"]
+    alone = CliRunner().invoke(app, ["adapt", str(good)])
+    assert "last the folder to write to" in str(alone.exception)
 
 
 def test_maps_of_another_drive_and_bags_of_one_name(good, tmp_path):
@@ -167,6 +189,23 @@ def test_a_stretch_that_is_none(tmp_path, text):
         open_source(tmp_path)
     with pytest.raises(InvalidInput):
         Stretch(tmp_path, 5, 5)
+
+
+def test_true_voxels_of_a_moment(tmp_path):
+    made = robot(images=3)
+    labels = [np.full(OCC3D_GRID.shape, 17, dtype=np.uint8) for _ in range(2)]
+    for step, label in enumerate(labels):
+        label[100 + step, 90:95, 4] = 4
+        truth = Occupancy(OCC3D_GRID, OCC3D, label, np.ones(OCC3D_GRID.shape, dtype=bool))
+        stamp = T0 + step * S // 5
+        made.add("/ground_truth/occupancy", stamp, msg.cloud(stamp, "base_link", truth_points(truth)), delay_ns=10**6)
+    Stretch(made.write(tmp_path / "bag"), T0, T0 + S).write(tmp_path / "stretch")
+    true = TrueVoxels(tmp_path / "stretch", OCC3D_GRID, OCC3D)
+    for stamp, expected in ((T0, 0), (T0 + 10**7, 0), (T0 + S // 5 - 10**7, 1), (T0 + S, None), (T0 + S // 10, None)):
+        found = true.at(stamp)
+        assert (found is None) == (expected is None)
+        if found is not None:
+            np.testing.assert_array_equal(found.labels, labels[expected])
 
 
 def test_what_decides_between_two_networks():

@@ -313,7 +313,7 @@ def test_what_is_missing_is_said(dataset, tmp_path):
         assert out.exit_code == 1 and isinstance(out.exception, MissingInput), out.output
         return str(out.exception)
 
-    assert "give GTS, a folder of true voxels, or --lidar DATA" in error_of(root / "gts")
+    assert "give GTS, a folder of true voxels, --lidar DATA" in error_of(root / "gts")
     assert "RayIoU, which needs true voxels" in error_of(root / "gts", "--lidar", root, "--data", root)
     other = tmp_path / "other"
     other.mkdir()

@@ -36,6 +36,7 @@ def test_demo_answers_every_frame_and_leaves_its_results(tmp_path):
     assert 0 < report["iou"] <= 100 and report["latency_ms"]["p50"] > 0
     assert len(list((out / "predictions").glob("*.npz"))) == 4
     assert cv2.imread(str(next((out / "pictures").glob("*.png")))).shape[1] == 1440
+    assert (out / "report.html").stat().st_size > 100_000
     assert (out / "recording.rrd").stat().st_size > 10_000
     assert not [p for p in os.listdir("/proc") if p.isdigit() and str(out) in command_line(p)], "processes were left"
 

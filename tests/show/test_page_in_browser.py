@@ -1,0 +1,95 @@
+"""The report page in a real browser, without a window: it draws, plays and toggles, and shows the numbers it should."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_nuscenes
+
+from occ_core.grid import OCC3D_GRID
+from occ_core.occupancy import Occupancy
+from occ_core.show.page import write_page
+from occ_core.show.page_data import PageMoment, visible
+from occ_core.sources.open import open_source
+from occ_core.taxonomy import OCC3D
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--window-size=1400,1000",
+    "--virtual-time-budget=60000", "--dump-dom",
+)  # fmt: skip
+ROAD, HIGHEST = 11, 9
+VISITOR = Path(__file__).parents[1] / "fixtures" / "page_visitor.js"
+
+
+def volume(seed: int) -> Occupancy:
+    rng, shape = np.random.default_rng(seed), OCC3D_GRID.shape
+    labels = np.where(rng.random(shape) < 0.02, rng.integers(0, 17, shape), 17).astype(np.uint8)
+    return Occupancy(OCC3D_GRID, OCC3D, labels, rng.random(shape) < 0.8, rng.random(shape).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def moments(tmp_path_factory):
+    root = tmp_path_factory.mktemp("browser") / "city"
+    small_nuscenes.make(root, keyframes=2)
+    source = open_source(root)
+    return [PageMoment(source[i], {"predicted": volume(i), "true": volume(i + 2)}) for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def told(moments, tmp_path_factory):
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)}")
+    folder = tmp_path_factory.mktemp("visit")
+    write_page(folder / "report.html", "visited", moments)
+    with open(folder / "report.html", "a") as file:
+        file.write(f"<script>{VISITOR.read_text()}</script>")
+    command = [browser, *FLAGS, f"--user-data-dir={folder / 'profile'}", (folder / "report.html").as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False).stdout
+    found = re.search(r'<pre id="told">(.*?)</pre>', dom, re.DOTALL)
+    assert found, f"the page did not get to its end: {re.sub('<script.*?</script>', '', dom, flags=re.DOTALL)[-2000:]}"
+    return json.loads(html.unescape(found[1]))
+
+
+def expected(moment: PageMoment, keep) -> list[int]:
+    return [int((o.occupied & keep(o)).sum()) for o in moment.volumes.values()]
+
+
+@pytest.mark.slow
+def test_it_shows_what_is_chosen(told, moments):
+    first, layer = moments[0], np.arange(OCC3D_GRID.shape[2])
+    assert told["problem"] == ""
+    assert told["start"]["counts"] == expected(first, lambda o: True)
+    assert told["without road"]["counts"] == expected(first, lambda o: o.labels != ROAD)
+    assert told["nothing"]["counts"] == [0, 0]
+    assert told["only road"]["counts"] == expected(first, lambda o: o.labels == ROAD)
+    assert told["low"]["counts"] == expected(first, lambda o: layer <= HIGHEST)
+    assert told["certain"]["counts"] == expected(first, lambda o: np.rint(255 * o.confidence) >= 0.6 * 255)
+    camera, centers = first.frame.rig_at_stamps["CAM_BACK"], OCC3D_GRID.centers_m().reshape(-1, 3)
+    seen = visible(camera, centers).reshape(OCC3D_GRID.shape)
+    assert told["camera"]["counts"] == expected(first, lambda o: seen)
+
+
+@pytest.mark.slow
+def test_it_draws(told):
+    for panel in (0, 1):
+        drawn = {name: step["pixels"][panel]["n"] for name, step in told.items() if isinstance(step, dict)}
+        assert drawn["nothing"] < 100 < 3000 < drawn["only road"] < drawn["start"]  # the arrow has soft edges
+        assert drawn["turned"] > 20_000 and drawn["turned"] != drawn["start"]
+        red, green, blue = told["only road"]["pixels"][panel]["rgb"]
+        assert red < 0.1 * green and 0.85 < blue / green < 1.0  # (0, 207, 191) in light and shade
+
+
+@pytest.mark.slow
+def test_it_plays(told, moments):
+    assert told["when"].startswith("2 of 2: ")
+    assert told["second"]["counts"] == expected(moments[1], lambda o: True)
+    assert told["images"] == [small_nuscenes.SIZE[0]] * 2
