@@ -57,6 +57,10 @@ KINDS: dict[str, Kind] = {
         "grey pixels with the pattern of a colour filter: a Bayer mosaic that nothing names as one",
         "set the driver to a bayer_*8 encoding, or let image_proc make colours of it",
     ),
+    "grey": Kind(
+        "the camera or its driver changes its mode (day and night, encoding), or two cameras share the topic",
+        "fix the mode in the driver; grey images are used, though networks learned from colours",
+    ),
     "damaged image": Kind("cut short or damaged on its way or on disk", "look for losses in driver, network and disk"),
     # --- time
     "no stamp": Kind("the driver leaves header.stamp zero", "let the driver stamp its images"),
@@ -124,6 +128,10 @@ KINDS: dict[str, Kind] = {
     "lost": Kind("the middleware's buffers are too small for images", "start the drivers with config/fastdds.xml"),
     "future": Kind("the clocks of two machines differ", "synchronise them (chrony, PTP)"),
     "old": Kind("driver or network holds images back", "look for queues in driver and network"),
+    "two publishers": Kind(
+        "a driver was started twice, a bag is played beside the robot, or another robot has the same topics",
+        "stop one of them, or give it a namespace or a ROS_DOMAIN_ID of its own",
+    ),
     "moves": Kind("two nodes publish the camera's mount, or another robot the same frames", "stop one of them"),
 }
 

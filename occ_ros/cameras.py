@@ -23,10 +23,12 @@ from occ_ros.sensors import (
     Surroundings,
     connection_problems,
     lost_problems,
+    rival_problems,
     stamp_problems,
 )
 
 NOUNS = "image", "camera"
+SWITCHED_S = 5.0  # a change between grey and colour is worth a word for so long
 CLOCK_S = 0.05
 """Stamps that are off by less do not keep images out of the sets."""
 
@@ -37,7 +39,8 @@ class CameraInput(SensorInput):
 
     Attributes:
         problem: why the last image could not be used; None if it could.
-        encoding: of the last image that was looked at.
+        encoding, channels: of the last image that was looked at.
+        switched_s: when the images last changed between grey and colour (monotonic clock).
     """
 
     name: str
@@ -46,6 +49,8 @@ class CameraInput(SensorInput):
     compressed: bool
     problem: Problem | None = None
     encoding: str = ""
+    channels: int = 0
+    switched_s: float | None = None
 
     @property
     def rectified(self) -> bool:
@@ -56,7 +61,8 @@ def problems(camera: CameraInput, calibration: Calibration, around: Surroundings
     """All that is wrong; errors first, among them the most specific first."""
     kind, hint = _type_of(camera), ": see 'transport'"
     found = [*connection_problems(camera, camera.image_topic, kind, NOUNS, around, hint)]
-    found += [*_calibration(camera, calibration, around), *_images(camera, around), *_place(camera, calibration)]
+    found += [*rival_problems(around), *_calibration(camera, calibration, around)]
+    found += [*_images(camera, around), *_place(camera, calibration)]
     return sorted(found, key=lambda problem: -problem[0])  # stable
 
 
@@ -74,6 +80,9 @@ def _images(camera: CameraInput, around: Surroundings) -> Iterator[Found]:
         return
     if camera.problem:
         yield Found(ERROR, f"image rejected: {camera.problem.found}", camera.problem.kind)
+    if camera.switched_s is not None and around.now_s - camera.switched_s < SWITCHED_S:
+        to = "grey" if camera.channels == 1 else "colour"
+        yield Found(WARN, f"images change between grey and colour, now {to}", "grey")
     if not camera.stamp_ns:
         yield Found(ERROR, "images carry no stamp (header.stamp is zero)", "no stamp")
     elif around.unused and abs(around.lag_s) > CLOCK_S:
@@ -142,6 +151,9 @@ class ImageSlot:
         try:
             header = image_header(message, self.camera.image_topic)
             self.camera.encoding, self.size = header.encoding, header.size
+            if self.camera.channels and (header.channels == 1) != (self.camera.channels == 1):
+                self.camera.switched_s = self.arrival_s
+            self.camera.channels = header.channels
             require_size(header.size, size, self.camera.image_topic)
             image = image_of(message, useful, header)
         except Unusable as error:

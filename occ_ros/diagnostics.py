@@ -10,6 +10,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import ReliabilityPolicy
+from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 from occ_core.sensor_messages import lens_words, view_deg
 from occ_ros.calibration import Calibration
@@ -137,15 +138,24 @@ class Diagnostics:
             lag_s,
             unused=now_s - self._used[camera.name][1] > UNUSED_S and camera.silent_s(now_s) < UNUSED_S,
             lost=inputs.transport.recently_lost(camera.name, inputs.now_ns()),
+            rivals=self._rivals(camera.image_topic, camera.info_topic),
         )
 
     def _publishers(self, topic: str) -> tuple[frozenset[str], bool]:
         """Types of a topic's publishers, and whether none offers the reliability that is asked for. Takes time."""
-        infos = self._node.get_publishers_info_by_topic(self._node.resolve_topic_name(topic))
+        infos = self._infos(topic)
         offered = [info.qos_profile.reliability for info in infos]
         asked = self._values["image_reliability"] == "reliable"
         reliable_only = asked and bool(offered) and ReliabilityPolicy.RELIABLE not in offered
         return frozenset(info.topic_type.rpartition("/")[2] for info in infos), reliable_only
+
+    def _rivals(self, *topics: str) -> dict[str, list[str]]:
+        """Nodes that publish on those of the topics that have several publishers."""
+        shared = [topic for topic in topics if topic and self._node.count_publishers(topic) > 1]
+        return {topic: sorted(info.node_name for info in self._infos(topic)) for topic in shared}
+
+    def _infos(self, topic: str) -> list[TopicEndpointInfo]:
+        return self._node.get_publishers_info_by_topic(self._node.resolve_topic_name(topic))
 
     # --- LiDAR --------------------------------------------------------------------------------------------------
 
@@ -154,7 +164,8 @@ class Diagnostics:
         silent = lidar.silent_s(now_s) > stale_s
         types, reliable_only = self._publishers(lidar.topic) if silent else (frozenset[str](), False)
         lost = inputs.lidar_transport.recently_lost(LIDAR, inputs.now_ns())
-        around = Surroundings(now_s, stale_s, self._values["max_age_s"], types, reliable_only, lost=lost)
+        rivals = self._rivals(lidar.topic)
+        around = Surroundings(now_s, stale_s, self._values["max_age_s"], types, reliable_only, lost=lost, rivals=rivals)
         found = lidar_problems(lidar, around)
         level, text = found[0][:2] if found else (OK, "ok")
         values = {

@@ -105,9 +105,9 @@ def _values(status: DiagnosticStatus) -> dict[str, str]:
 
 
 def _problem(status: DiagnosticStatus, values: dict[str, str]) -> Problem:
-    """As the node has it; its cause tells the kind."""
+    """As the node has it, with what else is wrong; its cause tells the kind."""
     kind = next((kind for kind, known in KINDS.items() if known.cause == values.get("cause")), "silent")
-    return Problem(kind, "", status.message)
+    return Problem(kind, "", "; also: ".join(filter(None, (status.message, values.get("also")))))
 
 
 def well(rows: Iterable[CameraRow]) -> bool:

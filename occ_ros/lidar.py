@@ -13,6 +13,7 @@ from occ_ros.sensors import (
     Surroundings,
     connection_problems,
     lost_problems,
+    rival_problems,
     stamp_problems,
 )
 
@@ -53,7 +54,8 @@ class LidarTopic(SensorInput):
 
 def lidar_problems(lidar: LidarTopic, around: Surroundings) -> list[Found]:
     """All that is wrong; errors first, among them the most specific first."""
-    found = [*connection_problems(lidar, lidar.topic, CLOUD_TYPE, NOUNS, around), *_sweeps(lidar, around)]
+    found = [*connection_problems(lidar, lidar.topic, CLOUD_TYPE, NOUNS, around)]
+    found += [*rival_problems(around), *_sweeps(lidar, around)]
     if lidar.transform_error:
         found.append(Found(ERROR, lidar.transform_error))
     if lidar.odometry_error:

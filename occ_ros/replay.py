@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,12 @@ import yaml
 from occ_core.errors import InvalidInput, OccError
 from occ_core.sources.bag_reader import BagReader
 from occ_core.sources.stretch import read_stretch
-from occ_ros.processes import node, wait_for
+from occ_ros.processes import environment, node, wait_for
 
 START_S, END_S = 90.0, 60.0  # limits for processes to start, and to end after the bag has been played
 TABLE_S = 5.0  # the node builds its table
 DRAIN_S = 10.0  # a slow machine answers the last set
+ANSWERS = "/occupancy_node/occupancy"
 LEAD_S = 1.0  # of the bag before the stretch: transforms
 
 
@@ -40,8 +44,10 @@ def replay(node_file: Path, stretch: Path) -> dict[str, Any]:
             "bag": part.bag, "start_offset_s": begin_s, "wait_for_topics": f"[{', '.join(topics)}]",
             "wait_timeout_s": START_S, "start_delay_s": TABLE_S, "drain_s": DRAIN_S,
         }  # fmt: skip
+        os.environ.update(environment())  # before rclpy starts: this process listens in the same domain
         with (
             node("occupancy_node", logs / "occupancy_node.log", {**parameters, "timings_file": counted}) as occupancy,
+            _listening(),
             node("player_node", logs / "player_node.log", source) as player,
         ):
             limit_s = START_S + (end_ns - start_ns) / 1e9 - begin_s + END_S
@@ -54,6 +60,24 @@ def replay(node_file: Path, stretch: Path) -> dict[str, Any]:
     total = record["stages_ms"]["last image to output"]
     counts = {name: record[name] for name in ("frames_answered", "frames_dropped") if name in record}
     return {**counts, "p50_ms": total["p50"], "p95_ms": total["p95"]}
+
+
+@contextmanager
+def _listening() -> Iterator[None]:
+    """Subscribed to the answers, without which the node would idle; nothing is done with them."""
+    import rclpy
+    from rclpy.qos import QoSProfile
+    from sensor_msgs.msg import PointCloud2
+
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    listener = rclpy.create_node("occ_replay", context=context)
+    listener.create_subscription(PointCloud2, ANSWERS, lambda message: None, QoSProfile(depth=1))
+    try:
+        yield
+    finally:
+        listener.destroy_node()
+        rclpy.shutdown(context=context)
 
 
 def _image_topics(rig_file: Path) -> list[str]:

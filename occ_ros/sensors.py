@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -73,6 +73,7 @@ class Surroundings:
         lag_s: by how much later than the other cameras' its images come after their stamps; negative: earlier.
         unused: its images came lately, and none of them got into a set.
         lost: messages that got lost on their way lately.
+        rivals: topic -> nodes that publish on it, where there are several.
     """
 
     now_s: float
@@ -84,6 +85,7 @@ class Surroundings:
     lag_s: float = 0.0
     unused: bool = False
     lost: int = 0
+    rivals: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def connection_problems(
@@ -112,6 +114,13 @@ def connection_problems(
     else:
         why = f"its publisher is silent, or its {message}s get lost" if around.types else "its publisher is gone"
         yield Found(WARN, f"no {message} for {silent_s:.1f} s (limit {around.stale_s} s): {why}", "silent")
+
+
+def rival_problems(around: Surroundings) -> Iterator[Found]:
+    """Several publishers on a topic of one sensor: what they send gets mixed."""
+    for topic, nodes in around.rivals.items():
+        text = f"{len(nodes)} publishers on {topic}: {', '.join(nodes)}; what they send gets mixed"
+        yield Found(WARN, text, "two publishers")
 
 
 def stamp_problems(sensor: SensorInput, nouns: tuple[str, str], around: Surroundings) -> Iterator[Found]:

@@ -7,6 +7,7 @@ the stamps themselves tell, by their gaps.
 from __future__ import annotations
 
 import statistics
+from bisect import bisect
 from collections import Counter, deque
 from collections.abc import Sequence
 
@@ -84,12 +85,23 @@ class TransportWatch:
 
     def _judge(self, frame: SyncedSet, now_ns: int) -> None:
         came = {camera: self._came(camera, stamp_ns) for camera, stamp_ns in frame.stamps_ns.items()}
-        lost = {camera for camera, there in came.items() if not there and self._announces(camera)}
+        missing = {camera for camera, there in came.items() if not there and self._announces(camera)}
+        lost = {camera for camera in missing if not self._kept_pace(camera, frame.stamps_ns[camera])}
         self.lost_frames += len(lost) == len(came)
         for camera in lost:
             seen = self._stamps_ns[camera]
             if seen and frame.stamps_ns[camera] > seen[0]:  # before its first image it was not connected
                 self._lose(camera, 1, now_ns)
+
+    def _kept_pace(self, camera: str, stamp_ns: int) -> bool:
+        """The images before and after followed each other as they do: a CameraInfo between them announced none."""
+        stamps = sorted(set(self._stamps_ns[camera]))
+        after = bisect(stamps, stamp_ns)
+        if len(stamps) < 4 or not 0 < after < len(stamps):
+            return False
+        steps = [b - a for a, b in zip(stamps, stamps[1:], strict=False)]
+        pace = sorted(steps)[len(steps) // 4]  # not the middle: half of the images may be lost
+        return steps[after - 1] < GAPS[0] * pace
 
     def _announces(self, camera: str) -> bool:
         """Most CameraInfos of this camera had an image; not so where images are throttled, or CameraInfo comes at a

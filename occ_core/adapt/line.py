@@ -21,6 +21,7 @@ from occ_core.adapt.doctor import (
     teacher_for,
 )
 from occ_core.adapt.judge import Change, change_of, judge
+from occ_core.adapt.page import write_report_page
 from occ_core.adapt.stage import Stages
 from occ_core.errors import InvalidInput
 from occ_core.files import content_key, read_json, write_atomically
@@ -30,8 +31,9 @@ from occ_core.teachers.names import is_network
 
 Tell = Callable[[str], None]
 STAGES = 12  # the last one where ROS 2 is
-# Measured on two cores, of one camera's image: label by maps that are there, answer of the network in torch.
-LABEL_S, ANSWER_S, OTHER_S = 0.15, 0.15, 120.0
+# Rough, of one camera's image on a core: a label by maps that are there (200 labels of six images took two processes
+# 49 s, benchmarks/labels.md), an answer with reading and scoring, in three judgements; and what does not grow.
+LABEL_S, ANSWER_S, OTHER_S = 0.1, 0.1, 120.0
 INT8_LOSS = 1.0  # points that int8 may score less than fp32
 
 
@@ -74,13 +76,13 @@ class Plan:
         kept = sum(len(cut.cut(len(drive.keyframes_ns)).judge) for drive in self.drives)
         labels = f"recipe {self.recipe}, teacher {self.teacher}"
         labels += ", whose networks take what they take" if is_network(self.teacher) else ""
-        minutes = (images * (LABEL_S + 0.4 * ANSWER_S) + OTHER_S) / 60
+        minutes = (images * (LABEL_S + 3 * cut.JUDGE_SHARE * ANSWER_S) + OTHER_S) / 60
         trained = f"{self.steps} steps" if self.steps else f"{self.hours:g} h"
         return [
             *(drive.line() for drive in self.drives),
             *(f"{drive.scene}: left out: {line}" for drive in self.drives for line in drive.left_out),
             f"labels of {keyframes} keyframes: {labels}; {kept} of them at the end only judge",
-            f"training from {self.start.stem}: {trained}; all else about {minutes:.0f} min on two cores",
+            f"training from {self.start.stem}: {trained}; all else roughly {minutes:.0f} min",
             f"disk: about {self.bytes_needed / 1e9:.1f} GB in {self.out}",
         ]
 
@@ -177,6 +179,7 @@ def run(plan: Plan, tell: Tell, replay: Callable[[Path, Path], dict[str, Any]] |
     if replay is not None:
         report["replay"] = stages.once("replay", lambda: replay(out / "node.yaml", judged[-1]))
         _write(out / "report.json", report)
+    tell(f"report: {write_report_page(out, judged, report)}")
     return report
 
 

@@ -76,18 +76,19 @@ def _show(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from occ_core.adapt.page import summary_rows
+
     table = Table(title="held-out stretch, percent", title_justify="left")
     for heading in ("", "before", "after"):
         table.add_column(heading, justify="right" if heading else "left")
-    before, after = report["before"]["summary"], report["after"]["summary"]
-    for name in before | after:
-        table.add_row(name.replace("_", " "), *(f"{of[name]:.1f}" if name in of else "-" for of in (before, after)))
+    for row in summary_rows(report):
+        table.add_row(*row)
     Console().print(table)
     typer.secho(report["why"], fg=typer.colors.GREEN if report["better"] else typer.colors.YELLOW)
-    row = report["speed"][report["runs"]]
+    speed = report["speed"][report["runs"]]
+    took = f"p50 {speed['p50_ms']} ms, p95 {speed['p95_ms']} ms"
     typer.echo(
-        f"runs as {report['runs']}: p50 {row['p50_ms']} ms, p95 {row['p95_ms']} ms; {row['same_percent']} % of what it "
-        "or torch calls occupied is alike"
+        f"runs as {report['runs']}: {took}; {speed['same_percent']} % of what it or torch calls occupied is alike"
     )
     if played := report.get("replay"):
         typer.echo(f"replayed: {played['frames_answered']} frames answered, p50 {played['p50_ms']} ms to answer")

@@ -16,20 +16,28 @@ def make(
     scenes: Annotated[int, typer.Option(help="Number of scenes; each is a city of its own.")] = 1,
     seed: Annotated[int, typer.Option(help="Another seed gives other cities: two seeds share no scene.")] = 0,
     size: Annotated[
-        str,
-        typer.Option(help="HEIGHTxWIDTH of the images, pixels; of random rigs their number of pixels."),
-    ] = "450x800",
+        str | None,
+        typer.Option(
+            help="HEIGHTxWIDTH of the images, pixels, default 450x800; of random rigs their number of pixels. Your own "
+            "rig says it itself."
+        ),
+    ] = None,
     keyframes: Annotated[int, typer.Option(help="Keyframes per scene, 2 a second.")] = 40,
     sweeps: Annotated[
-        bool, typer.Option(help="Also write what lies between keyframes: images at 12 Hz, LiDAR at 20 Hz.")
+        bool, typer.Option(help="Also write what lies between keyframes: images at --rate, LiDAR at 20 Hz.")
     ] = False,
+    rate: Annotated[int, typer.Option(help="Images a second and camera, with --sweeps; an even number.")] = 12,
     rig: Annotated[
         str,
         typer.Option(
             help="nuscenes: its six cameras. random: another robot in each city, with 1 to 8 cameras of other lenses, "
-            "places, directions and aspects, which may see its body."
+            "places, directions and aspects, which may see its body. A rig file (YAML, as the node's rig_file): your "
+            "own cameras."
         ),
     ] = "nuscenes",
+    like: Annotated[
+        Path | None, typer.Option(help="The cameras of this recording: ROS 2 bag, or data set in nuScenes layout.")
+    ] = None,
     workers: Annotated[int, typer.Option(help="Scenes rendered at the same time; 0 = one per core.")] = 0,
 ) -> None:
     """Simulate drives and write them as a nuScenes v1.0 data set.
@@ -39,15 +47,22 @@ def make(
     the same command goes on where it stood.
 
     Example:  occ world make city --scenes 4 --seed 7 --keyframes 10
+              occ world make mine --rig my_rig.yaml --scenes 4
     """
     import os
 
+    from occ_core.errors import InvalidInput
     from occ_core.world.make import make_world
+    from occ_core.world.own_rig import own_rig
     from occ_core.world.scene import Settings
 
-    height, width = size_of(size)
-    settings = Settings(scenes, seed, width, height, keyframes, sweeps, rig)
-    make_world(out, settings, workers or os.cpu_count() or 1)
+    own = own_rig(rig, like)
+    if own is not None and size is not None:
+        raise InvalidInput(f"--size {size}: the images of your own rig are as large as it says; leave --size out")
+    height, width = size_of(size or "450x800")
+    named = rig if own is None else own.fingerprint
+    settings = Settings(scenes, seed, width, height, keyframes, sweeps, named, rate)
+    make_world(out, settings, workers or os.cpu_count() or 1, rig=own)
     typer.echo(f"{scenes} scenes of {keyframes} keyframes in {out}")
 
 

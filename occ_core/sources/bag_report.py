@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
+import numpy as np
+
 from occ_core.errors import MissingTransform
 from occ_core.frame import Frame
 from occ_core.problems import Problem
@@ -18,6 +20,7 @@ from occ_core.transforms import TransformTree
 
 UNUSABLE = ("clock", "late", "few images", "mosaic", "body frame", "sky", "infrared", "depth")
 """What makes a camera look unusable that is used all the same."""
+FLAT = 8  # between the brightest and the darkest sample of a picture that shows nothing
 LOST_SHARE = 0.1  # of a camera's images that are left out
 
 
@@ -66,6 +69,7 @@ class BagReport:
         self.source = source
         self._decoded: Counter[str] = Counter()
         self._mosaics: Counter[str] = Counter()
+        self._colours: dict[str, Counter[bool]] = {}
         self._placed: dict[str, tuple[float, float]] = {}
         self.sets, self.sweeps, stamps = 0, 0, []
         for frame in source:
@@ -75,6 +79,8 @@ class BagReport:
             self.sweeps += frame.lidar is not None
             for name, image in frame.images.items():
                 self._decoded[name] += 1
+                if np.ptp(few := image[::8, ::8]) >= FLAT:
+                    self._colours.setdefault(name, Counter())[bool((few == few[..., :1]).all())] += 1
                 self._mosaics[name] += self._decoded[name] <= 3 and looks_like_a_mosaic(image)
             for camera in frame.rig:
                 self._placed.setdefault(camera.name, view_deg(camera))
@@ -127,6 +133,10 @@ class BagReport:
             said.insert(0, (refused, counts.get(refused.kind, 1)))
         if self._mosaics[device.name]:
             said.append((Problem("mosaic", topic, "grey images with a Bayer pattern"), 1))
+        grey, colour = (self._colours.get(device.name, Counter())[is_grey] for is_grey in (True, False))
+        if grey and colour:
+            text = f"{grey} of {grey + colour} images are grey, the others in colour"
+            said.append((Problem("grey", topic, text), 1))
         if device.name not in source.refused and not self._decoded[device.name]:
             said.append((Problem("few images", topic, "no image in any set"), 1))
         return said

@@ -211,10 +211,15 @@ def _ordered(records: list[SensorRecord]) -> tuple[SensorRecord, ...]:
 
 
 def camera_of(record: SensorRecord) -> Camera:
-    """Calibration of a camera's record. nuScenes images are undistorted: a pinhole."""
+    """Calibration of a camera's record. nuScenes images are undistorted: a pinhole; a simulated city's may not be.
+
+    Raises:
+        CorruptInput: it has no intrinsics. InvalidInput: no camera has such.
+    """
     if record.intrinsics is None:
         raise CorruptInput(f"calibrated_sensor '{record.calibration}' of camera {record.channel} has no intrinsics")
-    return Camera(record.channel, record.intrinsics, record.size, record.ego_from_sensor)
+    lens = record.distortion_model, record.distortion
+    return Camera(record.channel, record.intrinsics, record.size, record.ego_from_sensor, *lens)
 
 
 def read_bytes(record: SensorRecord) -> bytes:

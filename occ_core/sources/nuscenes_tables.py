@@ -50,6 +50,8 @@ class SensorRecord:
         intrinsics: (3, 3) of a camera.
         ego_from_sensor: (4, 4).
         world_from_ego: (4, 4) at `stamp_ns`.
+        distortion_model, distortion: of a camera, as of `Camera`. nuScenes' images have none; a simulated city's lenses
+            may, and then the calibration's row has fields of these names.
     """
 
     channel: str
@@ -63,6 +65,8 @@ class SensorRecord:
     intrinsics: np.ndarray | None
     ego_from_sensor: np.ndarray
     world_from_ego: np.ndarray
+    distortion_model: str = "none"
+    distortion: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,9 +202,18 @@ class NuScenesTables:
                 intrinsics=intrinsics if intrinsics.size else None,
                 ego_from_sensor=self._calibration(calibration),
                 world_from_ego=self._pose("ego_pose", ego),
+                distortion_model=str(calibration.get("distortion_model", "none")),
+                distortion=self._distortion(calibration),
             )
         except KeyError as error:
             raise CorruptInput(f"{self._folder}/sample_data.json: row '{row['token']}' lacks {error}") from None
+
+    def _distortion(self, row: dict[str, Any]) -> tuple[float, ...]:
+        try:
+            return tuple(float(v) for v in row.get("distortion", ()))
+        except (TypeError, ValueError) as error:
+            where = f"{self._folder}/calibrated_sensor.json: row '{row['token']}'"
+            raise CorruptInput(f"{where}: distortion must be numbers, got {row['distortion']!r:.80}") from error
 
     def _calibration(self, row: dict[str, Any]) -> np.ndarray:
         if row["token"] not in self._calibrations:

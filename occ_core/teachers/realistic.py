@@ -75,7 +75,7 @@ class Realistic:
         camera = frame.rig[name]
         rows, columns = np.mgrid[0:h:COARSE, 0:w:COARSE]
         pixels = np.stack([columns.ravel(), rows.ravel()], axis=1).astype(np.float64)
-        near = np.minimum(depth_m[::COARSE, ::COARSE], self.model.sky_depth_m).reshape(-1, 1)
+        near = np.fmin(depth_m[::COARSE, ::COARSE], self.model.sky_depth_m).reshape(-1, 1)
         world_from_cam = frame.camera_world_from_ego[name] @ camera.ego_from_cam
         places = apply(world_from_cam, camera.rays(pixels) * near).reshape(*rows.shape, 3)
         return _Look(class_id, depth_m, places, pixels.reshape(*rows.shape, 2), frame.scene)
@@ -104,7 +104,8 @@ class Realistic:
         log_depth = log_depth + scale + spread * self._field(look, "depth", rng)
         # It knows, as networks do, where it is unsure: far off and at edges. Of a wrong scale it knows nothing.
         confidence = np.where(edge, 0.4, 1.0) / (1 + (spread / 0.15) ** 2)
-        return DepthMap(np.exp(log_depth).astype(np.float32), confidence.astype(np.float32))
+        depth_m = np.where(np.isnan(look.depth_m), np.nan, np.exp(log_depth))  # where a lens shows nothing
+        return DepthMap(depth_m.astype(np.float32), confidence.astype(np.float32))
 
     def _wrong_classes(self, look: _Look, rng: np.random.Generator) -> np.ndarray:
         things = np.isin(look.class_id, sorted(THINGS))

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+from occ_core.camera import Rig
 from occ_core.errors import CorruptInput, InvalidInput
 from occ_core.files import write_atomically
 from occ_core.parallel import progress_bar, run_in_processes
 from occ_core.world.nuscenes_tables import VERSION, merge
+from occ_core.world.own_rig import read_rig, write_rig
+from occ_core.world.robots import RIGS
 from occ_core.world.scene import Settings, manifest_path, write_scene
 
 
-def make_world(out: Path, settings: Settings, workers: int = 1, show_progress: bool = True) -> None:
+def make_world(
+    out: Path, settings: Settings, workers: int = 1, show_progress: bool = True, rig: Rig | None = None
+) -> None:
     """Write (or finish) a simulated data set; scenes that are complete are kept.
+
+    Args:
+        rig: of one's own, as `own_rig.placed` gives it; then `settings.rig` is not looked at.
 
     Raises:
         InvalidInput: `out` holds a data set of other settings, or other files.
     """
+    if rig is not None:
+        settings = replace(settings, rig=rig.fingerprint)
     _claim(out, settings)
+    if rig is not None:
+        write_rig(out, rig)
     todo = [i for i in range(settings.scenes) if not is_complete(out, settings, i)]
     with progress_bar(show_progress) as progress:
         total = settings.scenes * settings.keyframes
@@ -37,7 +49,7 @@ def make_world(out: Path, settings: Settings, workers: int = 1, show_progress: b
 def finish(out: Path, settings: Settings) -> None:
     """Join the scenes' rows into the tables."""
     manifests = [json.loads(manifest_path(out, i).read_text()) for i in range(settings.scenes)]
-    merge([m["tables"] for m in manifests], out / VERSION)
+    merge([m["tables"] for m in manifests], out / VERSION, () if settings.rig in RIGS else read_rig(out).names)
 
 
 def _claim(out: Path, settings: Settings) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
+from occ_core.camera import Camera
 from occ_core.files import write_atomically
 from occ_core.geometry import Array, quaternion_from_rotation
 from occ_core.world.sensors import CAMERAS, LIDAR, NUMBERED
@@ -91,13 +91,23 @@ class SceneTables:
             {"token": self.token("map"), "log_tokens": [log], "category": "semantic_prior", "filename": map_file}
         ]
 
-    def add_sensor(self, channel: str, ego_from_sensor: Array, intrinsics: Array | None) -> None:
+    def add_camera(self, camera: Camera) -> None:
+        """A lens that distorts has two fields more than nuScenes' rows, named as in sensor_msgs/CameraInfo."""
+        self._add_sensor(camera.name, camera.ego_from_cam, camera.intrinsics.tolist())
+        if camera.distortion:
+            lens = {"distortion_model": camera.distortion_model, "distortion": list(camera.distortion)}
+            self.rows["calibrated_sensor"][-1] |= lens
+
+    def add_lidar(self, ego_from_lidar: Array) -> None:
+        self._add_sensor(LIDAR, ego_from_lidar, [])
+
+    def _add_sensor(self, channel: str, ego_from_sensor: Array, intrinsics: list) -> None:
         self.rows["calibrated_sensor"].append(
             {
                 "token": self.token("calibration", channel),
                 "sensor_token": token("sensor", channel),
                 **pose_fields(ego_from_sensor),
-                "camera_intrinsic": [] if intrinsics is None else np.asarray(intrinsics).tolist(),
+                "camera_intrinsic": intrinsics,
             }
         )
 
@@ -187,8 +197,8 @@ def _links(tokens: list[str], i: int) -> dict:
     return {"prev": tokens[i - 1] if i else "", "next": tokens[i + 1] if i + 1 < len(tokens) else ""}
 
 
-def shared_rows() -> dict[str, list[dict]]:
-    """Rows that all scenes share."""
+def shared_rows(cameras: Sequence[str] = ()) -> dict[str, list[dict]]:
+    """Rows that all scenes share; `cameras` are names that neither nuScenes nor random rigs have."""
     return {
         "category": [{"token": token("category", n), "name": n, "description": ""} for n in CATEGORIES],
         "attribute": [{"token": token("attribute", n), "name": n, "description": ""} for n in ATTRIBUTES],
@@ -198,14 +208,14 @@ def shared_rows() -> dict[str, list[dict]]:
         ],
         "sensor": [
             {"token": token("sensor", c), "channel": c, "modality": "lidar" if c == LIDAR else "camera"}
-            for c in (*CAMERAS, *NUMBERED, LIDAR)
+            for c in dict.fromkeys((*CAMERAS, *NUMBERED, *cameras, LIDAR))
         ],
     }
 
 
-def merge(scenes: list[dict[str, list[dict]]], out: Path) -> None:
-    """Write the version folder `out` with the tables of all scenes, in the order given."""
-    shared, used = shared_rows(), {row["sensor_token"] for scene in scenes for row in scene["calibrated_sensor"]}
+def merge(scenes: list[dict[str, list[dict]]], out: Path, cameras: Sequence[str] = ()) -> None:
+    """Write the version folder `out` with the tables of all scenes, in the order given; `cameras` as `shared_rows`."""
+    shared, used = shared_rows(cameras), {row["sensor_token"] for scene in scenes for row in scene["calibrated_sensor"]}
     shared["sensor"] = [row for row in shared["sensor"] if row["token"] in used]
     for table in TABLES:
         rows = shared.get(table) or [row for scene in scenes for row in scene[table]]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numba import njit
 
 from occ_core.camera import Camera
 from occ_core.world import materials as m
+from occ_core.world.classes import OWN_BODY
 from occ_core.world.lighting import light_of
 from occ_core.world.noise import hash01
 from occ_core.world.shading import SKY, Light, shade
@@ -19,6 +20,8 @@ OCCLUSION_STRIDE_PX = 4
 OCCLUSION_RAYS = 6
 OCCLUSION_M = 2.5
 LAYERS = 3  # panes of glass or layers of leaves that one looks through
+MATCHES_PX = 0.1  # a lens shows what a pixel's ray meets, if that point is seen no further off
+BLIND_LIGHT = (0.03, 0.03, 0.032)  # of pixels that show the robot itself: like rubber in shade
 CONTRAST = 0.5  # neighbouring pixels that differ by more in log light are sampled again
 
 
@@ -28,8 +31,10 @@ class View:
 
     Attributes:
         radiance: float32 (h, w, 3) linear light.
-        depth_m: float32 (h, w) along the optical axis, at pixel centres; inf in the sky.
-        class_id: uint8 (h, w), Occ3D id; 17 in the sky. Glass is its own surface, though one sees through it.
+        depth_m: float32 (h, w) along the optical axis, at pixel centres; inf in the sky; NaN beside a fisheye (90
+            degrees off its axis or more), on blind pixels and where the lens shows nothing.
+        class_id: uint8 (h, w), Occ3D id; 17 in the sky, OWN_BODY on blind pixels and where the lens shows nothing.
+            Glass is its own surface, though one sees through it.
         instance: int32 (h, w) index of the actor, -1 elsewhere.
     """
 
@@ -45,7 +50,7 @@ def render(moment: Moment, camera: Camera, world_from_cam: np.ndarray, light: Li
     w, h = camera.size
     eye = world_from_cam[:3, 3]
     pixels = camera.pixel_grid()
-    directions, stretch = _world_rays(camera, world_from_cam, pixels)
+    directions, stretch, shown = _world_rays(camera, world_from_cam, pixels)
     hits = moment.cast(eye, directions)
     pixel_rad = 1.0 / camera.intrinsics[0, 0]
     open_sky = _open_sky(moment, hits, (h, w))
@@ -54,19 +59,31 @@ def render(moment: Moment, camera: Camera, world_from_cam: np.ndarray, light: Li
     rgb[again] = (rgb[again] + _subpixels(moment, light, camera, world_from_cam, pixels[again], open_sky[again])) / (
         1 + len(SUBPIXELS)
     )
-    return View(
+    view = View(
         rgb.reshape(h, w, 3),
         (hits.distance_m / stretch).astype(np.float32).reshape(h, w),
         moment.classes(hits).reshape(h, w),
         moment.instances(hits).reshape(h, w),
     )
+    _blank(view, ~shown.reshape(h, w), (0.0, 0.0, 0.0))
+    if camera.blind is not None:
+        _blank(view, camera.blind, BLIND_LIGHT)
+    return view
+
+
+def _blank(view: View, pixels: np.ndarray, light: tuple[float, float, float]) -> None:
+    """Pixels, bool (h, w), that show nothing of the city."""
+    view.radiance[pixels] = light
+    view.depth_m[pixels] = np.nan
+    view.class_id[pixels] = OWN_BODY
+    view.instance[pixels] = -1
 
 
 def _subpixels(moment, light, camera: Camera, world_from_cam: np.ndarray, pixels, open_sky) -> np.ndarray:
     """Sum of the radiance at the sub-pixels of some pixels; each is capped so that no glint leaves a lone white dot."""
     n = len(SUBPIXELS)
     moved = (pixels[None] + np.array(SUBPIXELS)[:, None]).reshape(-1, 2)
-    d, _ = _world_rays(camera, world_from_cam, moved)
+    d, _, _ = _world_rays(camera, world_from_cam, moved)
     eye = world_from_cam[:3, 3]
     hits = moment.cast(eye, d)
     pixel_rad = 1.0 / camera.intrinsics[0, 0]
@@ -74,11 +91,23 @@ def _subpixels(moment, light, camera: Camera, world_from_cam: np.ndarray, pixels
     return np.minimum(rgb, 4.0).reshape(n, -1, 3).sum(axis=0)
 
 
-def _world_rays(camera: Camera, world_from_cam: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit directions (N, 3) in the world, and distance along the ray per metre of depth (N,)."""
-    rays = camera.rays(pixels)
-    stretch = np.linalg.norm(rays, axis=1)
-    return (rays / stretch[:, None]) @ world_from_cam[:3, :3].T, stretch
+def _world_rays(
+    camera: Camera, world_from_cam: np.ndarray, pixels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unit directions (N, 3) in the world, distance along the ray per metre of depth (N,), NaN where there is no depth,
+    and what the lens shows, bool (N,); where it shows nothing, some direction."""
+    if camera.distortion_model == "none":
+        rays = camera.rays(pixels)
+        stretch = np.linalg.norm(rays, axis=1)
+        return (rays / stretch[:, None]) @ world_from_cam[:3, :3].T, stretch, np.ones(len(pixels), dtype=np.bool_)
+    directions, shown = camera.directions(pixels)
+    directions[~shown] = (0.0, 0.0, 1.0)
+    # Where the model of a lens folds back, a ray that is found need not be one that comes to this pixel.
+    there = replace(camera, blind=None).project(directions)[0]
+    shown &= np.hypot(*(there - pixels).T) < MATCHES_PX  # NaN is not
+    ahead = directions[:, 2] > 1e-3
+    stretch = np.divide(1.0, directions[:, 2], out=np.full(len(pixels), np.nan), where=ahead)
+    return directions @ world_from_cam[:3, :3].T, stretch, shown
 
 
 def _shade(

@@ -25,6 +25,7 @@ PITCH_DEG, ROLL_DEG = 8.0, 3.0  # at most
 ON_ROOF = 0.75  # share of rigs on a ring over the roof; the others look out of the body's sides
 MOST_HIDDEN = 0.3  # of an image, by the robot itself
 ATTEMPTS = 100
+LIDAR_ABOVE_M = 0.3  # the highest camera, of rigs of one's own
 TURN_US, TURN_START_DEG = 50_000, 104.8  # the LiDAR's turn runs clockwise from there, as measured in scene-0061
 
 
@@ -43,6 +44,17 @@ class Robot:
     lag_us: dict[str, int]
     ego_from_lidar: Array
     body: Solids | None = None
+
+
+def robot_with(rig: Rig, seed: int) -> Robot:
+    """A car that cannot be seen, with the cameras of a rig of one's own, and a LiDAR above the middle of them.
+
+    Each camera fires when the LiDAR's turn passes where it looks.
+    """
+    places_m = np.array([camera.ego_from_cam[:3, 3] for camera in rig])
+    lidar_m = np.array([*places_m[:, :2].mean(axis=0), places_m[:, 2].max() + LIDAR_ABOVE_M])
+    lags = {c.name: _lag_us(float(np.degrees(np.arctan2(*c.ego_from_cam[[1, 0], [2, 2]])))) for c in rig}
+    return Robot(rig, lags, ego_from_lidar(seed, lidar_m))
 
 
 def robot_of(rig: str, size: tuple[int, int], seed: int) -> Robot:

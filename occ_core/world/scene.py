@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -25,8 +26,9 @@ from occ_core.world.city import City, build_city
 from occ_core.world.film import Film, develop, encode
 from occ_core.world.lidar import sweep
 from occ_core.world.nuscenes_tables import SceneTables
+from occ_core.world.own_rig import read_rig
 from occ_core.world.render import View, render
-from occ_core.world.robots import RIGS, own_pixels, robot_of
+from occ_core.world.robots import RIGS, own_pixels, robot_of, robot_with
 from occ_core.world.tracer import Tracer
 from occ_core.world.truth import occupancy_truth
 
@@ -43,9 +45,11 @@ class Settings:
 
     Attributes:
         scenes: number of scenes. seed: another seed gives other cities, none shared.
-        width, height: of the images, px. keyframes: per scene, 2 Hz.
-        sweeps: also write the frames between keyframes (cameras 12 Hz, LiDAR 20 Hz).
-        rig: "nuscenes", or "random": another robot in each city.
+        width, height: of the images, px; of a rig of one's own the rig says it. keyframes: per scene, 2 Hz.
+        sweeps: also write the frames between keyframes (cameras `camera_hz`, LiDAR 20 Hz).
+        rig: "nuscenes", or "random": another robot in each city; else the fingerprint of the rig that lies in the
+            folder, see `own_rig`.
+        camera_hz: even, so that keyframes are among the images.
     """
 
     scenes: int = 1
@@ -55,23 +59,27 @@ class Settings:
     keyframes: int = 40
     sweeps: bool = False
     rig: str = "nuscenes"
+    camera_hz: int = round(sensors.CAMERA_PER_KEYFRAME / sensors.KEYFRAME_S)
     version: int = field(default=WORLD_VERSION)
 
     def __post_init__(self) -> None:
         limits = {
             "scenes": (1, SCENES_PER_SEED), "seed": (0, 400_000), "width": (64, 3200), "height": (36, 1800),
-            "keyframes": (1, 76),
+            "keyframes": (1, 76), "camera_hz": (2, 60),
         }  # fmt: skip
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise InvalidInput(f"{name} must be {low}..{high}, got {value}")
-        if self.rig not in RIGS:
+        if not (self.rig in RIGS or re.fullmatch("[0-9a-f]{16}", self.rig)):
             raise InvalidInput(f"rig must be {' or '.join(RIGS)}, got '{self.rig}'")
+        if self.camera_hz % 2:
+            raise InvalidInput(f"camera_hz must be even, for keyframes are 2 Hz, got {self.camera_hz}")
 
     def fixed(self) -> dict:
-        """All that must stay the same within one folder; without `rig` where it is nuScenes', as in older sets."""
-        left_out = {"scenes", "rig"} if self.rig == "nuscenes" else {"scenes"}
+        """All that must stay the same within one folder; without what older sets did not say, where it is as there."""
+        usual = {"rig": Settings.rig, "camera_hz": Settings.camera_hz}
+        left_out = {"scenes", *(key for key, value in usual.items() if getattr(self, key) == value)}
         return {key: value for key, value in asdict(self).items() if key not in left_out}
 
     def city_seed(self, index: int) -> int:
@@ -106,7 +114,10 @@ class _SceneWriter:
         self.out, self.settings, self.index, self.city = out, settings, index, city
         self.name, self.log = scene_name(index), f"sim-{city.seed:010d}"
         self.start_us = (FIRST_S + city.seed * SCENE_SPAN_S % SPAN_S) * 1_000_000
-        self.robot = robot_of(settings.rig, (settings.width, settings.height), city.seed)
+        if settings.rig in RIGS:
+            self.robot = robot_of(settings.rig, (settings.width, settings.height), city.seed)
+        else:
+            self.robot = robot_with(read_rig(out), city.seed)
         self.rig: Rig = self.robot.rig
         self.films = [Film.of(city.seed, i) for i in range(len(self.rig))]
         self.tracer = Tracer(city, self.robot.body)
@@ -118,7 +129,9 @@ class _SceneWriter:
         self.boxes = SceneBoxes(city)
         self._add_fixed_rows()
         k, sweeps = settings.keyframes, settings.sweeps
-        self.camera_stamps = {c: sensors.camera_stamps_us(lag_us, k, sweeps) for c, lag_us in self.robot.lag_us.items()}
+        often = round(settings.camera_hz * sensors.KEYFRAME_S)
+        lags = self.robot.lag_us.items()
+        self.camera_stamps = {c: sensors.camera_stamps_us(lag_us, k, sweeps, often) for c, lag_us in lags}
         self.lidar_stamps = sensors.lidar_stamps_us(k, sweeps)
 
     def _add_fixed_rows(self) -> None:
@@ -127,10 +140,10 @@ class _SceneWriter:
         self.tables.add_log(map_file, date)
         _write_map(self.city, self.out / map_file)
         for camera in self.rig:
-            self.tables.add_sensor(camera.name, camera.ego_from_cam, camera.intrinsics)
+            self.tables.add_camera(camera)
         if self.robot.body is not None:
             self._write_masks(Sight(self.robot.body))
-        self.tables.add_sensor(sensors.LIDAR, self.robot.ego_from_lidar, None)
+        self.tables.add_lidar(self.robot.ego_from_lidar)
         start = round(sensors.start_s() * 1e6)
         step = round(sensors.KEYFRAME_S * 1e6)
         self.tables.add_samples([self.start_us + start + k * step for k in range(self.settings.keyframes)])

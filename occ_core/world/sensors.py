@@ -94,16 +94,20 @@ def start_s() -> float:
     return 0.1
 
 
-def camera_stamps_us(lag_us: int, keyframes: int, sweeps: bool) -> list[tuple[int, int, bool]]:
+def camera_stamps_us(
+    lag_us: int, keyframes: int, sweeps: bool, per_keyframe: int = CAMERA_PER_KEYFRAME
+) -> list[tuple[int, int, bool]]:
     """(stamp from time 0 in microseconds, keyframe it belongs to, is a keyframe) of one camera's images, in order.
 
-    `lag_us`: how long before the LiDAR stamp it fires.
+    Args:
+        lag_us: how long before the LiDAR stamp it fires.
+        per_keyframe: images from one keyframe to the next, with `sweeps`.
     """
     stamps = []
     for k in range(keyframes):
         at = round((start_s() + k * KEYFRAME_S) * 1e6) - lag_us
         if sweeps and k:
-            stamps += _between(at, k, CAMERA_PER_KEYFRAME)
+            stamps += _between(at, k, per_keyframe)
         stamps.append((at, k, True))
     return stamps
 

@@ -80,6 +80,8 @@ def test_what_the_line_leaves(robot, adapted):
     assert {"torch fp32", "onnxruntime fp32", "onnxruntime int8"} <= set(report["speed"])
     assert report["speed"]["torch fp32"]["same_percent"] == 100 and report["speed"]["onnxruntime fp32"]["p50_ms"] > 0
     assert report["speed"]["onnxruntime fp32"]["equal_percent"] > 99.9
+    page = (adapted / "report.html").read_text()
+    assert '"volumes":["after","before","labels"]' in page and report["why"] in page
 
 
 def test_the_nodes_parameters_run_what_was_judged(robot, adapted):
@@ -99,7 +101,7 @@ def kill(robot, out: Path, watched: str, counts: tuple[int, ...]) -> list[bool]:
     where, name = watched.rsplit(".", 1)
     patch = f"old = {where}.{name}; {where}.{name} = lambda *a, **k: (step(), old(*a, **k))[1]"
     asked = f"[Path({str(robot['bag'])!r})], Path({str(out)!r}), Path({str(robot['start'])!r}), {teacher!r}"
-    call = f"{patch}; line.run(line.plan({asked}, steps={STEPS}, threads=1), print)"
+    call = f"os.dup2(2, 1); {patch}; line.run(line.plan({asked}, steps={STEPS}, threads=1), print)"
     return run_killed(SETUP, call, counts)
 
 

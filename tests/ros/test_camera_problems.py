@@ -79,6 +79,8 @@ NEVER = {"arrival_s": None, "stamp_ns": 0}
         ({"age_ns": 3 * S}, {"max_age_s": 2.0}, WARN, "3.0 s old"),
         ({}, {"lost": 7}, WARN, "7 images were lost on their way"),
         ({}, {"lost": 7}, WARN, "FASTDDS_DEFAULT_PROFILES_FILE=config/fastdds.xml"),
+        ({}, {"rivals": {"/a/image": ["bag", "usb"]}}, WARN, "2 publishers on /a/image: bag, usb"),
+        ({}, {"rivals": {"/a/camera_info": ["usb"] * 3}}, WARN, "3 publishers on /a/camera_info: usb, usb, usb"),
         ({}, {"now_s": 101.0}, WARN, "no image for 1.0 s (limit 0.7 s): its publisher is silent"),
         ({}, {"now_s": 101.0, "types": frozenset()}, WARN, "its publisher is gone"),
     ],
@@ -160,6 +162,21 @@ def test_size_and_damage_are_found_before_decoding():
     assert (state.problem, state.rejected) == (None, 2)
 
 
+def test_images_that_change_between_grey_and_colour_are_named():
+    """Found by odd_robots.py: a file of one channel among colours."""
+    state, rgb = camera(), picture()
+    for number, (image, named) in enumerate([(rgb, False), (rgb, False), (rgb[..., 0], True), (rgb, True)]):
+        png = CompressedImage(data=cv2.imencode(".png", image)[1].tobytes())
+        assert ImageSlot(state, png, 100.0 + number).pixels((64, 48), (1, 1)).shape == (48, 64, 3)
+        found = problems(state, calibrated(), around(now_s=100.1 + number, stale_s=10.0))
+        assert [one.kind for one in found] == ["grey"] * named
+    assert problems(state, calibrated(), around(now_s=109.0, stale_s=10.0)) == []
+
+
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+
 # --- what is lost on its way ------------------------------------------------------------------------------------------
 
 
@@ -222,6 +239,37 @@ def test_camera_info_at_a_rate_of_its_own_is_no_loss():
         watch.poll(stamp_ns)
     watch.finish()
     assert (watch.lost_frames, watch.lost_images) == (0, {"a": 2})
+
+
+@pytest.mark.parametrize("more, late_ms", [(2, 0), (2, 30), (3, 30), (5, 10)])
+def test_camera_info_between_images_announces_none(more, late_ms):
+    """Several an image, some of them near the image before or after; found by a robot whose timer ran late."""
+    watch, period_ns = TransportWatch("a", 0.1), S // 4 + late_ms * 1_000_000
+    for i in range(60):
+        stamp_ns = 10 * S + i * period_ns
+        if i not in (30, 41):
+            watch.image("a", stamp_ns, stamp_ns)
+        for step in range(more):
+            watch.info("a", stamp_ns + step * (S // 4) // more, stamp_ns)
+        watch.poll(stamp_ns)
+    watch.finish()
+    assert watch.lost_images["a"] >= 2  # of those that are lost, more than one CameraInfo may tell
+    quiet = TransportWatch("a", 0.1)
+    for i in range(60):
+        stamp_ns = 10 * S + i * period_ns
+        quiet.image("a", stamp_ns, stamp_ns)
+        for step in range(more):
+            quiet.info("a", stamp_ns + step * (S // 4) // more, stamp_ns)
+        quiet.poll(stamp_ns)
+    assert (quiet.lost_frames, dict(quiet.lost_images)) == (0, {})
+
+
+def test_every_second_image_lost_by_chance_is_told():
+    watch, rng = TransportWatch("a", 0.05), np.random.default_rng(0)
+    gone = {(i, "a") for i in range(60) if rng.random() < 0.5 and i > 4}
+    drive(watch, 60, lost=gone, cameras="a")
+    watch.finish()
+    assert watch.lost_images["a"] > len(gone) / 2
 
 
 def test_stamps_that_coincide_by_chance_make_no_driver_exact():

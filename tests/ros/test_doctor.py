@@ -30,7 +30,8 @@ def heard_of(*statuses):
 def test_a_node_that_is_well_and_one_that_is_not():
     lost = Found(ERROR, "no publisher on /left/image", "no publisher")
     good = OK, "occupancy_node: camera front", "ok", PLACED
-    bad = ERROR, "occupancy_node: camera left", lost.text, {"image_topic": "/left/image", **lost.help}
+    also = {"also": "2 publishers on /left/camera_info: a, b"}
+    bad = ERROR, "occupancy_node: camera left", lost.text, {"image_topic": "/left/image", **also, **lost.help}
     model = OK, "occupancy_node: model", "ok", {}
     heard = heard_of(good, model)
     (row,) = camera_rows(heard)
@@ -42,4 +43,5 @@ def test_a_node_that_is_well_and_one_that_is_not():
     assert [row.verdict for row in rows] == ["ok", "left out"] and not well(rows)
     (said,) = problem_lines(rows)
     assert said.startswith("left: no publisher on /left/image")
+    assert "; also: 2 publishers on /left/camera_info" in said
     assert KINDS["no publisher"].cause in said and KINDS["no publisher"].cure in said

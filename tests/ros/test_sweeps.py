@@ -24,7 +24,7 @@ from occ_core.transforms import TransformTree
 from occ_ros.lidar import LidarTopic, lidar_problems
 from occ_ros.messages import cloud_of
 from occ_ros.odometry import PATIENCE, Odometry
-from occ_ros.sensors import ERROR, WARN, Surroundings
+from occ_ros.sensors import ERROR, WARN, Found, Surroundings
 from occ_ros.sweeps import SPARE, Sweeps, SweepWait
 
 S, MS = 10**9, 10**6
@@ -285,7 +285,7 @@ def test_a_lidar_that_was_unplugged_is_not_blamed_for_its_last_sweep():
     kept.topic.came(START, START, 100.0)
     kept.topic.reject("point cloud is empty")
     alive = Surroundings(now_s=100.1, stale_s=0.7, max_age_s=0.0)
-    assert lidar_problems(kept.topic, alive) == [(ERROR, "sweep rejected: point cloud is empty")]
+    assert lidar_problems(kept.topic, alive) == [Found(ERROR, "sweep rejected: point cloud is empty")]
     gone = Surroundings(now_s=102.0, stale_s=0.7, max_age_s=0.0)
     said = [(found.level, found.text) for found in lidar_problems(kept.topic, gone)]
     assert said == [(WARN, "no sweep for 2.0 s (limit 0.7 s): its publisher is gone")]

@@ -277,6 +277,18 @@ def test_a_mosaic_that_nobody_names(tmp_path):
 # --- places -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("grey", [0, 3, 10])
+def test_grey_images_among_colours_are_named(tmp_path, grey):
+    made = robot()
+    for number, (_, _, message) in enumerate([m for m in made.messages if m[1] == "/left/image_raw"]):
+        if number < grey:
+            message.data = np.repeat(message.data[::3], 3)
+    report = BagReport(BagSource(made.write(tmp_path / "bag")))
+    said = {row.name: [problem.found for problem, _ in row.problems] for row in report.rows}
+    assert said["left"] == (["3 of 10 images are grey, the others in colour"] if grey == 3 else [])
+    assert report.well and said["right"] == []
+
+
 def test_two_robots_in_one_bag(tmp_path):
     made = robot(("front",))
     made.messages = [(log, f"/robot1{topic}", message) for log, topic, message in made.messages]

@@ -90,7 +90,7 @@ class VoxelStage {
 
   home() {
     const { origin_m: o, voxel_size_m: e, shape } = this.grid;
-    this.target = [o[0] + (shape[0] * e) / 2, o[1] + (shape[1] * e) / 2, o[2]];
+    this.target = [o[0] + 0.4 * shape[0] * e, o[1] + (shape[1] * e) / 2, o[2]];
     this.away = 0.72 * e * Math.max(shape[0], shape[1]);
     this.turn = Math.PI; // the eye is behind
     this.rise = 0.6;
@@ -187,7 +187,7 @@ class VoxelStage {
                 back[0] * right[1] - back[1] * right[0]];
     const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
     const eye = target.map((t, i) => t + away * back[i]);
-    const near = away / 100, far = away * 10, lens = 1.6 * Math.min(1, aspect);
+    const near = away / 100, far = away * 10, lens = 1.6 * Math.min(1, 1.25 * aspect);
     const rows = [right, up, back].map((axis) => [...axis, -dot(axis, eye)]);
     const a = (far + near) / (near - far), b = (2 * far * near) / (near - far);
     const matrix = [
