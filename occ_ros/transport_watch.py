@@ -18,6 +18,7 @@ RECENT_NS = 5_000_000_000  # losses are worth a word for so long
 REMEMBERED = 256  # stamps a camera
 JUDGED = 32  # CameraInfos a camera, by which it is told whether they go with its images
 KNOWN = 3  # of these that did
+FASTER = 0.75  # of the images' step: CameraInfos come at a rate of their own
 GAPS = 1.75, 20.0  # periods from one stamp to the next that mean that some are missing; more are an outage
 
 
@@ -39,6 +40,7 @@ class TransportWatch:
         self._by_gaps = not announced
         self._tolerance_ns = round(max_spread_s * 1e9)
         self._stamps_ns: dict[str, deque[int]] = {name: deque(maxlen=REMEMBERED) for name in cameras}
+        self._infos_ns: dict[str, deque[int]] = {name: deque(maxlen=REMEMBERED) for name in cameras}
         # Of each camera's last CameraInfos: whether an image came with it, and whether with its very stamp.
         self._matches: dict[str, deque[tuple[bool, bool]]] = {name: deque(maxlen=JUDGED) for name in cameras}
         self._due: deque[tuple[int, SyncedSet]] = deque()
@@ -60,6 +62,7 @@ class TransportWatch:
     def info(self, camera: str, stamp_ns: int, now_ns: int) -> None:
         """A CameraInfo came; stamp zero is calibration that belongs to no image."""
         if stamp_ns:
+            self._infos_ns[camera].append(stamp_ns)
             self._hold(self._frames.add(camera, stamp_ns, None, now_ns), now_ns)
 
     def poll(self, now_ns: int) -> None:
@@ -94,14 +97,14 @@ class TransportWatch:
                 self._lose(camera, 1, now_ns)
 
     def _kept_pace(self, camera: str, stamp_ns: int) -> bool:
-        """The images before and after followed each other as they do: a CameraInfo between them announced none."""
-        stamps = sorted(set(self._stamps_ns[camera]))
-        after = bisect(stamps, stamp_ns)
-        if len(stamps) < 4 or not 0 < after < len(stamps):
+        """CameraInfos come faster than images, and the images before and after followed each other as they do: this
+        one announced none."""
+        images, infos = sorted(set(self._stamps_ns[camera])), sorted(set(self._infos_ns[camera]))
+        after = bisect(images, stamp_ns)
+        if min(len(images), len(infos)) < 4 or not 0 < after < len(images):
             return False
-        steps = [b - a for a, b in zip(stamps, stamps[1:], strict=False)]
-        pace = sorted(steps)[len(steps) // 4]  # not the middle: half of the images may be lost
-        return steps[after - 1] < GAPS[0] * pace
+        pace = _pace_ns(images)
+        return _pace_ns(infos) < FASTER * pace and images[after] - images[after - 1] < GAPS[0] * pace
 
     def _announces(self, camera: str) -> bool:
         """Most CameraInfos of this camera had an image; not so where images are throttled, or CameraInfo comes at a
@@ -124,3 +127,9 @@ class TransportWatch:
     def _lose(self, camera: str, count: int, now_ns: int) -> None:
         self.lost_images[camera] += count
         self._losses_ns[camera].extend([now_ns] * min(count, REMEMBERED))
+
+
+def _pace_ns(stamps_ns: Sequence[int]) -> int:
+    """Usual step of sorted stamps; not their median, for half of them may be lost."""
+    steps = sorted(b - a for a, b in zip(stamps_ns, stamps_ns[1:], strict=False))
+    return steps[len(steps) // 4]

@@ -70,7 +70,7 @@ def _answer(predictor: Predictor, frame: Frame, path: Path, made: MadeBy) -> np.
         with np.load(path, allow_pickle=False) as record:
             return record["pred"]
     answer = predictor.predict_frame(frame)
-    save_prediction(path, answer.labels, answer.observed, made)
+    save_prediction(path, answer.labels, answer.observed, made, answer.confidence)
     return answer.labels
 
 

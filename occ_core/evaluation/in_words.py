@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from occ_core.evaluation.image_consistency import image_lines
 from occ_core.evaluation.lidar_table import TITLE, class_table, lidar_table, summary
+from occ_core.evaluation.reliability_table import reliability_line, reliability_table
 from occ_core.evaluation.report import table
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ def in_words(report: dict[str, Any]) -> Iterator[Table | str]:
         yield f"{name:>5}: {numbers}"
     if "full" in report:
         yield table(report)
+    if (confidence := report.get("reliability")) is not None:
+        yield reliability_table(confidence)
+        yield reliability_line(confidence)
     for name, title in (("lidar", TITLE), ("lidar_of_truth", CEILING)):
         if (scores := report.get(name)) is not None:
             yield lidar_table(scores, title)

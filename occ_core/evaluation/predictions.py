@@ -96,6 +96,19 @@ def read_observed(path: Path, grid: VoxelGrid) -> np.ndarray:
     return np.ones(grid.shape, dtype=bool) if array is None else array.astype(bool)
 
 
+def read_confidence(path: Path, grid: VoxelGrid) -> np.ndarray | None:
+    """Probability that a cell is what it is called, occupied or free, x 255, uint8 (X, Y, Z); None where the file does
+    not say. What labels hold under that name is a share of their votes, in other numbers than bytes, and none.
+
+    Raises:
+        MissingInput, CorruptInput.
+    """
+    if path.suffix == SUBMITTED:
+        return None
+    array = _cells(read_npz(path, grid), path, grid, ("confidence",), "uf", "uint8")
+    return array if array is not None and array.dtype == np.uint8 else None
+
+
 def _cells(
     arrays: dict[str, np.ndarray], path: Path, grid: VoxelGrid, keys: tuple[str, ...], kinds: str, wanted: str
 ) -> np.ndarray | None:

@@ -12,8 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
-from occ_core.evaluation.predictions import prediction_files, read_prediction, visible
+from occ_core.evaluation.predictions import (
+    prediction_files,
+    read_confidence,
+    read_observed,
+    read_prediction,
+    visible,
+)
 from occ_core.evaluation.ray_iou import THRESHOLDS_M, RayScores
+from occ_core.evaluation.reliability import Reliability
 from occ_core.evaluation.suspicions import FreeCells, other_axes
 from occ_core.evaluation.voxel_iou import confusion_matrix, scores
 from occ_core.files import write_atomically
@@ -91,7 +98,8 @@ class VoxelScores:
 
 
 class SetScores:
-    """VoxelScores, and RayScores where the samples come with ray origins; all of them or none.
+    """VoxelScores, and RayScores where the samples come with ray origins; all of them or none. And Reliability of the
+    samples whose confidence is counted, too.
 
     Args:
         taxonomy, grid: of truth and predictions.
@@ -101,6 +109,7 @@ class SetScores:
         self.taxonomy, self.grid = taxonomy, grid
         self.voxels = VoxelScores(taxonomy)
         self.rays: RayScores | None = None
+        self.reliability = Reliability(taxonomy, grid)
 
     def add(self, truth: Occupancy, predicted: np.ndarray, origins_ego_m: np.ndarray | None = None) -> None:
         """Count one sample; see VoxelScores.add and RayScores.add.
@@ -121,13 +130,16 @@ class SetScores:
         if self.voxels.samples and other.voxels.samples and (self.rays is None) != (other.rays is None):
             raise InvalidInput("ray origins must come with all samples or none; only one of two parts has them")
         self.voxels.merge(other.voxels)
+        self.reliability.merge(other.reliability)
         if other.rays is not None:
             self.rays = self.rays or RayScores(self.taxonomy, self.grid)
             self.rays.merge(other.rays)
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """VoxelScores' report, and `ray`: see RayScores.report."""
-        return self.voxels.report() | ({} if self.rays is None else {"ray": self.rays.report()})
+        """VoxelScores' report; `ray`: see RayScores.report; `reliability`, see there, where there is confidence."""
+        rays = {} if self.rays is None else {"ray": self.rays.report()}
+        told = {"reliability": self.reliability.report()} if self.reliability.samples else {}
+        return self.voxels.report() | rays | told
 
 
 def score_set(
@@ -218,6 +230,8 @@ def _score_pairs(taxonomy: Taxonomy, grid: VoxelGrid, pairs: list[_Pair], step: 
         truth, predicted = load_occ3d(pair.truth, grid, taxonomy), read_prediction(pair.prediction, grid)
         try:
             total.add(truth, predicted, pair.origins_ego_m)
+            if (confidence := read_confidence(pair.prediction, grid)) is not None:
+                total.reliability.add(truth, predicted, read_observed(pair.prediction, grid), confidence)
         except InvalidInput as error:
             raise CorruptInput(f"{pair.prediction}: {error}") from error
         step()

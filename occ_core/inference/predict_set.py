@@ -84,7 +84,7 @@ def predict_set(
                 cautions.add(caution)
                 on_remark(f"warning: {caution}")
             if missing[i]:
-                save_prediction(path, answer.labels, answer.observed, MadeBy(model, images(i)))
+                save_prediction(path, answer.labels, answer.observed, MadeBy(model, images(i)), answer.confidence)
         on_progress(i + 1, len(files))
     return Made(len(files), len(files) - sum(missing))
 

@@ -26,15 +26,24 @@ class MadeBy(NamedTuple):
 
 
 def save_prediction(
-    path: Path, labels: np.ndarray, observed: np.ndarray | None = None, made_by: MadeBy | None = None
+    path: Path,
+    labels: np.ndarray,
+    observed: np.ndarray | None = None,
+    made_by: MadeBy | None = None,
+    confidence: np.ndarray | None = None,
 ) -> None:
-    """Write `<token>.npz` atomically: `pred`, uint8 (X, Y, Z), which the field's evaluators read, and `observed`; and
-    as texts of one element, what made it.
+    """Write `<token>.npz` atomically: `pred`, uint8 (X, Y, Z), which the field's evaluators read, `observed`, and
+    `confidence`, kept as uint8; and as texts of one element, what made it.
+
+    Args:
+        confidence: 0..1 (X, Y, Z), as of Occupancy.
 
     Raises:
         CannotWrite.
     """
     extra = {} if observed is None else {"observed": observed}
+    if confidence is not None:
+        extra["confidence"] = np.rint(255 * np.clip(confidence, 0, 1)).astype(np.uint8)
     said = {} if made_by is None else {name: np.array(value) for name, value in made_by._asdict().items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, pred=labels, **extra, **said)

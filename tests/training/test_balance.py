@@ -7,21 +7,22 @@ from nano_fixtures import hand_made, judged
 
 torch = pytest.importorskip("torch")
 
-from occ_core.models.easyocc.balance import fit_balance, regress, verdicts  # noqa: E402
+from occ_core.models.easyocc.balance import RIDGE, fit_balance, regress, verdicts  # noqa: E402
 from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
 from occ_core.models.easyocc.thresholds import in_sight  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
+STIFF = RIDGE * 200_000
 
 
 def test_regression_finds_the_weights_that_made_the_cells():
     rng = np.random.default_rng(0)
     grid, ray = rng.normal(-1, 2, 200_000), rng.normal(-1, 3, 200_000)
     p = 1 / (1 + np.exp(-(0.4 * grid + 1.5 * ray - 0.6)))
-    np.testing.assert_allclose(regress(grid, ray, rng.random(200_000) < p), [0.4, 1.5, -0.6], atol=0.1)
+    np.testing.assert_allclose(regress(grid, ray, rng.random(200_000) < p, STIFF), [0.4, 1.5, -0.6], atol=0.1)
     p = 1 / (1 + np.exp(grid - ray))  # the grid says the opposite of what is there
-    assert regress(grid, ray, rng.random(200_000) < p)[0] == 0
-    np.testing.assert_array_equal(regress(*np.zeros((3, 0))), [1, 1, 0])
+    assert regress(grid, ray, rng.random(200_000) < p, STIFF)[0] == 0
+    np.testing.assert_array_equal(regress(*np.zeros((3, 0)), 1.0), [1, 1, 0])
 
 
 def test_the_balance_makes_held_out_cells_likelier_and_no_scene_leaves_it():

@@ -199,6 +199,18 @@ def test_a_bag_made_of_it_has_the_lenses_too(world):
     assert info.distortion_model == "equidistant" and tuple(info.d) == FISHEYE
 
 
+def test_teachers_know_no_depth_of_the_robot_itself(world):
+    from occ_core.teachers.oracle import Oracle
+    from occ_core.teachers.realistic import Realistic
+
+    frame = open_source(world)[0]
+    pinholes = replace(frame, images={name: frame.images[name] for name in ("front", "left")})
+    blind = frame.rig["front"].blind
+    for teacher in (Oracle(world), Realistic(world)):
+        unknown = np.isnan(teacher.depth(pinholes)["front"].depth_m)
+        assert blind.sum() == 600 and np.array_equal(unknown, blind)
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 

@@ -39,8 +39,12 @@ def fit_balance(model: EasyOcc, moments: Judged) -> None:
             mine.append(np.stack([grid[at, z], ray[at, z], occupied[at, z]]))
     if not rows[0]:
         return
-    fitted = [regress(*np.concatenate(mine, axis=1).astype(np.float64)) for mine in rows]
+    fitted = [_balanced(*np.concatenate(mine, axis=1).astype(np.float64)) for mine in rows]
     model.balance.copy_(torch.from_numpy(np.stack(fitted, axis=1)))
+
+
+def _balanced(grid: np.ndarray, ray: np.ndarray, occupied: np.ndarray) -> np.ndarray:
+    return regress(grid, ray, occupied, RIDGE * max(1, len(grid)))
 
 
 def verdicts(model: EasyOcc, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,11 +55,15 @@ def verdicts(model: EasyOcc, columns: Tensor) -> tuple[Tensor, Tensor]:
     return grid, torch.where(reached > 0, model.trust * hazard, NEVER)
 
 
-def regress(grid: np.ndarray, ray: np.ndarray, occupied: np.ndarray) -> np.ndarray:
-    """(weight of grid, weight of ray, constant) that make the cells (K,) most likely; neither weight is negative."""
+def regress(grid: np.ndarray, ray: np.ndarray, occupied: np.ndarray, stiff: float) -> np.ndarray:
+    """(weight of grid, weight of ray, constant) that make the cells (K,) most likely; neither weight is negative.
+
+    Args:
+        stiff: how much 1, 1, 0 count against that, about as so many cells of which nobody can tell anything.
+    """
     start = np.array([1.0, 1.0, 0.0])
     features = np.stack([grid, ray, np.ones_like(grid)])
-    weights, stiff = start.copy(), RIDGE * max(1, len(grid))
+    weights = start.copy()
     for _ in range(ROUNDS):
         p = 1 / (1 + np.exp(-np.clip(weights @ features, -30, 30)))
         slope = features @ (p - occupied) + stiff * (weights - start)

@@ -111,7 +111,8 @@ class Deployed(nn.Module):
         occupied = (logit > threshold) & observed
         classes = classes + (classes >= free).to(classes.dtype)
         labels = torch.where(occupied, classes, torch.full((), free, dtype=classes.dtype)).float()
-        p = torch.sigmoid(logit)
+        scale, offset = model.confidence_fit
+        p = torch.sigmoid(scale * logit + offset)
         confidence = torch.where(occupied, p, 1 - p) * observed.float() * 255
         return labels.to(torch.uint8), confidence.to(torch.uint8), observed.float().to(torch.uint8)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from occ_core.models.backbones import build_backbone, load_backbone, statistics
 from occ_core.models.easyocc import ground
 from occ_core.models.easyocc.balance import fit_balance
+from occ_core.models.easyocc.confidence import as_it_is, fit_confidence
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
 from occ_core.models.easyocc.following import Follower
 from occ_core.models.easyocc.logits import NEVER, Cells, Hidden, Lifted, Views
@@ -125,6 +127,7 @@ class EasyOcc(nn.Module):
     threshold: Tensor
     class_bias: Tensor
     seen: Tensor
+    confidence_fit: Tensor
 
     def __init__(self, config: EasyOccConfig):
         super().__init__()
@@ -160,6 +163,14 @@ class EasyOcc(nn.Module):
         self.register_buffer("threshold", torch.zeros(len(config.classes) - 1))  # see thresholds.py
         self.register_buffer("class_bias", torch.zeros(len(config.classes) - 1))  # added to class logits; there too
         self.register_buffer("seen", torch.zeros(()))  # logit above which a cell counts as observed; there too
+        self.register_buffer(
+            "confidence_fit", as_it_is(heights)
+        )  # scale and offset of what confidence is; confidence.py
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Checkpoints of before `confidence_fit` lack it, and answer as they did."""
+        state_dict.setdefault(f"{prefix}confidence_fit", as_it_is(self.config.grid_shape[2]))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def load_backbone(self, weights: str | Path) -> None:
         """See `backbones.load_backbone`."""
@@ -274,6 +285,7 @@ class EasyOcc(nn.Module):
         """
         fit_balance(self, moments)
         fit_thresholds(self, moments, class_weights[list(self.config.classes.occupied_ids)])
+        fit_confidence(self, moments)
 
 
 def channels_last(model: EasyOcc) -> EasyOcc:
@@ -297,7 +309,8 @@ class Answer(nn.Module):
         state: Tensor | None = None,
         then_from_now: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Labels, confidence (255 x probability of being occupied, or free) and observed (0 or 1).
+        """Labels, confidence (255 x probability of being occupied, or free, whichever the cell is called) and
+        observed (0 or 1).
 
         All uint8 [B, X, Y, Z]; a cell that is not observed is labelled free with confidence 0. A network with memory
         gives a fourth: `state` for the moment after.
@@ -315,6 +328,7 @@ class Answer(nn.Module):
         occupied = (cells.occupied > threshold) & observed
         classes = classes + (classes >= free).to(classes.dtype)  # the free class has no logit of its own
         labels = torch.where(occupied, classes, torch.full_like(classes, free))
-        p = torch.sigmoid(cells.occupied)
+        scale, offset = self.model.confidence_fit
+        p = torch.sigmoid(scale * cells.occupied + offset)
         confidence = torch.where(occupied, p, 1 - p) * observed.to(p.dtype) * 255
         return labels.to(torch.uint8), confidence.to(torch.uint8), observed.to(torch.uint8)

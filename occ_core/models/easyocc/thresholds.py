@@ -58,7 +58,7 @@ def fit_thresholds(
 def fit_observed(model: EasyOcc, moments: Judged) -> None:
     """The threshold below which lie LOST of the occupied cells in sight: to overlook one is worse than to guess."""
     logits = []
-    for moment, labels, cells in _answers(model, moments):
+    for moment, labels, cells in answers(model, moments):
         logit = cells.observed[0].numpy()
         occupied = in_sight(*moment, model.config) & (labels != model.config.classes.free_id)
         logits.append(logit[occupied & (logit > NEVER)])
@@ -100,7 +100,7 @@ def count_named(model: EasyOcc, moments: Judged, biases: list[Tensor]) -> tuple[
     def add(histogram: np.ndarray, name: np.ndarray, place: np.ndarray) -> None:
         histogram += np.bincount(name * histogram.shape[1] + place, minlength=histogram.size).reshape(histogram.shape)
 
-    for moment, labels, cells in _answers(model, moments):
+    for moment, labels, cells in answers(model, moments):
         seen = in_sight(*moment, model.config)
         truth = labels[seen]
         place = np.searchsorted(BORDERS, cells.occupied[0].numpy()[seen])
@@ -135,7 +135,8 @@ def labels_of(targets: TableTargets) -> np.ndarray:
     return targets.labels[0].numpy()
 
 
-def _answers(model: EasyOcc, moments: Judged) -> Iterator[tuple[tuple[TableImages, TableTargets], np.ndarray, Cells]]:
+def answers(model: EasyOcc, moments: Judged) -> Iterator[tuple[tuple[TableImages, TableTargets], np.ndarray, Cells]]:
+    """Each moment, its labels uint8 (X, Y, Z), and the logits of all cells."""
     follower = model.in_turn()
     for inputs, targets in moments:
         yield (inputs, targets), labels_of(targets), model.cells(follower.hidden(inputs).columns)

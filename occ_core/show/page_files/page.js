@@ -129,7 +129,7 @@ function buildControls() {
       refresh();
     };
     element("i", label).style.background = `rgb(${color})`;
-    element("span", label, name.replaceAll("_", " "));
+    element("span", label, (label.title = name.replaceAll("_", " "))); // where it is too long, the pointer tells it
     boxes.push(box);
   });
   const set = (checked) => {
