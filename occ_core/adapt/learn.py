@@ -13,6 +13,7 @@ from typing import Any
 from occ_core.adapt.label import LABELS
 from occ_core.models.build import parse_config
 from occ_core.models.checkpoint import load_record
+from occ_core.models.easyocc.settings import NanoTraining
 from occ_core.training.config import TrainingConfig, with_steps
 from occ_core.training.loop import train
 
@@ -49,7 +50,7 @@ def run_config(
         log_every=20,
         checkpoint_every=min(200, max(1, steps // 4)),
         validate_every=max(steps, 1),
-        nano={"threshold_scenes": len(fit), "image_steps": 1, "turn": 0.2, "zoom": 0.3, "retexture": 0.2},
+        nano=NanoTraining(threshold_scenes=len(fit), image_steps=1, turn=0.2, zoom=0.3, retexture=0.2),
     )
     return with_steps(config, steps)
 
