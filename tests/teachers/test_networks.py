@@ -312,7 +312,8 @@ def test_a_model_that_lacks_a_tensor_is_refused(folder, tmp_path, part, lost):
 
 
 def test_a_model_of_another_type_is_refused(folder, tmp_path):
-    shutil.copytree(folder / "sam", tmp_path / "grounding-dino")
+    for name in ("grounding-dino", "sam"):
+        shutil.copytree(folder / "sam", tmp_path / name)
     with pytest.raises(InvalidInput, match="must be a model of type grounding-dino, this is 'sam'"):
         load_grounded_sam(CITY, tmp_path, "cpu")
 
