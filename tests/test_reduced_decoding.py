@@ -11,7 +11,7 @@ import pytest
 from occ_core.images import compressed_info, decode_compressed, reduction
 from occ_core.inference.predictor import Predictor
 
-NANO = Path(__file__).parents[2] / "occ_core" / "assets" / "easyocc_nano.safetensors"
+NANO = Path(__file__).parents[1] / "occ_core" / "assets" / "easyocc_nano.safetensors"
 
 
 @pytest.mark.parametrize(
