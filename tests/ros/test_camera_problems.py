@@ -264,6 +264,34 @@ def test_camera_info_between_images_announces_none(more, late_ms):
     assert (quiet.lost_frames, dict(quiet.lost_images)) == (0, {})
 
 
+@pytest.mark.parametrize("images", [3, 4, 5, 30])
+@pytest.mark.parametrize("more", [2, 3, 5])
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_robot_that_stops_after_its_last_camera_infos_lost_nothing(images, more, wait):
+    """The last CameraInfos come after the last image, and no image follows them."""
+    watch = TransportWatch("a", 0.1)
+    for i in range(images):
+        for step in range(more):
+            stamp_ns = 10 * S + i * S // 4 + step * (S // 4) // more
+            if step == 0:
+                watch.image("a", stamp_ns, stamp_ns)
+            watch.info("a", stamp_ns, stamp_ns)
+            watch.poll(stamp_ns)
+    if wait:
+        watch.poll(stamp_ns + 3 * WAIT_NS)
+        watch.poll(stamp_ns + 5 * WAIT_NS)
+    watch.finish()
+    assert (watch.lost_frames, dict(watch.lost_images)) == (0, {})
+
+
+def test_images_that_end_while_camera_infos_go_on_are_lost():
+    watch = TransportWatch("a", 0.05)
+    end_ns = drive(watch, 40, lost={(i, "a") for i in range(30, 40)}, cameras="a")
+    watch.poll(end_ns + 2 * WAIT_NS)
+    watch.finish()
+    assert watch.lost_images == {"a": 10}
+
+
 def test_every_second_image_lost_by_chance_is_told():
     watch, rng = TransportWatch("a", 0.05), np.random.default_rng(0)
     gone = {(i, "a") for i in range(60) if rng.random() < 0.5 and i > 4}
