@@ -120,6 +120,7 @@ def test_a_refused_transform_is_named_where_it_matters():
 def test_a_camera_that_jumps_is_named_and_one_that_stands_keeps_its_table():
     calibration = calibrated(frame_known=False)
     away = AHEAD.copy()
+    away[2, 3] = 1.0
     for i in range(8):
         away[0, 3] = 0.1 + 0.2 * (i % 2)
         calibration.tree.set("base_link", "cam", i * S, away, static=False)
@@ -135,6 +136,19 @@ def test_a_camera_that_jumps_is_named_and_one_that_stands_keeps_its_table():
     rigs = {id(standing.rig({"a": round(t * S)})) for t in (0.1, 0.7, 1.3, 2.9)}  # interpolated: last digits differ
     assert len(rigs) == 1
     assert standing.moves("a") == (0, 0.0, 0.0)
+
+
+def test_a_camera_that_moves_is_named_by_a_slow_machine_too(monkeypatch):
+    """One answer a second: three moves within two seconds are never seen."""
+    clock = iter(range(1000))
+    monkeypatch.setattr("occ_ros.calibration.time.monotonic", lambda: float(next(clock)))
+    calibration, away = calibrated(frame_known=False), AHEAD.copy()
+    for i in range(8):
+        away[:3, 3] = 0.1 + 0.2 * (i % 2), 0.0, 1.0
+        calibration.tree.set("base_link", "cam", i * S, away, static=False)
+        calibration.rig({"a": i * S})
+    times, _, farthest_m = calibration.moves("a")
+    assert times >= 3 and farthest_m == pytest.approx(0.2)
 
 
 def test_errors_come_before_warnings():
