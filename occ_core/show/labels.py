@@ -11,13 +11,14 @@ import numpy as np
 
 from occ_core.errors import MissingInput
 from occ_core.frame import Frame
+from occ_core.labels.scene import taught_frame
 from occ_core.labels.store import LabelStore, StoredLabel
 from occ_core.occupancy import Occupancy, load_occ3d
 from occ_core.show.album import write_album
 from occ_core.show.maps import color_classes, color_depth, over_image
 from occ_core.show.pictures import camera_rows, captioned, from_above, in_perspective, legend, mosaic, strip
-from occ_core.show.recording import Recording
-from occ_core.sources.nuscenes import NuScenesSource
+from occ_core.show.recording import Recording as Stream
+from occ_core.sources.scenes import Recording, SceneFrames
 from occ_core.teachers.base import UNKNOWN, Teachers
 
 WIDTH = 1440
@@ -47,7 +48,7 @@ def show_labels(
     """Write `out/pictures/<scene>_<n>.png` and `out/recording.rrd`.
 
     Args:
-        store: labels of keyframes of `dataroot`; its `gts/` is shown beside them where it is there.
+        store: labels of keyframes of `dataroot`, any recording; its `gts/` is shown beside them where it is there.
         pictures: at most this many, spread evenly over the labels.
         teachers: asked for the maps to show; None: only images are shown.
         version: table folder, as of NuScenesTables.
@@ -58,23 +59,27 @@ def show_labels(
     Raises:
         MissingInput: no label is there.
     """
-    source = NuScenesSource(dataroot, version, list(scenes) if scenes else None)
-    scene_of = {token: scene for scene, token in store.samples if store.path(scene, token).is_file()}
-    labelled = [i for i, token in enumerate(source.tokens) if token in scene_of]
+    source = Recording(dataroot, version)
+    chosen, labelled = source.require_scenes(scenes), list[tuple[SceneFrames, int]]()
+    for scene in (name for name in chosen if name in store.record["scenes"]):
+        frames = source.scene(scene)
+        tokens = enumerate(frames.tokens)
+        labelled += [(frames, index) for index, token in tokens if store.path(scene, token).is_file()]
     if not labelled:
-        raise MissingInput(f"{store.folder}: no label of any of the {len(source)} keyframes of {dataroot}")
+        raise MissingInput(f"{store.folder}: no label of any keyframe of the {len(chosen)} scenes of {dataroot}")
 
-    def moment(index: int) -> Moment:
-        return _moment(source, index, store, teachers)
+    def moment(number: int) -> Moment:
+        frames, index = labelled[number]
+        return _moment(source, frames[index], store, teachers)
 
-    def draw(index: int) -> tuple[str, np.ndarray]:
-        shown = moment(index)
+    def draw(number: int) -> tuple[str, np.ndarray]:
+        shown = moment(number)
         return shown.frame.scene, sheet(shown, _title(store, shown.frame))
 
-    def record(stream: Recording, index: int) -> None:
-        _record(stream, moment(index))
+    def record(stream: Stream, number: int) -> None:
+        _record(stream, moment(number))
 
-    return write_album(out, "labels", labelled, pictures, draw, record if recording else None)
+    return write_album(out, "labels", range(len(labelled)), pictures, draw, record if recording else None)
 
 
 def _title(store: LabelStore, frame: Frame) -> str:
@@ -84,28 +89,28 @@ def _title(store: LabelStore, frame: Frame) -> str:
     return f"{frame.scene}, sample {frame.token[:8]}: {made_with['teacher']}, recipe {made_with['recipe']}{left_out}"
 
 
-def _moment(source: NuScenesSource, index: int, store: LabelStore, teachers: Teachers | None) -> Moment:
-    frame = source[index]
-    path = source.tables.truth_path(frame.scene, frame.token)
-    truth = load_occ3d(path) if path.is_file() else None
+def _moment(source: Recording, frame: Frame, store: LabelStore, teachers: Teachers | None) -> Moment:
+    path = source.truth_path(frame.scene, frame.token)
+    truth = load_occ3d(path) if path is not None and path.is_file() else None
     classes, depths = {}, {}
     if teachers is not None:
-        for name, found in teachers.classes.classes(frame).items():
+        taught = taught_frame(frame)
+        for name, found in teachers.classes.classes(taught).items():
             colors = color_classes(found.class_id, store.taxonomy)
-            classes[name] = over_image(frame.images[name], colors, found.class_id != UNKNOWN)
-        for name, measured in teachers.depth.depth(frame).items():
+            classes[name] = over_image(taught.images[name], colors, found.class_id != UNKNOWN)
+        for name, measured in teachers.depth.depth(taught).items():
             colors, known = color_depth(measured.depth_m), ~np.isnan(measured.depth_m)
-            depths[name] = over_image(frame.images[name], colors, known)
+            depths[name] = over_image(taught.images[name], colors, known)
     return Moment(frame, store.read(frame.scene, frame.token), truth, classes, depths)
 
 
 def sheet(moment: Moment, title: str) -> np.ndarray:
     """One picture: images, class maps and depths, voxels (label and truth), and from above what was voted and seen."""
     rows = camera_rows(sorted(moment.frame.images))
-    columns = len(rows[0])
-    tile, small = (_tile(WIDTH // columns), _tile(WIDTH // (2 * columns)))
-    parts = [strip(title, WIDTH), mosaic(moment.frame.images, rows, tile)]
+    parts = [strip(title, WIDTH), mosaic(moment.frame.images, rows, _tile(WIDTH // len(rows[0])))]
     if moment.classes or moment.depths:
+        rows = camera_rows(sorted(moment.classes | moment.depths))  # of a fisheye, its views
+        small = _tile(WIDTH // (2 * len(rows[0])))
         parts.append(np.concatenate([mosaic(moment.classes, rows, small), mosaic(moment.depths, rows, small)], axis=1))
     label = moment.label.occupancy
     voxels = {"label": label} | ({} if moment.truth is None else {"truth": moment.truth})
@@ -139,7 +144,7 @@ def _facts(label: StoredLabel) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(image[::-1, ::-1]) for name, image in facts.items()}
 
 
-def _record(stream: Recording, moment: Moment) -> None:
+def _record(stream: Stream, moment: Moment) -> None:
     stamp_ns, label = moment.frame.stamp_ns, moment.label.occupancy
     stream.log(stamp_ns, moment.frame.images, label, moment.truth)
     stream.log_images(stamp_ns, "classes", moment.classes)
