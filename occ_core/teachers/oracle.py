@@ -24,8 +24,8 @@ SAME_SURFACE = 0.1  # share of a distance: what lies farther apart between two p
 class Oracle:
     """Class and depth of every pixel, as rendered. Knows keyframes of a simulated city only.
 
-    Asked for a pinhole view of a fisheye (`network_input.pinhole`), it looks the view's pixels up in the fisheye's truth.
-    That has no depth 90 degrees off its axis and more; there, and where the lens shows nothing, depth is NaN.
+    Asked for a pinhole view of a fisheye (`network_input.pinhole`), it looks the view's pixels up in the fisheye's
+    truth. That has no depth 90 degrees off its axis and more; there, and where the lens shows nothing, depth is NaN.
 
     Classes and depth are asked one after the other and lie in one file: the truth of the last frame asked is kept, 3
     bytes a pixel, so that each file is unpacked once.

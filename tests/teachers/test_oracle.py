@@ -1,4 +1,4 @@
-"""The oracle on a fisheye: what it says of each straight view is what a pinhole in the view's place sees of the city."""
+"""The oracle on a fisheye: what it says of each view is what a pinhole in the view's place sees of the city."""
 
 from __future__ import annotations
 
