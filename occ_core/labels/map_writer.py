@@ -51,7 +51,7 @@ def write_maps(
         dataroot: what `open_source` opens.
         teacher: as of `load_parts`: one that knows classes or depth only gives maps of one kind.
         sweeps: also of what lies between keyframes.
-        by_stamp: call every map `<camera>/<stamp_ns>`, as those of a bag's images are; else as the image's file, if any.
+        by_stamp: every map is called `<camera>/<stamp_ns>`, as a bag's images are; else as the image's file, if any.
         progress: told of images, done and in all.
 
     Raises:
