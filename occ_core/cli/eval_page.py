@@ -39,7 +39,8 @@ def moments_of_eval(predictions: Path, truths: Path | None, data: Path | None, v
 def write_eval_page(path: Path, moments: Moments, report: dict[str, Any], remarks: list[str]) -> None:
     """Write the page of a report of `occ eval`, and say where it is."""
     from occ_core.show.page import page_moments, write_page
-    from occ_core.show.page_figures import doctor_table, figures_of
+    from occ_core.show.page_figures import doctor_table
+    from occ_core.show.page_report import figures_of
 
     figures = figures_of(report, remarks)
     if rows := moments.cameras():

@@ -26,7 +26,7 @@ function buildFigures({ tables, curves, reliability, confusion, notes }, parent)
     return made;
   };
   for (const table of tables) buildTable(table, block(table.title));
-  if (curves.length) buildCurves(curves, block(`training, by ${curves[0].x.name}`));
+  if (curves.some(({ lines }) => Object.keys(lines).length)) buildCurves(curves, block(`training, by ${curves[0].x.name}`));
   if (reliability.length) buildReliability(reliability, block("confidence, and share that is right; percent"));
   for (const matrix of confusion) buildConfusion(matrix, block(`true class (rows) and what it is called; ${captionOf(matrix)}`));
   for (const text of notes) element("pre", parent, text);
