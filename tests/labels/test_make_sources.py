@@ -153,6 +153,8 @@ def test_semantic_kitti_gets_labels_in_its_own_grid_and_classes(tmp_path):
     labels.mkdir()
     for number in range(6):
         np.array([40, 50], dtype="<u4").tofile(labels / f"{number:06d}.label")
+        rows = np.float32([[5, 1, -1, 0.5], [9.1, 0.1, 0.1, 1.0]])  # the second in the middle of a cell
+        rows.tofile(root / f"sequences/03/velodyne/{number:06d}.bin")
     done = make_labels(root, tmp_path / "labels", Recipe(), TeacherChoice("lidar"), show_progress=False)
     assert [(scene.written, scene.error) for scene in done] == [(2, "")]
     store = LabelStore.open(tmp_path / "labels")
