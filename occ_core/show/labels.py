@@ -20,13 +20,14 @@ from occ_core.show.pictures import camera_rows, captioned, from_above, legend, m
 from occ_core.show.recording import Recording as Stream
 from occ_core.show.solids import in_perspective
 from occ_core.sources.scenes import Recording, SceneFrames
-from occ_core.teachers.base import UNKNOWN, Teachers
+from occ_core.taxonomy import UNLABELED
+from occ_core.teachers.base import Teachers
 
 WIDTH = 1440
 
 
 @dataclass(frozen=True, eq=False)
-class Moment:
+class LabelledFrame:
     """One labelled keyframe. `classes`, `depths`: maps laid over the images, by camera; empty without teachers."""
 
     frame: Frame
@@ -69,16 +70,16 @@ def show_labels(
     if not labelled:
         raise MissingInput(f"{store.folder}: no label of any keyframe of the {len(chosen)} scenes of {dataroot}")
 
-    def moment(number: int) -> Moment:
+    def labelled_frame(number: int) -> LabelledFrame:
         frames, index = labelled[number]
-        return _moment(source, frames[index], store, teachers)
+        return _labelled_frame(source, frames[index], store, teachers)
 
     def draw(number: int) -> tuple[str, np.ndarray]:
-        shown = moment(number)
+        shown = labelled_frame(number)
         return shown.frame.scene, sheet(shown, _title(store, shown.frame))
 
     def record(stream: Stream, number: int) -> None:
-        _record(stream, moment(number))
+        _record(stream, labelled_frame(number))
 
     return write_album(out, "labels", range(len(labelled)), pictures, draw, record if recording else None)
 
@@ -90,7 +91,7 @@ def _title(store: LabelStore, frame: Frame) -> str:
     return f"{frame.scene}, sample {frame.token[:8]}: {made_with['teacher']}, recipe {made_with['recipe']}{left_out}"
 
 
-def _moment(source: Recording, frame: Frame, store: LabelStore, teachers: Teachers | None) -> Moment:
+def _labelled_frame(source: Recording, frame: Frame, store: LabelStore, teachers: Teachers | None) -> LabelledFrame:
     path = source.truth_path(frame.scene, frame.token)
     truth = load_occ3d(path) if path is not None and path.is_file() else None
     classes, depths = {}, {}
@@ -98,31 +99,38 @@ def _moment(source: Recording, frame: Frame, store: LabelStore, teachers: Teache
         taught = taught_frame(frame)
         for name, found in teachers.classes.classes(taught).items():
             colors = color_classes(found.class_id, store.taxonomy)
-            classes[name] = over_image(taught.images[name], colors, found.class_id != UNKNOWN)
+            classes[name] = over_image(taught.images[name], colors, found.class_id != UNLABELED)
         for name, measured in teachers.depth.depth(taught).items():
             colors, known = color_depth(measured.depth_m), ~np.isnan(measured.depth_m)
             depths[name] = over_image(taught.images[name], colors, known)
-    return Moment(frame, store.read(frame.scene, frame.token), truth, classes, depths)
+    return LabelledFrame(frame, store.read(frame.scene, frame.token), truth, classes, depths)
 
 
-def sheet(moment: Moment, title: str) -> np.ndarray:
+def sheet(labelled_frame: LabelledFrame, title: str) -> np.ndarray:
     """One picture: images, class maps and depths, voxels (label and truth), and from above what was voted and seen."""
-    rows = camera_rows(sorted(moment.frame.images))
-    parts = [strip(title, WIDTH), mosaic(moment.frame.images, rows, _tile(WIDTH // len(rows[0])))]
-    if moment.classes or moment.depths:
-        rows = camera_rows(sorted(moment.classes | moment.depths))  # of a fisheye, its views
+    rows = camera_rows(sorted(labelled_frame.frame.images))
+    parts = [strip(title, WIDTH), mosaic(labelled_frame.frame.images, rows, _tile(WIDTH // len(rows[0])))]
+    if labelled_frame.classes or labelled_frame.depths:
+        rows = camera_rows(sorted(labelled_frame.classes | labelled_frame.depths))  # of a fisheye, its views
         small = _tile(WIDTH // (2 * len(rows[0])))
-        parts.append(np.concatenate([mosaic(moment.classes, rows, small), mosaic(moment.depths, rows, small)], axis=1))
-    label = moment.label.occupancy
-    voxels = {"label": label} | ({} if moment.truth is None else {"truth": moment.truth})
+        parts.append(
+            np.concatenate(
+                [mosaic(labelled_frame.classes, rows, small), mosaic(labelled_frame.depths, rows, small)], axis=1
+            )
+        )
+    label = labelled_frame.label.occupancy
+    voxels = {"label": label} | ({} if labelled_frame.truth is None else {"truth": labelled_frame.truth})
     size = (WIDTH // len(voxels), 480)
     parts.append(
         np.concatenate(
-            [captioned(in_perspective(v, size, with_hidden=v is moment.truth), name) for name, v in voxels.items()],
+            [
+                captioned(in_perspective(v, size, with_hidden=v is labelled_frame.truth), name)
+                for name, v in voxels.items()
+            ],
             axis=1,
         )
     )
-    above = {f"{name} from above": from_above(v) for name, v in voxels.items()} | _facts(moment.label)
+    above = {f"{name} from above": from_above(v) for name, v in voxels.items()} | _facts(labelled_frame.label)
     side = WIDTH // len(above)
     panels = [captioned(cv2.resize(i, (side, side), interpolation=cv2.INTER_AREA), n) for n, i in above.items()]
     parts += [np.concatenate(panels, axis=1), legend(label, WIDTH)]
@@ -150,13 +158,13 @@ def _facts(label: StoredLabel) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(image[::-1, ::-1]) for name, image in facts.items()}
 
 
-def _record(stream: Stream, moment: Moment) -> None:
-    stamp_ns, label = moment.frame.stamp_ns, moment.label.occupancy
-    stream.log(stamp_ns, moment.frame.images, label, moment.truth)
-    stream.log_images(stamp_ns, "classes", moment.classes)
-    stream.log_images(stamp_ns, "depth", moment.depths)
+def _record(stream: Stream, labelled_frame: LabelledFrame) -> None:
+    stamp_ns, label = labelled_frame.frame.stamp_ns, labelled_frame.label.occupancy
+    stream.log(stamp_ns, labelled_frame.frame.images, label, labelled_frame.truth)
+    stream.log_images(stamp_ns, "classes", labelled_frame.classes)
+    stream.log_images(stamp_ns, "depth", labelled_frame.depths)
     stream.log_images(
-        stamp_ns, "from_above", {name.split(";")[0]: image for name, image in _facts(moment.label).items()}
+        stamp_ns, "from_above", {name.split(";")[0]: image for name, image in _facts(labelled_frame.label).items()}
     )
     stream.log_cells(stamp_ns, "edge_of_the_unseen", label.grid, edge_of_the_unseen(label.observed))
 
