@@ -91,7 +91,8 @@ class FrameSynchroniser:
         cameras: names; a set with all of them is complete.
         deadline_s: longest wait from the first arrival of a set.
         max_spread_s: largest difference of the stamps in a set after the offsets are taken off. It has to be larger
-            than the stagger of the cameras. Where they share a period, images of different cycles do not mix (`TriggerPhases`).
+            than the stagger of the cameras. Where they share a period, images of different trigger cycles do not mix
+            (`TriggerPhases`).
         offsets_ns: camera name -> how much later than the others it takes its image.
         min_cameras: sets with fewer images are dropped at the deadline; None: more than half of the cameras, so that
             two groups of cameras whose clocks disagree cannot both make sets.

@@ -82,7 +82,7 @@ def voxelise_frame(
     Points nearer than MIN_RANGE_M to their sensor do not count.
 
     Returns:
-        uint8 (X, Y, Z) in the frame of `own`: class ids, 0 free; UNLABELED where nobody looked, or no point has a class.
+        uint8 (X, Y, Z) in the frame of `own`: class ids, 0 free; UNLABELED where nobody looked, or nothing has a class.
     """
     passes = np.zeros(grid.shape, dtype=np.uint32)
     cells, classes = [], []

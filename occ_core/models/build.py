@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from occ_core.errors import InvalidInput
 from occ_core.models.config import CameraModelConfig, parse
+from occ_core.models.earlier_names import with_todays_settings
 from occ_core.models.easyocc.config import EasyOccConfig
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def parse_config(record: dict[str, Any]) -> ModelConfig:
     """
     if not isinstance(record, dict):
         raise InvalidInput(f"model config must be a mapping of field to value, is a {type(record).__name__}")
-    return parse(config_type(kind_of(record)), record)
+    return parse(config_type(kind_of(record)), with_todays_settings(record))
 
 
 def build_model(config: ModelConfig) -> nn.Module:

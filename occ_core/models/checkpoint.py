@@ -11,6 +11,7 @@ from occ_core.errors import CorruptInput, MissingInput, need
 from occ_core.files import read_json, write_atomically
 from occ_core.limits import MAX_CAMERAS, MAX_HEADER_BYTES, shown
 from occ_core.models.build import ModelConfig, parse_config
+from occ_core.models.earlier_names import with_todays_settings, with_todays_tensors
 
 FORMAT = "occ_core checkpoint 1"
 
@@ -54,7 +55,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any])
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors by name, and the record.
+    """Tensors by name, and the record; what was called otherwise when it was written has its name of today.
 
     Raises:
         MissingInput: no such file, or no json beside it.
@@ -65,7 +66,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     from safetensors import SafetensorError
 
     try:
-        return load_file(str(path)), record
+        return with_todays_tensors(load_file(str(path))), record
     except SafetensorError as error:
         raise CorruptInput(f"{path}: not a safetensors file ({error}); other formats are not loaded") from error
 
@@ -86,6 +87,7 @@ def load_record(path: Path) -> dict[str, Any]:
     record = read_json(beside)
     if record.get("format") != FORMAT or not isinstance(record.get("model"), dict):
         raise CorruptInput(f"{beside}: not the record of a checkpoint (its 'format' is not '{FORMAT}', or no 'model')")
+    record = {key: with_todays_settings(value) for key, value in record.items()}
     parse_config(record["model"])
     return record
 

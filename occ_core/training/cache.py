@@ -48,7 +48,7 @@ class SceneCache:
     images: uint8 (S, N, H, W, 3). present: bool (S, N).
     stamp_ns: int64 (S,). world_from_ego: float64 (S, 4, 4), at these stamps, NaN where nobody knows. Samples are in
     the order of time.
-    labels: uint8 (S, X, Y, Z), 255 where the cameras did not look.
+    labels: uint8 (S, X, Y, Z), UNLABELED where the cameras did not look.
     depth, pixel_class: uint8 (S, N, h, w), see training.rays.
     rig: int64 (S,), which of the R rigs. voxel_index, pillar_index, rays: (R, ...), see models.easyocc.table.
     origins_ego_m: float64 (R, N, 3), where the cameras are. own: bool (R, N, h, w), see `own_pixels`.
@@ -164,7 +164,8 @@ def own_pixels(rig: Rig, config: EasyOccConfig) -> np.ndarray:
 
 
 ABSENT = {
-    "images": 0, "present": False, "depth": UNLABELED, "pixel_class": UNLABELED, "rays": 0, "origins_ego_m": 0.0, "own": False
+    "images": 0, "present": False, "depth": UNLABELED, "pixel_class": UNLABELED, "rays": 0, "origins_ego_m": 0.0,
+    "own": False,
 }  # fmt: skip
 """What stands for a camera that a keyframe's rig lacks, in the arrays that have a row for each."""
 

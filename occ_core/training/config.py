@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from occ_core.errors import InvalidInput
 from occ_core.losses.weights import Weight
 from occ_core.models.build import ModelConfig, parse_config
+from occ_core.models.earlier_names import with_todays_settings
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.settings import NanoTraining, NotNegative, Positive, Share
 from occ_core.shipped import config_file
@@ -91,6 +92,7 @@ def load_config(path: Path | str, **changes: Any) -> TrainingConfig:
     try:
         if "model" in record:
             record["model"] = parse_config(record["model"])
+        record = with_todays_settings(record)
         return TrainingConfig(**{**record, **{key: value for key, value in changes.items() if value is not None}})
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}") from error

@@ -59,8 +59,8 @@ def needs_of(config: TrainingConfig) -> frozenset[str]:
         raise InvalidInput(f"no loss of '{config.model.name}' learns from pseudo_labels: name them under 'labels'")
     if needs & TEACHER_TARGETS and config.teacher is None:
         raise InvalidInput(
-            f"losses of '{config.model.name}' need {' and '.join(sorted(needs & TEACHER_TARGETS))}, which a teacher gives: "
-            "name one under 'teacher' in the config"
+            f"losses of '{config.model.name}' need {' and '.join(sorted(needs & TEACHER_TARGETS))}, which a teacher "
+            "gives: name one under 'teacher' in the config"
         )
     return needs
 

@@ -19,7 +19,6 @@ from occ_core.sources.nuscenes_tables import root_of
 from occ_core.sources.open import FrameSource
 from occ_core.taxonomy import SEMANTIC_KITTI, UNLABELED
 
-"""Label of a cell that nobody observed."""
 VOXELS = "voxels"
 """The `labels` of a run that mean SemanticKITTI's own."""
 

@@ -30,12 +30,12 @@ def march(
     """March along rays through the labels, as far as they were observed.
 
     Args:
-        labels: uint8 (X, Y, Z), 255 where unobserved.
+        labels: uint8 (X, Y, Z), UNLABELED where unobserved.
         origin_ego_m: (3,), where all rays begin. directions: (h, w, 3), unit vectors in the ego frame.
 
     Returns:
         depth bin uint8 (h, w): where the first occupied cell is met, `depth_bins` if the ray leaves the grid free,
-        255 if it gets lost in unobserved cells; class uint8 (h, w): of that cell, 255 where none was met.
+        UNLABELED if it gets lost in unobserved cells; class uint8 (h, w): of that cell, 255 where none was met.
     """
     h, w = directions.shape[:2]
     grid, free = config.grid, config.classes.free_id

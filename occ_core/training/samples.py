@@ -58,7 +58,9 @@ class Augmentation:
 
 
 class SampleDataset(Dataset):
-    """Map-style data set over `sources`: `samples[serial, index]` reads the keyframe `index` as its serial number in the sampler's list has it.
+    """Map-style data set over `sources`: `samples[serial, index]` reads keyframe `index`.
+
+    `serial` is the sample's number in the list of the sampler; it seeds what is changed at random.
 
     Args:
         needs: fields of Targets to read, of NEEDS.

@@ -149,8 +149,8 @@ class EasyOcc(nn.Module):
         self.to_occupied = nn.Linear(wide, heights)
         self.to_class = nn.Linear(wide, heights * (len(config.classes) - 1))
         self.to_observed = nn.Linear(wide, heights)
-        self.hazard_weight = nn.Parameter(torch.ones(heights))  # in the viewing ray's own verdict on a cell
-        self.reached_weight = nn.Parameter(torch.full((heights,), 8.0))  # trust in its having come so far
+        self.hazard_weight = nn.Parameter(torch.ones(heights))  # of the viewing ray's logit in `occupied`
+        self.reached_weight = nn.Parameter(torch.full((heights,), 8.0))  # of `reached` in `observed`
         if self.to_ground is not None:  # learned beside what `to_hazard` may know already
             nn.init.zeros_(self.to_ground.weight)
             nn.init.zeros_(self.to_ground.get_parameter("bias"))
@@ -159,9 +159,7 @@ class EasyOcc(nn.Module):
         self.register_buffer("balance", balance)  # of the grid's and the ray's verdict; see balance.py
         self.register_buffer("threshold", torch.zeros(len(config.classes) - 1))  # see thresholds.py
         self.register_buffer("class_bias", torch.zeros(len(config.classes) - 1))  # added to class logits; there too
-        self.register_buffer(
-            "observed_threshold", torch.zeros(())
-        )  # logit above which a cell counts as observed; there too
+        self.register_buffer("observed_threshold", torch.zeros(()))  # of the logit of observed cells; there too
 
     def load_backbone(self, weights: str | Path) -> None:
         """See `backbones.load_backbone`."""

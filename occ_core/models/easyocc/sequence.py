@@ -1,8 +1,8 @@
-"""Frames in a row, for a network with memory: how it learns from them, and how it meets them one by one.
+"""Sequences of frames, for a network with memory: how it learns from them, and how it answers them one by one.
 
-A sequence is a frame and some before it. The image network stands still and the batch norms with it, so what is kept of a
-frame is what a deployed network keeps. Gradients reach back through one step: what is kept is learned from what it was
-good for.
+A sequence is a frame and some frames before it. The image network and all batch norms are frozen, so that the state is
+the one that a deployed network keeps. Gradients reach back through one step: the network learns to keep what helps it
+to answer the next frame.
 """
 
 from __future__ import annotations

@@ -98,17 +98,15 @@ def count_named(model: EasyOcc, samples: LabelledSamples, biases: list[Tensor]) 
     there = np.zeros(len(ids))
 
     def add(histogram: np.ndarray, name: np.ndarray, border_index: np.ndarray) -> None:
-        histogram += np.bincount(name * histogram.shape[1] + border_index, minlength=histogram.size).reshape(
-            histogram.shape
-        )
+        flat = np.bincount(name * histogram.shape[1] + border_index, minlength=histogram.size)
+        histogram += flat.reshape(histogram.shape)
 
     for sample, labels, cells in _answers(model, samples):
         seen = in_sight(*sample, model.config)
         truth = labels[seen]
         border_index = np.searchsorted(BORDERS, cells.occupied[0].numpy()[seen])
-        border_index[cells.observed[0].numpy()[seen] <= float(model.observed_threshold)] = (
-            0  # below all borders: never called occupied
-        )
+        hidden = cells.observed[0].numpy()[seen] <= float(model.observed_threshold)
+        border_index[hidden] = 0  # below all borders: never called occupied
         filled = truth != taxonomy.free_id
         there += np.array([(truth == c).sum() for c in ids])
         logits = cells.classes[0][torch.from_numpy(seen)]

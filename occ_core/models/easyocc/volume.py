@@ -21,6 +21,7 @@ from occ_core.models.image_network import ImageNetwork
 from occ_core.models.voxel_answer import VoxelAnswer
 from occ_core.network_input.projection import cell_centers_m, in_view, lift
 from occ_core.network_input.rig_images import RigImages, Targets
+from occ_core.taxonomy import UNLABELED
 
 OBSERVED_CELLS = 1 << 16  # random cells of a sample on which the loss of the observed output is computed
 SEEN_RECALL = 0.98
@@ -98,7 +99,7 @@ class EasyOccVolume(nn.Module):
         """On random cells in view; what no camera has in view is never observed, by rule."""
         some = torch.randint(len(self.centers_m), (OBSERVED_CELLS,), device=logits.device)
         visible = in_view(self.centers_m[some], rig_images)  # [B, S]
-        logit, known = logits.flatten(1)[:, some][visible], (labels.flatten(1)[:, some] != 255)[visible]
+        logit, known = logits.flatten(1)[:, some][visible], (labels.flatten(1)[:, some] != UNLABELED)[visible]
         if self.training and known.any():
             self.observed_threshold.lerp_(logit[known].detach().float().quantile(1 - SEEN_RECALL), SEEN_RATE)
         return observed_loss(logit, known)

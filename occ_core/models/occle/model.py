@@ -57,11 +57,11 @@ class Hidden(NamedTuple):
     """What comes before the cells; the losses of the branches read it."""
 
     pixel_logits: Tensor  # [B, N, C, h, w]
-    lifted_log_probs: Tensor  # [B, x, y, z, C - 1] logarithms of what the pixels show that see each lattice cell
+    lifted_log_probs: Tensor  # [B, x, y, z, C - 1] log class probabilities of the pixels that see each lattice cell
     depths: ImageDepths | None
     semantic: Tensor  # [B, V, x, y, z] of the branch alone
     geometry: Tensor
-    fused_semantic: Tensor  # [B, V, x, y, z], fused
+    fused_semantic: Tensor  # [B, V, x, y, z]
     fused_geometry: Tensor
 
 
@@ -123,18 +123,9 @@ class Occle(nn.Module):
         semantic_side = side if depths is None else side[..., :-DEPTH_CHANNELS]
         semantic = self.semantic(lifted, semantic_side)
         geometry = self.geometry(image, side)
-        fused_semantic, fused_geometry = (
-            (semantic, geometry) if self.fusion is None else self.fusion(semantic, geometry)
-        )
-        return Hidden(
-            pixel_logits,
-            lifted_log_probs.unflatten(1, self.config.lattice),
-            depths,
-            semantic,
-            geometry,
-            fused_semantic,
-            fused_geometry,
-        )
+        fused = (semantic, geometry) if self.fusion is None else self.fusion(semantic, geometry)
+        lifted_log_probs = lifted_log_probs.unflatten(1, self.config.lattice)
+        return Hidden(pixel_logits, lifted_log_probs, depths, semantic, geometry, *fused)
 
     def _lidar_side(self, rig_images: RigImages, position: Tensor) -> tuple[Tensor, ImageDepths | None]:
         """[B, K, side + depth] of each lattice cell: where it is, its points, and its place on the viewing rays."""
@@ -215,9 +206,9 @@ class Occle(nn.Module):
             ]
             losses["geometry_lidar"] = loss.geometry_lidar * (halves[0] + halves[1]) / 2
         if self.config.mean_teacher:
-            term = (
-                self._consistency(teacher, rig_images, occupied, unlabelled) if teacher and asks else occupied.sum() * 0
-            )
+            term = occupied.sum() * 0
+            if teacher and asks:
+                term = self._consistency(teacher, rig_images, occupied, unlabelled)
             losses["geometry_consistency"] = loss.geometry_consistency * teacher_weight(progress) * term
         return losses | self._map_losses(rig_images, targets, hidden, occupied, classes_of, unlabelled)
 
@@ -285,18 +276,15 @@ class Occle(nn.Module):
         first."""
         free = self.config.classes.free_id
         hidden = self.hidden(rig_images)
-        logit, best_class = (
-            self.occupied(hidden.fused_geometry),
-            self.classes(hidden.fused_semantic, hidden.lifted_log_probs).argmax(dim=-1),
-        )
+        logit = self.occupied(hidden.fused_geometry)
+        best_class = self.classes(hidden.fused_semantic, hidden.lifted_log_probs).argmax(dim=-1)
         best_class = blocks_to_cells(best_class, self.config.block, 1)[..., 0]
+        best_class = best_class + (best_class >= free).long()  # the free class has no logit of its own
         observed = in_view(self.centers_m, rig_images).reshape(-1, *self.config.grid_shape)
         if rig_images.lidar is not None:  # which looks all around
             observed = observed | rig_images.lidar[..., 0].isfinite().any(dim=1)[:, None, None, None]
         occupied = observed & (logit > 0)
-        labels = torch.where(
-            occupied, best_class + (best_class >= free).long(), free
-        )  # the free class has no logit of its own
+        labels = torch.where(occupied, best_class, free)
         confidence = torch.sigmoid(logit.abs()) * observed * 255
         return VoxelAnswer(labels.to(torch.uint8), confidence.to(torch.uint8), observed.to(torch.uint8))
 
@@ -307,10 +295,8 @@ def joint_log_probabilities(
     free_id: int,
 ) -> Tensor:  # [..., C]
     """log P(class) of all classes: P(free) = 1 - P(occupied), P(c) = P(occupied) P(c | occupied)."""
-    log_probabilities = F.log_softmax(classes, dim=-1) + F.logsigmoid(occupied)[..., None]
-    return torch.cat(
-        [log_probabilities[..., :free_id], F.logsigmoid(-occupied)[..., None], log_probabilities[..., free_id:]], dim=-1
-    )
+    log_p = F.log_softmax(classes, dim=-1) + F.logsigmoid(occupied)[..., None]
+    return torch.cat([log_p[..., :free_id], F.logsigmoid(-occupied)[..., None], log_p[..., free_id:]], dim=-1)
 
 
 def occupied_class_index(classes: Tensor, free_id: int) -> Tensor:

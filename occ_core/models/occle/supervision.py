@@ -132,7 +132,7 @@ def points_taught(
 
 
 def voxels_taught(
-    pseudo_labels: Tensor,  # uint8 [B, X, Y, Z], 255 where nothing is said
+    pseudo_labels: Tensor,  # uint8 [B, X, Y, Z], UNLABELED where nothing is said
     free_id: int,
 ) -> Taught:
     """The cells that pseudo-labels call occupied."""

@@ -110,7 +110,7 @@ def _warped(
 
 def ray_class_loss(
     rays: RenderedRays,
-    class_map: Tensor,  # [R] uint8: class of each ray's pixel; the free id is sky, 255 unknown
+    class_map: Tensor,  # [R] uint8: class of each ray's pixel; the free id is sky, UNLABELED unknown
     pixel_weights: Tensor,  # [C]
     free_id: int,
 ) -> Tensor:
