@@ -43,7 +43,7 @@ class TriggerPhases:
             self._learn()
 
     def forget_stamps(self) -> None:
-        """Time was set: what came before cannot be compared. The rhythm stays."""
+        """Time was set: what came before cannot be compared. What was learned of their phases stays."""
         self._last_ns = {}
 
     def cycle_start_ns(self, camera: str, stamp_ns: int) -> int | None:

@@ -50,7 +50,7 @@ class FrameEvidence:
 
 
 class Lifter:
-    """Folds frames; keeps the viewing directions of the cameras it met."""
+    """Lifts frames; it keeps the viewing directions of the cameras that it met."""
 
     def __init__(self, recipe: Recipe, grid: VoxelGrid, taxonomy: Taxonomy):
         self.recipe, self.grid, self.taxonomy = recipe, grid, taxonomy
