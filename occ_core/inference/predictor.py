@@ -61,19 +61,19 @@ class MemorySession(Session, Protocol):
     def run_after(
         self, images: np.ndarray, rig: Rig, missing: frozenset[str], past: Past
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """As Session's `run`, which is without a past; the fourth is the state for the moment after."""
+        """As Session's `run`, which is without a past; the fourth is the state for the next frame."""
 
 
 class Predictor:
     """A loaded model. Not thread-safe, except `preprocess_one`, which may run anywhere.
 
-    A model with memory answers moments of one robot, in order: each with what it remembers of those before.
+    A model with memory answers frames of one robot, in order: each with what it remembers of those before.
 
     Attributes:
         config, grid, taxonomy: what the model is and what its answers mean.
         moving_rig: calibration is an input like images, so cameras may be given where they were at their own stamps.
         lidar: what it is to be given of a LiDAR; None: nothing.
-        memory: what it remembers, and whether that was of use; None: each moment stands alone.
+        memory: what it remembers, and whether that was of use; None: each frame is answered alone.
     """
 
     def __init__(self, session: Session):
@@ -159,9 +159,9 @@ class Predictor:
         return self.predict_preprocessed(ready, rig, lidar, pose)
 
     def predict_frame(self, frame: Frame, sweeps: Sequence[LidarSweep] | None = None) -> Occupancy:
-        """Occupancy of one moment of a source, which knows where each camera was at its own stamp.
+        """Occupancy of one frame of a source, which knows where each camera was at its own stamp.
 
-        Camera networks are told; EasyOcc nano is not, for a table for every moment would cost more than the network.
+        Camera networks are told; EasyOcc nano is not, for a table for every frame would cost more than the network.
 
         Args:
             sweeps: for a model with LiDAR, what the source's `sweeps_before` gives. None: the frame's own.

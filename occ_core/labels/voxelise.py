@@ -75,7 +75,7 @@ def voxelise(
 def voxelise_frame(
     own: LabelledScan, others: Sequence[LabelledScan], grid: VoxelGrid = SEMANTIC_KITTI_VOXELS
 ) -> np.ndarray:
-    """Truth of a scan's moment.
+    """Truth at the time of a scan.
 
     A cell is of the class that most points in it have, `own`'s and those of `others` that do not move. One without
     points is free if a ray passes it on the way to its point, or if from a place of the LiDAR nothing stands before it.

@@ -77,7 +77,7 @@ class ExportedSession(ABC):
     def run_after(
         self, images: np.ndarray, rig: Rig, missing: frozenset[str], past: Past
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The same of a network with memory, and its state for the moment after."""
+        """The same of a network with memory, and its state for the next frame."""
         labels, confidence, observed, state = self._outputs(images, rig, missing, past)
         return labels[0], confidence[0], observed[0], state
 

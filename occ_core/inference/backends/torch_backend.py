@@ -86,7 +86,7 @@ class TorchSession:
     def run_after(
         self, images: np.ndarray, rig: Rig, missing: frozenset[str], past: Past
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The same of a network with memory, and its state for the moment after."""
+        """The same of a network with memory, and its state for the next frame."""
         with torch.inference_mode():
             labels, confidence, observed, state = (part.numpy() for part in self._answer(images, rig, missing, past))
         return labels[0], confidence[0], observed[0], state

@@ -1,7 +1,7 @@
 """SelfOcc (Huang et al., CVPR 2024, arXiv 2311.12754): images -> planes -> signed distances -> rays, or cells.
 
 Images teach it: the distance field is rendered into each camera, and what its rays meet must look as it does from
-where the camera was a moment earlier and later. Class maps and 3D labels can be added. docs/selfocc.md says what is
+where the camera was a sweep earlier and later. Class maps and 3D labels can be added. docs/selfocc.md says what is
 published and what is ours.
 """
 
