@@ -1,4 +1,4 @@
-"""Groups the images of several cameras into sets, one for each frame. Plain Python: no ROS, no thread, no clock of its own.
+"""Groups the images of several cameras into sets, one for each frame. No ROS, no thread, no clock of its own.
 
 The caller says what time it is (`now_ns`, any clock), the images say when they were taken (`stamp_ns`).
 A set is handed out as soon as it is complete, or when its deadline has passed with at least `min_cameras` images.

@@ -79,7 +79,7 @@ class RollingMap:
         world_from_ego: np.ndarray,  # [4, 4] at the stamp
         stamp_ns: int,
     ) -> None:
-        """Add one frame's answer. What it did not observe it leaves alone; a stamp a second back or more starts a new map.
+        """Add one answer. What it did not observe stays as it is; a stamp a second back or more starts a new map.
 
         Raises:
             InvalidInput: another grid or taxonomy, or no rigid transform.
