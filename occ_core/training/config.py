@@ -1,4 +1,4 @@
-"""What a training run is: one YAML file over these defaults."""
+"""The settings of a training run: one YAML file that overrides these defaults."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class TrainingConfig(BaseModel):
 
 
 def load_config(path: Path | str, **changes: Any) -> TrainingConfig:
-    """A run from its YAML file, or from the name of one that ships; `changes` that are not None win over the file.
+    """Read a run from its YAML file, or from the name of one that ships; `changes` that are not None win over the file.
 
     Raises:
         MissingInput: no such file.
@@ -103,7 +103,7 @@ def load_config(path: Path | str, **changes: Any) -> TrainingConfig:
 
 
 def with_steps(config: TrainingConfig, total: int, begun: tuple[int, int] | None = None) -> TrainingConfig:
-    """The same run with `total` steps in all its phases together, each with its share of them.
+    """Return the same run with `total` steps in all its phases together; each phase keeps its share of them.
 
     Args:
         begun: steps and image_steps of a run that goes on. Before, `--steps` did not count image_steps; a run that was
@@ -120,7 +120,8 @@ def with_steps(config: TrainingConfig, total: int, begun: tuple[int, int] | None
 
 
 def difference(name: str, was: Any, now: Any) -> str | None:
-    """What differs first between two settings, entries of mappings one by one; None: they are the same."""
+    """Name the first difference between two settings, comparing mappings entry by entry; None means that they are
+    equal."""
     if isinstance(was, dict) and isinstance(now, dict):
         parts = (difference(key, was.get(key), now.get(key)) for key in {**was, **now})
         return next((part for part in parts if part), None)

@@ -61,7 +61,7 @@ class BatchSampler:
         return self._nth(1, before) if until > before else self._nth(0, serial - before)
 
     def _nth(self, pool: int, position: int) -> int:
-        """Of an endless list in which each sample of the pool comes once in every epoch."""
+        """Element `position` of an endless list in which each sample of the pool comes once in every epoch."""
         samples = self._pools[pool]
         epoch, order = self._orders[pool]
         if position // len(samples) != epoch:
