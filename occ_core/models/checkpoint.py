@@ -1,4 +1,4 @@
-"""Checkpoints: weights as safetensors, everything else in a json beside them. No pickle is ever loaded."""
+"""Checkpoints: weights are in a safetensors file, everything else in a json beside it. No pickle is ever loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMAT = "occ_core checkpoint 1"
 
 
 def describe(config: ModelConfig, training: dict[str, Any]) -> dict[str, Any]:
-    """The json record: what the network is, what its answers mean, how it was trained."""
+    """Make the json record: what the network is, what its answers mean, how it was trained."""
     taxonomy = config.classes
     model = config.model_dump(mode="json")
     if model.get("backbone_weights"):  # folders of the machine that trained are nobody's business
@@ -55,7 +55,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any])
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors by name, and the record; what was called otherwise when it was written has its name of today.
+    """Read tensors by name, and the record. Names that have changed since the file was written are replaced.
 
     Raises:
         MissingInput: no such file, or no json beside it.
@@ -72,7 +72,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def load_record(path: Path) -> dict[str, Any]:
-    """The json beside a checkpoint, its model config validated.
+    """Read the json beside a checkpoint and validate its model config.
 
     Raises:
         MissingInput, CorruptInput, InvalidInput.
@@ -93,7 +93,8 @@ def load_record(path: Path) -> dict[str, Any]:
 
 
 def trained_cameras(record: dict[str, Any]) -> int | None:
-    """The cameras of the smallest rig that a network was trained on, from its record; None: it does not say.
+    """Read from a record how many cameras the smallest rig had that the network was trained on; None if it does not
+    say.
 
     Raises:
         CorruptInput: it says something that is no number of cameras.
@@ -121,7 +122,8 @@ def require_safetensors(path: Path) -> None:
 
 
 def load_into(model: Any, tensors: dict[str, Any], path: Path) -> None:
-    """Load tensors into a torch model, refusing wrong names and shapes, and what is not finite, in one line."""
+    """Load tensors into a torch model; wrong names or shapes and values that are not finite raise an error of one
+    line."""
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise CorruptInput(f"{path}: the weights '{shown(name)}' are not finite numbers")

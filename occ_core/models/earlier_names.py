@@ -1,4 +1,4 @@
-"""What tensors and settings were called in checkpoints and configs of before, so that these still load.
+"""Earlier names of tensors and settings, so that checkpoints and configs that were written with them still load.
 
 A name that is changed gets a line here and nowhere else.
 """
@@ -21,12 +21,12 @@ SETTINGS = {"memory_moments": "memory_frames"}
 
 
 def with_todays_tensors(tensors: dict[str, Any]) -> dict[str, Any]:
-    """The same tensors, each by the name that the networks give it today."""
+    """Return the same tensors under the names that the networks use today."""
     return {_today(name): tensor for name, tensor in tensors.items()}
 
 
 def with_todays_settings(settings: Any) -> Any:
-    """The same settings by the keys of today, at any depth of mappings; other values as they are."""
+    """Return the same settings under today's keys, in mappings of any depth; other values are not changed."""
     if not isinstance(settings, dict):
         return settings
     return {SETTINGS.get(key, key): with_todays_settings(value) for key, value in settings.items()}

@@ -39,8 +39,8 @@ def last_columns(model: EasyOcc, sequence: SampleSequence) -> Tensor:
 
 
 class SequentialModel:
-    """A network, in eval mode, that meets frames one by one in order of scene and time, as a robot does: one with
-    memory remembers those before."""
+    """A network in eval mode that answers frames one by one in order of scene and time, as on a robot; with a memory it
+    remembers earlier frames."""
 
     def __init__(self, model: EasyOcc, answer_of: Callable[[Cells], tuple[Tensor, Tensor, Tensor]]) -> None:
         self._model, self._answer_of = model, answer_of

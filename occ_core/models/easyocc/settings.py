@@ -1,4 +1,4 @@
-"""What only EasyOcc nano's training has: the field `nano` of a run's config. Imports no torch."""
+"""Settings that only EasyOcc nano's training has: the field `nano` of a run's config. It imports no torch."""
 
 from __future__ import annotations
 

@@ -31,14 +31,14 @@ SEEN_RATE = 0.05  # how fast the threshold follows that share, as batch norms fo
 
 
 class VolumeCells(NamedTuple):
-    """Logits of cells; memory has the classes of a cell side by side."""
+    """Logits of cells; the classes of a cell lie side by side in memory."""
 
     classes: Tensor  # [B, C, X, Y, Z], the free class among them
     observed: Tensor | None  # [B, X, Y, Z]: of a cell in view, does a camera see it, or is it hidden?
 
 
 class EasyOccVolume(nn.Module):
-    """Images of a rig to class logits of every cell."""
+    """Maps images of a rig to class logits of every cell."""
 
     points_ego_m: Tensor
     position: Tensor
@@ -96,7 +96,8 @@ class EasyOccVolume(nn.Module):
         return losses
 
     def _observed_loss(self, logits: Tensor, labels: Tensor, rig_images: RigImages) -> Tensor:
-        """On random cells in view; what no camera has in view is never observed, by rule."""
+        """The loss of the observed output, on random cells in view; cells that no camera has in view are never
+        observed, by rule."""
         some = torch.randint(len(self.centers_m), (OBSERVED_CELLS,), device=logits.device)
         visible = in_view(self.centers_m[some], rig_images)  # [B, S]
         logit, known = logits.flatten(1)[:, some][visible], (labels.flatten(1)[:, some] != UNLABELED)[visible]
