@@ -53,7 +53,6 @@ class Clock:
 
 class Log:
     """A CSV of losses or held-out scores, one row a logged step; a resumed run drops the rows of steps that it repeats.
-    repeats.
 
     A term that turns up later gets a column of its own, empty in earlier rows.
 
