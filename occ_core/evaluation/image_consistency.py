@@ -1,10 +1,10 @@
 """Do held-out images agree with the map? For robots without LiDAR; three witnesses, each beside what chance gives.
 
-The map says how far a pixel is; so it says where the same place is in an image of another moment. If the map is right,
+The map says how far a pixel is; so it says where the same place is in an image of another frame. If the map is right,
 that looks alike there. Shifted: more so than by the same map moved by a metre in any of several directions, over an
 image; a map that knows nothing wins as often as any of these. Photometric, pixel by pixel and weaker: more so than if
-everything were a third nearer or half as far again. Outlines, weakest: where the map, seen from another moment, jumps
-from near to far, that moment's image should have an edge.
+everything were a third nearer or half as far again. Outlines, weakest: where the map, seen from another frame, jumps
+from near to far, that frame's image should have an edge.
 """
 
 from __future__ import annotations
@@ -155,9 +155,9 @@ class ImageConsistency:
         """`shifted`: {group: {images, better, by_chance, bits, bits_low, bits_high}}: in how many percent of the images
         the map explains the others better than the best of the shifted ones, and chance would; by how many of the 48
         bits of the census a pixel, with what 95 % of draws of images give; `photometric`: {group: {band: {pixels,
-        fits}}}, fits in percent of the pixels that can be judged, of which chance gives 33; `outlines`: {pixels, near_edge,
-        by_chance}, the latter those mirrored left to right, percent; frames, images, images_alone (without one before
-        or after). NaN where there is nothing.
+        fits}}}, fits in percent of the pixels that can be judged, of which chance gives 33; `outlines`: {pixels,
+        near_edge, by_chance}, the latter those mirrored left to right, percent; frames, images, images_alone (without
+        one before or after). NaN where there is nothing.
         """
         rows = {
             group: {

@@ -1,4 +1,4 @@
-"""How good labels are: against exact truth in every protocol, and against LiDAR points that they were not made from."""
+"""Scores labels against exact truth in every protocol, and against LiDAR points that they were not made from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from occ_core.taxonomy import OCC3D, Taxonomy
 
 
 class LabelScores:
-    """All protocols of `occ eval`, and how much the labels decide; undecided cells count as free there."""
+    """Scores of all protocols of `occ eval`, and how many cells the labels decide; undecided cells count as free."""
 
     def __init__(self, taxonomy: Taxonomy = OCC3D) -> None:
         self.taxonomy = taxonomy
@@ -29,7 +29,7 @@ class LabelScores:
         self.counts = {name: np.zeros(4, dtype=np.int64) for name in PROTOCOLS}  # cells, decided, free, rightly free
 
     def add(self, truth: Occupancy, label: Occupancy) -> None:
-        """Count one sample; of `truth`, `observed` is the cameras' mask."""
+        """Count one sample; `truth.observed` is the cameras' mask."""
         self.voxels.add(truth, label.labels)
         everywhere = np.ones_like(truth.observed)
         free = label.observed & (label.labels == self.taxonomy.free_id)
@@ -38,13 +38,13 @@ class LabelScores:
             self.counts[name] += [(mask & cells).sum() for cells in (everywhere, label.observed, free, rightly)]
 
     def merge(self, other: LabelScores) -> None:
-        """Count all that `other` counted."""
+        """Add the counts of `other`."""
         self.voxels.merge(other.voxels)
         for name, counts in other.counts.items():
             self.counts[name] += counts
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """As of VoxelScores, and `decided` and `free_precision`, in percent, in each protocol."""
+        """The report of VoxelScores, with `decided` and `free_precision` in percent for each protocol."""
         report = self.voxels.report()
         for name, (cells, decided, free, rightly) in self.counts.items():
             report[name] |= {"decided": _percent(decided, cells), "free_precision": _percent(rightly, free)}
@@ -52,7 +52,7 @@ class LabelScores:
 
 
 class PointScores:
-    """Labels against points measured by a LiDAR that they were not made from."""
+    """Scores labels against points of a LiDAR that they were not made from."""
 
     def __init__(self, taxonomy: Taxonomy = OCC3D) -> None:
         self.taxonomy = taxonomy
@@ -82,7 +82,7 @@ class PointScores:
             self.classes += confusion_matrix(truth, label.labels[at], known, len(self.taxonomy))
 
     def report(self) -> dict[str, Any]:
-        """Percent, but `points`, which is their number in the grid.
+        """Scores in percent, and `points`, the number of points in the grid.
 
         in_occupied, in_free, in_undecided: where the points lie. free_cells_hit: cells called free that hold a point.
         class_agreement: points of known class in occupied cells whose cell has that class; None without classes.
@@ -111,7 +111,7 @@ def score_store(
     progress: Callable[[int, int], None] = lambda done, total: None,
     version: str | None = None,
 ) -> dict[str, Any]:
-    """Score the labels of a store against the recording's gts/ and LiDAR, whichever is there.
+    """Score the labels of a store against the recording's gts/ and its LiDAR, as far as they exist.
 
     Args:
         dataroot: what the labels were made of: nuScenes layout, SemanticKITTI, a bag.
@@ -163,7 +163,7 @@ def score_store(
 
 
 def measured_points(frames: SceneFrames, index: int, taxonomy: Taxonomy) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """LiDAR points of a keyframe's own sweep, without those on the robot itself; None: it has no sweep.
+    """Return the LiDAR points of a keyframe's own sweep, without those on the robot itself; None: it has no sweep.
 
     Returns:
         float64 (N, 3) in the ego frame at the keyframe's time; uint8 (N,), their classes where the recording has them.
@@ -175,7 +175,7 @@ def measured_points(frames: SceneFrames, index: int, taxonomy: Taxonomy) -> tupl
     sweeps = frames.source.sweeps_before(place, 1)
     if not sweeps:
         return None
-    (sweep,), (_, world_from_ego) = sweeps, frames.source.moment(place)
+    (sweep,), (_, world_from_ego) = sweeps, frames.source.stamp_and_pose(place)
     outside = np.linalg.norm(sweep.points_lidar_m, axis=1) > OWN_BODY_M
     points_m = sweep.points_ego_m[outside]
     if not np.array_equal(world_from_ego, sweep.world_from_ego):  # the LiDAR's time is another one
