@@ -1,4 +1,4 @@
-"""What `occ bag check` says of a bag: a row for each camera with verdict, cause and cure; places, motion, LiDAR."""
+"""The report of `occ bag check`: a row for each camera with verdict, cause and cure, then mounts, motion and LiDAR."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LOST_SHARE = 0.1  # of a camera's images that are left out
 
 @dataclass
 class CameraRow:
-    """One camera; what is not known is empty.
+    """A row about one camera; unknown fields are empty.
 
     Attributes:
         used: frames hold its images.
@@ -58,12 +58,12 @@ class CameraRow:
 
     @property
     def verdict(self) -> str:
-        """`ok`, `used` where a part is left out or something looks wrong, else `left out`."""
+        """`ok`; `used` if a part is left out or something looks wrong; else `left out`."""
         return "left out" if not self.used else ("used" if self.problems else "ok")
 
 
 class BagReport:
-    """Reads all images of a bag once.
+    """Reads all images of a bag once, and reports on them.
 
     Args:
         source: the bag.
@@ -126,7 +126,7 @@ class BagReport:
 
     @property
     def well(self) -> bool:
-        """Every camera can be used and looks as if it were right, and the poses are a vehicle's."""
+        """Whether every camera can be used and looks right, and the poses are a vehicle's."""
         return self.speed_m_s <= MAX_SPEED_M_S and all(
             row.used and not any(self._spoils(problem, count, row) for problem, count in row.problems)
             for row in self.rows
@@ -191,17 +191,17 @@ class BagReport:
 
     @property
     def way_m(self) -> float:
-        """How far the vehicle goes."""
+        """The length of the vehicle's way in metres."""
         return float(sum(np.linalg.norm(b - a) for (_, a), (_, b) in pairwise(self._ways)))
 
     @property
     def speed_m_s(self) -> float:
-        """The median between sets."""
+        """The median speed between sets."""
         steps = [(b[0] - a[0], float(np.linalg.norm(b[1] - a[1]))) for a, b in pairwise(self._ways)]
         return float(np.median([way_m / time_s for time_s, way_m in steps if time_s > 0] or [0.0]))
 
     def jumps_m(self) -> list[float]:
-        """How far poses are from where the steps before lead, where no vehicle could have got there."""
+        """The distances of poses from where the steps before lead, where no vehicle could have got there."""
         off_m = []
         for (t0, a), (t1, b), (t2, c) in zip(self._ways, self._ways[1:], self._ways[2:], strict=False):
             if t0 < t1 < t2:
@@ -212,7 +212,7 @@ class BagReport:
         return off_m
 
     def tf_lines(self) -> list[str]:
-        """Trees, links with two parents, and whose transforms are used."""
+        """Lines about trees, links with two parents, and whose transforms are used."""
         source = self.source
         spaces = namespaces(source.survey)
         lines = []
@@ -245,12 +245,12 @@ class BagReport:
         return lines + [_line(problem, count) for problem, count in source.tally if problem.where in topics]
 
     def view_lines(self) -> list[str]:
-        """Of topics that show what another camera does."""
+        """Lines about topics that show what another camera does."""
         return [f"{name}: shows what {other} does, not used" for name, other in self.source.roster.views.items()]
 
 
 def tf_path(tree: TransformTree, base_frame: str, frame: str) -> str:
-    """Frames from the vehicle to the camera."""
+    """The frames from the vehicle to the camera."""
     try:
         tree.require_connected(base_frame, frame)
     except MissingTransform:
