@@ -47,6 +47,7 @@ class MissingPackage(OccError, ImportError):
 
 EXTRAS = {
     "bags": ("rosbags", "lz4"),
+    "live": ("websockets",),
     "nuscenes": ("nuscenes", "sklearn"),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("openvino", "nncf"),

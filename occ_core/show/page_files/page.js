@@ -15,6 +15,7 @@ function listen() {
   const socket = new WebSocket(`ws://${location.host}/moments`);
   socket.onmessage = async (event) => {
     const { frame, moment, told } = JSON.parse(event.data), text = JSON.stringify({ ...frame, frusta: null });
+    tell("");
     $("told").textContent = told;
     if (text === common) { // what is chosen stays, though cameras may turn
       Object.assign(scene, { moments: [moment], frusta: frame.frusta });
@@ -29,7 +30,7 @@ function listen() {
     tell("The connection to the node's viewer is closed; trying again.");
     setTimeout(listen, 1000);
   };
-  socket.onopen = () => tell("");
+  socket.onopen = () => tell("Waiting for an answer of the node.");
 }
 
 try {
