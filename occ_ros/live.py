@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.srv import GetParameters
 from rclpy.clock import Clock, ClockType
@@ -36,6 +37,8 @@ TRUTH_TOPIC = "/ground_truth/occupancy"
 SAME_NS = 100_000_000  # stamps of an answer and its truth differ by less
 MOST_BYTES = 128 << 20  # of images that wait for their answer
 MOST_TRUTHS = 8
+SHOW_S = 0.05  # how often an answer that waits for its images is looked at
+PATIENCE_S = 1.0  # for these images
 WAIT_S = 30.0  # for the node to answer
 LOOK_S = 0.5  # how often browsers and silent topics are looked at
 
@@ -65,17 +68,21 @@ class _Waiting:
     def calibration_changed(self) -> None:
         """It is asked for when an answer comes."""
 
-    def take(self, stamp_ns: int) -> dict[str, tuple[int, ImageSlot]]:
-        """Stamp and image of each camera that an answer is of; all that came before them go."""
+    def near(self, stamp_ns: int) -> dict[str, tuple[int, ImageSlot]]:
+        """Stamp and image of each camera that an answer of this stamp can be of."""
         found: dict[str, tuple[int, ImageSlot]] = {}
         for at_ns, slot, _ in reversed(self._slots):  # of equal ones the newest: a bag may start over
             off_ns, name = abs(at_ns - stamp_ns), slot.camera.name
             if off_ns <= self._spread_ns and (name not in found or off_ns < abs(found[name][0] - stamp_ns)):
                 found[name] = at_ns, slot
-        used = {slot for _, slot in found.values()}
+        return found
+
+    def forget(self, used: set[ImageSlot]) -> None:
+        """Let go of images, and of all that came before the first of them."""
         while used and self._drop() not in used:
             pass
-        return found
+        self._slots = deque(entry for entry in self._slots if entry[1] not in used)
+        self._bytes = sum(size for _, _, size in self._slots)
 
 
 class LiveViewer(Node):
@@ -96,6 +103,7 @@ class LiveViewer(Node):
         self._others: list[Any] = []
         self._truths: deque[tuple[int, PointCloud2]] = deque(maxlen=MOST_TRUTHS)
         self._has_truth = False
+        self._pending: tuple[int, np.ndarray, float] | None = None  # stamp, voxels, and when they came
         self.answers = self._refused = 0
 
     # --- the node that is looked at -----------------------------------------------------------------------------
@@ -135,7 +143,9 @@ class LiveViewer(Node):
         self._grid, self._taxonomy = grid_of(self._status)
         self.destroy_subscription(listens)
         self.destroy_client(client)
-        self.create_timer(LOOK_S, self._guard("look", self._look), clock=Clock(clock_type=ClockType.STEADY_TIME))
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(LOOK_S, self._guard("look", self._look), clock=steady)
+        self.create_timer(SHOW_S, self._guard("show", self._show), clock=steady)
 
     def _on_status(self, message: DiagnosticArray) -> None:
         name = self._asked.rpartition("/")[2]
@@ -195,7 +205,7 @@ class LiveViewer(Node):
         self._inputs.close()
         for subscription in self._others:
             self.destroy_subscription(subscription)
-        self._inputs, self._others = None, []
+        self._inputs, self._others, self._pending = None, [], None
 
     @property
     def bad(self) -> int:
@@ -209,11 +219,23 @@ class LiveViewer(Node):
         self._truths.append((stamp_ns_of(message.header.stamp), message))
 
     def _on_answer(self, message: PointCloud2) -> None:
+        points = points_of(message, VOXEL_POINT)
         self.answers += 1
-        stamp_ns = stamp_ns_of(message.header.stamp)
-        slots = self._waiting.take(stamp_ns)
-        if not self._server.came():
+        if self._server.came() and self._pending is None:
+            self._pending = stamp_ns_of(message.header.stamp), points, time.monotonic()
+            self._show()
+
+    def _show(self) -> None:
+        """The answer that is to be shown, as soon as its images are here, too: on a busy machine they may lag."""
+        if self._pending is None or self._inputs is None:
             return
+        (stamp_ns, points, came_s), now_s = self._pending, time.monotonic()
+        slots = self._waiting.near(stamp_ns)
+        awaited = {camera.name for camera in self._inputs.cameras if camera.silent_s(now_s) < self._values["stale_s"]}
+        if awaited - slots.keys() and now_s - came_s < PATIENCE_S:
+            return
+        self._pending = None
+        self._waiting.forget({slot for _, slot in slots.values()})
         known = self._calibration.rig({name: at_ns for name, (at_ns, _) in slots.items()})
         if known is None:
             return
@@ -224,7 +246,7 @@ class LiveViewer(Node):
                 shrink = min(1.0, IMAGE_PX / max(size))
                 pixels = slot.pixels(size, (round(size[0] * shrink), round(size[1] * shrink)))
                 images |= {} if pixels is None else {name: pixels}
-        answer = occupancy_of(points_of(message, VOXEL_POINT), self._grid, self._taxonomy)
+        answer = occupancy_of(points, self._grid, self._taxonomy)
         volumes = {"predicted": answer, "true": self._truth(stamp_ns)}
         shown = ["predicted", "true"] if self._has_truth else ["predicted"]
         frame = scene_frame(answer, shown, known.rig)
