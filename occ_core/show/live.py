@@ -40,7 +40,7 @@ class LiveServer:
         self._page = page_text({"title": title, "live": True, "scene": None, **figures})
         self._host, self._news, self._ends = host, threading.Condition(), False
         self._viewers = self._waiting = 0
-        self._number, self._newest = 0, ""  # of moments that there were; of the last one that was made
+        self._number, self._newest = 0, ""  # of frames that there were; of the last one that was made
         self._made = 0
         quiet = logging.getLogger("occ_core.show.live.websockets")
         quiet.setLevel(logging.CRITICAL)  # what a stranger sends is no news
@@ -95,11 +95,11 @@ class LiveServer:
             self._news.notify_all()
 
     def _answer(self, connection: Any, request: Any) -> Any:
-        """The page, or None: a browser that wants moments goes on to `_follow`."""
+        """The page, or None: a browser that wants frames goes on to `_follow`."""
         path, host = urlsplit(request.path).path, request.headers.get("Host", "")
         if self._host in LOOPBACK and urlsplit(f"//{host}").hostname not in LOOPBACK:
             return connection.respond(HTTPStatus.FORBIDDEN, "this page is for this machine alone\n")
-        if path == "/moments":
+        if path == "/frames":
             if request.headers.get("Origin", f"http://{host}") != f"http://{host}":
                 return connection.respond(HTTPStatus.FORBIDDEN, "another site's page has no business here\n")
             if self._viewers >= MOST_VIEWERS:

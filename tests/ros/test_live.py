@@ -35,10 +35,10 @@ from occ_ros.messages import header_of
 pytestmark = pytest.mark.ros
 DOMAIN = fx.own_domain()
 CAMERAS = list(fx.RIG.names)
-MOMENTS = 4
+FRAMES = 4
 COUNTS = "[...$('panels').children].map((panel) => parseInt(panel.textContent.match(/[0-9]+/)[0]))"
 CELLS = """(async () => {
-  const moment = scene.moments[0], volume = await volumeOf(moment.volumes.predicted);
+  const moment = scene.frames[0], volume = await volumeOf(moment.volumes.predicted);
   return { name: moment.name, index: [...volume.index], label: [...volume.label], confidence: [...volume.confidence] };
 })()"""
 
@@ -84,7 +84,7 @@ def answers(tmp_path_factory):
     path = fx.tiny_model(tmp_path_factory.mktemp("model"))
     predictor, seen = Predictor.load(path, "torch", 1), fx.rig_over_tf()
     useful = predictor.useful_size(fx.RIG.cameras[0].size)
-    pictures = [{n: fx.jpeg(image) for n, image in fx.images(i).items()} for i in range(MOMENTS)]
+    pictures = [{n: fx.jpeg(image) for n, image in fx.images(i).items()} for i in range(FRAMES)]
     decoded = [{n: decode_compressed(jpeg, at_least=useful) for n, jpeg in jpegs.items()} for jpegs in pictures]
     return path, [predictor.predict(images, seen) for images in decoded]
 
@@ -93,7 +93,7 @@ def answers(tmp_path_factory):
 def robot(tmp_path_factory, answers):
     """A bag played over and over to the node."""
     folder = tmp_path_factory.mktemp("live")
-    fx.write_bag(folder / "bag", MOMENTS, truth={i: truth(i) for i in range(MOMENTS)})
+    fx.write_bag(folder / "bag", FRAMES, truth={i: truth(i) for i in range(FRAMES)})
     node = fx.start_node(
         "occupancy_node", DOMAIN, folder / "node.log", model=answers[0], backend="torch", threads=1, cameras=CAMERAS,
         image_reliability="reliable", deadline_s=5.0,
@@ -127,9 +127,9 @@ def index_of(name: str) -> int:
 
 
 def test_a_client_is_given_what_the_node_answers(viewer, answers):
-    with connect(viewer.url.replace("http", "ws") + "/moments", max_size=None) as socket:
+    with connect(viewer.url.replace("http", "ws") + "/frames", max_size=None) as socket:
         seen = set()
-        while len(seen) < 2:  # two different moments, whole and with their truth
+        while len(seen) < 2:  # two different frames, whole and with their truth
             told = json.loads(socket.recv(timeout=120))
             socket.send("next")
             moment = told["moment"]
@@ -165,11 +165,11 @@ def test_a_client_is_given_what_the_node_answers(viewer, answers):
 @pytest.mark.slow
 def test_a_browser_draws_what_the_node_answers(viewer, answers, tmp_path):
     with browser.open_page(tmp_path / "profile", viewer.url) as page:
-        page.until("document.body.dataset.shown === '0' && scene.moments[0].volumes.true && 1")
+        page.until("document.body.dataset.shown === '0' && scene.frames[0].volumes.true && 1")
         page.value("$('play').parentElement.hidden")
         for _ in range(50):
             shown = page.value(CELLS)
-            if page.value(f"Object.keys(scene.moments[0].images).length === {len(CAMERAS)}"):
+            if page.value(f"Object.keys(scene.frames[0].images).length === {len(CAMERAS)}"):
                 break
         said = answers[1][index_of(shown["name"])]
         np.testing.assert_array_equal(shown["index"], np.flatnonzero(said.occupied))

@@ -34,7 +34,7 @@ def ask(server, path="/", **headers):
 
 
 def browser(server, **about):
-    return connect(f"ws://127.0.0.1:{server.port}/moments", **about)
+    return connect(f"ws://127.0.0.1:{server.port}/frames", **about)
 
 
 def until(met, timeout_s=20.0):
@@ -45,7 +45,7 @@ def until(met, timeout_s=20.0):
 
 
 def give(server, number):
-    """Moment of a number, if a browser is ready for it."""
+    """Frame of a number, if a browser is ready for it."""
     if ready := server.came():
         server.publish({"grid": 0}, {"name": str(number)}, "told")
     return ready
