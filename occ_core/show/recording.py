@@ -55,14 +55,14 @@ class Recording:
         predicted: Occupancy | None = None,
         truth: Occupancy | None = None,
     ) -> None:
-        """Add one moment."""
+        """Add one frame."""
         self.log_images(stamp_ns, "cameras", images)
         for name, occupancy in (("predicted", predicted), ("true", truth)):
             if occupancy is not None:
                 self._stream.log(f"world/{name}", self._voxels(occupancy))
 
     def log_images(self, stamp_ns: int, folder: str, images: Mapping[str, np.ndarray]) -> None:
-        """Add images, RGB uint8 (h, w, 3), of one moment under `folder`."""
+        """Add images, RGB uint8 (h, w, 3), of one frame under `folder`."""
         self._stream.set_time("stamp", timestamp=stamp_ns * 1e-9)
         for name, image in images.items():
             _, jpeg = cv2.imencode(
@@ -72,7 +72,7 @@ class Recording:
             self._stream.log(f"{folder}/{name}", encoded)
 
     def log_cells(self, stamp_ns: int, name: str, grid: VoxelGrid, cells: np.ndarray) -> None:
-        """Add the middles of some cells, bool (X, Y, Z), of one moment as grey points."""
+        """Add the middles of some cells, bool (X, Y, Z), of one frame as grey points."""
         self._stream.set_time("stamp", timestamp=stamp_ns * 1e-9)
         middles_m = np.array(grid.origin_m) + (np.argwhere(cells) + 0.5) * grid.voxel_size_m
         self._stream.log(f"world/{name}", self._rerun.Points3D(middles_m, colors=(128, 128, 128)))
