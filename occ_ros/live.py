@@ -22,7 +22,7 @@ from occ_core.errors import InvalidInput, MissingInput
 from occ_core.occupancy import Occupancy
 from occ_core.rig_file import load_rig_file
 from occ_core.show.live import LiveServer
-from occ_core.show.page_data import IMAGE_PX, pack_view, scene_frame
+from occ_core.show.page_data import IMAGE_PX, pack_view, scene_of
 from occ_core.sync import FrameSynchroniser, SyncedSet
 from occ_ros.calibration import Calibration
 from occ_ros.cameras import ImageSlot, offsets_ns
@@ -249,9 +249,9 @@ class LiveViewer(Node):
         answer = occupancy_of(points, self._grid, self._taxonomy)
         volumes = {"predicted": answer, "true": self._truth(stamp_ns)}
         shown = ["predicted", "true"] if self._has_truth else ["predicted"]
-        frame = scene_frame(answer, shown, known.rig)
-        moment = pack_view(f"{self._asked} at {stamp_ns / 1e9:.2f} s", images, volumes, known.rig, frame["cameras"])
-        self._server.publish(frame, moment, f"{self.answers} answers came, {self.bad} bad messages")
+        scene = scene_of(answer, shown, known.rig)
+        frame = pack_view(f"{self._asked} at {stamp_ns / 1e9:.2f} s", images, volumes, known.rig, scene["cameras"])
+        self._server.publish(scene, frame, f"{self.answers} answers came, {self.bad} bad messages")
 
     def _truth(self, stamp_ns: int) -> Occupancy | None:
         near = min(self._truths, key=lambda truth: abs(truth[0] - stamp_ns), default=None)

@@ -1,4 +1,4 @@
-"""The page of a running node: served to browsers on this machine, one moment at a time, the newest."""
+"""The page of a running node: served to browsers on this machine, one frame at a time, the newest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from occ_core.show.page_figures import Figures
 MOST_VIEWERS = 8
 LOOKS_S = 0.5  # how often a viewer without news is looked at: whether it is still there, whether all ends
 NEXT = "next"
-"""What a browser says when it has drawn a moment: until then it is sent no other, so that nothing queues up for it."""
+"""What a browser says when it has drawn a frame: until then it is sent no other, so that nothing queues up for it."""
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -77,19 +77,19 @@ class LiveServer:
         return self._viewers
 
     def came(self) -> bool:
-        """Count a moment; returns whether a browser is ready for it, so that it is worth making."""
+        """Count a frame; returns whether a browser is ready for it, so that it is worth making."""
         with self._news:
             self._number += 1
             return self._waiting > 0
 
-    def publish(self, frame: dict[str, Any], moment: dict[str, Any], told: str) -> None:
-        """Give the moment that `came` last to all who are ready; others miss it.
+    def publish(self, scene: dict[str, Any], frame: dict[str, Any], told: str) -> None:
+        """Give the frame that `came` last to all who are ready; others miss it.
 
         Args:
-            frame: see `page_data.scene_frame`. moment: see `page_data.pack_view`.
+            scene: what all frames have in common, see `page_data.scene_of`. frame: see `page_data.pack_view`.
             told: what stands beside it.
         """
-        text = json.dumps({"frame": frame, "moment": moment, "told": told}, separators=(",", ":"), allow_nan=False)
+        text = json.dumps({"scene": scene, "frame": frame, "told": told}, separators=(",", ":"), allow_nan=False)
         with self._news:
             self._newest, self._made = text, self._number
             self._news.notify_all()
@@ -131,7 +131,7 @@ class LiveServer:
                 self._viewers -= 1
 
     def _next(self, browser: Any, seen: int) -> tuple[int, str] | None:
-        """Number and text of a moment newer than `seen`, as soon as there is one; None: all ends."""
+        """Number and text of a frame newer than `seen`, as soon as there is one; None: all ends."""
         with self._news:
             self._waiting += 1
         try:

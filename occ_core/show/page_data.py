@@ -30,7 +30,7 @@ class PageFrame(NamedTuple):
     volumes: Mapping[str, Occupancy | None]
 
 
-def scene_frame(like: Occupancy, volumes: list[str], rig: Rig) -> dict[str, Any]:
+def scene_of(like: Occupancy, volumes: list[str], rig: Rig) -> dict[str, Any]:
     """What all frames of a page have in common, as JSON values: grid, classes, cameras with where they look, and the
     volumes' names.
 

@@ -38,8 +38,8 @@ CAMERAS = list(fx.RIG.names)
 FRAMES = 4
 COUNTS = "[...$('panels').children].map((panel) => parseInt(panel.textContent.match(/[0-9]+/)[0]))"
 CELLS = """(async () => {
-  const moment = scene.frames[0], volume = await volumeOf(moment.volumes.predicted);
-  return { name: moment.name, index: [...volume.index], label: [...volume.label], confidence: [...volume.confidence] };
+  const frame = scene.frames[0], volume = await volumeOf(frame.volumes.predicted);
+  return { name: frame.name, index: [...volume.index], label: [...volume.label], confidence: [...volume.confidence] };
 })()"""
 
 
@@ -80,7 +80,7 @@ class Viewer:
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """The network, and what it says of each moment of the bag that is played."""
+    """The network, and what it says of each frame of the bag that is played."""
     path = fx.tiny_model(tmp_path_factory.mktemp("model"))
     predictor, seen = Predictor.load(path, "torch", 1), fx.rig_over_tf()
     useful = predictor.useful_size(fx.RIG.cameras[0].size)
@@ -121,7 +121,7 @@ def viewer(robot):
 
 
 def index_of(name: str) -> int:
-    """Which moment of the bag a page's moment is: the stamp of a set is that of its newest image."""
+    """Which frame of the bag a page's frame is: the stamp of a set is that of its newest image."""
     newest_s = float(name.split(" at ")[1].removesuffix(" s"))
     return round((newest_s - fx.START / 1e9) / (fx.PERIOD_NS / 1e9) - 0.05)
 
@@ -132,19 +132,19 @@ def test_a_client_is_given_what_the_node_answers(viewer, answers):
         while len(seen) < 2:  # two different frames, whole and with their truth
             told = json.loads(socket.recv(timeout=120))
             socket.send("next")
-            moment = told["moment"]
-            if set(moment["images"]) != set(CAMERAS) or "true" not in moment["volumes"]:
+            frame = told["frame"]
+            if set(frame["images"]) != set(CAMERAS) or "true" not in frame["volumes"]:
                 continue
-            index = index_of(moment["name"])
+            index = index_of(frame["name"])
             said, true = answers[1][index], truth(index)
             for name, expected in (("predicted", said), ("true", true)):
                 steps, label = (
-                    zlib.decompress(base64.b64decode(moment["volumes"][name][k])) for k in ("steps", "label")
+                    zlib.decompress(base64.b64decode(frame["volumes"][name][k])) for k in ("steps", "label")
                 )
                 cells = np.cumsum(np.frombuffer(steps, "<u4"))
                 np.testing.assert_array_equal(cells, np.flatnonzero(expected.occupied))
                 np.testing.assert_array_equal(np.frombuffer(label, "u1"), expected.labels.ravel()[cells])
-            assert told["frame"]["cameras"] and set(told["frame"]["frusta"]) == set(CAMERAS)
+            assert told["scene"]["cameras"] and set(told["scene"]["frusta"]) == set(CAMERAS)
             seen.add(index)
         rclpy_context = rclpy.Context()
         rclpy.init(context=rclpy_context, domain_id=DOMAIN)

@@ -71,22 +71,22 @@ def test_other_sites_get_nothing(server):
     until(lambda: server.viewers == 0)
 
 
-def test_a_slow_browser_misses_moments_and_none_waits_for_it(server):
+def test_a_slow_browser_misses_frames_and_none_waits_for_it(server):
     assert not give(server, 0)  # nobody looks
     with browser(server) as slow, browser(server) as quick:
         until(lambda: server._waiting == 2)
         assert give(server, 1)
-        assert [json.loads(who.recv(timeout=10))["moment"]["name"] for who in (slow, quick)] == ["1", "1"]
+        assert [json.loads(who.recv(timeout=10))["frame"]["name"] for who in (slow, quick)] == ["1", "1"]
         for number in range(2, 30):  # the slow one draws and draws
             quick.send(NEXT)
             until(lambda: server._waiting == 1)
             assert give(server, number)
-            assert json.loads(quick.recv(timeout=10))["moment"]["name"] == str(number)
+            assert json.loads(quick.recv(timeout=10))["frame"]["name"] == str(number)
         assert not give(server, 30)  # nobody is ready, nothing has to be made
         with pytest.raises(TimeoutError):
             slow.recv(timeout=0.2)
         slow.send(NEXT)
-        assert json.loads(slow.recv(timeout=10))["moment"]["name"] == "29"  # the newest that was made, and only that
+        assert json.loads(slow.recv(timeout=10))["frame"]["name"] == "29"  # the newest that was made, and only that
 
 
 def test_nonsense_and_floods_of_browsers_harm_nobody(server):
