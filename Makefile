@@ -26,7 +26,7 @@ define make_venv
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/python -m pip install --quiet --upgrade pip "setuptools<80" wheel
 	$(1)/bin/python -m pip install --quiet -c $(2) -e ".[$(EXTRAS)]"
-	$(1)/bin/python tools/build_tf2_msgs.py
+	$(1)/bin/python tools/build_messages.py
 endef
 
 # nuscenes-devkit is another reader in tests. Its metadata refuses numpy 2, with which it works: so it comes without its dependencies.

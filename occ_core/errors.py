@@ -65,6 +65,7 @@ EXTRAS = {
         "std_msgs",
         "std_srvs",
         "tf2_msgs",
+        "vision_msgs",
         "visualization_msgs",
     ),
     "teachers": ("transformers", "segment_anything"),
@@ -106,7 +107,7 @@ def naming_extras() -> Iterator[None]:
 def _missing(module: str, extra: str, error: ImportError) -> MissingPackage:
     install = f"pip install 'occ_ros[{extra}]'"
     if extra == "ros":
-        cure = f"source a ROS 2 installation or, without one: {install}, and for tf2_msgs tools/build_tf2_msgs.py"
+        cure = f"source a ROS 2 installation or, without one: {install}, and for tf2_msgs tools/build_messages.py"
     else:
         cure = f"install it with: {install}"
     package = (error.name or module).partition(".")[0]

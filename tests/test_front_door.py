@@ -109,7 +109,7 @@ def test_every_extra_brings_the_modules_that_are_said_to_be_its(monkeypatch):
     named = {extra: {_plain(re.split(r"[<>=\[; ]", line)[0]) for line in lines} for extra, lines in extras.items()}
     assert set(EXTRAS) == set(extras) - {"dev", "docs", "all"}
     known = importlib.metadata.packages_distributions()
-    brought_by_another = {"lz4", "tf2_msgs"}  # by rosbags; by tools/build_tf2_msgs.py
+    brought_by_another = {"lz4", "tf2_msgs", "vision_msgs"}  # by rosbags; by tools/build_messages.py
     for extra, modules in EXTRAS.items():
         for module in set(modules) - brought_by_another:
             if extra != "ros" and module in known:
