@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import yaml
 
 pytest.importorskip("rclpy", reason="needs ROS 2 (pip install -e '.[ros]')")
 pytest.importorskip("tf2_msgs.msg", reason="needs tf2_msgs (python tools/build_messages.py)")
-vision_msgs = pytest.importorskip("vision_msgs.msg", reason="needs vision_msgs (python tools/build_messages.py)")
+pytest.importorskip("vision_msgs.msg", reason="needs vision_msgs (python tools/build_messages.py)")
 pytest.importorskip("torch")
 pytest.importorskip("rosbags")
 
@@ -25,6 +26,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
+from vision_msgs.msg import LabelInfo, VisionClass
 
 from occ_core.bags import messages as msg
 from occ_core.clouds import COLUMN_POINT
@@ -56,12 +58,12 @@ def other():
 
 
 def test_label_info_is_that_of_vision_msgs(other):
-    names = [vision_msgs.VisionClass(class_id=i, class_name=name) for i, name in enumerate(OCC3D.names)]
-    ours = vision_msgs.LabelInfo(header=Header(frame_id="x"), class_map=names, threshold=0.25)
+    names = [VisionClass(class_id=i, class_name=name) for i, name in enumerate(OCC3D.names)]
+    ours = LabelInfo(header=Header(frame_id="x"), class_map=names, threshold=0.25)
     read = other.deserialize_cdr(serialize_message(ours), "vision_msgs/msg/LabelInfo")
     assert [(each.class_id, each.class_name) for each in read.class_map] == list(enumerate(OCC3D.names))
     assert (read.header.frame_id, read.threshold) == ("x", 0.25)
-    back = deserialize_message(bytes(other.serialize_cdr(read, "vision_msgs/msg/LabelInfo")), vision_msgs.LabelInfo)
+    back = deserialize_message(bytes(other.serialize_cdr(read, "vision_msgs/msg/LabelInfo")), LabelInfo)
     assert back == ours
 
 
@@ -105,9 +107,8 @@ def test_each_plugin_is_described_and_sources_are_named():
         assert all("plugin" in costmap[name] for name in costmap["plugins"])
     for name in ("occupancy", "segmentation"):
         layer = LOCAL[name]
-        assert set(layer["observation_sources"].split()) == {
-            key for key, value in layer.items() if isinstance(value, dict)
-        }
+        described = {key for key, value in layer.items() if isinstance(value, dict)}
+        assert set(layer["observation_sources"].split()) == described
     sources = [LOCAL["occupancy"][name] for name in LOCAL["occupancy"]["observation_sources"].split()]
     assert [source["data_type"] for source in sources] == ["PointCloud2"] * 2
     assert [(source["marking"], source["clearing"]) for source in sources] == [(True, False), (False, True)]
@@ -132,7 +133,7 @@ def asked_of_the_node() -> dict[str, type]:
         source["segmentation_topic"]: Image,
         source["confidence_topic"]: Image,
         source["pointcloud_topic"]: PointCloud2,
-        source["labels_topic"]: vision_msgs.LabelInfo,
+        source["labels_topic"]: LabelInfo,
         GLOBAL["occupancy"]["map_topic"]: OccupancyGrid,
     }
 
@@ -174,14 +175,11 @@ class Costmap:
         for name, camera in zip(fx.RIG.names, fx.RIG, strict=True):
             stamp_ns, frame = fx.stamps(self.index)[name], fx.camera_frame(name)
             self.infos[name].publish(bytes(msg.serialize(msg.camera_info(stamp_ns, frame, camera))))
-            self.images[name].publish(
-                bytes(msg.serialize(msg.compressed_image(stamp_ns, frame, "jpeg", fx.jpeg(pixels[name]))))
-            )
+            image = msg.compressed_image(stamp_ns, frame, "jpeg", fx.jpeg(pixels[name]))
+            self.images[name].publish(bytes(msg.serialize(image)))
         self.index += 1
 
     def spin(self, seconds):
-        import time
-
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             self.executor.spin_once(timeout_sec=left)
@@ -265,20 +263,16 @@ def test_obstacles_are_those_of_the_mask_and_lines_lead_through_none_of_them(run
     stamp = complete(running.got)[-1]
     mask, cloud = running.got[TRIPLE[0]][stamp], running.got[PAIR[0]][stamp]
     points, image = points_of(cloud, COLUMN_POINT), points_of(running.got[TRIPLE[2]][stamp], COLUMN_POINT)
-    ground = {OCC3D.id_of(name) for name in ("driveable_surface", "other_flat", "sidewalk", "terrain")} | {
-        OCC3D.free_id
-    }
+    ground = [OCC3D.id_of(name) for name in ("driveable_surface", "other_flat", "sidewalk", "terrain", "free")]
     low = DEFAULTS["grid_min_z_m"]
     stands = ~np.isin(np.frombuffer(mask.data, np.uint8), [*ground, UNLABELED]) & (image["z"] >= low)
     assert len(points) == stands.sum() > 0
-    assert {tuple(p) for p in points[["x", "y", "z"]].tolist()} == {
-        tuple(p) for p in image[stands][["x", "y", "z"]].tolist()
-    }
+    places = [set(map(tuple, each[["x", "y", "z"]].tolist())) for each in (points, image[stands])]
+    assert places[0] == places[1]
     ends = running.got[PAIR[1]][stamp]
     assert [field.name for field in ends.fields] == ["x", "y", "z"]
     blocked = {(round(float(x), 2), round(float(y), 2)) for x, y in zip(points["x"], points["y"], strict=True)}
-    places = np.frombuffer(ends.data, "<f4").reshape(-1, 3)
     half = LOCAL["resolution"] / 2
-    for x, y, z in places:
+    for x, y, z in np.frombuffer(ends.data, "<f4").reshape(-1, 3):
         cell = tuple(round(float((v // (2 * half)) * 2 * half + half), 2) for v in (x, y))
         assert cell not in blocked and low <= z <= DEFAULTS["grid_max_z_m"]
