@@ -27,6 +27,9 @@ def run(
     device: Annotated[
         str | None, typer.Option(help="Where teachers run, such as cuda:0. Default: what is there.")
     ] = None,
+    by_stamp: Annotated[
+        bool, typer.Option("--by-stamp", help="Call maps by camera and stamp: for a bag that was made of the data set.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the errors that the teacher `realistic` makes.")] = 0,
 ) -> None:
     """Write class and depth maps of every keyframe's images, for `occ labels make ... --teacher files:OUT`.
@@ -50,6 +53,7 @@ def run(
                 scene,
                 sweeps,
                 version,
+                by_stamp,
                 lambda images, total: progress.update(bar, completed=images, total=total),
             )
         except KeyboardInterrupt:

@@ -40,6 +40,7 @@ def write_maps(
     scenes: list[str] | None = None,
     sweeps: bool = False,
     version: str | None = None,
+    by_stamp: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> MapsDone:
     """Write the maps of all keyframes' images that `out` lacks; equal input gives equal bytes.
@@ -50,6 +51,7 @@ def write_maps(
         dataroot: what `open_source` opens.
         teacher: as of `load_parts`: one that knows classes or depth only gives maps of one kind.
         sweeps: also of what lies between keyframes.
+        by_stamp: every map is called `<camera>/<stamp_ns>`, as a bag's images are; else as the image's file, if any.
         progress: told of images, done and in all.
 
     Raises:
@@ -65,7 +67,7 @@ def write_maps(
     for name, frames in zip(recording.require_scenes(scenes), todo, strict=True):
         try:
             for index in range(len(frames)):
-                for _ in _write_frame(out, frames, index, parts, done):
+                for _ in _write_frame(out, frames, index, parts, by_stamp, done):
                     images += 1
                     progress(images, total)
         except CannotWrite:
@@ -78,12 +80,14 @@ def write_maps(
 Parts = tuple[ClassTeacher | None, DepthTeacher | None]
 
 
-def _write_frame(out: Path, frames: SceneFrames, index: int, parts: Parts, done: MapsDone) -> Iterator[None]:
+def _write_frame(
+    out: Path, frames: SceneFrames, index: int, parts: Parts, by_stamp: bool, done: MapsDone
+) -> Iterator[None]:
     """Writes what is lacking of one frame; yields after each of its images.
 
     The teacher is shown all images of the frame, however few lack maps: a network's answer may depend on its batch.
     """
-    shots = frames.shots(index)
+    shots = _called(frames.shots(index), by_stamp)
     kinds = [kind for kind, part in zip(("classes", "depth"), parts, strict=True) if part is not None]
     if all(_there(out, kind, name, shot) for name, shot in shots.items() for kind in kinds):
         done.there += len(shots)
@@ -94,19 +98,24 @@ def _write_frame(out: Path, frames: SceneFrames, index: int, parts: Parts, done:
         done.left_out.append(frame)
         return
     frame = taught_frame(frame)
-    lacking = [name for name, shot in frame.shots.items() if not all(_there(out, k, name, shot) for k in kinds)]
+    shots = _called(frame.shots, by_stamp)
+    lacking = [name for name, shot in shots.items() if not all(_there(out, k, name, shot) for k in kinds)]
     done.there += len(frame.images) - len(lacking)
     try:
         pictures = _pictures(frame, parts) if lacking else {}
     except NoMaps as error:
         done.left_out.append(str(error))
         return
-    for name, shot in frame.shots.items():
+    for name, shot in shots.items():
         if name in lacking:
             for kind in kinds:
                 _write(out, kind, name, shot, pictures[kind].get(name), done)
             done.written += 1
         yield
+
+
+def _called(shots: dict[str, Shot], by_stamp: bool) -> dict[str, Shot]:
+    return {name: Shot(shot.stamp_ns) for name, shot in shots.items()} if by_stamp else shots
 
 
 def _pictures(frame: Frame, parts: Parts) -> dict[str, dict[str, tuple[bytes, bytes]]]:

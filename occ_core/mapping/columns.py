@@ -61,7 +61,7 @@ def columns_of(
     """
     band = levels_in_band(occupancy.grid, band_m)
     confidence = np.ones(occupancy.grid.shape, np.float32) if occupancy.confidence is None else occupancy.confidence
-    occupied = occupancy.occupied & occupancy.observed
+    occupied = occupancy.occupied
     cost = np.where(occupancy.observed, costs[occupancy.labels], np.int8(UNKNOWN))[..., band]
     rank = 4.0 * cost + 2.0 * occupied[..., band] + np.clip(confidence[..., band], 0.0, 1.0)
     level = (rank.argmax(axis=2) + band.start).astype(np.int16)

@@ -13,7 +13,8 @@ import numpy as np
 from occ_core.errors import need
 from occ_core.grid import VoxelGrid
 from occ_core.occupancy import Occupancy
-from occ_core.show.pictures import camera_rows, eye_and_target_m
+from occ_core.show.pictures import camera_rows
+from occ_core.show.solids import behind
 
 JPEG_QUALITY = 85
 TIME_LINE = "stamp"
@@ -88,7 +89,7 @@ class Recording:
         self._stream.log(f"world/{name}", self._rerun.Points3D(middles_m, colors=(128, 128, 128)))
 
     def _grid_map(self, occupancy: Occupancy):
-        index = np.argwhere(occupancy.labels != occupancy.taxonomy.free_id).astype(np.int32)
+        index = np.argwhere(occupancy.occupied).astype(np.int32)
         labels = occupancy.labels[tuple(index.T)]
         return self._rerun.VoxelGridMap(
             index,
@@ -116,8 +117,8 @@ class Recording:
         ]
         spaces = []
         for name, grid in self._voxels.items():
-            eye_m, target_m = eye_and_target_m(grid)
-            eye = rrb.EyeControls3D(position=eye_m, look_target=target_m, eye_up=(0, 0, 1))
+            seen_from = behind(grid)
+            eye = rrb.EyeControls3D(position=seen_from.at_m, look_target=seen_from.towards_m, eye_up=(0, 0, 1))
             spaces.append(rrb.Spatial3DView(origin="world", contents=[f"$origin/{name}"], name=name, eye_controls=eye))
         images = [rrb.Tabs(*folders)] if len(folders) > 1 else folders
         voxels = [rrb.Horizontal(*spaces)] if spaces else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from occ_core.labels.recipes import Recipe
 from occ_core.labels.store import LabelStore
 from occ_core.sources.scenes import Recording
 from occ_core.taxonomy import OCC3D
+from occ_core.teachers.files import FileClasses
 from occ_core.teachers.load import load_teachers
 
 ORACLE = TeacherChoice("oracle")
@@ -66,6 +68,19 @@ def test_labels_of_the_files_are_those_of_the_teacher_with_a_cache(city, maps, t
     assert len(a.samples) == 6
     for scene, token in a.samples:
         assert a.path(scene, token).read_bytes() == b.path(scene, token).read_bytes()
+
+
+def test_maps_called_by_stamp_are_found_by_images_that_have_no_file(city, maps, tmp_path):
+    write_maps(city, tmp_path / "maps", ORACLE, by_stamp=True)
+    frames = Recording(city).scene("scene-0002")
+    by_file, by_stamp = FileClasses(maps, OCC3D), FileClasses(tmp_path / "maps", OCC3D)
+    for name, shot in frames.shots(1).items():
+        assert (tmp_path / "maps" / "classes" / name / f"{shot.stamp_ns}.png").is_file() and shot.file
+    without = replace(frames[1], image_files={})
+    for name, given in by_file.classes(frames[1]).items():
+        np.testing.assert_array_equal(by_stamp.classes(without)[name].class_id, given.class_id)
+    again = write_maps(city, tmp_path / "maps", ORACLE, by_stamp=True)
+    assert (again.written, again.there) == (0, 12)
 
 
 def test_labels_of_other_maps_are_told_apart(city, maps, tmp_path):
