@@ -71,7 +71,7 @@ EXTRAS = {
     "teachers": ("transformers", "segment_anything"),
     "tensorboard": ("tensorboard",),
     "torch": ("torch", "safetensors"),
-    "viz": ("matplotlib", "rerun", "foxglove"),
+    "viz": ("matplotlib", "rerun", "pyarrow", "foxglove"),
     "world": ("trimesh", "embreex", "scipy", "numba", "PIL", "sklearn"),
 }
 """Modules that each extra of setup.py brings."""

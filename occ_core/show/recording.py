@@ -31,6 +31,7 @@ class Recording:
 
     def __init__(self, path: Path, title: str) -> None:
         self._rerun = need("rerun", "viz")
+        self._is_current = hasattr(self._rerun, "VoxelGridMap")  # numpy 1 and Python 3.10 get an older one: no layout
         self._path = path
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,7 @@ class Recording:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        if kind is None and self._is_current:
             self._stream.send_blueprint(self._layout())
         self._stream.flush()
         self._stream.disconnect()
@@ -67,7 +68,7 @@ class Recording:
         for name, occupancy in (("predicted", predicted), ("true", truth)):
             if occupancy is not None:
                 self._voxels[name] = occupancy.grid
-                self._stream.log(f"world/{name}", self._grid_map(occupancy))
+                self._stream.log(f"world/{name}", self._cells(occupancy))
 
     def log_images(self, stamp_ns: int, folder: str, images: Mapping[str, np.ndarray]) -> None:
         """Add images, RGB uint8 (h, w, 3), of one moment under `folder`."""
@@ -88,9 +89,17 @@ class Recording:
         middles_m = np.array(grid.origin_m) + (np.argwhere(cells) + 0.5) * grid.voxel_size_m
         self._stream.log(f"world/{name}", self._rerun.Points3D(middles_m, colors=(128, 128, 128)))
 
-    def _grid_map(self, occupancy: Occupancy):
+    def _cells(self, occupancy: Occupancy):
         index = np.argwhere(occupancy.occupied).astype(np.int32)
         labels = occupancy.labels[tuple(index.T)]
+        if not self._is_current:
+            return self._rerun.Boxes3D(
+                centers=np.array(occupancy.grid.origin_m) + (index + 0.5) * occupancy.grid.voxel_size_m,
+                half_sizes=np.full((len(index), 3), occupancy.grid.voxel_size_m / 2),
+                colors=occupancy.taxonomy.palette[labels],
+                class_ids=labels,
+                fill_mode="solid",
+            )
         return self._rerun.VoxelGridMap(
             index,
             voxel_size=(occupancy.grid.voxel_size_m,) * 3,
@@ -117,8 +126,8 @@ class Recording:
         ]
         spaces = []
         for name, grid in self._voxels.items():
-            seen_from = behind(grid)
-            eye = rrb.EyeControls3D(position=seen_from.at_m, look_target=seen_from.towards_m, eye_up=(0, 0, 1))
+            at = behind(grid)
+            eye = rrb.EyeControls3D(position=at.at_m, look_target=at.towards_m, eye_up=(0, 0, 1))
             spaces.append(rrb.Spatial3DView(origin="world", contents=[f"$origin/{name}"], name=name, eye_controls=eye))
         images = [rrb.Tabs(*folders)] if len(folders) > 1 else folders
         voxels = [rrb.Horizontal(*spaces)] if spaces else []
