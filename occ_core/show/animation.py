@@ -20,9 +20,9 @@ from occ_core.show.moments import Moments
 from occ_core.show.pictures import BACKGROUND_RGB, INK_RGB, camera_rows, captioned, legend, mosaic
 from occ_core.show.solids import Eye, in_perspective, projected
 
-MOST_FRAMES = 120
+MOST_FRAMES = 60  # some 3 MB
 WIDTH, VIEW_HEIGHT = 960, 330  # px
-QUALITY = 55  # of WebP, 0..100
+QUALITY = 45  # of WebP, 0..100
 LONGEST_MS = 1500  # a frame stays; so long does the last one, so that one sees where the drive begins again
 EYE_EGO_M, TOWARDS_EGO_M = (-19.0, 0.0, 13.0), (6.5, 0.0, 0.0)
 ARROW_EGO_M = np.array([(2.4, 0, 0), (-1.4, 1.2, 0), (-0.6, 0, 0), (-1.4, -1.2, 0)])  # the robot, on the ground
