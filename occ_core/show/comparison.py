@@ -13,10 +13,10 @@ from occ_core.evaluation.predictions import prediction_files
 from occ_core.evaluation.report import PROTOCOLS
 from occ_core.files import read_json
 from occ_core.show.album import spread
-from occ_core.show.moments import Moments
 from occ_core.show.page import MOMENTS
-from occ_core.show.page_data import PageMoment
+from occ_core.show.page_data import PageFrame
 from occ_core.show.page_figures import Figures, PageTable
+from occ_core.show.predicted_frames import Moments
 
 KINDS = "report of `occ eval --json`", "training", "predictions"
 SHARES = {"iou": "IoU", "miou_15": "mIoU, 15 classes", "miou_17": "mIoU, 17 classes"}
@@ -124,11 +124,11 @@ def on_equal_moments(a: Run, b: Run) -> Iterator[tuple[Path, Path, list[str]]]:
         yield *links, told
 
 
-def moments_of_both(names: tuple[str, str], a: Moments, b: Moments) -> Iterator[PageMoment]:
+def moments_of_both(names: tuple[str, str], a: Moments, b: Moments) -> Iterator[PageFrame]:
     """At most MOMENTS, evenly spread, of two folders with the same tokens; the truth third."""
     for index in spread(range(len(a)), MOMENTS):
         frame, one, truth = a[index]
-        yield PageMoment(frame, {names[0]: one, names[1]: b[index].predicted, "true": truth})
+        yield PageFrame(frame, {names[0]: one, names[1]: b[index].predicted, "true": truth})
 
 
 def difference_tables(a: Run, b: Run) -> list[PageTable]:

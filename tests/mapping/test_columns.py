@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from map_fixtures import GRID, random_moment
+from map_fixtures import GRID, random_occupancy
 
 from occ_core.errors import InvalidInput
 from occ_core.grid import OCC3D_GRID, VoxelGrid
@@ -42,7 +42,7 @@ def test_columns_against_plain_loops():
     rng = np.random.default_rng(5)
     levels_found, compared = set(), 0
     for _ in range(5):
-        seen = random_moment(rng)
+        seen = random_occupancy(rng)
         observed = seen.observed & (rng.random(GRID.shape) < 0.6)
         labels = np.where(rng.random(GRID.shape) < 0.4, FREE, seen.labels).astype(np.uint8)
         seen = Occupancy(GRID, OCC3D, labels, observed, rng.random(GRID.shape).astype(np.float32))
@@ -60,7 +60,7 @@ def test_columns_against_plain_loops():
 
 def test_image_is_upright_and_its_points_lie_in_their_columns():
     rng = np.random.default_rng(6)
-    seen = random_moment(rng)
+    seen = random_occupancy(rng)
     seen.observed[3, 4] = False
     columns = columns_of(seen, BAND_M, COSTS)
     image = column_image(columns, 2)
@@ -182,7 +182,7 @@ def test_obstacles_are_marked_whole_cleared_when_gone_and_the_unseen_stays_unkno
 
 def test_lines_end_before_what_is_not_passable_against_a_walk_in_small_steps():
     rng = np.random.default_rng(8)
-    seen = random_moment(rng)
+    seen = random_occupancy(rng)
     wide = VoxelGrid((-8.0, -8.0, -0.8), 0.4, (40, 40, 4))
     labels = np.where(rng.random(wide.shape) < 0.01, CAR, FREE).astype(np.uint8)
     observed = np.broadcast_to(rng.random(wide.shape[:2])[..., None] > 0.02, wide.shape).copy()

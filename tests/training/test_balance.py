@@ -31,7 +31,7 @@ def test_the_balance_makes_held_out_cells_likelier_and_no_scene_leaves_it():
     def loss() -> float:
         total = 0.0
         for inputs, targets in judged(scene):
-            hidden = model.in_turn().hidden(inputs)
+            hidden = model.sequential().hidden(inputs)
             _, ray = verdicts(model, hidden.columns)
             seen = torch.from_numpy(in_sight(inputs, targets, SMALL)) & (ray[0] > -30)
             occupied = targets.labels[0] != SMALL.classes.free_id
