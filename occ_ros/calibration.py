@@ -80,7 +80,7 @@ class Calibration:
         self.rejected_infos = 0
         self.rejected_transforms = 0
         self.changes = 0
-        self.awaited = False  # the last `rig` lacks a camera whose transform should come in a moment
+        self.awaited = False  # the last `rig` lacks a camera whose transform should come soon
         self._sources = {camera: _Source(*about) for camera, about in inputs.items()}
         self._fixed = dict(fixed or {})
         for name, camera in self._fixed.items():

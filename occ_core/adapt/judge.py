@@ -27,7 +27,7 @@ from occ_core.sources.scenes import Recording, SceneFrames
 from occ_core.sources.stretch import read_stretch
 from occ_core.taxonomy import Taxonomy
 
-MATCH_NS = 20_000_000  # a truth farther in time from its moment is of another place
+MATCH_NS = 20_000_000  # a truth whose stamp is farther from the frame's was taken elsewhere
 NEAR = BANDS[:2]  # of ranges that the rays are summed over to one number
 
 
@@ -100,7 +100,7 @@ class TrueVoxels:
             self._stamps = sorted((stamp_of(m), log_ns) for _, log_ns, m in self._reader.messages([TRUTH_TOPIC]))
 
     def at(self, stamp_ns: int) -> Occupancy | None:
-        """The truth of a moment; None: there is none so near."""
+        """The truth at a stamp; None: there is none so near."""
         after = bisect_left(self._stamps, (stamp_ns, 0))
         near = min(self._stamps[max(0, after - 1) : after + 1], key=lambda p: abs(p[0] - stamp_ns), default=None)
         if near is None or abs(near[0] - stamp_ns) > MATCH_NS:

@@ -38,7 +38,7 @@ def evaluate(
         predictions: folder of <token>.npz or .npy, <scene>/<token>/labels.npz or pred.npz, or SemanticKITTI's .label.
         truths: folder of <scene>/<token>/labels.npz (Occ3D), or SemanticKITTI's voxels.
         lidar: what was predicted, with a LiDAR: nuScenes layout, ROS 2 bag or SemanticKITTI.
-        images: what was predicted, by a robot without LiDAR: do images of other moments agree?
+        images: what was predicted, by a robot without LiDAR: do images of other frames agree?
         data: data set in nuScenes layout that has the LiDAR's poses, for RayIoU; None: beside `truths`.
         version: its table folder.
         workers: processes.

@@ -1,8 +1,8 @@
 """Do held-out images agree with the map? For robots without LiDAR; two weak witnesses, each beside what chance gives.
 
-Photometric: the map says how far a pixel is; so it says where the same place is in an image of another moment. If the
+Photometric: the map says how far a pixel is; so it says where the same place is in an image of another frame. If the
 map is right, that looks alike there, and more so than if everything were a third nearer or half as far again. Outlines:
-where the map, seen from another moment, jumps from near to far, that moment's image should have an edge.
+where the map, seen from another frame, jumps from near to far, that frame's image should have an edge.
 """
 
 from __future__ import annotations

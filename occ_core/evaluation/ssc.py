@@ -36,7 +36,7 @@ class SscScores:
         """Count one sample.
 
         Args:
-            truth: uint8 (256, 256, 32), class ids, 255 where nobody knows: such cells do not count.
+            truth: uint8 (256, 256, 32), class ids, UNLABELED where nobody knows: such cells do not count.
             predicted: uint8 (256, 256, 32), class ids.
 
         Raises:

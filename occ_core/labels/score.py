@@ -1,4 +1,4 @@
-"""How good labels are: against exact truth in every protocol, and against LiDAR points that they were not made from."""
+"""Scores labels against exact truth in every protocol, and against LiDAR points that they were not made from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from occ_core.taxonomy import OCC3D, Taxonomy
 
 
 class LabelScores:
-    """All protocols of `occ eval`, and how much the labels decide; undecided cells count as free there."""
+    """Scores of all protocols of `occ eval`, and how many cells the labels decide; undecided cells count as free."""
 
     def __init__(self, taxonomy: Taxonomy = OCC3D) -> None:
         self.taxonomy = taxonomy
@@ -29,7 +29,7 @@ class LabelScores:
         self.counts = {name: np.zeros(4, dtype=np.int64) for name in PROTOCOLS}  # cells, decided, free, rightly free
 
     def add(self, truth: Occupancy, label: Occupancy) -> None:
-        """Count one sample; of `truth`, `observed` is the cameras' mask."""
+        """Count one sample; `truth.observed` is the cameras' mask."""
         self.voxels.add(truth, label.labels)
         everywhere = np.ones_like(truth.observed)
         free = label.observed & (label.labels == self.taxonomy.free_id)
@@ -38,13 +38,13 @@ class LabelScores:
             self.counts[name] += [(mask & cells).sum() for cells in (everywhere, label.observed, free, rightly)]
 
     def merge(self, other: LabelScores) -> None:
-        """Count all that `other` counted."""
+        """Add the counts of `other`."""
         self.voxels.merge(other.voxels)
         for name, counts in other.counts.items():
             self.counts[name] += counts
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """As of VoxelScores, and `decided` and `free_precision`, in percent, in each protocol."""
+        """The report of VoxelScores, with `decided` and `free_precision` in percent for each protocol."""
         report = self.voxels.report()
         for name, (cells, decided, free, rightly) in self.counts.items():
             report[name] |= {"decided": _percent(decided, cells), "free_precision": _percent(rightly, free)}
@@ -52,7 +52,7 @@ class LabelScores:
 
 
 class PointScores:
-    """Labels against points measured by a LiDAR that they were not made from."""
+    """Scores labels against points of a LiDAR that they were not made from."""
 
     def __init__(self, taxonomy: Taxonomy = OCC3D) -> None:
         self.taxonomy = taxonomy
@@ -82,7 +82,7 @@ class PointScores:
             self.classes += confusion_matrix(truth, label.labels[at], known, len(self.taxonomy))
 
     def report(self) -> dict[str, Any]:
-        """Percent, but `points`, which is their number in the grid.
+        """Scores in percent, and `points`, the number of points in the grid.
 
         in_occupied, in_free, in_undecided: where the points lie. free_cells_hit: cells called free that hold a point.
         class_agreement: points of known class in occupied cells whose cell has that class; None without classes.
@@ -111,7 +111,7 @@ def score_store(
     progress: Callable[[int, int], None] = lambda done, total: None,
     version: str | None = None,
 ) -> dict[str, Any]:
-    """Score the labels of a store against the data set's gts/ and LiDAR, whichever is there.
+    """Score the labels of a store against the data set's gts/ and its LiDAR, as far as they exist.
 
     Returns:
         {samples, lacking (labels that are not there yet), sweeps_missing (LiDAR files of them that are not there),
@@ -153,7 +153,8 @@ def score_store(
 
 
 def _without_own_body(sweep) -> np.ndarray:
-    """Points (N, 3) in the ego frame; a keyframe's reference pose is its LiDAR's, so no motion lies in between."""
+    """Return points (N, 3) in the ego frame; a keyframe's reference pose is its LiDAR's, so there is no motion in
+    between."""
     return sweep.points_ego_m[np.linalg.norm(sweep.points_lidar_m, axis=1) > OWN_BODY_M]
 
 

@@ -58,9 +58,10 @@ class Targets:
     """What the same samples are taught with; None where the run has nothing of the kind.
 
     Attributes:
-        labels: uint8 [B, X, Y, Z], class ids of the grid's cells, 255 where unobserved.
+        labels: uint8 [B, X, Y, Z], class ids of the grid's cells, UNLABELED where unobserved.
         class_weights: float32 [C], of the classes in losses on cells; 0 for classes that never occur.
-        pseudo_labels: uint8 [B, X, Y, Z], what teachers say of the cells of samples without label, 255 where nothing.
+        pseudo_labels: uint8 [B, X, Y, Z], of samples without label, what teachers say of their cells, UNLABELED
+            where nothing.
         class_map: uint8 [B, N, H, W], the class teacher's answer at the size of the images; the free id is sky, 255
             unknown.
         pixel_weights: float32 [C], of the classes in losses on pixels.

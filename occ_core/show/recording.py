@@ -63,7 +63,7 @@ class Recording:
         predicted: Occupancy | None = None,
         truth: Occupancy | None = None,
     ) -> None:
-        """Add one moment."""
+        """Add one frame."""
         self.log_images(stamp_ns, "cameras", images)
         for name, occupancy in (("predicted", predicted), ("true", truth)):
             if occupancy is not None:
@@ -71,7 +71,7 @@ class Recording:
                 self._stream.log(f"world/{name}", self._cells(occupancy))
 
     def log_images(self, stamp_ns: int, folder: str, images: Mapping[str, np.ndarray]) -> None:
-        """Add images, RGB uint8 (h, w, 3), of one moment under `folder`."""
+        """Add images, RGB uint8 (h, w, 3), of one frame under `folder`."""
         self._stream.set_time(TIME_LINE, timestamp=np.datetime64(stamp_ns, "ns"))
         names = self._images.setdefault(folder, [])
         names += [name for name in images if name not in names]
@@ -83,7 +83,7 @@ class Recording:
             self._stream.log(self._entity(folder, name), encoded)
 
     def log_cells(self, stamp_ns: int, name: str, grid: VoxelGrid, cells: np.ndarray) -> None:
-        """Add the middles of some cells, bool (X, Y, Z), of one moment as grey points."""
+        """Add the middles of some cells, bool (X, Y, Z), of one frame as grey points."""
         self._stream.set_time(TIME_LINE, timestamp=np.datetime64(stamp_ns, "ns"))
         self._voxels[name] = grid
         middles_m = np.array(grid.origin_m) + (np.argwhere(cells) + 0.5) * grid.voxel_size_m

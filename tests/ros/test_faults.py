@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import time
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -24,7 +23,7 @@ pytest.importorskip("torch")
 pytest.importorskip("rosbags")
 
 import ros_fixtures as fx
-from fault_rig import CAMERAS, HEALTHY, LONGEST_PERIOD_S, SMALL, Fault, FaultRig, start, until
+from fault_rig import CAMERAS, HEALTHY, LONGEST_PERIOD_S, SMALL, Fault, FaultRig, start, until, watched
 from fault_rows import ROWS, Row
 
 pytestmark = pytest.mark.ros
@@ -65,24 +64,14 @@ def table():
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory, model):
-    """(rig, node's process, folder), answering; the node has to live to the end."""
+    """(rig, node's process, folder), answering."""
     folder = tmp_path_factory.mktemp("faults")
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     os.environ["FASTDDS_DEFAULT_PROFILES_FILE"] = str(CONFIG / "fastdds.xml")
     process = start(folder, model, DOMAIN)
     rig = FaultRig(DOMAIN)
-    rig.start()
-    try:
-        until(lambda: rig.answers, 120, lambda: f"{rig.status} {(folder / 'node.log').read_text()}")
+    with watched(process, rig, folder / "node.log"):
         yield rig, process, folder
-        assert process.poll() is None, "the node died"
-        assert fx.stop(process, signal.SIGTERM) == 0
-    finally:
-        if process.poll() is None:
-            process.kill()
-        rig.stop()
-        print((folder / "node.log").read_text())
-    assert "Traceback" not in (folder / "node.log").read_text()
 
 
 @pytest.mark.parametrize(
