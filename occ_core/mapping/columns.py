@@ -13,8 +13,8 @@ from occ_core.errors import InvalidInput
 from occ_core.grid import VoxelGrid
 from occ_core.mapping.costs import OBSTACLE, UNKNOWN, levels_in_band
 from occ_core.occupancy import Occupancy
+from occ_core.taxonomy import UNLABELED
 
-UNLABELED = 255  # as vision_msgs has it for classes of 8 bits: nothing of the column was observed
 FINEST_M = 0.05  # costmaps are hardly finer, and a cloud has (cell / finest) ** 2 points a column
 
 

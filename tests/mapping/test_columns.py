@@ -9,7 +9,6 @@ from map_fixtures import GRID, random_occupancy
 from occ_core.errors import InvalidInput
 from occ_core.grid import OCC3D_GRID, VoxelGrid
 from occ_core.mapping.columns import (
-    UNLABELED,
     column_image,
     columns_of,
     free_ends,
@@ -18,7 +17,7 @@ from occ_core.mapping.columns import (
 )
 from occ_core.mapping.costs import class_costs, column_costs
 from occ_core.occupancy import Occupancy
-from occ_core.taxonomy import OCC3D
+from occ_core.taxonomy import OCC3D, UNLABELED
 
 COSTS = class_costs(OCC3D, ["terrain:30", "vegetation:60"])
 BAND_M = (-0.3, 0.8)  # levels 1, 2, 3 of GRID; level 0 lies beneath

@@ -31,8 +31,7 @@ from vision_msgs.msg import LabelInfo, VisionClass
 from occ_core.bags import messages as msg
 from occ_core.clouds import COLUMN_POINT
 from occ_core.grid import OCC3D_GRID
-from occ_core.mapping.columns import UNLABELED
-from occ_core.taxonomy import OCC3D
+from occ_core.taxonomy import OCC3D, UNLABELED
 from occ_ros.messages import cloud_of, mono8_of, points_of, stamp_ns_of
 from occ_ros.parameters import OCCUPANCY_PARAMETERS
 
