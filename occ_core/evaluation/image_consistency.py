@@ -1,4 +1,5 @@
-"""Do held-out images agree with the map? For robots without LiDAR; two weak witnesses, each beside what chance gives.
+"""Checks whether held-out images agree with the map, for robots without LiDAR: two weak tests, each beside what chance
+gives.
 
 Photometric: the map says how far a pixel is; so it says where the same place is in an image of another frame. If the
 map is right, that looks alike there, and more so than if everything were a third nearer or half as far again. Outlines:
@@ -118,10 +119,10 @@ class ImageConsistency:
         self.outlines += [lines.sum(), (lines & near).sum(), (lines[:, ::-1] & near).sum()]
 
     def report(self) -> dict[str, Any]:
-        """`photometric`: {group: {band: {pixels, fits}}}, fits in percent of the pixels that can be judged, of which
-        chance gives 33; `outlines`: {pixels, near_edge, by_chance}, the latter those mirrored left to right, percent;
-        frames, images, images_alone (without one before or after). NaN where there is nothing.
-        """
+        """`photometric`: {group: {band: {pixels, fits}}}, where fits is the percentage of judged pixels and chance
+        gives 33. `outlines`: {pixels, near_edge, by_chance}, where by_chance is measured on images mirrored left to
+        right, percent. And numbers of frames, images and images_alone (without one before or after). NaN where there is
+        nothing."""
         rows = {
             group: {
                 band: {"pixels": int(judgeable), "fits": _percent(fits, judgeable)}
@@ -136,7 +137,8 @@ class ImageConsistency:
 
 
 def judged(own: View, others: list[View], seen: Seen) -> tuple[np.ndarray, np.ndarray]:
-    """Which pixels can be judged, bool (h, w), and in which of them the map's depth fits better than the others."""
+    """Mark the pixels that can be judged, bool (h, w), and those in which the map's depth fits better than the
+    others."""
     cost, place = misfit(own, others, seen.near_m, seen.far_m)
     judgeable, fits = np.isfinite(cost), np.ones(cost.shape, dtype=bool)
     for ratio in OTHER_DEPTHS:
@@ -149,7 +151,8 @@ def judged(own: View, others: list[View], seen: Seen) -> tuple[np.ndarray, np.nd
 
 
 def misfit(own: View, others: list[View], near_m: np.ndarray, far_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How badly the places of pixels look in other views, if they are at some depth between `near_m` and `far_m`.
+    """How badly pixels match the other views where these would show them, at the best depth between `near_m` and
+    `far_m`.
 
     Returns:
         bits of the census that differ at the best of the depths in the best view, float64 (h, w), inf where no view
@@ -167,7 +170,8 @@ def misfit(own: View, others: list[View], near_m: np.ndarray, far_m: np.ndarray)
 
 
 def outlines(depth_m: np.ndarray) -> np.ndarray:
-    """bool (h, w): pixels of something that stands before what is beside it, JUMP times farther or more, or nothing."""
+    """Mark pixels, bool (h, w), of something that stands before what is beside it, which is JUMP times farther or
+    nothing."""
     far = cv2.dilate(np.where(np.isfinite(depth_m), depth_m, 1e6).astype(np.float32), np.ones((1, 3), np.uint8))
     return np.isfinite(depth_m) & (far >= JUMP * np.where(np.isfinite(depth_m), depth_m, 1))
 
@@ -178,7 +182,7 @@ def score_images(
     progress: Callable[[int, int], None] = lambda done, total: None,
     version: str | None = None,
 ) -> dict[str, Any]:
-    """Score every frame of a data set that has a prediction, as `score_lidar_rays`, by the images beside it in time.
+    """Score every frame of a data set that has a prediction, by the images before and after it; see `score_lidar_rays`.
 
     Raises:
         MissingInput: no prediction of any frame, or no image has another within reach. CorruptInput: naming the file.
@@ -207,7 +211,7 @@ def _percent(count: int, total: int) -> float:
 
 
 def image_lines(scores: dict[str, Any]) -> list[str]:
-    """The scores in lines of text."""
+    """Write the scores as lines of text."""
     lines = ["pixels whose place looks most alike in another image at the map's depth, percent; chance gives 33"]
     for group, bands in scores["photometric"].items():
         judgeable = [f"{band} {row['fits']:.1f} of {row['pixels']}" for band, row in bands.items() if row["pixels"]]

@@ -301,7 +301,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _differences(found: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Yield '<name> <found> (asked for <value>)' for each entry that differs; nested entries have dotted names."""
+    """List '<name> <found> (asked for <value>)' for each entry that differs; nested entries have dotted names."""
     out = []
     for key in sorted({*found, *asked}):
         old, new = found.get(key), asked.get(key)

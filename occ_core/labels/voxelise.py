@@ -131,7 +131,7 @@ def read_scan(source: SemanticKittiSource, index: int) -> LabelledScan:
 def _around(
     source: SemanticKittiSource, indices: Sequence[int], own: int, scan_of: Callable[[int], LabelledScan]
 ) -> list[LabelledScan]:
-    """Yield the other scans of the sequence that are near enough, STEP_M from each other."""
+    """The other scans of the sequence that are near enough, STEP_M from each other."""
     places_m = source.places_m(source.samples[own][0])
     far_m = np.linalg.norm(places_m - places_m[indices.index(own)], axis=1)
     chosen: list[int] = []

@@ -1,4 +1,4 @@
-"""Which of a bag's topics are cameras: by what their messages hold and by the last part of their names.
+"""Finds which of a bag's topics are cameras, by what their messages hold and by the last part of their names.
 
 Transports of one image are one camera (`image_raw`, `image_raw/compressed`), and so are several images of one device
 (colour and grey, as it is and rectified).
@@ -26,7 +26,7 @@ SAME_STAMPS = 0.5  # share of the images of two topics of one device that have o
 
 @dataclass(frozen=True)
 class BagCamera:
-    """Topics of one camera; `name` is their common namespace, such as `cam_front`."""
+    """The topics of one camera; `name` is their common namespace, such as `cam_front`."""
 
     name: str
     image_topic: str
@@ -35,7 +35,7 @@ class BagCamera:
 
 @dataclass(frozen=True)
 class Device:
-    """Image topics with one CameraInfo topic.
+    """Image topics that share one CameraInfo topic.
 
     Attributes:
         info_topic: empty where there is none.
@@ -53,13 +53,13 @@ class Device:
 
 
 def described_cameras(reader: BagReader) -> tuple[RigFileCamera, ...]:
-    """Those of the rig file beside the recording; none without that file."""
+    """Read the cameras of the rig file beside the recording; none without that file."""
     file = (reader.path if reader.path.is_dir() else reader.path.parent) / RIG_FILE
     return load_rig_file(file) if file.is_file() else ()
 
 
 def described_by(rig_file: Iterable[RigFileCamera], reader: BagReader, devices: Iterable[Device]) -> dict[str, Camera]:
-    """Device -> its camera of the rig file, by image topic, or by name where the file gives no topic.
+    """Assign cameras of the rig file to devices, by image topic, or by name where the file gives no topic.
 
     Raises:
         InvalidInput: the recording has no images of a camera of the file.
@@ -81,7 +81,7 @@ def described_by(rig_file: Iterable[RigFileCamera], reader: BagReader, devices: 
 def find_devices(
     reader: BagReader, wanted: Iterable[str] | None, excluded: Iterable[str] = (), described: bool = False
 ) -> list[Device]:
-    """Devices by name; the wanted ones in their order.
+    """Find devices by name; if some are wanted, those in their order.
 
     Args:
         described: a rig file describes cameras, so that there may be no CameraInfo.
@@ -120,7 +120,7 @@ def find_devices(
 
 
 def without_images(reader: BagReader) -> dict[str, Problem]:
-    """Names of cameras of which the bag has CameraInfo, but no image."""
+    """The names of cameras for which the bag has CameraInfo but no image."""
     bases = [base_topic(topic) for topic in reader.of_type(IMAGE, COMPRESSED)]
     used = {f"{parent}/camera_info" for base in bases for parent in (base, base.rpartition("/")[0])}
     lonely = [topic for topic in reader.of_type(CAMERA_INFO) if topic not in used]
@@ -142,8 +142,8 @@ def _unknown(reader: BagReader, name: str, devices: list[Device]) -> MissingInpu
 
 
 def chosen_topic(device: Device, survey: Survey) -> str:
-    """Of several image topics of a device: one that has images, colour before grey, as it is before rectified,
-    compressed (less to read) before raw."""
+    """Choose one of a device's image topics: one with images, colour before grey, unrectified before rectified,
+    compressed (which is less to read) before raw."""
     most = max(len(survey.images[topic].entries) for topic in device.topics)
 
     def rank(topic: str) -> tuple[bool, bool, bool, bool, str]:
@@ -160,7 +160,7 @@ def is_grey(found: ImageTopic) -> bool:
 
 
 def infrared(device: Device, topic: str, found: ImageTopic) -> Problem | None:
-    """Grey images whose frame or topic says infrared."""
+    """Whether images are grey and their frame or topic says infrared."""
     said = [name for name in (base_topic(topic), found.frame, device.name) if words_of(name) & INFRARED]
     if device.asked or not said or not is_grey(found):
         return None
@@ -170,8 +170,9 @@ def infrared(device: Device, topic: str, found: ImageTopic) -> Problem | None:
 def same_views(
     cameras: list[BagCamera], survey: Survey, frames: dict[str, str], infos: dict[str, Any]
 ) -> dict[str, str]:
-    """Camera name -> name of the camera that shows the same: images of one device in several namespaces have one frame
-    and one stamp each. Of a stereo pair in one frame the second one's P says how far it is from the first."""
+    """Map a camera's name to the name of another camera that shows the same: images of one device in several namespaces
+    have the same frame and stamps. In a stereo pair within one frame, the second camera's P says how far it is from the
+    first."""
     same: dict[str, str] = {}
 
     def rank(camera: BagCamera) -> tuple[int, bool, bool, str]:

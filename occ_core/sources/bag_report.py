@@ -1,4 +1,4 @@
-"""What `occ bag check` says of a bag: a row for each camera with verdict, cause and cure; places, motion, LiDAR."""
+"""The report of `occ bag check`: a row for each camera with verdict, cause and cure, then mounts, motion and LiDAR."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOST_SHARE = 0.1  # of a camera's images that are left out
 
 @dataclass
 class CameraRow:
-    """One camera; what is not known is empty.
+    """A row about one camera; unknown fields are empty.
 
     Attributes:
         used: frames hold its images.
@@ -48,12 +48,12 @@ class CameraRow:
 
     @property
     def verdict(self) -> str:
-        """`ok`, `used` where a part is left out or something looks wrong, else `left out`."""
+        """`ok`; `used` if a part is left out or something looks wrong; else `left out`."""
         return "left out" if not self.used else ("used" if self.problems else "ok")
 
 
 class BagReport:
-    """Reads all images of a bag once.
+    """Reads all images of a bag once, and reports on them.
 
     Args:
         source: the bag.
@@ -98,7 +98,7 @@ class BagReport:
 
     @property
     def well(self) -> bool:
-        """Every camera can be used and looks as if it were right."""
+        """Whether every camera can be used and looks right."""
         return all(
             row.used and not any(self._spoils(problem, count, row) for problem, count in row.problems)
             for row in self.rows
@@ -148,7 +148,7 @@ class BagReport:
         return said
 
     def tf_lines(self) -> list[str]:
-        """Trees, links with two parents, and whose transforms are used."""
+        """Lines about trees, links with two parents, and whose transforms are used."""
         source = self.source
         spaces = namespaces(source.survey)
         lines = []
@@ -175,12 +175,12 @@ class BagReport:
         return lines + [_line(problem, count) for problem, count in source.tally if problem.where in topics]
 
     def view_lines(self) -> list[str]:
-        """Of topics that show what another camera does."""
+        """Lines about topics that show what another camera does."""
         return [f"{name}: shows what {other} does, not used" for name, other in self.source.roster.views.items()]
 
 
 def tf_path(tree: TransformTree, base_frame: str, frame: str) -> str:
-    """Frames from the vehicle to the camera."""
+    """The frames from the vehicle to the camera."""
     try:
         tree.require_connected(base_frame, frame)
     except MissingTransform:

@@ -1,4 +1,5 @@
-"""Which cameras of a bag are used, with their lenses in time and where their images are; and why others are not."""
+"""Decides which cameras of a bag are used, with their lenses in time and the log entries of their images, and why
+others are not."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ FEW = 0.5
 
 
 class Lens(NamedTuple):
-    """A camera from a stamp on, in the frame that its CameraInfo names."""
+    """The calibration of a camera from a stamp on, in the frame that its CameraInfo names."""
 
     stamp_ns: int
     frame: str
@@ -35,7 +36,7 @@ class Lens(NamedTuple):
 
 
 class Usable(NamedTuple):
-    """A camera that is used: its topics, its lenses in time and where its images are."""
+    """A camera that is used: its topics, its lenses in time and the log entries of its images."""
 
     camera: BagCamera
     lenses: list[Lens]
@@ -90,7 +91,7 @@ class Roster:
         self.tally.add(problem)
 
     def _judged(self, device: Device) -> Usable | None:
-        """The camera with what can be used of it; None, and said why, where that is nothing."""
+        """The camera with what can be used of it; None if that is nothing, and the reason is noted."""
         topic = self.image_topics[device.name]
         found, own = self.survey.images[topic], robot_of(topic, namespaces(self.survey))
         if not found.entries:
@@ -112,7 +113,8 @@ class Roster:
         return None
 
     def _calibrated(self, device: Device, topic: str) -> Usable | None:
-        """With its lenses, those images that have their size, and a place on the vehicle."""
+        """Add the camera's lenses, keep the images that have their size, and check that it has a mount on the
+        vehicle."""
         found = self.survey.images[topic]
         header = found.header
         assert header is not None
@@ -135,7 +137,7 @@ class Roster:
         return self._of_its_size(Usable(BagCamera(device.name, topic, device.info_topic), lenses, []))
 
     def _of_its_size(self, camera: Usable) -> Usable | None:
-        """With those images that have the calibrated size."""
+        """Keep the images that have the calibrated size."""
         topic, problem = camera.camera.image_topic, None
         found = self.survey.images[topic]
         for entry, size in zip(found.entries, found.sizes, strict=True):
@@ -167,7 +169,7 @@ class Roster:
         return Lens(stamp_of(info), frame, camera)
 
     def _without_views(self, usable: list[Usable]) -> list[Usable]:
-        """One camera of each device, where nobody asked for one by name."""
+        """Keep one camera of each device, unless others were asked for by name."""
         if any(device.asked for device in self.devices) or self._described:
             return usable
         frames = {each.camera.name: each.lenses[0].frame for each in usable}
@@ -176,7 +178,7 @@ class Roster:
         return [each for each in usable if each.camera.name not in self.views]
 
     def _in_time(self, usable: list[Usable]) -> Iterator[Usable]:
-        """Those whose clock is the others', without stamps that are wild or come twice."""
+        """Keep the cameras whose clock agrees with the others', without stamps that are wild or repeated."""
         good = []
         for each in usable:
             topic, wild = each.camera.image_topic, wild_stamps(each.entries)

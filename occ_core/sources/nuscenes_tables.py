@@ -1,4 +1,4 @@
-"""Tables of a nuScenes v1.0 data set, checked: what the frame source and the bag writer both read.
+"""Reads and checks the tables of a nuScenes v1.0 data set, for the frame source and the bag writer.
 
 Real data sets and the simulated city look the same here.
 """
@@ -60,7 +60,7 @@ class SensorRecord:
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
-    """One annotated box: `world_from_box` (4, 4), size (width, length, height) in metres as nuScenes orders it."""
+    """An annotated box: `world_from_box` (4, 4) and size (width, length, height) in metres, in nuScenes' order."""
 
     token: str
     instance: str
@@ -124,10 +124,53 @@ class NuScenesTables:
             scene = scene_of[self._sample_rows.of(row, "sample_token")["token"]]
             self._sample_data.setdefault(scene, []).append(row)
         for rows in self._samples.values():
+<<<<<<< HEAD
             rows.sort(key=_stamp_ns)
+=======
+            rows.sort(key=lambda row: row["timestamp"])
+
+    def _open(self) -> Any:
+        devkit = need("nuscenes.nuscenes", "nuscenes")
+        try:
+            return devkit.NuScenes(version=self.version, dataroot=str(self.dataroot), verbose=False)
+        except (AssertionError, LookupError, TypeError, ValueError, OSError) as error:
+            self._explain()
+            raise CorruptInput(f"{self._folder}: tables cannot be opened ({type(error).__name__}: {error})") from error
+
+    def _explain(self) -> None:
+        """Raise the error that names the file at fault, after the devkit failed."""
+        tables = {name: _read_table(self._folder / f"{name}.json") for name in TABLES}
+        for row in tables["map"]:
+            if not (self.dataroot / row.get("filename", "")).is_file():
+                raise MissingInput(f"{self.dataroot / row.get('filename', '')}: map named by map.json is missing")
+        tokens = {name: {row.get("token") for row in rows} for name, rows in tables.items()}
+        for table, field, target in REFERENCES:
+            for row in tables[table]:
+                if row.get(field) not in tokens[target]:
+                    raise CorruptInput(
+                        f"{self._folder / table}.json: row '{row.get('token')}' refers by {field} to "
+                        f"'{row.get(field)}', which {target}.json does not have"
+                    )
+        for name in ("map", "log", "scene", "sample"):
+            if not tables[name]:
+                raise CorruptInput(f"{self._folder / name}.json: no rows")
+
+    def _row(self, table: str, token: str, named_by: str) -> dict[str, Any]:
+        try:
+            return self._nusc.get(table, token)
+        except KeyError:
+            raise CorruptInput(
+                f"{self._folder / named_by}.json: refers to '{token}', which {table}.json does not have"
+            ) from None
+
+    @property
+    def scenes(self) -> list[str]:
+        """The names of all scenes."""
+        return [row["name"] for row in self._nusc.scene]
+>>>>>>> main
 
     def require_scenes(self, names: list[str] | tuple[str, ...] | None) -> list[str]:
-        """The names if all exist (all scenes for None).
+        """Return the names if all exist (all scenes for None).
 
         Raises:
             MissingInput: naming the first unknown one and those that exist.
@@ -186,19 +229,35 @@ class NuScenesTables:
         return found
 
     def annotations(self, sample_token: str) -> list[Annotation]:
+<<<<<<< HEAD
         """Boxes of a keyframe.
 
         Raises:
             CorruptInput: naming the row of a table that is broken.
         """
         return self._annotations.get(sample_token, [])
+=======
+        """The boxes of a keyframe."""
+        sample = self._row("sample", sample_token, "sample")
+        rows = [self._row("sample_annotation", token, "sample") for token in sample["anns"]]
+        return [
+            Annotation(
+                row["token"],
+                row["instance_token"],
+                row["category_name"],
+                pose(row["translation"], row["rotation"]),
+                tuple(float(v) for v in row["size"]),  # type: ignore[arg-type]
+            )
+            for row in rows
+        ]
+>>>>>>> main
 
     def truth_path(self, scene: str, sample_token: str) -> Path:
-        """Where the Occ3D label of a keyframe is, if there is one."""
+        """The file of a keyframe's Occ3D label, if there is one."""
         return self.dataroot / "gts" / scene / sample_token / "labels.npz"
 
     def missing_files(self, scenes: list[str] | None = None, keyframes_only: bool = True) -> list[Path]:
-        """Sensor files (not radar) that the tables name but that are absent or empty."""
+        """The sensor files (not radar) that the tables name but that are missing or empty."""
         return [
             record.path
             for scene in self.require_scenes(scenes)
@@ -208,7 +267,8 @@ class NuScenesTables:
 
 
 def pose_between(records: list[SensorRecord], stamp_ns: int) -> np.ndarray:
-    """`world_from_ego` (4, 4) at a time: between the ego poses around it, or the nearest one at the ends."""
+    """The pose `world_from_ego` (4, 4) at a time: interpolated between the ego poses around it, or the nearest one at
+    the ends."""
     stamps = np.array([record.stamp_ns for record in records])
     at = int(np.searchsorted(stamps, stamp_ns))
     if at == len(records):
@@ -220,7 +280,7 @@ def pose_between(records: list[SensorRecord], stamp_ns: int) -> np.ndarray:
 
 
 def root_and_version(path: Path | str, version: str | None = None) -> tuple[Path, str]:
-    """Folder and table folder of a data set in nuScenes layout.
+    """The folder and the table folder of a data set in nuScenes layout.
 
     Args:
         path: the data set's folder, or its table folder DATAROOT/v1.0-mini.
@@ -241,12 +301,12 @@ def root_and_version(path: Path | str, version: str | None = None) -> tuple[Path
 
 
 def root_of(path: Path | str) -> Path:
-    """The data set's folder of `path`, which may be its table folder; anything else as it is."""
+    """The data set's folder, if `path` is its table folder; any other path is returned as it is."""
     return root_and_version(path)[0] if is_table_folder(Path(path)) else Path(path)
 
 
 def is_table_folder(path: Path) -> bool:
-    """A folder of nuScenes tables, v1.0-mini and the like."""
+    """Whether a folder holds nuScenes tables, such as v1.0-mini."""
     return (path / "sample_data.json").is_file() and (path / "scene.json").is_file()
 
 

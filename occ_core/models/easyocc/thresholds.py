@@ -46,7 +46,8 @@ def fit_thresholds(
     samples: LabelledSamples,
     weights: Tensor,  # [classes - 1] of the occupied classes, by which the losses weighed them
 ) -> None:
-    """Fit the model's thresholds and class bias on samples that did not train its weights; without any, all are 0."""
+    """Fit the model's thresholds and class bias on samples that did not train its weights; without any,
+    nothing changes."""
     if next(iter(samples), None) is None:
         return
     fit_observed(model, samples)
