@@ -124,50 +124,7 @@ class NuScenesTables:
             scene = scene_of[self._sample_rows.of(row, "sample_token")["token"]]
             self._sample_data.setdefault(scene, []).append(row)
         for rows in self._samples.values():
-<<<<<<< HEAD
             rows.sort(key=_stamp_ns)
-=======
-            rows.sort(key=lambda row: row["timestamp"])
-
-    def _open(self) -> Any:
-        devkit = need("nuscenes.nuscenes", "nuscenes")
-        try:
-            return devkit.NuScenes(version=self.version, dataroot=str(self.dataroot), verbose=False)
-        except (AssertionError, LookupError, TypeError, ValueError, OSError) as error:
-            self._explain()
-            raise CorruptInput(f"{self._folder}: tables cannot be opened ({type(error).__name__}: {error})") from error
-
-    def _explain(self) -> None:
-        """Raise the error that names the file at fault, after the devkit failed."""
-        tables = {name: _read_table(self._folder / f"{name}.json") for name in TABLES}
-        for row in tables["map"]:
-            if not (self.dataroot / row.get("filename", "")).is_file():
-                raise MissingInput(f"{self.dataroot / row.get('filename', '')}: map named by map.json is missing")
-        tokens = {name: {row.get("token") for row in rows} for name, rows in tables.items()}
-        for table, field, target in REFERENCES:
-            for row in tables[table]:
-                if row.get(field) not in tokens[target]:
-                    raise CorruptInput(
-                        f"{self._folder / table}.json: row '{row.get('token')}' refers by {field} to "
-                        f"'{row.get(field)}', which {target}.json does not have"
-                    )
-        for name in ("map", "log", "scene", "sample"):
-            if not tables[name]:
-                raise CorruptInput(f"{self._folder / name}.json: no rows")
-
-    def _row(self, table: str, token: str, named_by: str) -> dict[str, Any]:
-        try:
-            return self._nusc.get(table, token)
-        except KeyError:
-            raise CorruptInput(
-                f"{self._folder / named_by}.json: refers to '{token}', which {table}.json does not have"
-            ) from None
-
-    @property
-    def scenes(self) -> list[str]:
-        """The names of all scenes."""
-        return [row["name"] for row in self._nusc.scene]
->>>>>>> main
 
     def require_scenes(self, names: list[str] | tuple[str, ...] | None) -> list[str]:
         """Return the names if all exist (all scenes for None).
@@ -229,28 +186,12 @@ class NuScenesTables:
         return found
 
     def annotations(self, sample_token: str) -> list[Annotation]:
-<<<<<<< HEAD
-        """Boxes of a keyframe.
+        """The boxes of a keyframe.
 
         Raises:
             CorruptInput: naming the row of a table that is broken.
         """
         return self._annotations.get(sample_token, [])
-=======
-        """The boxes of a keyframe."""
-        sample = self._row("sample", sample_token, "sample")
-        rows = [self._row("sample_annotation", token, "sample") for token in sample["anns"]]
-        return [
-            Annotation(
-                row["token"],
-                row["instance_token"],
-                row["category_name"],
-                pose(row["translation"], row["rotation"]),
-                tuple(float(v) for v in row["size"]),  # type: ignore[arg-type]
-            )
-            for row in rows
-        ]
->>>>>>> main
 
     def truth_path(self, scene: str, sample_token: str) -> Path:
         """The file of a keyframe's Occ3D label, if there is one."""
