@@ -35,7 +35,7 @@ REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.
 
 
 def require_image_fields(encoding: str, width: int, height: int, step: int, held: int) -> None:
-    """Whether the fields of a sensor_msgs/Image can be what they say, with `held` bytes of data.
+    """Raise an error unless the fields of a sensor_msgs/Image are consistent with `held` bytes of data.
 
     Raises:
         InvalidInput: unknown encoding, or a size that does not fit; the message names value and limit.

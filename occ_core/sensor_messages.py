@@ -35,18 +35,18 @@ NUMBERS = re.compile(r"\d+")
 
 
 def words_of(name: str) -> set[str]:
-    """Of the last part of a topic, or of a frame: lower case, numbers dropped (`infra1` is `infra`)."""
+    """The words of the last part of a topic, or of a frame: lower case, without numbers (`infra1` is `infra`)."""
     return {NUMBERS.sub("", word) for word in name.rpartition("/")[2].lower().split("_")}
 
 
 def base_topic(topic: str) -> str:
-    """Of an image topic, without image_transport's ending."""
+    """An image topic without image_transport's ending."""
     base, _, last = topic.rpartition("/")
     return base if last in TRANSPORTS and base else topic
 
 
 def is_rectified(topic: str) -> bool:
-    """By image_proc's names: image_rect, image_rect_color; by the last part alone, not by namespaces."""
+    """Whether image_proc's names say so (image_rect, image_rect_color); only the last part counts, not namespaces."""
     return "rect" in words_of(base_topic(topic))
 
 
@@ -174,7 +174,7 @@ def _frame_from_rectified(info: Any) -> np.ndarray:
 
 
 def _require_rays(camera: Camera) -> None:
-    """Numbers that are each within bounds can still be no lens: it has to have a viewing ray in every corner."""
+    """Raise an error if a corner has no viewing ray: numbers that are each within bounds can still make no lens."""
     w, h = camera.size
     corners = np.array([(u, v) for u in (0, (w - 1) / 2, w - 1) for v in (0, (h - 1) / 2, h - 1)], dtype=np.float64)
     if not np.isfinite(camera.rays(corners)).all():

@@ -1,4 +1,4 @@
-"""What the node publishes, and to how many."""
+"""The topics that the node publishes, and how many listen."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Output:
         return self._recent_s[-1] if self._recent_s else 0.0
 
     def send(self, make: Callable[[], Any]) -> None:
-        """Make a message and publish it; what is wrong with one output must not stop the others."""
+        """Make a message and publish it; an error in one output must not stop the others."""
         try:
             self._publisher.publish(make())
         except Exception as error:
@@ -65,7 +65,7 @@ class Output:
 
 
 class Outputs:
-    """The answers' ways out. Only what somebody listens to is computed.
+    """Publishes the answers. Only what somebody listens to is computed.
 
     Args:
         values: the node's parameters; those of outputs may change at any time.
@@ -86,11 +86,12 @@ class Outputs:
         return self._cloud, self._markers, self._grid
 
     def wanted(self) -> bool:
-        """Somebody listens, or a map is to be kept."""
+        """Whether somebody listens, or a map is to be kept."""
         return self.fused is not None or any(output.subscribers for output in self.all)
 
     def publish(self, occupancy: Occupancy, stamp_ns: int, current: bool = True) -> None:
-        """One answer. One that is not current goes neither to ~/grid, which robots drive by, nor into the map."""
+        """Publish one answer. An answer that is not current goes neither to ~/grid, which robots drive by, nor into the
+        map."""
         frame_id = self._values["base_frame"]
         self.withheld += not current
         if self._cloud.subscribers:
