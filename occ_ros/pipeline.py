@@ -72,7 +72,7 @@ class Pipeline:
         fused = None
         if p["fusion"]:
             fused = MapServer(node, predictor.grid, predictor.taxonomy, tree, p["base_frame"], p)
-        self.outputs = Outputs(node, p, tree, fused)
+        self.outputs = Outputs(node, p, tree, predictor.taxonomy, fused)
         self.worker = InferenceWorker(
             predictor,
             self.calibration,

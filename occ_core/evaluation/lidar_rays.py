@@ -309,8 +309,12 @@ def _is_like(path: Path, grid: VoxelGrid) -> bool:
     return True
 
 
-def _classes_of(source: FrameSource, number: int, taxonomy: Taxonomy) -> np.ndarray | None:
-    """The classes of a frame's points, uint8 (N,), if the data set has them."""
+def point_classes(source: FrameSource, number: int, taxonomy: Taxonomy) -> np.ndarray | None:
+    """The classes of the points of a frame's sweep, uint8 (N,), where the data set has them.
+
+    Raises:
+        CorruptInput: naming the file.
+    """
     if not isinstance(source, SemanticKittiSource) or not (path := source.labels_path(number)).is_file():
         return None
     return read_kitti_labels(path, taxonomy)
@@ -324,7 +328,7 @@ def _score_frames(source: FrameSource, pairs: Sequence[tuple[int, Path]], step: 
             total.without_lidar += 1
         else:
             labels, observed = read_prediction(path, total.grid), read_observed(path, total.grid)
-            classes = _classes_of(source, number, total.taxonomy)
+            classes = point_classes(source, number, total.taxonomy)
             if classes is not None and len(classes) != len(frame.lidar.points_lidar_m):
                 raise CorruptInput(
                     f"frame '{source.names[number]}': {len(classes)} labels for "

@@ -22,6 +22,7 @@ from occ_core.sources.scenes import Recording, SceneFrames
 from occ_core.teachers.base import Teachers
 from occ_core.teachers.files import FileMaps, file_maps
 from occ_core.teachers.load import load_teachers
+from occ_core.teachers.names import parts_of
 from occ_core.version import __version__
 
 ENGINES = ("local", "ray")
@@ -207,7 +208,7 @@ def _key_of(job: Job, frames: SceneFrames, index: int) -> str:
     if isinstance(job.teacher, Teachers):  # which may look at the LiDAR, too
         return frames.key(index, True, [])
     scene, token = frames.source.samples[frames.source_indices[index]]
-    names = job.teacher.name.split("+")
+    names = parts_of(job.teacher.name)
     folder = root_of(job.dataroot) / "truth" / scene / token
     knows = {"oracle", "realistic"} & set(names)
     more = sorted(path for path in folder.glob("*.npz") if not path.name.startswith(".")) if knows else []

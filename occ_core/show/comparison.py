@@ -13,7 +13,7 @@ from occ_core.evaluation.predictions import prediction_files
 from occ_core.evaluation.report import PROTOCOLS
 from occ_core.files import read_json
 from occ_core.show.album import spread
-from occ_core.show.page import MOMENTS
+from occ_core.show.page import FRAMES
 from occ_core.show.page_data import PageFrame
 from occ_core.show.page_figures import Figures, PageTable
 from occ_core.show.predicted_frames import Moments
@@ -125,8 +125,8 @@ def on_equal_moments(a: Run, b: Run) -> Iterator[tuple[Path, Path, list[str]]]:
 
 
 def moments_of_both(names: tuple[str, str], a: Moments, b: Moments) -> Iterator[PageFrame]:
-    """At most MOMENTS, evenly spread, of two folders with the same tokens; the truth third."""
-    for index in spread(range(len(a)), MOMENTS):
+    """At most FRAMES, evenly spread, of two folders with the same tokens; the truth third."""
+    for index in spread(range(len(a)), FRAMES):
         frame, one, truth = a[index]
         yield PageFrame(frame, {names[0]: one, names[1]: b[index].predicted, "true": truth})
 

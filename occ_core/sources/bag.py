@@ -19,7 +19,7 @@ from occ_core.ego_mask import with_masks
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, MissingTransform
 from occ_core.frame import FULL_INTENSITY, Frame, LidarSweep
 from occ_core.problems import Problem, Tally, Unusable
-from occ_core.sensor_messages import axis_problem, image_of, stamp_of
+from occ_core.sensor_messages import image_of, lens_problem, mount_problems, stamp_of
 from occ_core.sources.bag_cameras import (
     BagCamera,
     chosen_topic,
@@ -51,8 +51,8 @@ class BagSource:
             `occ_core.rig_file`) need neither CameraInfo nor TF.
         cameras: names (namespaces such as `cam_front`) or image topics; None: every camera that can be used.
         base_frame: the ego frame.
-        world_frame: None: `map`, else `odom`, else the frame of odometry messages; if there is none, the vehicle
-            counts as standing still (attribute `world_frame` is None).
+        world_frame: None: `odom`, which never jumps (REP 105), else `map`, else the frame of odometry messages; if
+            there is none, the vehicle counts as standing still (attribute `world_frame` is None).
         lidar: PointCloud2 topic; None: the one that has `lidar` or `points` in its name, if it is only one.
         max_spread_s: an image farther from the key image is left out of its set.
         intensity_max: of a LiDAR return, as the driver counts: 255 for most, 1 where it gives shares.
@@ -283,12 +283,17 @@ class BagSource:
                 cameras.append(old)
                 continue
             cameras.append(_moved(lens.frame_from_cam, ego_from_cam))
-            axis, topic = axis_problem(cameras[-1], lens.frame), each.camera.image_topic
-            if axis and axis.kind not in {problem.kind for problem, _ in self.tally.of(topic)}:
-                self.tally.note(replace(axis, where=topic))
+            self._note_camera(cameras[-1], lens.frame, each.camera.image_topic)
         if self._rig is None or any(camera is not before.get(camera.name) for camera in cameras):
             self._rig = with_masks(Rig(tuple(cameras)), self._masks_by, self.path.stem)
         return self._rig, placed
+
+    def _note_camera(self, camera: Camera, frame: str, topic: str) -> None:
+        """Say once what is odd about a camera's lens or place."""
+        said = {problem.kind for problem, _ in self.tally.of(topic)}
+        for problem in (lens_problem(camera), *mount_problems(camera, frame)):
+            if problem is not None and problem.kind not in said:
+                self.tally.note(replace(problem, where=topic))
 
     def _world_from_ego(self, stamp_ns: int) -> np.ndarray:
         return np.eye(4) if self.world_frame is None else self.tree.lookup(self.world_frame, self.base_frame, stamp_ns)

@@ -21,6 +21,11 @@ from occ_core.sources.bag_survey import CAMERA_INFO, COMPRESSED, IMAGE, ImageTop
 RIG_FILE = "rig.yaml"
 """Beside a recording: cameras whose calibration and place it does not hold (see `occ_core.rig_file`)."""
 INFRARED = {"infra", "ir", "infrared", "thermal", "nir", "lwir"}
+VIDEO = (
+    "foxglove_msgs/msg/CompressedVideo",
+    "ffmpeg_image_transport_msgs/msg/FFMPEGPacket",
+    "theora_image_transport/msg/Packet",
+)
 SAME_STAMPS = 0.5  # share of the images of two topics of one device that have one stamp
 
 
@@ -91,7 +96,9 @@ def find_devices(
     """
     infos, topics = set(reader.of_type(CAMERA_INFO)), reader.of_type(IMAGE, COMPRESSED)
     if not topics:
-        raise MissingInput(f"{reader.path}: no image topic ({IMAGE} or {COMPRESSED}) with messages")
+        videos = ", ".join(reader.of_type(*VIDEO))
+        beside = f"; videos are not read: {videos}" if videos else ""
+        raise MissingInput(f"{reader.path}: no image topic ({IMAGE} or {COMPRESSED}) with messages{beside}")
     groups: dict[str, list[str]] = {}
     for topic in topics:
         base = base_topic(topic)
@@ -120,12 +127,21 @@ def find_devices(
 
 
 def without_images(reader: BagReader) -> dict[str, Problem]:
-    """The names of cameras for which the bag has CameraInfo but no image."""
-    bases = [base_topic(topic) for topic in reader.of_type(IMAGE, COMPRESSED)]
-    used = {f"{parent}/camera_info" for base in bases for parent in (base, base.rpartition("/")[0])}
+    """The names of cameras of which the bag has CameraInfo but no image, or a video that is not read."""
+    bases = {base_topic(topic) for topic in reader.of_type(IMAGE, COMPRESSED)}
+    videos = [topic for topic in reader.of_type(*VIDEO) if base_topic(topic) not in bases]
+    found = {}
+    for topic in videos:
+        text = f"its images are a video ({reader.topics[topic]}); only images, JPEG and PNG are read"
+        found[_namespace(base_topic(topic)).strip("/") or topic.strip("/")] = Problem("file", topic, text)
+    used = {f"{parent}/camera_info" for base in bases for parent in (base, _namespace(base))}
     lonely = [topic for topic in reader.of_type(CAMERA_INFO) if topic not in used]
     text = "CameraInfo, but no image of this camera"
-    return {topic.removesuffix("/camera_info").strip("/"): Problem("no images", topic, text) for topic in lonely}
+    return {_namespace(topic).strip("/"): Problem("no images", topic, text) for topic in lonely} | found
+
+
+def _namespace(topic: str) -> str:
+    return topic.rpartition("/")[0]
 
 
 def _wanted(reader: BagReader, name: str, devices: list[Device]) -> Device:
@@ -184,7 +200,8 @@ def same_views(
         for other in kept:
             apart_px = abs(float(infos[camera.name].p[3]) - float(infos[other.name].p[3]))
             one_frame = frames[camera.name] == frames[other.name] and apart_px < 1e-6
-            if one_frame and _share(camera, other, survey) > SAME_STAMPS:
+            named = {survey.images[each.image_topic].frame.lstrip("/") for each in (camera, other)} - {""}
+            if one_frame and len(named) < 2 and _share(camera, other, survey) > SAME_STAMPS:
                 same[camera.name] = other.name
                 break
         else:

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from occ_core.camera import Camera
 from occ_core.errors import MissingTransform
+from occ_core.limits import shown
 from occ_core.problems import Problem, Tally, Unusable
-from occ_core.sensor_messages import camera_from_info, is_rectified, require_size, stamp_of
+from occ_core.sensor_messages import camera_from_info, frames_problem, is_rectified, require_size, stamp_of
 from occ_core.sources.bag_cameras import BagCamera, Device, infrared, same_views
 from occ_core.sources.bag_sets import AHEAD_S, BEHIND_S, clocks, wild_stamps
 from occ_core.sources.bag_survey import LogEntry, Survey
@@ -85,6 +87,7 @@ class Roster:
         self.offsets_s: dict[str, float] = {}
         found = [usable for device in devices if (usable := self._judged(device)) is not None]
         self.usable = {each.camera.name: each for each in self._in_time(self._without_views(found))}
+        self._note_frames()
 
     def _refuse(self, device: Device, problem: Problem) -> None:
         self.refused[device.name] = problem
@@ -176,6 +179,23 @@ class Roster:
         infos = {each.camera.name: self.survey.infos[each.camera.info_topic][-1] for each in usable}
         self.views = same_views([each.camera for each in usable], self.survey, frames, infos)
         return [each for each in usable if each.camera.name not in self.views]
+
+    def _note_frames(self) -> None:
+        """Say where a camera's CameraInfo names another frame than its images do, or the frame of another camera."""
+        placed = [each for each in self.usable.values() if each.camera.info_topic]
+        for each in placed:
+            topic, frame = each.camera.image_topic, each.lenses[-1].frame
+            if problem := frames_problem(frame, self.survey.images[topic].frame):
+                self.tally.note(replace(problem, where=topic))
+            alike = [other.camera.name for other in placed if other is not each and self._in_one_place(each, other)]
+            if alike:
+                found = f"its CameraInfo names '{shown(frame)}', as that of '{alike[0]}' does"
+                self.tally.note(Problem("one frame", topic, found))
+
+    def _in_one_place(self, a: Usable, b: Usable) -> bool:
+        """In one frame, and not a stereo pair, of which P says how far one is from the other."""
+        apart_px = [self.survey.infos[each.camera.info_topic][-1].p[3] for each in (a, b)]
+        return a.lenses[-1].frame == b.lenses[-1].frame and abs(float(apart_px[0] - apart_px[1])) < 1e-6
 
     def _in_time(self, usable: list[Usable]) -> Iterator[Usable]:
         """Keep the cameras whose clock agrees with the others', without stamps that are wild or repeated."""

@@ -133,9 +133,10 @@ def world_of(tree: TransformTree, base_frame: str, wanted: str | None, path: Pat
         if wanted.lstrip("/") not in above:
             raise MissingInput(f"{path}: '{base_frame}' is not below '{wanted}', only: {' <- '.join(above)}")
         return wanted.lstrip("/")
-    known = next((frame for frame in ("map", "odom") if frame in above), None)
-    moves = any(tree.is_moving(frame) for frame in above)  # then its top is a world of some name
-    return known or (above[-1] if moves else None)
+    moving = {frame for n, frame in enumerate(above) if any(tree.is_moving(below) for below in above[:n])}
+    usual = [frame for frame in ("odom", "map") if frame in above]  # REP 105: the robot never jumps in odom
+    known = next((frame for frame in usual if frame in moving), usual[-1] if usual else None)
+    return known or (above[-1] if moving else None)  # a top that the robot moves in is a world of some name
 
 
 def motion_entries(tree: TransformTree, survey: Survey, base_frame: str) -> list[LogEntry]:

@@ -121,6 +121,10 @@ class Recording:
         """One line for each part of the recording that is not used."""
         return left_out(self._source) if self.kind == "bag" else []
 
+    def truth_path(self, scene: str, token: str) -> Path | None:
+        """Of a sample's true voxels in Occ3D's form; None: a recording of this kind has none."""
+        return self._tables.truth_path(scene, token) if self.kind == "nuscenes" else None
+
     def tokens(self, scene: str) -> list[str]:
         """The tokens of a scene's keyframes. No file is read."""
         if self.kind == "nuscenes":
