@@ -154,6 +154,11 @@ class ImageSlot:
         """Whether the image has not been decoded yet."""
         return self._message is not None
 
+    @property
+    def bytes(self) -> int:
+        """That it holds of a message."""
+        return 0 if self._message is None else len(self._message.data)
+
     def pixels(self, size: tuple[int, int], useful: tuple[int, int]) -> np.ndarray | None:
         """The image as RGB uint8 (h, w, 3) of the calibrated size, or a smaller version of it that is not below
         `useful`.
