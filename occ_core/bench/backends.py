@@ -1,4 +1,5 @@
-"""How fast each backend runs a model at each precision, and how well: one run, each frame in every backend in turn.
+"""Measures how fast and how well each backend runs a model at each precision: one run, each frame in every backend in
+turn.
 
 In turn, because a machine's speed wanders by more than backends differ.
 """
@@ -31,7 +32,7 @@ Network = Callable[[np.ndarray, Rig], np.ndarray]  # images uint8 [N, H, W, 3] -
 
 @dataclass
 class Row:
-    """What is measured of one backend at one precision."""
+    """The measurements of one backend at one precision."""
 
     name: str
     network: Network
@@ -112,7 +113,7 @@ def _measure(rows: list[Row], frame: Frame, eager: Predictor, truth_file: Path |
 def _rows(
     checkpoint: Path, folder: Path, calibrate: Path | None, threads: int
 ) -> tuple[dict[str, Network], dict[str, str]]:
-    """Every backend at every precision by name, and why others are not there."""
+    """Every backend at every precision by name, and why others are missing."""
     rows: dict[str, Network] = {}
     left_out: dict[str, str] = {}
 

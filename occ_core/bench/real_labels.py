@@ -1,4 +1,5 @@
-"""Labels of real drives against LiDAR that they were not made from: is what they call occupied and free so?
+"""Scores labels of real drives against LiDAR that they were not made from: are cells that they call occupied or free
+really so?
 
 Two ways to hold LiDAR out. `stripes`: of every sweep, every other degree of elevation; labels of all frames, each
 scored by its own held-out points. `frames`: every other sweep; labels of the frames between, each scored by the sweeps
@@ -174,7 +175,7 @@ def odd_stripes(frame: Frame) -> np.ndarray:
 
 
 def _only(frame: Frame, which: np.ndarray) -> Frame:
-    """The frame with all other points at the sensor's origin, where the teacher drops them; their order stays."""
+    """The frame with all other points moved to the sensor's origin, where the teacher drops them; their order stays."""
     assert frame.lidar is not None
     points_m = np.where(which[:, None], frame.lidar.points_lidar_m, np.float32(0))
     return replace(frame, lidar=replace(frame.lidar, points_lidar_m=points_m))
@@ -222,7 +223,7 @@ def _passed(label: Occupancy, of: Frame, judge: Frame, lifter: Lifter, teachers:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Table of what `score_drive` returns; the last column is of the points that the labels were made from."""
+    """A table of what `score_drive` returns; its last column is about the points that the labels were made from."""
     names = ("in_occupied", "in_free", "in_undecided", "occupied_of_decided", "free_cells_hit", "class_agreement")
     head = ["scene", "held out", "labels", "points", *names, "occupied_cells_passed", "in_occupied, given"]
     lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2)]

@@ -23,7 +23,7 @@ FARTHEST_M = 1e7  # from the world's origin; beyond it cell numbers and float32 
 
 
 class MapState(NamedTuple):
-    """All that a map remembers, in world order; `occ_core.mapping.map_file` writes it."""
+    """Everything that a map remembers, in world order; `occ_core.mapping.map_file` writes it."""
 
     first_cell: tuple[int, int, int]  # number of the lowest cell: its corner lies at number * voxel_size_m
     log_odds: np.ndarray  # float32 [X, Y, Z]
@@ -64,7 +64,7 @@ class RollingMap:
 
     @property
     def grid(self) -> VoxelGrid:
-        """Where the map is now, in the world frame."""
+        """The map's grid at its present position, in the world frame."""
         x, y, z = (float(number) * self.voxel_size_m for number in self._first)
         return VoxelGrid((x, y, z), self.voxel_size_m, self.shape)
 
@@ -145,7 +145,7 @@ class RollingMap:
             array[where] = nothing
 
     def _lattice(self, world_from_ego: np.ndarray) -> Lattice:
-        """Where each plane of storage lies in the seen grid."""
+        """Compute where each plane of the storage lies in the seen grid."""
         in_order = lattice_of(self.seen_grid, inverse(world_from_ego), self.grid)
         return Lattice(*(np.roll(table, at, axis=0) for table, at in zip(in_order, self._ring_start(), strict=True)))
 
@@ -165,7 +165,7 @@ class RollingMap:
         )
 
     def _ring_start(self) -> tuple[int, ...]:
-        """Where storage has the lowest cell."""
+        """The index in the storage of the lowest cell."""
         return tuple(int(number) % size for number, size in zip(self._first, self.shape, strict=True))
 
     def _in_order(self, array: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Depth without a network: from how the world moves through the images while the robot drives, metric by its odometry.
+"""Measures depth without a network: from how the world moves through the images while the robot drives, metric by its
+odometry.
 
 `plane_sweep` gives every pixel a depth; here is decided which of them can be believed. The rest is NaN: pixels in which
 too little is to be seen, which move too little, whose match from the other side leads elsewhere (hidden, or moved by
@@ -57,7 +58,8 @@ class MotionDepth:
         return seen
 
     def depth(self, frame: Frame) -> dict[str, DepthMap]:
-        """Maps at most WIDTH_PX wide, NaN where nothing can be told: all of it, where the robot stood still.
+        """Measure maps at most WIDTH_PX wide; NaN where depth cannot be measured, which is everywhere if the robot
+        stood still.
 
         Raises:
             InvalidInput: nobody says where the robot was.
@@ -84,14 +86,14 @@ class MotionDepth:
 
 
 class Found(NamedTuple):
-    """float32 (h, w): depth in m, NaN where there is none; the share that a match's error may make of it."""
+    """Depth in m, float32 (h, w), NaN where there is none; and the share of it that a match's error may make."""
 
     depth_m: np.ndarray
     error: np.ndarray
 
 
 def depth_of(own: View, sides: Sequence[Sequence[View]]) -> Found:
-    """Depth of the pixels whose depth can be told.
+    """Measure the depth of the pixels for which it can be measured.
 
     Args:
         sides: the views before, those after; of each the nearest first.
@@ -163,7 +165,8 @@ def in_lens(found: Found, camera: Camera, size: tuple[int, int]) -> tuple[np.nda
 
 
 def above_road(frame: Frame, maps: dict[str, DepthMap]) -> dict[str, DepthMap]:
-    """The same with NaN below the ground: mirrored in paint, or gone along with the robot, such as the car ahead."""
+    """Remove depths below the ground, which come from mirrored light or from what moves along with the robot, such as
+    the car ahead."""
     heights, distances, steep = {}, {}, {}
     for name, found in maps.items():
         camera = frame.rig[name].resized(found.size)
@@ -199,7 +202,7 @@ def match_error(own: View, other: View, depth_m: np.ndarray) -> np.ndarray:
 
 
 def seen_back(own: View, other: View, depth_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What `other` says, by this image alone, of the places of `own`'s pixels.
+    """The depth that `other` alone gives to the places of `own`'s pixels.
 
     Returns:
         agrees bool (h, w): its depth there leads back to the pixel. differs bool (h, w): it looks through that place,
@@ -226,7 +229,7 @@ def texture(grey: np.ndarray) -> np.ndarray:
 
 
 def without_speckles(depth_m: np.ndarray) -> np.ndarray:
-    """The same with NaN for islands of less than SPECKLE_PX, where a step in inverse depth of two planes is a shore."""
+    """Remove islands of less than SPECKLE_PX; an island ends where the inverse depth steps by two planes."""
     planes = inverse_depths()
     code = np.where(np.isfinite(depth_m), (1 / depth_m - planes[0]) / (planes[1] - planes[0]) * 16 + 16, 0)
     code = np.nan_to_num(code).astype(np.int16)
