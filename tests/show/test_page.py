@@ -216,7 +216,7 @@ def test_pages_that_make_no_sense_are_refused(city, predictions, tmp_path):
 
 
 def test_sixteen_frames_of_six_cameras_are_not_too_large(tmp_path):
-    """A quarter of them, of the least that images and cells can be packed: noise; two volumes with one cell in fifty, as streets have."""
+    """A quarter of them, made of what packs least: noise; two volumes with one cell in fifty, as streets have."""
     rng, size = np.random.default_rng(0), (480, 270)
     rig = Rig(tuple(camera(f"c{i}", 60 * i, size) for i in range(6)))
     stay = {c.name: np.eye(4) for c in rig}
