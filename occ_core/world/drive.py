@@ -1,4 +1,4 @@
-"""How the ego vehicle drives: speed over time, and its pose on the road."""
+"""The drive of the ego vehicle: its speed over time, and its pose on the road."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ CONTRAST = 0.5  # neighbouring pixels that differ by more in log light are sampl
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What one camera sees.
+    """An image and its truth, as one camera sees them.
 
     Attributes:
         radiance: float32 (h, w, 3) linear light.
@@ -159,7 +159,7 @@ def _add_mirrored(snapshot, light, points, normals, bounce, distance_m, share, p
 
 
 def _sees_sun(snapshot: Snapshot, light: Light, hits: Hits) -> np.ndarray:
-    """float32 (N,): 1 where the sun is not blocked."""
+    """1 where the sun is not blocked, float32 (N,)."""
     lit = np.zeros(len(hits.solid), dtype=np.float32)
     if light.sun.max() <= 0.01:
         return lit
@@ -187,7 +187,7 @@ def _towards_sun(points, normals, solid, material, sun, ask, start):
 
 
 def _open_sky(snapshot: Snapshot, hits: Hits, shape: tuple[int, int]) -> np.ndarray:
-    """float32 (h * w,): share of the directions around each hit that are free nearby (ambient occlusion).
+    """The share of directions around each hit that are free nearby (ambient occlusion), float32 (h * w,).
 
     Measured on a coarse grid of pixels, then spread over neighbours of like depth and normal.
     """

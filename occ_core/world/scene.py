@@ -41,7 +41,7 @@ FIRST_S, SCENE_SPAN_S, SPAN_S = 1_500_000_000, 200, 600_000_000  # 2017 to 2036:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a simulated data set is made of; `scenes` may grow later, the rest may not change within one folder.
+    """The settings of a simulated data set; `scenes` may grow later, the others must not change within one folder.
 
     Attributes:
         scenes: number of scenes. seed: another seed gives other cities, none shared.
@@ -77,7 +77,8 @@ class Settings:
             raise InvalidInput(f"camera_hz must be even, for keyframes are 2 Hz, got {self.camera_hz}")
 
     def fixed(self) -> dict:
-        """All that must stay the same within one folder; without what older sets did not say, where it is as there."""
+        """The settings that must stay the same within one folder; those that older sets did not have are left out where
+        they have the old meaning."""
         usual = {"rig": Settings.rig, "camera_hz": Settings.camera_hz}
         left_out = {"scenes", *(key for key, value in usual.items() if getattr(self, key) == value)}
         return {key: value for key, value in asdict(self).items() if key not in left_out}

@@ -126,7 +126,7 @@ def simulated_figures(out: Path, progress: bool = True) -> tuple[Figures, dict[s
 
 
 def _balanced_pixels(image: np.ndarray, class_id: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """uint8 (N, 4): red, green, blue, class, with at most PIXELS_PER_CLASS of each class."""
+    """Sample pixels, uint8 (N, 4): red, green, blue, class, with at most PIXELS_PER_CLASS of each class."""
     rows = []
     flat, colors = class_id.ravel(), image.reshape(-1, 3)
     for c in np.unique(flat[flat != OWN_BODY]):

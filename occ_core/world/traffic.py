@@ -1,4 +1,4 @@
-"""Who is on the road: moving and parked vehicles, people, roadworks and loose things, as actors."""
+"""The actors on the road: moving and parked vehicles, people, roadworks and loose things."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EGO_DISCS = ((-0.4, 1.1), (0.7, 1.1), (1.8, 1.1), (2.9, 1.1))  # along x from th
 
 
 def make(rng: np.random.Generator, name: str):
-    """(category, class id, solids, size) of a new thing."""
+    """Make a new thing: (category, class id, solids, size)."""
     kinds = {
         "car": ("vehicle.car", CAR, vehicles.car),
         "bus": ("vehicle.bus.rigid", BUS, vehicles.bus),

@@ -79,7 +79,8 @@ def occupancy_truth(
 
 
 def voxelize(city: City, t_s: float, grid: VoxelGrid) -> tuple[np.ndarray, np.ndarray]:
-    """bool solid (X, Y, Z) and uint8 labels (X, Y, Z); interior voxels are solid but labelled free."""
+    """Fill a bool array of solid voxels (X, Y, Z) and uint8 labels (X, Y, Z); interior voxels are solid but labelled
+    free."""
     world_from_ego = city.world_from_ego(t_s)
     ego_from_world = inverse(world_from_ego)
     low = np.array(grid.origin_m)
@@ -115,7 +116,7 @@ def voxelize(city: City, t_s: float, grid: VoxelGrid) -> tuple[np.ndarray, np.nd
 
 
 def _near(solids: Solids, world_from_ego: np.ndarray, reach_m: float) -> Solids:
-    """Those of the static solids that can reach within `reach_m` of the ego frame's origin."""
+    """The static solids that can reach within `reach_m` of the ego frame's origin."""
     offset = solids.parent_from_solid[:, :3, 3] - world_from_ego[:3, 3]
     radius = np.sqrt((solids.half_size_m**2).sum(axis=1))
     return solids[np.sqrt((offset**2).sum(axis=1)) < reach_m + radius]
@@ -238,7 +239,7 @@ def _reduce(cells, solid, label):
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What sensors look at: the middles of free faces of labelled voxels.
+    """The points that sensors look at: the middles of free faces of labelled voxels.
 
     Attributes:
         points_m: (N, 3) in the ego frame. normals: int (N, 3), outward. voxels: int (N, 3), whose faces they are.
@@ -271,7 +272,7 @@ def mark_visible(
     grid: VoxelGrid,
     observed: np.ndarray,
 ) -> None:
-    """Mark in `observed` what a sensor at `origin_m` (ego frame) sees of the targets; see the module's rules.
+    """Mark in `observed` which targets a sensor at `origin_m` (ego frame) sees; the module states the rules.
 
     Args:
         within: bool (N,), the targets in the sensor's field of view.
