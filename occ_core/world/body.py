@@ -41,7 +41,7 @@ class Hull:
         return Hull(own(solids), lower.min(axis=0), upper.max(axis=0), roof_m)
 
 
-class Sight:
+class BodyOcclusion:
     """Tests whether solids, as an embree scene, stand between eyes and points."""
 
     def __init__(self, solids: Solids) -> None:

@@ -26,7 +26,7 @@ CONTRAST = 0.5  # neighbouring pixels that differ by more in log light are sampl
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class RenderedImage:
     """An image and its truth, as one camera sees them.
 
     Attributes:
@@ -44,7 +44,7 @@ class View:
     instance: np.ndarray
 
 
-def render(snapshot: Snapshot, camera: Camera, world_from_cam: np.ndarray, light: Light | None = None) -> View:
+def render(snapshot: Snapshot, camera: Camera, world_from_cam: np.ndarray, light: Light | None = None) -> RenderedImage:
     """The view of a camera at a snapshot."""
     light = light_of(snapshot) if light is None else light
     w, h = camera.size
@@ -59,7 +59,7 @@ def render(snapshot: Snapshot, camera: Camera, world_from_cam: np.ndarray, light
     rgb[again] = (rgb[again] + _subpixels(snapshot, light, camera, world_from_cam, pixels[again], open_sky[again])) / (
         1 + len(SUBPIXELS)
     )
-    view = View(
+    view = RenderedImage(
         rgb.reshape(h, w, 3),
         (hits.distance_m / stretch).astype(np.float32).reshape(h, w),
         snapshot.classes(hits).reshape(h, w),
@@ -71,7 +71,7 @@ def render(snapshot: Snapshot, camera: Camera, world_from_cam: np.ndarray, light
     return view
 
 
-def _blank(view: View, pixels: np.ndarray, light: tuple[float, float, float]) -> None:
+def _blank(view: RenderedImage, pixels: np.ndarray, light: tuple[float, float, float]) -> None:
     """Pixels, bool (h, w), that show nothing of the city."""
     view.radiance[pixels] = light
     view.depth_m[pixels] = np.nan

@@ -9,7 +9,7 @@ import numpy as np
 
 from occ_core.camera import Camera, Rig
 from occ_core.geometry import Array
-from occ_core.world.body import BLACK, Hull, Sight, make_hull
+from occ_core.world.body import BLACK, BodyOcclusion, Hull, make_hull
 from occ_core.world.classes import OWN_BODY
 from occ_core.world.materials import METAL, RUBBER
 from occ_core.world.sensors import CAMERAS, FULL_SIZE, LIDAR_EGO_M, NUMBERED, ego_from_lidar, mounted, nuscenes_rig
@@ -95,7 +95,7 @@ def random_robot(size: tuple[int, int], seed: int) -> Robot:
     return Robot(Rig(tuple(cameras)), lags, ego_from_lidar(seed, seat.lidar_m), body)
 
 
-def own_pixels(sight: Sight, camera: Camera) -> np.ndarray:
+def own_pixels(sight: BodyOcclusion, camera: Camera) -> np.ndarray:
     """Mark the pixels at whose centres the camera sees the body that `sight` was made of, bool (h, w)."""
     eye = camera.ego_from_cam[:3, 3]
     rays = camera.rays(camera.pixel_grid()) @ camera.ego_from_cam[:3, :3].T
@@ -104,7 +104,7 @@ def own_pixels(sight: Sight, camera: Camera) -> np.ndarray:
 
 def hidden_shares(body: Solids, cameras: list[Camera]) -> list[float]:
     """Share of each camera's image that the robot itself fills, by 32 x 24 samples."""
-    sight = Sight(body)
+    sight = BodyOcclusion(body)
     return [float(own_pixels(sight, camera.resized((32, 24))).mean()) for camera in cameras]
 
 

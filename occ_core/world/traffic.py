@@ -19,7 +19,7 @@ from occ_core.world.classes import (
     TRAILER,
     TRUCK,
 )
-from occ_core.world.drive import Drive
+from occ_core.world.drive import DriveProfile
 from occ_core.world.roads import LEFT, RIGHT, Junction, Side
 from occ_core.world.scene_builder import SceneBuilder, lot_stations, somewhere
 from occ_core.world.streets import CROSSWALK_M
@@ -60,7 +60,7 @@ def make(rng: np.random.Generator, name: str):
 class Crowd:
     """Collects actors; whoever would touch another one or the ego vehicle at any time is not let in."""
 
-    def __init__(self, scene: SceneBuilder, drive: Drive, ego: Trajectory, duration_s: float) -> None:
+    def __init__(self, scene: SceneBuilder, drive: DriveProfile, ego: Trajectory, duration_s: float) -> None:
         self.scene, self.drive = scene, drive
         self.times_s = sample_times(duration_s)
         self.checks_s = self.times_s[::3]

@@ -23,7 +23,7 @@ from occ_core.geometry import apply, inverse
 from occ_core.grid import OCC3D_GRID, VoxelGrid
 from occ_core.occupancy import Occupancy
 from occ_core.taxonomy import OCC3D
-from occ_core.world.body import Sight
+from occ_core.world.body import BodyOcclusion
 from occ_core.world.city import City
 from occ_core.world.classes import FREE
 from occ_core.world.ground import Ground, bilinear
@@ -57,9 +57,9 @@ def occupancy_truth(
         Occupancy whose `observed` is Occ3D's mask_camera, with `mask_lidar`.
     """
     solid, labels = voxelize(city, t_s, grid)
-    targets = Targets.of(solid, labels, grid)
+    targets = VisibilityTargets.of(solid, labels, grid)
     camera_mask, lidar_mask = np.zeros(grid.shape, dtype=np.bool_), np.zeros(grid.shape, dtype=np.bool_)
-    sight = None if body is None else Sight(body)
+    sight = None if body is None else BodyOcclusion(body)
     for camera in rig:
         _, visible = camera.project(apply(inverse(camera.ego_from_cam), targets.points_m))
         if sight is not None:
@@ -238,7 +238,7 @@ def _reduce(cells, solid, label):
 
 
 @dataclass(frozen=True, eq=False)
-class Targets:
+class VisibilityTargets:
     """The points that sensors look at: the middles of free faces of labelled voxels.
 
     Attributes:
@@ -250,7 +250,7 @@ class Targets:
     voxels: np.ndarray
 
     @staticmethod
-    def of(solid: np.ndarray, labels: np.ndarray, grid: VoxelGrid) -> Targets:
+    def of(solid: np.ndarray, labels: np.ndarray, grid: VoxelGrid) -> VisibilityTargets:
         """Faces at the grid's own border are left out: nobody looks in from outside."""
         padded = np.pad(solid, 1, constant_values=True)
         labelled = labels != FREE
@@ -261,13 +261,13 @@ class Targets:
             normals.append(np.broadcast_to(normal, voxels[-1].shape))
         index, normal = np.concatenate(voxels), np.concatenate(normals)
         points = np.array(grid.origin_m) + (index + 0.5 + FACE_DEPTH * normal) * grid.voxel_size_m
-        return Targets(points, normal, index)
+        return VisibilityTargets(points, normal, index)
 
 
 def mark_visible(
     solid: np.ndarray,
     origin_m: np.ndarray,
-    targets: Targets,
+    targets: VisibilityTargets,
     within: np.ndarray,
     grid: VoxelGrid,
     observed: np.ndarray,
