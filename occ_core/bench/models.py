@@ -35,7 +35,7 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One training: `name` of the plan, with one seed; `config` is what `occ train` is given."""
 
     name: str
@@ -108,7 +108,7 @@ def bench_models(
         raise InvalidInput(f"{plan}: no run '{unknown[0]}', there are: {', '.join(configs)}")
     names = [name for name in configs if only is None or name in only]
     runs = [
-        Run(name, seed, configs[name] | {"seed": seed, "threads": 1}, out / f"{name}-{seed}", held_out)
+        PlannedRun(name, seed, configs[name] | {"seed": seed, "threads": 1}, out / f"{name}-{seed}", held_out)
         for seed in range(seeds)
         for name in names
     ]
@@ -121,7 +121,7 @@ def bench_models(
     return {"seeds": seeds, "runs": rows}
 
 
-def run_one(run: Run, step: Callable[[], object]) -> dict[str, Any]:
+def run_one(run: PlannedRun, step: Callable[[], object]) -> dict[str, Any]:
     """The scores of one run, which are also kept in its `scores.json`.
 
     Returns:
@@ -161,7 +161,7 @@ def run_one(run: Run, step: Callable[[], object]) -> dict[str, Any]:
     return record
 
 
-def _require_same_config(run: Run, stored: Path) -> None:
+def _require_same_config(run: PlannedRun, stored: Path) -> None:
     if not stored.is_file():
         return
     was, now = _read_yaml(stored), yaml.safe_load(yaml.safe_dump(dict(run.config)))

@@ -50,7 +50,7 @@ class OneClass:
 
 
 @dataclass(frozen=True, eq=False)
-class Drive:
+class LidarDrive:
     """One scene with LiDAR, in memory but for the pixels, which a LiDAR teacher does not look at.
 
     Attributes:
@@ -69,7 +69,7 @@ class Drive:
     point_class: Sequence[np.ndarray] | None
 
 
-def open_drives(dataroot: Path, classes: str | None = None) -> list[Drive]:
+def open_drives(dataroot: Path, classes: str | None = None) -> list[LidarDrive]:
     """Every scene of a data set: SemanticKITTI where there is `sequences/`, else nuScenes' layout, geometry only.
 
     Args:
@@ -84,20 +84,20 @@ def open_drives(dataroot: Path, classes: str | None = None) -> list[Drive]:
     drives = []
     for scene in source.scenes:
         frames = _without_pixels(NuScenesSource(source.tables, scenes=[scene]))
-        drives.append(Drive(scene, frames, OCC3D_GRID, GEOMETRY, OneClass(), None))
+        drives.append(LidarDrive(scene, frames, OCC3D_GRID, GEOMETRY, OneClass(), None))
     return drives
 
 
-def _kitti_drive(dataroot: Path, scene: str, classes: str | None) -> Drive:
+def _kitti_drive(dataroot: Path, scene: str, classes: str | None) -> LidarDrive:
     source = SemanticKittiSource(dataroot, [scene])
     frames, name = _without_pixels(source), f"sequence {scene}"
     if not source.labels_path(0).is_file():
-        return Drive(name, frames, SEMANTIC_KITTI_GRID, GEOMETRY, OneClass(), None)
+        return LidarDrive(name, frames, SEMANTIC_KITTI_GRID, GEOMETRY, OneClass(), None)
     point_class = [read_kitti_labels(source.labels_path(index)) for index in range(len(source))]
     teacher, _ = load_parts(classes or "lidar", dataroot, SEMANTIC_KITTI)
     if teacher is None:
         raise InvalidInput(f"'{classes}' knows no classes")
-    return Drive(name, frames, SEMANTIC_KITTI_GRID, SEMANTIC_KITTI, teacher, point_class)
+    return LidarDrive(name, frames, SEMANTIC_KITTI_GRID, SEMANTIC_KITTI, teacher, point_class)
 
 
 def _without_pixels(source: NuScenesSource | SemanticKittiSource) -> list[Frame]:
@@ -111,7 +111,7 @@ def _without_pixels(source: NuScenesSource | SemanticKittiSource) -> list[Frame]
 
 
 def score_drive(
-    drive: Drive,
+    drive: LidarDrive,
     split: str,
     recipe: Recipe = PRESETS["lidar"],
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -186,7 +186,7 @@ def _count(frame: Frame) -> int:
     return len(frame.lidar.points_lidar_m)
 
 
-def _add(scores: PointScores, drive: Drive, label: Occupancy, n: int, m: int, which: np.ndarray) -> None:
+def _add(scores: PointScores, drive: LidarDrive, label: Occupancy, n: int, m: int, which: np.ndarray) -> None:
     """Count those points of frame `m` against the label of frame `n` that an image shows."""
     frame = drive.frames[m]
     points_ego_m, shown = _shown(frame, drive.frames[n])

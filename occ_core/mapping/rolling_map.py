@@ -13,7 +13,7 @@ from occ_core.geometry import inverse, require_rigid
 from occ_core.grid import VoxelGrid
 from occ_core.mapping.lattice import Lattice, lattice_of, seen_of
 from occ_core.mapping.settings import MapSettings, map_shape
-from occ_core.mapping.update import Cells, Step, update_plain
+from occ_core.mapping.update import MapCells, Step, update_plain
 from occ_core.occupancy import Occupancy
 from occ_core.taxonomy import Taxonomy
 
@@ -53,7 +53,7 @@ class RollingMap:
         self._is_dynamic = np.zeros(256, dtype=bool)
         self._is_dynamic[list(taxonomy.dynamic_ids)] = True
         # Storage is a ring along each axis: the cell with number c lies at c modulo the size, so nothing is ever moved.
-        self._cells = Cells(
+        self._cells = MapCells(
             np.zeros(self.shape, dtype=np.float32),
             np.full(self.shape, taxonomy.free_id, dtype=np.uint8),
             np.zeros((*self.shape, len(taxonomy)), dtype=np.uint8),
@@ -173,7 +173,7 @@ class RollingMap:
         return np.roll(array, tuple(-at for at in self._ring_start()), axis=(0, 1, 2))
 
 
-def _fastest_update() -> Callable[[Cells, np.ndarray, Lattice, np.ndarray, Step], None]:
+def _fastest_update() -> Callable[[MapCells, np.ndarray, Lattice, np.ndarray, Step], None]:
     if importlib.util.find_spec("numba") is None:
         return update_plain
     from occ_core.mapping.update_fast import update_fast

@@ -48,7 +48,7 @@ class DepthUnit(BaseModel):
     sky: int | None = None  # the value that means no surface; 0 and NaN mean unknown
 
 
-class MapSettings(BaseModel):
+class MapFolderSettings(BaseModel):
     """The content of `maps.yaml`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,7 +75,7 @@ class MapFolder:
 
     folder: Path
     kind: str
-    settings: MapSettings
+    settings: MapFolderSettings
 
     def find(self, name: str, shot: Shot) -> Path | None:
         """The map of a camera's image, if there is one."""
@@ -157,17 +157,17 @@ def kinds_in(folder: Path | str) -> list[str]:
     return [open_folder(folder, only).kind]
 
 
-def read_settings(path: Path) -> MapSettings:
+def read_settings(path: Path) -> MapFolderSettings:
     """Read `maps.yaml`; without it, the defaults hold.
 
     Raises:
         InvalidInput: one line that names the first wrong field.
     """
     if not path.is_file():
-        return MapSettings()
+        return MapFolderSettings()
     try:
         record = yaml.safe_load(path.read_text()) or {}
-        return MapSettings.model_validate(record)
+        return MapFolderSettings.model_validate(record)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     except ValidationError as error:
@@ -176,7 +176,7 @@ def read_settings(path: Path) -> MapSettings:
         raise InvalidInput(f"{path}: {where}: {first['msg']}, got {first['input']!r:.80}") from error
 
 
-def class_table(settings: MapSettings, folder: Path, taxonomy: Taxonomy) -> np.ndarray:
+def class_table(settings: MapFolderSettings, folder: Path, taxonomy: Taxonomy) -> np.ndarray:
     """The class of each id, uint8 (MAX_ID + 1,), UNLABELED where `maps.yaml` names none.
 
     Raises:

@@ -85,14 +85,14 @@ class MotionDepth:
         return DepthMap(*in_lens(depth_of(own, sides), camera, size))
 
 
-class Found(NamedTuple):
+class DepthMatch(NamedTuple):
     """Depth in m, float32 (h, w), NaN where there is none; and the share of it that a match's error may make."""
 
     depth_m: np.ndarray
     error: np.ndarray
 
 
-def depth_of(own: View, sides: Sequence[Sequence[View]]) -> Found:
+def depth_of(own: View, sides: Sequence[Sequence[View]]) -> DepthMatch:
     """Measure the depth of the pixels for which it can be measured.
 
     Args:
@@ -101,14 +101,14 @@ def depth_of(own: View, sides: Sequence[Sequence[View]]) -> Found:
     others = [view for side in sides for view in side]
     if not others:
         nothing = np.full(own.grey.shape, np.nan, np.float32)
-        return Found(nothing, nothing)
+        return DepthMatch(nothing, nothing)
     depth_m, cost = sweep(own, others)
     error = np.min([match_error(own, other, depth_m) for other in others], axis=0)
     agrees, differs = zip(*(seen_back(own, side[0], depth_m) for side in sides), strict=True)
     believed = np.any(agrees, axis=0) & ~np.any(differs, axis=0)
     believed &= (cost <= WORST_COST) & (texture(own.grey) >= LEAST_TEXTURE) & (error <= WORST_ERROR)
     depth_m = np.where(believed, depth_m, np.nan).astype(np.float32)
-    return Found(without_speckles(depth_m), error.astype(np.float32))
+    return DepthMatch(without_speckles(depth_m), error.astype(np.float32))
 
 
 def working_width(camera: Camera, world_from_cam: np.ndarray, nearest: Sequence[NearbyImage]) -> int:
@@ -148,7 +148,7 @@ def pinhole_view(
     return View(cv2.remap(grey, place[..., 0], place[..., 1], cv2.INTER_LINEAR), ideal.intrinsics, world_from_cam)
 
 
-def in_lens(found: Found, camera: Camera, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def in_lens(found: DepthMatch, camera: Camera, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Depth and confidence float32 (h, w) at the pixels of the camera itself, whose lens may distort; blind: NaN."""
     own = camera.resized(size)
     depth_m, error = found
