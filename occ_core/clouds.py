@@ -20,12 +20,25 @@ TRUTH_POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("label", "u1"
 """Centre of a voxel that is occupied or observed; mask bit 0: seen by a camera, bit 1: by LiDAR.
 A voxel that is not listed is free and unobserved, so the cloud is the whole Occ3D label."""
 
+PLACE_POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4")])
+"""A place and nothing else."""
+
+COLUMN_POINT = np.dtype(
+    {
+        "names": ["x", "y", "z", "confidence", "label"],
+        "formats": ["<f4", "<f4", "<f4", "<f4", "u1"],
+        "offsets": [0, 4, 8, 12, 16],
+        "itemsize": 20,
+    }
+)
+"""What a column of voxels is to who drives there; of one that nobody observed x, y and z are not a number."""
+
 # numpy type -> sensor_msgs/PointField datatype constant
 POINT_FIELD_TYPES = {"i1": 1, "u1": 2, "i2": 3, "u2": 4, "i4": 5, "u4": 6, "f4": 7, "f8": 8}
 
 
 def fields_of(layout: np.dtype) -> list[tuple[str, int, int]]:
-    """(name, byte offset, sensor_msgs/PointField datatype) of each field."""
+    """For each field (name, byte offset, sensor_msgs/PointField datatype)."""
     assert layout.fields is not None
     return [(name, field[1], POINT_FIELD_TYPES[field[0].str[1:]]) for name, field in layout.fields.items()]
 
@@ -59,7 +72,7 @@ def truth_points(occupancy: Occupancy) -> np.ndarray:
 
 
 def occupancy_of(points: np.ndarray, grid: VoxelGrid, taxonomy: Taxonomy) -> Occupancy:
-    """The grid that `voxel_points` or `truth_points` listed; points outside the grid are dropped.
+    """Rebuild the grid that `voxel_points` or `truth_points` listed; points outside the grid are dropped.
 
     From VOXEL_POINT the whole grid counts as observed: that cloud lists what is occupied and nothing else. Its
     confidence is 0 in cells that are not listed.

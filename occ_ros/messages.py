@@ -1,4 +1,5 @@
-"""numpy <-> ROS messages, and nothing else. Arrays go over as blocks of bytes, never element by element."""
+"""Converts between numpy arrays and ROS messages, and does nothing else. Arrays are copied as blocks of bytes, never
+element by element."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def header_of(stamp_ns: int, frame_id: str) -> Header:
 def image_of(
     message: Image | CompressedImage, at_least: tuple[int, int] | None = None, header: ImageHeader | None = None
 ) -> np.ndarray:
-    """RGB uint8 (height, width, 3); of a JPEG perhaps a smaller version, see `decode_compressed`.
+    """Read an image as RGB uint8 (height, width, 3); a JPEG may be decoded smaller, see `decode_compressed`.
 
     An Image goes through cv_bridge where that is installed. `header` is the image's, where it is known already.
 
@@ -62,27 +63,39 @@ def _bridge() -> Any | None:
 
 
 def cloud_of(points: np.ndarray, stamp_ns: int, frame_id: str) -> PointCloud2:
-    """PointCloud2 of a structured array (N,), for example of `VOXEL_POINT`."""
+    """Make a PointCloud2 of a structured array (N,), for example of `VOXEL_POINT`; (height, width) makes an organised
+    cloud."""
+    height, width = points.shape if points.ndim == 2 else (1, len(points))
     data = array("B")
     data.frombytes(np.ascontiguousarray(points).view(np.uint8).data)
     return PointCloud2(
         header=header_of(stamp_ns, frame_id),
-        height=1,
-        width=len(points),
+        height=height,
+        width=width,
         fields=[
             PointField(name=name, offset=offset, datatype=kind, count=1)
             for name, offset, kind in fields_of(points.dtype)
         ],
         is_bigendian=False,
         point_step=points.dtype.itemsize,
-        row_step=points.dtype.itemsize * len(points),
+        row_step=points.dtype.itemsize * width,
         data=data,
-        is_dense=True,
+        is_dense=points.ndim == 1,  # places of an organised cloud may be empty
+    )
+
+
+def mono8_of(pixels: np.ndarray, stamp_ns: int, frame_id: str) -> Image:
+    """Image of uint8 (height, width)."""
+    data = array("B")
+    data.frombytes(np.ascontiguousarray(pixels).data)
+    height, width = pixels.shape
+    return Image(
+        header=header_of(stamp_ns, frame_id), height=height, width=width, encoding="mono8", step=width, data=data
     )
 
 
 def points_of(message: PointCloud2, layout: np.dtype) -> np.ndarray:
-    """Structured array (N,) of `layout` from a cloud that has at least these fields with these types.
+    """Read a cloud as a structured array (N,) of `layout`; it must have at least these fields with these types.
 
     Raises:
         InvalidInput: a field is missing or of another type, or there is less data than the size says.
@@ -97,6 +110,6 @@ def points_of(message: PointCloud2, layout: np.dtype) -> np.ndarray:
 
 
 def status_of(level: int, name: str, hardware_id: str, text: str, values: Mapping[str, Any]) -> DiagnosticStatus:
-    """A DiagnosticStatus; level 0 = OK, 1 = WARN, 2 = ERROR, 3 = STALE."""
+    """Make a DiagnosticStatus; level 0 = OK, 1 = WARN, 2 = ERROR, 3 = STALE."""
     pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
     return DiagnosticStatus(level=bytes([level]), name=name, hardware_id=hardware_id, message=text, values=pairs)

@@ -1,4 +1,4 @@
-"""Everything between the topics of a configured node: made when it is configured, dropped when it is cleaned up."""
+"""Everything between the topics of a configured node: created on configure, dropped on cleanup."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Pipeline:
         if not p["model"]:
             raise InvalidInput("parameter 'model' is empty: give the path of a checkpoint (-p model:=PATH)")
         rig_file = load_rig_file(p["rig_file"]) if p["rig_file"] else ()
-        cameras = _cameras(p, rig_file)
+        cameras = cameras_of(p, rig_file)
         names = tuple(camera.name for camera in cameras)
         sync = FrameSynchroniser(
             names, p["deadline_s"], p["max_spread_s"], offsets_ns(names, p["offsets_s"]), p["min_cameras"] or None
@@ -61,6 +61,7 @@ class Pipeline:
             p["base_frame"],
             {entry.camera.name: entry.camera for entry in rig_file},
         )
+        self.grid, self.taxonomy = predictor.grid, predictor.taxonomy
         self.backend = type(predictor.session).__name__.removesuffix("Session").lower()
         tree = self.calibration.tree
         odometry = Odometry(tree, p["base_frame"], p["map_frame"])
@@ -72,7 +73,7 @@ class Pipeline:
         fused = None
         if p["fusion"]:
             fused = MapServer(node, predictor.grid, predictor.taxonomy, tree, p["base_frame"], p)
-        self.outputs = Outputs(node, p, tree, fused)
+        self.outputs = Outputs(node, p, tree, predictor.taxonomy, fused)
         self.worker = InferenceWorker(
             predictor,
             self.calibration,
@@ -97,12 +98,13 @@ class Pipeline:
         self.inputs.open()
 
     def stop(self) -> bool:
-        """Listen no longer and end the thread; False if it does not end."""
+        """Stop listening and end the thread; returns False if it does not end."""
         self.inputs.close()
         return self.worker.stop()
 
     def frame_counts(self) -> dict[str, int]:
-        """frames_in = answered + dropped + skipped; dropped = superseded + failed + incomplete + lost + stopped.
+        """The counts of frames: frames_in = answered + dropped + skipped; dropped = superseded + failed + incomplete +
+        lost + stopped.
 
         `frames_in` are those whose end is known: not the one that waits nor the one that is being answered.
         """
@@ -149,7 +151,7 @@ class Pipeline:
         )
 
     def write_times(self, path: Path, exceptions: Mapping[str, int]) -> None:
-        """Counts and stage times as JSON.
+        """Write counts and stage times as JSON.
 
         Raises:
             OSError: the file cannot be written.
@@ -169,7 +171,12 @@ class Pipeline:
         write_json(path, record)
 
 
-def _cameras(values: Mapping[str, Any], rig_file: tuple[RigFileCamera, ...]) -> tuple[CameraInput, ...]:
+def cameras_of(values: Mapping[str, Any], rig_file: tuple[RigFileCamera, ...]) -> tuple[CameraInput, ...]:
+    """The node's cameras by its parameters.
+
+    Raises:
+        InvalidInput: as of `image_topics`.
+    """
     if not rig_file:
         return image_topics(values["cameras"], values["image_topic"], values["info_topic"], values["transport"])
     named = {}
@@ -181,7 +188,7 @@ def _cameras(values: Mapping[str, Any], rig_file: tuple[RigFileCamera, ...]) -> 
 
 
 def sweeps_for(values: Mapping[str, Any], predictor: Predictor, odometry: Odometry) -> Sweeps | None:
-    """What keeps the LiDAR's sweeps, where the network takes them.
+    """Make what keeps the LiDAR's sweeps, if the network takes them.
 
     Raises:
         InvalidInput: the network takes LiDAR and there is no topic for it, or the other way round.

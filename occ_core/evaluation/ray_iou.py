@@ -60,7 +60,6 @@ def ray_origins(
 
     Raises:
         MissingInput: no such data set, or a sample that is not in it or has no LiDAR sweep. CorruptInput.
-        MissingPackage: without nuscenes-devkit.
     """
     tables = dataroot if isinstance(dataroot, NuScenesTables) else NuScenesTables(dataroot, version)
     wanted, found = set(tokens), {}

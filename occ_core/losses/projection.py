@@ -1,4 +1,5 @@
-"""Scatter-accumulated projection: an answer in cells, carried along pixels' viewing rays, against the class maps.
+"""Scatter-accumulated projection: compares an answer in cells, accumulated along pixels' viewing rays, with the class
+maps.
 
 Only the idea is OccLE's (arXiv 2505.20617); the formula is ours. A ray meets cells 1, 2, .. with p_i to be occupied:
 

@@ -33,7 +33,7 @@ FINEST = 4  # times a view's size, before it is scaled down
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class PinholeView:
     """One pinhole view of a lens.
 
     Attributes:
@@ -71,11 +71,11 @@ class ViewImages(NamedTuple):
     """The network's images of one lens, uint8 (K, H, W, 3), one for each of its K views."""
 
     images: np.ndarray
-    views: tuple[View, ...]
+    views: tuple[PinholeView, ...]
 
 
 @lru_cache(maxsize=128)  # cameras are told apart by identity: sources and nodes keep theirs
-def views_of(lens: Camera, size: tuple[int, int]) -> tuple[View, ...]:
+def views_of(lens: Camera, size: tuple[int, int]) -> tuple[PinholeView, ...]:
     """Make the views of a lens.
 
     Args:
@@ -221,10 +221,10 @@ def _ego_from_view(at_m: np.ndarray, azimuth: float, elevation: float) -> np.nda
     return out
 
 
-def _view(lens: Camera, camera: Camera) -> View:
+def _view(lens: Camera, camera: Camera) -> PinholeView:
     rays, _ = camera.directions(camera.pixel_grid())
     turn = lens.ego_from_cam[:3, :3].T @ camera.ego_from_cam[:3, :3]
     pixels, seen = lens.project(rays @ turn.T)
     (w, h), blind = camera.size, ~seen
     pixels = np.nan_to_num(pixels, nan=-1.0).astype(np.float32).reshape(h, w, 2)
-    return View(replace(camera, blind=blind.reshape(h, w) if blind.any() else None), lens, pixels)
+    return PinholeView(replace(camera, blind=blind.reshape(h, w) if blind.any() else None), lens, pixels)

@@ -59,7 +59,8 @@ def write_animation(frames: PredictedFrames, path: Path) -> None:
 def drawn(frames: PredictedFrames) -> Iterator[tuple[int, np.ndarray]]:
     """Stamp in ns and picture, RGB uint8 (h, w, 3), of frames evenly spread; all are fused, scene by scene."""
     shown = set(spread(range(len(frames)), MOST_FRAMES))
-    rolling_map, scene = None, None
+    rolling_map: RollingMap | None = None
+    scene = ""
     for index in track(range(len(frames)), description="animation", transient=True):
         frame, predicted, _ = frames[index]
         if predicted is None:

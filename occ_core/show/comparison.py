@@ -1,4 +1,4 @@
-"""Two runs beside each other: their scores with differences, and the same moments as both see them."""
+"""Two runs beside each other: their scores with differences, and the same frames as both see them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from occ_core.evaluation.predictions import prediction_files
 from occ_core.evaluation.report import PROTOCOLS
 from occ_core.files import read_json
 from occ_core.show.album import spread
-from occ_core.show.page import MOMENTS
+from occ_core.show.page import FRAMES
 from occ_core.show.page_data import PageFrame
 from occ_core.show.page_figures import Figures, PageTable
-from occ_core.show.predicted_frames import Moments
+from occ_core.show.predicted_frames import PredictedFrames
 
 KINDS = "report of `occ eval --json`", "training", "predictions"
 SHARES = {"iou": "IoU", "miou_15": "mIoU, 15 classes", "miou_17": "mIoU, 17 classes"}
@@ -94,11 +94,11 @@ def _open_training(path: Path, name: str) -> Run:
 
 
 @contextmanager
-def on_equal_moments(a: Run, b: Run) -> Iterator[tuple[Path, Path, list[str]]]:
+def on_equal_frames(a: Run, b: Run) -> Iterator[tuple[Path, Path, list[str]]]:
     """Two folders of predictions with the same tokens, those that both runs have, and a line for each that has more.
 
     Raises:
-        InvalidInput: they have no moment in common. MissingInput: a run has no predictions.
+        InvalidInput: they have no frame in common. MissingInput: a run has no predictions.
     """
     for run in (a, b):
         if run.predictions is None:
@@ -107,11 +107,11 @@ def on_equal_moments(a: Run, b: Run) -> Iterator[tuple[Path, Path, list[str]]]:
     both = files[0].keys() & files[1].keys()
     if not both:
         raise InvalidInput(
-            f"no moment in common: {a.name} predicts {len(files[0])}, first '{min(files[0])}', {b.name} "
+            f"no frame in common: {a.name} predicts {len(files[0])}, first '{min(files[0])}', {b.name} "
             f"{len(files[1])}, first '{min(files[1])}'"
         )
     told = [
-        f"{run.name}: {len(own) - len(both)} of {len(own)} predictions left out, {other.name} has none of these moments"
+        f"{run.name}: {len(own) - len(both)} of {len(own)} predictions left out, {other.name} has none of these frames"
         for run, other, own in ((a, b, files[0]), (b, a, files[1]))
         if len(own) > len(both)
     ]
@@ -124,9 +124,9 @@ def on_equal_moments(a: Run, b: Run) -> Iterator[tuple[Path, Path, list[str]]]:
         yield *links, told
 
 
-def moments_of_both(names: tuple[str, str], a: Moments, b: Moments) -> Iterator[PageFrame]:
-    """At most MOMENTS, evenly spread, of two folders with the same tokens; the truth third."""
-    for index in spread(range(len(a)), MOMENTS):
+def frames_of_both(names: tuple[str, str], a: PredictedFrames, b: PredictedFrames) -> Iterator[PageFrame]:
+    """At most FRAMES, evenly spread, of two folders with the same tokens; the truth third."""
+    for index in spread(range(len(a)), FRAMES):
         frame, one, truth = a[index]
         yield PageFrame(frame, {names[0]: one, names[1]: b[index].predicted, "true": truth})
 

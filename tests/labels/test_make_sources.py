@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import pytest
 
-pytest.importorskip("nuscenes", reason="reading a data set needs the nuscenes-devkit: pip install 'occ_ros[nuscenes]'")
 pytest.importorskip("numba", reason="ray casting needs numba: pip install 'occ_ros[world]'")
 pytest.importorskip("rosbags", reason="bags need rosbags: pip install 'occ_ros[bags]'")
 

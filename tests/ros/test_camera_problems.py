@@ -108,7 +108,7 @@ def test_calibration_faults_are_named():
 
 
 def test_a_refused_transform_is_named_where_it_matters():
-    TFMessage = pytest.importorskip("tf2_msgs.msg", reason="run tools/build_tf2_msgs.py").TFMessage
+    TFMessage = pytest.importorskip("tf2_msgs.msg", reason="run tools/build_messages.py").TFMessage
     for child, words in (("cam", "transform refused: 'base_link' -> 'cam': "), ("elsewhere", "no transform")):
         bad = TransformStamped(child_frame_id=child)
         bad.header.frame_id, bad.transform.translation.x = "base_link", math.nan
@@ -397,7 +397,7 @@ def test_cv_bridge_and_numpy_agree(encoding):
 
 def test_a_fixed_mount_that_is_stated_elsewhere_once_is_named():
     """Found by odd_robots.py: two nodes state it by turns, slower than a moving mount would be."""
-    TFMessage = pytest.importorskip("tf2_msgs.msg", reason="run tools/build_tf2_msgs.py").TFMessage
+    TFMessage = pytest.importorskip("tf2_msgs.msg", reason="run tools/build_messages.py").TFMessage
     calibration = Calibration({"a": ("/a/camera_info", False)}, "base_link")
     calibration.add_info("a", info())
     link = TransformStamped()

@@ -19,7 +19,7 @@ from occ_core.models.occle.config import OccleConfig
 from occ_ros import demo
 
 pytest.importorskip("rclpy", reason="rclpy is not installed (pip install 'occ_ros[ros]')")
-pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed (python tools/build_tf2_msgs.py)")
+pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed (python tools/build_messages.py)")
 
 
 @pytest.mark.slow

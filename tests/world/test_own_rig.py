@@ -23,7 +23,7 @@ from occ_core.world.city import build_city
 from occ_core.world.classes import OWN_BODY
 from occ_core.world.make import read_settings
 from occ_core.world.own_rig import own_rig, placed
-from occ_core.world.render import View, render
+from occ_core.world.render import RenderedImage, render
 from occ_core.world.saved import load_truth
 from occ_core.world.scene import Settings
 from occ_core.world.sensors import camera_stamps_us, mounted
@@ -113,7 +113,7 @@ def test_blind_pixels_show_the_robot(view_of):
     bare = camera("left", (64, 40), 50.0)
     view, whole = view_of(replace(bare, blind=blind)), view_of(bare)
     assert (view.class_id[-8:] == OWN_BODY).all() and np.isnan(view.depth_m[-8:]).all()
-    assert np.array_equal(view.class_id[:-8], whole.class_id[:-8]) and isinstance(view, View)
+    assert np.array_equal(view.class_id[:-8], whole.class_id[:-8]) and isinstance(view, RenderedImage)
     assert view.radiance[-8:].max() < 0.05
 
 
@@ -136,7 +136,6 @@ def rig_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def world(rig_file, tmp_path_factory) -> Path:
-    pytest.importorskip("nuscenes", reason="opening the result needs the nuscenes-devkit")
     out = tmp_path_factory.mktemp("world") / "city"
     result = run(out, "--rig", rig_file, "--keyframes", 2, "--seed", 3, "--sweeps", "--rate", 4, "--workers", 1)
     assert result.exit_code == 0, result.output

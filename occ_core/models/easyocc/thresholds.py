@@ -23,7 +23,7 @@ from torch import Tensor
 
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.inputs import TableImages, TableTargets
-from occ_core.models.easyocc.logits import NEVER, Cells
+from occ_core.models.easyocc.logits import NEVER, CellLogits
 from occ_core.taxonomy import UNLABELED
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def labels_of(targets: TableTargets) -> np.ndarray:
 
 def _answers(
     model: EasyOcc, samples: LabelledSamples
-) -> Iterator[tuple[tuple[TableImages, TableTargets], np.ndarray, Cells]]:
+) -> Iterator[tuple[tuple[TableImages, TableTargets], np.ndarray, CellLogits]]:
     sequential = model.sequential()
     for inputs, targets in samples:
         yield (inputs, targets), labels_of(targets), model.cells(sequential.hidden(inputs).columns)
