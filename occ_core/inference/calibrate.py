@@ -18,7 +18,7 @@ from occ_core.models.easyocc.table import build_table
 from occ_core.network_input.preprocess import Preprocess
 from occ_core.sources.open import FrameSource, open_source
 
-FRAMES_BEFORE = 8  # that a network with memory has seen at each frame
+FRAMES_BEFORE = 8  # number of frames that a network with memory has seen at each calibration frame
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,17 @@ from occ_core.frame import Frame
 from occ_core.sources.nuscenes_tables import root_of
 from occ_core.sources.scenes import Recording
 
-WIDTH_PX = 320  # that images are compared at
+WIDTH_PX = 320  # width at which images are compared
 STEP_M, STEP_RAD = 0.5, 0.1  # least motion between two images that are kept
-KEPT = 64  # images a camera; of longer ways every second, fourth, ...
-LEAST = 12  # images
-LEAST_TURN_DEG = 20.0  # between the headings of two of them
-QUANTILE = 0.8  # of a pixel's differences from its median: a few odd images do not count
-STILL_SHARE, STILL_LEVELS = 0.4, (6.0, 20.0)  # what hardly changes: by that share of the median pixel's change, within
-EDGE_LEVELS, ALIGNED = 2.0, 0.7  # of an edge that is always there: levels a pixel, and how far its directions agree
-OUTLINE_SHARE = 0.5  # of a region's outline that is such an edge
-LEAST_AREA = 0.002  # of the image
+KEPT = 64  # images kept for each camera; on longer drives every second, fourth, ...
+LEAST = 12  # images without which nothing is judged
+LEAST_TURN_DEG = 20.0  # least difference between the headings of two of them
+QUANTILE = 0.8  # of a pixel's differences from its median, so that a few odd images do not count
+# a pixel is still below this share of the median pixel's change, within these levels
+STILL_SHARE, STILL_LEVELS = 0.4, (6.0, 20.0)
+EDGE_LEVELS, ALIGNED = 2.0, 0.7  # a lasting edge: its levels a pixel, and how far its directions agree
+OUTLINE_SHARE = 0.5  # least share of a region's outline that is a lasting edge
+LEAST_AREA = 0.002  # least share of the image
 PICTURE = "ego_masks.jpg"
 
 

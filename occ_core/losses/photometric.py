@@ -13,7 +13,7 @@ from torch import Tensor
 C1, C2 = 0.01**2, 0.03**2  # SSIM's stabilisers for values in 0..1
 SSIM_SHARE = 0.85
 WHOLE = 0.999  # all four pixels that a value comes from show the world
-NEAREST_M = 0.1  # what is nearer to the neighbour's image plane, or behind it, is not in its image
+NEAREST_M = 0.1  # points nearer to the neighbour's image plane, or behind it, are not in its image
 
 
 def as_float(

@@ -25,7 +25,7 @@ from occ_core.network_input.projection import flat_cell, pixel_rays
 from occ_core.network_input.rig_images import RigImages
 from occ_core.taxonomy import UNLABELED
 
-LEAST_WEIGHT = 0.01  # of a cell on a ray; the class of one that counts less is not looked up
+LEAST_WEIGHT = 0.01  # cells with less weight on a ray are skipped when classes are computed
 SMALLEST = 1e-6
 
 

@@ -24,11 +24,12 @@ from occ_core.geometry import inverse
 PINHOLE = ("none",)
 NOT_FISHEYE = tuple(model for model in COEFFICIENTS if model != "equidistant")
 WIDEST_DEG = 100.0
-BAND_DEG = (-45.0, 10.0)  # of a camera 1 m up: the ground from 1 m on; of what is 20 m away: 3.5 m up
-LEVEL_DEG = 15.0  # up and down, where it counts how far to the sides a lens sees
-SLACK = 0.05  # of a view, that may be lacking before there is one more
-ROW_OVERLAP = 0.1  # of a view's height: its corners reach less far up and down than its middle
-LEAST_SHARE = 0.05  # of a view's pixels that the lens has; those with fewer are left out
+# from 1 m above the ground this shows the ground from 1 m on, and things 20 m away up to 3.5 m
+BAND_DEG = (-45.0, 10.0)
+LEVEL_DEG = 15.0  # up and down; within it, how far a lens sees to the sides is measured
+SLACK = 0.05  # share of a view that may be missing before another view is added
+ROW_OVERLAP = 0.1  # share of a view's height, because its corners reach less far up and down than its middle
+LEAST_SHARE = 0.05  # views in which the lens has a smaller share of the pixels are left out
 FINEST = 4  # times a view's size, before it is scaled down
 
 
