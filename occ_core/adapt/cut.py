@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from occ_core.adapt.doctor import Drive
+from occ_core.adapt.doctor import LEAST_KEYFRAMES, Drive
 from occ_core.sources.stretch import Stretch
 
 JUDGE_SHARE, FIT_SHARE = 0.2, 0.1  # of the keyframes
 LEAST_JUDGE, LEAST_FIT = 3, 8  # of fewer keyframes no threshold is fitted: those of the start stay
-GAP = 2  # keyframes between two stretches, which nobody sees
+GAP = 2  # keyframes between two stretches, which nobody sees; of a short recording none
 PARTS = ("learn", "fit", "judge")
 
 
@@ -27,7 +27,10 @@ class Cut(NamedTuple):
 
 
 def cut(keyframes: int) -> Cut:
-    """How many of a drive's keyframes, LEAST_KEYFRAMES or more, go where."""
+    """How many of a drive's keyframes go where; of one shorter than LEAST_KEYFRAMES the last alone judges."""
+    if keyframes < LEAST_KEYFRAMES:
+        end = keyframes - 1
+        return Cut(range(end), range(end, end), range(end, keyframes))
     judge = max(LEAST_JUDGE, round(JUDGE_SHARE * keyframes))
     fit = round(FIT_SHARE * keyframes)
     end = keyframes - judge - GAP

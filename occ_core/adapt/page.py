@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from occ_core.adapt.judge import TrueVoxels
+from occ_core.adapt.judge import true_voxels
 from occ_core.adapt.label import LABELS
 from occ_core.evaluation.predictions import read_observed, read_prediction
 from occ_core.grid import OCC3D_GRID
@@ -50,14 +50,15 @@ def summary_rows(report: dict[str, Any]) -> list[list[str]]:
 def _moments(out: Path, stretches: Sequence[Path]) -> Iterator[PageMoment]:
     """At most MOMENTS of all stretches."""
     recordings = [Recording(stretch) for stretch in stretches]
-    every = [(frames, i) for r in recordings for frames in [r.scene(r.scenes[0])] for i in range(len(frames))]
+    scenes = [recording.scene(name) for recording in recordings for name in recording.scenes]
+    every = [(frames, i) for frames in scenes for i in range(len(frames))]
     for place in spread(range(len(every)), MOMENTS):
         frames, index = every[place]
         frame = frames[index]
         volumes = {name: _predicted(out / "judged" / name / f"{frame.token}.npz") for name in ("after", "before")}
         label = frames.path / LABELS / frame.scene / frame.token / "labels.npz"
         volumes["labels"] = load_occ3d(label) if label.is_file() else None
-        volumes["true"] = TrueVoxels(frames.path, OCC3D_GRID, OCC3D).at(frame.stamp_ns)
+        volumes["true"] = true_voxels(frames.path, OCC3D_GRID, OCC3D).of(frame)
         yield PageMoment(frame, volumes)
 
 

@@ -94,11 +94,11 @@ def test_a_full_disk_is_told_before_any_work(good, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage(10**12, 10**12 - 10**6, 10**6))
     with pytest.raises(CannotWrite, match=r"the disk has 0\.0 GB left, about 0\.3 GB are needed"):
-        doctor.require_room(tmp_path, [examine(good)], network=False)
+        doctor.require_room(tmp_path, doctor.bytes_of(len(examine(good).keyframes_ns), 2))
 
 
 def test_a_plan_leaves_nothing_behind(good, tmp_path):
-    assert doctor.require_room(tmp_path / "a" / "b", [examine(good)], network=True) > 3e8
+    assert doctor.require_room(tmp_path / "a" / "b", doctor.bytes_of(32, 2, network=True)) > 3e8
     assert list(tmp_path.iterdir()) == []
 
 
