@@ -265,13 +265,15 @@ class EasyOcc(nn.Module):
 
     @torch.no_grad()
     def fit(self, moments: Iterable[tuple[TableImages, TableTargets]], class_weights: Tensor) -> None:
-        """Set the tensors that the config calls `fitted`.
+        """Set the tensors that the config calls `fitted`; without moments they stay, as they were at the start.
 
         Args:
             moments: one by one, in order of scene and time, with `labels`; of scenes that did not train the weights.
                 They are met several times.
             class_weights: [classes], by which the losses on cells weighed them.
         """
+        if next(iter(moments), None) is None:
+            return
         fit_balance(self, moments)
         fit_thresholds(self, moments, class_weights[list(self.config.classes.occupied_ids)])
 
