@@ -21,7 +21,7 @@ from occ_core.training.loop import train
 # An eighth of the steps teach the image network alone; then all of it learns, slower than at first, for what the start
 # knows of the rest of the world is to stay.
 IMAGE_SHARE = 8
-LEARNING_RATE = 5e-4
+LEARNING_RATE = 1.5e-3
 PROBE_STEPS = 24
 FOLDER = "train"
 UNSETTLED = 2  # first steps of a phase, which load libraries and fill caches
@@ -52,7 +52,7 @@ def run_config(
         log_every=20,
         checkpoint_every=min(200, max(1, steps // 4)),
         validate_every=max(steps, 1),
-        nano=NanoTraining(threshold_scenes=kept, image_steps=1, turn=0.2, zoom=0.3, retexture=0.2),
+        nano=NanoTraining(threshold_scenes=kept, fit_on_learned=True, image_steps=1, turn=0.2, zoom=0.3, retexture=0.2),
     )
     return with_steps(config, steps)
 

@@ -34,7 +34,8 @@ TAUGHT = frozenset({"class_map", "depth_m"})
 
 
 class Held(NamedTuple):
-    """No moment is in two of these. fitting: on which a network sets what is `fitted`, see `models.config`."""
+    """No moment is in two of these, unless what is fitted is by `nano.fit_on_learned`. fitting: on which a network sets
+    what is `fitted`, see `models.config`."""
 
     training: Samples
     fitting: Samples
@@ -92,6 +93,9 @@ def open_data(config: TrainingConfig, needs: frozenset[str], told: Callable[[str
             f"'{config.labels}'"
         )
     fitting = [_of(opened.keyframes(labels, config), apart.fitting) for opened in once if apart.fitting]
+    on_learned = config.nano.fit_on_learned and not apart.fitting
+    if on_learned:
+        fitting = [_without(opened.keyframes(labels, config), apart.validation) for opened in once]
     asked, others = apart.validation, [opened for opened in once if opened.has(apart.validation)]
     if config.validation:
         others = [_Set.open(root, config, told) for root in config.validation]
@@ -104,7 +108,7 @@ def open_data(config: TrainingConfig, needs: frozenset[str], told: Callable[[str
         )
     made = partial(_samples, config=config, told=told, ranks=ranks)
     parts = made(training, needs), made(fitting), made(judged)
-    if twice := set(parts[0].names) & {*parts[1].names, *parts[2].names}:
+    if twice := set(parts[0].names) & {*(() if on_learned else parts[1].names), *parts[2].names}:
         raise InvalidInput(f"{len(twice)} samples are in training and validation data, first: {min(twice)}")
     told("which files are there")
     require_files(path for part in parts for path in part.files())

@@ -28,6 +28,7 @@ class NanoTraining(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     threshold_scenes: NotNegative = 6  # of `data`: kept from the weights, to fit class thresholds on
+    fit_on_learned: bool = False  # where no scene is kept for that: fit them on what the weights learned from
     image_steps: NotNegative = 0  # first, of the image network alone, on the losses of rays: cheap
     image_batch: Positive = 8  # images a step of these
     # of `steps`, the last: of all but the image network, which stands still, on moments in a row, for a memory to learn
