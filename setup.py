@@ -29,7 +29,8 @@ EXTRAS = {
     ],
     "onnx": ["onnx>=1.16,<2", "onnxscript>=0.3,<1", "onnxruntime>=1.19,<2"],
     "openvino": ["openvino>=2024.6,<2027", "nncf>=2.14,<4"],
-    "viz": ["matplotlib>=3.6,<4", "rerun-sdk>=0.23,<0.42", "pyarrow<26", "foxglove-sdk>=0.16,<0.31"],
+    "viz": ["matplotlib>=3.6,<4", "pillow>=10", "rerun-sdk>=0.23,<0.42", "pyarrow<26", "foxglove-sdk>=0.16,<0.31"],
+    "tensorboard": ["tensorboard>=2.14,<3"],  # runs write its events where it is there
     "ray": ["ray>=2.9,<3"],  # labels on a cluster; not in `all`: nobody needs it on one machine
     # Python wheels of ROS 2 Kilted, for machines without a ROS installation; beside apt-installed ROS 2 leave this out.
     "ros": [

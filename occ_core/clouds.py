@@ -61,7 +61,8 @@ def truth_points(occupancy: Occupancy) -> np.ndarray:
 def occupancy_of(points: np.ndarray, grid: VoxelGrid, taxonomy: Taxonomy) -> Occupancy:
     """The grid that `voxel_points` or `truth_points` listed; points outside the grid are dropped.
 
-    From VOXEL_POINT the whole grid counts as observed: that cloud lists what is occupied and nothing else.
+    From VOXEL_POINT the whole grid counts as observed: that cloud lists what is occupied and nothing else. Its
+    confidence is 0 in cells that are not listed.
     """
     xyz = np.stack([points["x"], points["y"], points["z"]], axis=-1)
     (ix, iy, iz), inside = (array.T for array in grid.index_of(xyz))
@@ -69,7 +70,11 @@ def occupancy_of(points: np.ndarray, grid: VoxelGrid, taxonomy: Taxonomy) -> Occ
     labels = np.full(grid.shape, taxonomy.free_id, dtype=np.uint8)
     labels[index] = points["label"][inside]
     if "mask" not in (points.dtype.names or ()):
-        return Occupancy(grid, taxonomy, labels, np.ones(grid.shape, dtype=bool))
+        confidence = None
+        if "confidence" in (points.dtype.names or ()):
+            confidence = np.zeros(grid.shape, dtype=np.float32)
+            confidence[index] = points["confidence"][inside]
+        return Occupancy(grid, taxonomy, labels, np.ones(grid.shape, dtype=bool), confidence)
     mask = np.zeros(grid.shape, dtype=np.uint8)
     mask[index] = points["mask"][inside]
     return Occupancy(grid, taxonomy, labels, mask & 1 > 0, mask_lidar=mask & 2 > 0)

@@ -69,6 +69,7 @@ EXTRAS = {
         "visualization_msgs",
     ),
     "teachers": ("transformers", "segment_anything"),
+    "tensorboard": ("tensorboard",),
     "torch": ("torch", "safetensors"),
     "viz": ("matplotlib", "rerun", "pyarrow", "foxglove"),
     "world": ("trimesh", "embreex", "scipy", "numba", "PIL"),

@@ -76,18 +76,64 @@ class Taxonomy:
         return np.array(self.colors, dtype=np.uint8)
 
 
+# One colour for one thing in all taxonomies. Chosen so that the classes of a taxonomy stay apart in the shades of a lit
+# cube, on light and dark ground, and for people who do not tell red from green or blue from yellow: the least
+# distances stand in tests/test_palette.py.
+COLORS = {
+    "others": (65, 72, 67),
+    "barrier": (6, 162, 155),
+    "fence": (6, 162, 155),
+    "bicycle": (209, 2, 244),
+    "bus": (255, 220, 4),
+    "other_vehicle": (255, 220, 4),
+    "car": (255, 166, 1),
+    "construction_vehicle": (135, 68, 1),
+    "motorcycle": (82, 0, 70),
+    "pedestrian": (13, 4, 223),
+    "person": (13, 4, 223),
+    "traffic_cone": (250, 43, 1),
+    "traffic_sign": (250, 43, 1),
+    "trailer": (72, 176, 255),
+    "truck": (113, 13, 167),
+    "driveable_surface": (101, 100, 139),
+    "road": (101, 100, 139),
+    "other_flat": (174, 104, 102),
+    "other_ground": (174, 104, 102),
+    "sidewalk": (227, 173, 206),
+    "terrain": (160, 207, 110),
+    "manmade": (193, 158, 104),
+    "building": (193, 158, 104),
+    "vegetation": (55, 137, 4),
+    "bicyclist": (189, 109, 208),
+    "motorcyclist": (254, 87, 153),
+    "parking": (134, 170, 248),
+    "trunk": (117, 52, 0),
+    "pole": (229, 234, 179),
+    "free": (255, 255, 255),
+    "empty": (255, 255, 255),
+}  # fmt: skip
+
+
+def _colors(names: tuple[str, ...]) -> tuple[tuple[int, int, int], ...]:
+    return tuple(COLORS[name] for name in names)
+
+
+_OCC3D_NAMES = (
+    "others", "barrier", "bicycle", "bus", "car", "construction_vehicle", "motorcycle", "pedestrian",
+    "traffic_cone", "trailer", "truck", "driveable_surface", "other_flat", "sidewalk", "terrain", "manmade",
+    "vegetation", "free",
+)  # fmt: skip
+
+_SEMANTIC_KITTI_NAMES = (
+    "empty", "car", "bicycle", "motorcycle", "truck", "other_vehicle", "person", "bicyclist", "motorcyclist",
+    "road", "parking", "sidewalk", "other_ground", "building", "fence", "vegetation", "trunk", "terrain", "pole",
+    "traffic_sign",
+)  # fmt: skip
+
 OCC3D = Taxonomy(
     name="occ3d",
-    names=(
-        "others", "barrier", "bicycle", "bus", "car", "construction_vehicle", "motorcycle", "pedestrian",
-        "traffic_cone", "trailer", "truck", "driveable_surface", "other_flat", "sidewalk", "terrain", "manmade",
-        "vegetation", "free",
-    ),
-    colors=(
-        (90, 90, 90), (112, 128, 144), (220, 20, 60), (255, 127, 80), (255, 158, 0), (233, 150, 70), (255, 61, 99),
-        (0, 0, 230), (47, 79, 79), (255, 140, 0), (255, 99, 71), (0, 207, 191), (175, 0, 75), (75, 0, 75),
-        (112, 180, 60), (222, 184, 135), (0, 175, 0), (255, 255, 255),
-    ),
+    names=_OCC3D_NAMES,
+    colors=_colors(_OCC3D_NAMES),
     free_id=17,
     ignored_ids=frozenset({0, 12}),
     dynamic_ids=frozenset({2, 3, 4, 5, 6, 7, 9, 10}),
@@ -104,16 +150,8 @@ OCC3D = Taxonomy(
 
 SEMANTIC_KITTI = Taxonomy(
     name="semantic_kitti",
-    names=(
-        "empty", "car", "bicycle", "motorcycle", "truck", "other_vehicle", "person", "bicyclist", "motorcyclist",
-        "road", "parking", "sidewalk", "other_ground", "building", "fence", "vegetation", "trunk", "terrain", "pole",
-        "traffic_sign",
-    ),
-    colors=(
-        (255, 255, 255), (100, 150, 245), (100, 230, 245), (30, 60, 150), (80, 30, 180), (100, 80, 250), (255, 30, 30),
-        (255, 40, 200), (150, 30, 90), (255, 0, 255), (255, 150, 255), (75, 0, 75), (175, 0, 75), (255, 200, 0),
-        (255, 120, 50), (0, 175, 0), (135, 60, 0), (150, 240, 80), (255, 240, 150), (255, 0, 0),
-    ),
+    names=_SEMANTIC_KITTI_NAMES,
+    colors=_colors(_SEMANTIC_KITTI_NAMES),
     free_id=0,
     dynamic_ids=frozenset({1, 2, 3, 4, 5, 6, 7, 8}),
     prompts=(

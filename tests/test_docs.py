@@ -68,3 +68,12 @@ def test_paths_that_are_named_are_there():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().split()) <= 700
+
+
+def test_the_drive_that_the_readme_opens_with_is_light_and_moves():
+    image = pytest.importorskip("PIL.Image")
+    path = DOCS / "drive.webp"
+    assert "](docs/drive.webp)" in (ROOT / "README.md").read_text().split("##")[0]
+    assert path.stat().st_size <= 3_000_000
+    with image.open(path) as drive:
+        assert drive.n_frames > 30

@@ -10,7 +10,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("*.md", "docs/**/*.md", "benchmarks/**/*.md", "examples/*.md")
-LINKED = ("docs/*.png", "docs/*.jpg", "benchmarks/*.json", "pyproject.toml", "config/*", "examples/*.py",
+LINKED = ("docs/*.png", "docs/*.jpg", "docs/*.webp", "benchmarks/*.json", "pyproject.toml", "config/*", "examples/*.py",
           "occ_core/**/*.py", "occ_core/presets/*.yaml", "occ_ros/**/*.py")  # fmt: skip
 
 

@@ -8,14 +8,15 @@ from typing import Any
 
 from occ_core.adapt.judge import true_voxels
 from occ_core.adapt.label import LABELS
-from occ_core.evaluation.predictions import read_observed, read_prediction
 from occ_core.grid import OCC3D_GRID
 from occ_core.occupancy import Occupancy, load_occ3d
 from occ_core.show.album import spread
+from occ_core.show.moments import doctor_rows, predicted_of
 from occ_core.show.page import MOMENTS, write_page
 from occ_core.show.page_data import PageMoment
-from occ_core.show.page_tables import PageTable
-from occ_core.sources.scenes import Recording
+from occ_core.show.page_figures import Figures, PageTable, doctor_table
+from occ_core.sources.bag_frames import BagFrames
+from occ_core.sources.scenes import Recording, SceneFrames
 from occ_core.taxonomy import OCC3D
 
 SPEED = ("p50_ms", "p95_ms", "equal_percent", "same_percent")
@@ -32,9 +33,12 @@ def write_report_page(out: Path, stretches: Sequence[Path], report: dict[str, An
         PageTable("runtimes", ["", *SPEED], [[n, *(str(row[k]) for k in SPEED)] for n, row in report["speed"].items()]),
     ]
     notes = [report["why"], f"runs as {report['runs']}: {report['node']['run']}", *report["labels"]["lacking"]]
-    log = out / report["trained"]["checkpoint"]
+    scenes = [recording.scene(name) for recording in map(Recording, stretches) for name in recording.scenes]
+    bags = [(s.path.name, s.source) for s in scenes if isinstance(s.source, BagFrames)]
+    tables += [doctor_table(f"cameras of {name}", doctor_rows(source)) for name, source in bags]
+    logs = {"": (out / report["trained"]["checkpoint"]).with_name("log.csv")}
     path = out / "report.html"
-    write_page(path, out.resolve().name, _moments(out, stretches), tables, log.with_name("log.csv"), notes)
+    write_page(path, out.resolve().name, _moments(out, scenes), Figures(tables, notes, logs))
     return path
 
 
@@ -47,10 +51,8 @@ def summary_rows(report: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _moments(out: Path, stretches: Sequence[Path]) -> Iterator[PageMoment]:
+def _moments(out: Path, scenes: Sequence[SceneFrames]) -> Iterator[PageMoment]:
     """At most MOMENTS of all stretches."""
-    recordings = [Recording(stretch) for stretch in stretches]
-    scenes = [recording.scene(name) for recording in recordings for name in recording.scenes]
     every = [(frames, i) for frames in scenes for i in range(len(frames))]
     for place in spread(range(len(every)), MOMENTS):
         frames, index = every[place]
@@ -63,6 +65,4 @@ def _moments(out: Path, stretches: Sequence[Path]) -> Iterator[PageMoment]:
 
 
 def _predicted(path: Path) -> Occupancy | None:
-    if not path.is_file():
-        return None
-    return Occupancy(OCC3D_GRID, OCC3D, read_prediction(path, OCC3D_GRID), read_observed(path, OCC3D_GRID))
+    return predicted_of(path, OCC3D_GRID, OCC3D) if path.is_file() else None

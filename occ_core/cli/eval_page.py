@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +39,11 @@ def moments_of_eval(predictions: Path, truths: Path | None, data: Path | None, v
 def write_eval_page(path: Path, moments: Moments, report: dict[str, Any], remarks: list[str]) -> None:
     """Write the page of a report of `occ eval`, and say where it is."""
     from occ_core.show.page import page_moments, write_page
-    from occ_core.show.page_tables import figures_of
+    from occ_core.show.page_figures import doctor_table
+    from occ_core.show.page_report import figures_of
 
-    tables, notes = figures_of(report)
-    write_page(path, moments.title, page_moments(moments), tables, notes=[*notes, *remarks])
+    figures = figures_of(report, remarks)
+    if rows := moments.cameras():
+        figures = replace(figures, tables=[*figures.tables, doctor_table("the recording's cameras", rows)])
+    write_page(path, moments.title, page_moments(moments), figures)
     typer.echo(f"page       {path} ({path.stat().st_size / 1e6:.1f} MB)")

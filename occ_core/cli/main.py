@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from occ_core.cli import adapt, bag, bench, doctor, engine, labels, model, teachers, view, world
+from occ_core.cli import adapt, bag, bench, compare, doctor, engine, labels, model, teachers, view, world
 from occ_core.errors import OccError, naming_extras
 from occ_core.version import __version__
 
@@ -57,6 +57,7 @@ app.add_typer(teachers.app, name="teachers")
 app.command("train")(model.train)
 app.command("predict")(model.predict)
 app.command("eval")(model.evaluate)
+app.command("compare")(compare.compare)
 app.command("export")(model.export)
 app.command("adapt")(adapt.adapt)
 app.add_typer(engine.app, name="engine")

@@ -53,8 +53,8 @@ def train(
     SemanticKITTI (`sequences/`).
 
     Writes OUT/model.safetensors with a json beside it (what the model is and how it was trained), OUT/last.safetensors
-    to resume from, and OUT/log.csv. Ctrl-C saves first. A folder that holds a run is refused, unless --resume goes on
-    with it or --overwrite removes it. Example:
+    to resume from, OUT/log.csv, and to look at: OUT/report.html, loss.png and pictures. Ctrl-C saves first. A folder
+    that holds a run is refused, unless --resume goes on with it or --overwrite removes it. Example:
 
         occ train easyocc_nano --data city --out runs/nano
 
@@ -87,7 +87,7 @@ def train(
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     if os.environ.get("RANK", "0") == "0":  # torchrun starts several
-        typer.echo(f"wrote {path}")
+        typer.echo(f"wrote {path}; to look at: {out / 'report.html'}")
 
 
 def predict(

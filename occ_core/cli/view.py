@@ -22,6 +22,10 @@ def view(
     out: Annotated[Path, typer.Option(help="Folder for the pictures and the recording.")] = Path("view"),
     pictures: Annotated[int, typer.Option(help="At most this many pictures, spread over the scenes.", min=0)] = 4,
     recording: Annotated[bool, typer.Option(help="Write a rerun recording of every frame.")] = True,
+    animation: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.webp", help="Write an animation instead: cameras, voxels, fused map."),
+    ] = None,
     foxglove: Annotated[bool, typer.Option("--foxglove", help="Serve to Foxglove instead of writing files.")] = False,
     host: Annotated[str, typer.Option(help="Address to serve on; 0.0.0.0 lets the whole network look.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to serve on; 0: any that is free.", min=0, max=65535)] = 8765,
@@ -40,6 +44,8 @@ def view(
 
         rerun view/recording.rrd
 
+        occ view predictions --data city --animation drive.webp
+
         occ view drive --foxglove
 
     The last one serves until Ctrl-C: in Foxglove choose "Open connection", "Foxglove WebSocket", ws://localhost:8765,
@@ -51,6 +57,12 @@ def view(
     moments = Moments(path, data, truth, version, Choice(tuple(camera or ()), tuple(exclude or ()), strict))
     for line in moments.left_out:
         typer.echo(f"left out: {line}", err=True)
+    if animation is not None:
+        from occ_core.show.animation import write_animation
+
+        write_animation(moments, animation)
+        typer.echo(f"{animation} ({animation.stat().st_size / 1e6:.1f} MB)")
+        return
     if not foxglove:
         for written in write_pictures(moments, out, pictures, recording):
             typer.echo(written)

@@ -47,8 +47,9 @@ def evaluate(
 
     Returns:
         in percent: {protocol: {iou, miou_17, miou_15, per_class}} of `camera`, `camera_and_lidar`, `full`, and `ray`;
-        or `ssc` against SemanticKITTI's voxels; `lidar` and `images` where they are given, and with `truths` the same
-        of the true voxels, the ceiling: `lidar_of_truth`, `images_of_truth`; `warnings`, if there are any.
+        or `ssc` against SemanticKITTI's voxels; `confusion`, cells by true and predicted class; `lidar` and `images`
+        where they are given, and with `truths` the same of the true voxels, the ceiling: `lidar_of_truth`,
+        `images_of_truth`; `warnings`, if there are any.
 
     Raises:
         MissingInput: nothing to score, or nothing to score against. InvalidInput, CorruptInput.
@@ -83,8 +84,8 @@ def evaluate(
 
 def _scene_completion(predictions: Path, truths: Path) -> tuple[dict[str, Any], int]:
     ssc, samples = evaluate_voxels(predictions, truths)
-    warnings = ssc.pop("warnings", [])
-    return {"ssc": ssc} | ({"warnings": warnings} if warnings else {}), samples
+    beside = {key: ssc.pop(key) for key in ("confusion", "warnings") if key in ssc}
+    return {"ssc": ssc, **beside}, samples
 
 
 def _ray_origins(

@@ -86,6 +86,12 @@ class VoxelScores:
         """{protocol: {iou, miou_17, miou_15, per_class}} in percent; NaN and None where no sample has its masks."""
         return {name: scores(matrix, self.taxonomy) for name, matrix in self.matrices.items()}
 
+    def confusion(self) -> dict[str, Any]:
+        """Cells by true class and predicted class, of the first protocol that samples have masks for: {protocol,
+        classes, cells}."""
+        name = next((name for name, n in self.counted.items() if n), "full")
+        return {"protocol": name, "classes": list(self.taxonomy.names), "cells": self.matrices[name].tolist()}
+
     def warnings(self) -> list[str]:
         """One line a reason why numbers may not be what they seem: masks that are not there, ids of another kind."""
         lacking = [
@@ -136,10 +142,11 @@ class SetScores:
             self.rays.merge(other.rays)
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """VoxelScores' report; `ray`: see RayScores.report; `reliability`, see there, where there is confidence."""
+        """VoxelScores' report and `confusion`; `ray`: see RayScores.report; `reliability`, see there, where there is
+        confidence."""
         rays = {} if self.rays is None else {"ray": self.rays.report()}
         told = {"reliability": self.reliability.report()} if self.reliability.samples else {}
-        return self.voxels.report() | rays | told
+        return self.voxels.report() | {"confusion": self.voxels.confusion()} | rays | told
 
 
 def score_set(

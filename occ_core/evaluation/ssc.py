@@ -68,6 +68,11 @@ class SscScores:
         """
         return {f"{range_m}m": _scores(matrix) for range_m, matrix in self.matrices.items()}
 
+    def confusion(self) -> dict[str, Any]:
+        """Cells by true class and predicted class, of the largest range: {protocol, classes, cells}."""
+        cells = self.matrices[RANGES_M[-1]].tolist()
+        return {"protocol": f"{RANGES_M[-1]}m", "classes": list(SEMANTIC_KITTI.names), "cells": cells}
+
 
 def _scores(matrix: np.ndarray) -> dict[str, Any]:
     both = matrix[1:, 1:].sum()  # empty is 0
@@ -122,7 +127,7 @@ def evaluate_voxels(
         except InvalidInput as error:
             raise CorruptInput(f"{path}: {error}") from error
         progress(total.samples, len(files))
-    report: dict[str, Any] = total.report()
+    report: dict[str, Any] = total.report() | {"confusion": total.confusion()}
     if warnings := total.free.warnings():
         report["warnings"] = warnings
     return report, total.samples

@@ -21,8 +21,7 @@ WEIGHT_LEVELS = 63  # CPUs without VNNI add two products in 16 bits, which more 
 KEPT_FLOAT = (
     "/neck/rays/",  # one scale would have to fit directions and what is left of 1 / distance at 20 m
     "/birds_eye/enter/",  # joins features and places of unlike range; OpenVINO mistakes their scales
-    "/to_occupied/",  # compared with thresholds
-    "/to_observed/",
+    "/to_verdicts/",  # compared with thresholds
     "/birds_eye/keep/",  # what it gives is squashed into -1..1 and remembered: coarse steps would add up
 )
 

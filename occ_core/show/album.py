@@ -48,6 +48,9 @@ def write_album(
 
 
 def spread(indices: Sequence[int], count: int) -> list[int]:
-    """At most `count` of ascending `indices`, evenly spread: first and last among them, one alone is the first."""
+    """At most `count` of ascending `indices`, evenly spread: first and last among them, one alone is the first; of none
+    none."""
     last = len(indices) - 1
+    if last < 0:
+        return []
     return sorted({indices[round(i * last / max(1, count - 1))] for i in range(count)})

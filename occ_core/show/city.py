@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,8 @@ import numpy as np
 from occ_core.errors import InvalidInput
 from occ_core.occupancy import load_occ3d
 from occ_core.show.maps import color_classes, color_depth
-from occ_core.show.pictures import camera_rows, from_above, in_perspective, legend, mosaic
+from occ_core.show.pictures import camera_rows, from_above, legend, mosaic
+from occ_core.show.solids import in_perspective
 from occ_core.world.saved import keyframes, load_truth
 
 
@@ -34,9 +36,9 @@ def sheet(out: Path, scene: str | None, sample: int) -> np.ndarray:
     tile, small = (640, round(640 * aspect)), (320, round(320 * aspect))
     truth = np.concatenate([_filled(mosaic(maps, rows, small), width // 2) for maps in (classes, depths)], axis=1)
     voxels = np.full((480, width, 3), 250, dtype=np.uint8)
-    above = from_above(occupancy)
+    above = from_above(replace(occupancy, observed=np.ones_like(occupancy.observed)))
     voxels[40:440, 40 : 40 + above.shape[1]] = above
-    voxels[:, 560:1360] = in_perspective(occupancy, (800, 480))
+    voxels[:, 560:1360] = in_perspective(occupancy, (800, 480), with_hidden=True)
     both = cv2.resize(_masks(occupancy), (400, 400), interpolation=cv2.INTER_NEAREST)
     voxels[40:440, 1440:1840] = both
     return np.concatenate([_filled(mosaic(images, rows, tile), width), truth, voxels, legend(occupancy, width)])

@@ -15,8 +15,9 @@ from occ_core.labels.store import LabelStore, StoredLabel
 from occ_core.occupancy import Occupancy, load_occ3d
 from occ_core.show.album import write_album
 from occ_core.show.maps import color_classes, color_depth, over_image
-from occ_core.show.pictures import camera_rows, captioned, from_above, in_perspective, legend, mosaic, strip
+from occ_core.show.pictures import camera_rows, captioned, from_above, legend, mosaic, strip
 from occ_core.show.recording import Recording
+from occ_core.show.solids import in_perspective
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.teachers.base import UNKNOWN, Teachers
 
@@ -110,7 +111,12 @@ def sheet(moment: Moment, title: str) -> np.ndarray:
     label = moment.label.occupancy
     voxels = {"label": label} | ({} if moment.truth is None else {"truth": moment.truth})
     size = (WIDTH // len(voxels), 480)
-    parts.append(np.concatenate([captioned(in_perspective(v, size), name) for name, v in voxels.items()], axis=1))
+    parts.append(
+        np.concatenate(
+            [captioned(in_perspective(v, size, with_hidden=v is moment.truth), name) for name, v in voxels.items()],
+            axis=1,
+        )
+    )
     above = {f"{name} from above": from_above(v) for name, v in voxels.items()} | _facts(moment.label)
     side = WIDTH // len(above)
     panels = [captioned(cv2.resize(i, (side, side), interpolation=cv2.INTER_AREA), n) for n, i in above.items()]

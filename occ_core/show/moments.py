@@ -9,23 +9,25 @@ import numpy as np
 
 from occ_core.clouds import TRUTH_POINT, VOXEL_POINT, occupancy_of
 from occ_core.errors import InvalidInput, MissingInput
-from occ_core.evaluation.predictions import prediction_files, read_observed, read_prediction
+from occ_core.evaluation.predictions import prediction_files, read_confidence, read_observed, read_prediction
 from occ_core.evaluation.ssc import read_ssc_truth
 from occ_core.frame import Frame
-from occ_core.grid import OCC3D_GRID, SEMANTIC_KITTI_VOXELS
+from occ_core.grid import OCC3D_GRID, SEMANTIC_KITTI_VOXELS, VoxelGrid
 from occ_core.occupancy import Occupancy, load_occ3d
 from occ_core.sensor_messages import stamp_of
-from occ_core.show.album import write_album
+from occ_core.show.album import spread, write_album
 from occ_core.show.pictures import compare
 from occ_core.show.recording import Recording
 from occ_core.sources.bag_frames import BagFrames
+from occ_core.sources.bag_report import BagReport, CameraRow
 from occ_core.sources.bag_survey import CLOUD
 from occ_core.sources.clouds import points_of
 from occ_core.sources.kitti import SemanticKittiSource
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.sources.open import EVERY_CAMERA, Choice, FrameSource, left_out, open_source
-from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI
+from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI, Taxonomy
 
+DOCTOR_FRAMES = 4
 SAME_NS = 100_000_000  # a cloud belongs to the frame whose stamp it has within this
 
 
@@ -88,14 +90,17 @@ class Moments:
     def __len__(self) -> int:
         return len(self._indices)
 
+    def cameras(self) -> list[CameraRow]:
+        """How the doctor judges a bag's cameras, see `doctor_rows`; of other data none."""
+        return doctor_rows(self._source) if isinstance(self._source, BagFrames) else []
+
     def __getitem__(self, index: int) -> Moment:
         number = self._indices[index]
         frame = self._source[number]
         path = self._files.get(self._source.names[number])
         predicted, truth = None, self._true(frame)
         if path is not None:
-            labels = read_prediction(path, self._grid)
-            predicted = Occupancy(self._grid, self._taxonomy, labels, read_observed(path, self._grid))
+            predicted = predicted_of(path, self._grid, self._taxonomy)
         if self._clouds is not None:
             predicted = predicted or self._clouds.near(VOXEL_POINT, frame.stamp_ns)
             truth = truth or self._clouds.near(TRUTH_POINT, frame.stamp_ns)
@@ -118,6 +123,23 @@ class Moments:
         else:
             return None
         return load_occ3d(file) if file.is_file() else None
+
+
+def doctor_rows(frames: BagFrames) -> list[CameraRow]:
+    """How the doctor judges a bag's cameras, by the images of at most DOCTOR_FRAMES frames."""
+    some = (frames[i] for i in spread(range(len(frames)), DOCTOR_FRAMES))
+    return BagReport(frames.bag, frames=some).rows
+
+
+def predicted_of(path: Path, grid: VoxelGrid, taxonomy: Taxonomy) -> Occupancy:
+    """A prediction as what it is of, with its confidence where the file has one.
+
+    Raises:
+        MissingInput, CorruptInput.
+    """
+    confidence = read_confidence(path, grid)
+    shares = None if confidence is None else confidence.astype(np.float32) / 255
+    return Occupancy(grid, taxonomy, read_prediction(path, grid), read_observed(path, grid), shares)
 
 
 def is_bag(path: Path) -> bool:

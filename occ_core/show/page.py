@@ -1,6 +1,6 @@
 """A report page: one HTML file without a server or network, for whoever wants to look instead of read.
 
-Voxels side by side, in the viewer's hand; the cameras beside them; scores, a training's curves and the doctor's words
+Voxels side by side, in the viewer's hand; the cameras beside them; scores, trainings' curves and the doctor's words
 below. The page's own code is in `page_files`, plain JavaScript on WebGL2 without a dependency.
 """
 
@@ -8,67 +8,52 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from occ_core.camera import Rig
 from occ_core.errors import InvalidInput
 from occ_core.files import write_atomically
 from occ_core.show.album import spread
 from occ_core.show.moments import Moments
-from occ_core.show.page_data import MOST_CAMERAS, PageMoment, common, frustum, pack_moment
-from occ_core.show.page_tables import PageTable, curve_of
-from occ_core.show.pictures import camera_rows
+from occ_core.show.page_data import PageMoment, common, pack_moment, scene_frame
+from occ_core.show.page_figures import Figures
 
-MOMENTS = 16  # about 6 MB with six cameras
+MOMENTS = 16  # about 4 MB with six cameras
+SCRIPTS = ("voxels.js", "figures.js", "scene.js", "page.js")
+NO_FIGURES = Figures()
 
 
-def write_page(
-    path: Path,
-    title: str,
-    moments: Iterable[PageMoment],
-    tables: Sequence[PageTable] = (),
-    log: Path | None = None,
-    notes: Sequence[str] = (),
-) -> None:
+def write_page(path: Path, title: str, moments: Iterable[PageMoment], figures: Figures = NO_FIGURES) -> None:
     """Write `path`, atomically.
 
     Args:
-        moments: in time order, all on one grid with one set of classes; see `MOMENTS` for how many are sensible.
-        tables: figures to show below, see `table_of`.
-        log: a training's log.csv, shown as curves.
-        notes: texts to show as they are, such as what the doctor says.
+        moments: in time order, all on one grid with one set of classes; see `MOMENTS` for how many are sensible. None:
+            the page has figures alone.
 
     Raises:
-        InvalidInput: no voxels, grids or classes that differ, or too many cameras.
+        InvalidInput: nothing to show, moments without voxels, grids or classes that differ, or too many cameras.
         CorruptInput: a log without numbers. CannotWrite.
     """
     shown = list(moments)
+    told = figures.packed()
+    if not shown and not any(told.values()):
+        raise InvalidInput("a report page needs moments or figures, got neither")
+    data = {"title": title, "live": False, "scene": _scene(shown) if shown else None, **told}
+    write_atomically(path, page_text(data).encode())
+
+
+def _scene(shown: list[PageMoment]) -> dict[str, Any]:
+    """What `page_files/scene.js` shows: `scene_frame`, and the moments."""
     like, volumes = common(shown)
     rigs = [moment.frame.rig for moment in shown]
-    found = {camera.name: camera for rig in reversed(rigs) for camera in rig}  # where it is first
-    cameras = [name for row in camera_rows(sorted(found)) for name in row]
-    if len(cameras) > MOST_CAMERAS:
-        raise InvalidInput(f"a report page shows at most {MOST_CAMERAS} cameras, got {len(cameras)}")
-    grid, taxonomy = like.grid, like.taxonomy
-    classes = [
-        {"name": name, "color": color, "free": number == taxonomy.free_id}
-        for number, (name, color) in enumerate(zip(taxonomy.names, taxonomy.colors, strict=True))
-    ]
-    data = {
-        "title": title,
-        "grid": {"origin_m": grid.origin_m, "voxel_size_m": grid.voxel_size_m, "shape": grid.shape},
-        "classes": classes,
-        "cameras": cameras,
-        "frusta": {name: frustum(found[name]) for name in cameras},
-        "volumes": volumes,
-        "moments": [pack_moment(moment, cameras) for moment in shown],
-        "tables": [table._asdict() for table in tables],
-        "curve": None if log is None else curve_of(log),
-        "notes": list(notes),
-    }
-    write_atomically(path, _filled(title, data).encode())
+    cameras = Rig(
+        tuple({camera.name: camera for rig in reversed(rigs) for camera in rig}.values())
+    )  # where it is first
+    frame = scene_frame(like, volumes, cameras)
+    return {**frame, "moments": [pack_moment(moment, frame["cameras"]) for moment in shown]}
 
 
 def page_moments(moments: Moments, count: int = MOMENTS) -> Iterable[PageMoment]:
@@ -78,16 +63,22 @@ def page_moments(moments: Moments, count: int = MOMENTS) -> Iterable[PageMoment]
         yield PageMoment(frame, {"predicted": predicted, "true": truth})
 
 
-def _filled(title: str, data: dict[str, Any]) -> str:
-    """The page's frame with its parts in their places; no text of the data can end the element that it is in."""
+def page_text(data: dict[str, Any]) -> str:
+    """The page's frame with its parts in their places; no text of the data can end the element that it is in.
+
+    Args:
+        data: title, scene and figures as JSON values, see `write_page`; `live`: the page asks who serves it for
+            moments, and may connect to nobody else.
+    """
     folder = files("occ_core.show") / "page_files"
-    page, style, voxels, script = (
-        (folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "voxels.js", "page.js")
+    page, style, *scripts = (
+        (folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", *SCRIPTS)
     )
     parts = {
-        "title": title.replace("&", "&amp;").replace("<", "&lt;"),
+        "title": data["title"].replace("&", "&amp;").replace("<", "&lt;"),
+        "connect": "; connect-src 'self'" if data["live"] else "",
         "style": style,
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
-        "script": f"{voxels}\n{script}",
+        "script": "\n".join(scripts),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)

@@ -14,6 +14,7 @@ from occ_core.camera import Camera, Rig
 from occ_core.errors import InvalidInput
 from occ_core.frame import Frame
 from occ_core.occupancy import Occupancy
+from occ_core.show.pictures import camera_rows
 
 IMAGE_PX = 480  # longer side
 JPEG_QUALITY = 80
@@ -27,6 +28,29 @@ class PageMoment(NamedTuple):
 
     frame: Frame
     volumes: Mapping[str, Occupancy | None]
+
+
+def scene_frame(like: Occupancy, volumes: list[str], rig: Rig) -> dict[str, Any]:
+    """What all moments of a page have in common, as JSON values: grid, classes, cameras with where they look, and the
+    volumes' names.
+
+    Raises:
+        InvalidInput: more than MOST_CAMERAS.
+    """
+    cameras = [name for row in camera_rows(sorted(rig.names)) for name in row]
+    if len(cameras) > MOST_CAMERAS:
+        raise InvalidInput(f"a report page shows at most {MOST_CAMERAS} cameras, got {len(cameras)}")
+    grid, taxonomy = like.grid, like.taxonomy
+    return {
+        "grid": {"origin_m": grid.origin_m, "voxel_size_m": grid.voxel_size_m, "shape": grid.shape},
+        "classes": [
+            {"name": name, "color": color, "free": number == taxonomy.free_id}
+            for number, (name, color) in enumerate(zip(taxonomy.names, taxonomy.colors, strict=True))
+        ],
+        "cameras": cameras,
+        "frusta": {name: frustum(rig[name]) for name in cameras},
+        "volumes": volumes,
+    }
 
 
 def pack_moment(moment: PageMoment, cameras: list[str]) -> dict[str, Any]:
@@ -54,7 +78,8 @@ def pack_volume(occupancy: Occupancy, rig: Rig, cameras: list[str]) -> dict[str,
             views[visible(rig[name], centers_ego_m)] |= np.uint32(1 << bit)
     confidence = None
     if occupancy.confidence is not None:
-        confidence = pack(np.rint(255 * np.clip(occupancy.confidence[occupied], 0, 1)).astype(np.uint8))
+        shares = np.clip(np.nan_to_num(occupancy.confidence[occupied]), 0, 1)
+        confidence = pack(np.rint(255 * shares).astype(np.uint8))
     return {
         "steps": pack(np.diff(index, prepend=0).astype("<u4")),
         "label": pack(occupancy.labels[occupied]),

@@ -1,4 +1,4 @@
-"""Still pictures: camera mosaic, voxels from above and in perspective, prediction beside truth; RGB uint8."""
+"""Still pictures: camera mosaic, voxels from above, prediction beside truth; RGB uint8."""
 
 from __future__ import annotations
 
@@ -11,27 +11,19 @@ import numpy as np
 
 from occ_core.errors import OccError
 from occ_core.occupancy import Occupancy
+from occ_core.show.solids import BACKGROUND_RGB, in_perspective
 
 UNOBSERVED_RGB = (205, 205, 205)
-BACKGROUND_RGB = (250, 250, 250)
 INK_RGB = (40, 40, 40)
-
-# Faces of a unit cube that a viewer above, behind (-x) and right (-y) of the scene can see, with their shade of grey.
-_FACES = (
-    (np.array([[0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]]), (0, 0, 1), 1.0),
-    (np.array([[0, 0, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1]]), (-1, 0, 0), 0.72),
-    (np.array([[0, 0, 0], [1, 0, 0], [1, 0, 1], [0, 0, 1]]), (0, -1, 0), 0.86),
-    (np.array([[0, 1, 0], [1, 1, 0], [1, 1, 1], [0, 1, 1]]), (0, 1, 0), 0.86),
-)
 
 
 def from_above(occupancy: Occupancy, cell_px: int = 2) -> np.ndarray:
-    """The topmost class of every column; forward is up, left is left. Brighter is higher.
+    """The topmost observed class of every column; forward is up, left is left. Brighter is higher.
 
     Returns:
         uint8 (X * cell_px, Y * cell_px, 3).
     """
-    occupied = occupancy.labels != occupancy.taxonomy.free_id
+    occupied = occupancy.occupied
     height = occupied.shape[2]
     top = height - 1 - occupied[:, :, ::-1].argmax(axis=2)
     label = np.take_along_axis(occupancy.labels, top[:, :, None], axis=2)[:, :, 0]
@@ -41,61 +33,6 @@ def from_above(occupancy: Occupancy, cell_px: int = 2) -> np.ndarray:
     image[~occupied.any(axis=2) & ~occupancy.observed.any(axis=2)] = UNOBSERVED_RGB
     upright = image[::-1, ::-1].astype(np.uint8)
     return upright.repeat(cell_px, axis=0).repeat(cell_px, axis=1)
-
-
-def in_perspective(occupancy: Occupancy, size: tuple[int, int] = (800, 600)) -> np.ndarray:
-    """The occupied cells as cubes, seen from above and behind the grid's middle.
-
-    Args:
-        size: (width, height) of the picture, px.
-
-    Returns:
-        uint8 (height, width, 3).
-    """
-    w, h = size
-    canvas = _blank(w, h)
-    occupied = occupancy.labels != occupancy.taxonomy.free_id
-    low, high = np.array(occupancy.grid.origin_m), np.array(occupancy.grid.upper_m)
-    middle, wide = (low + high) / 2 * (1, 1, 0), (high - low)[0]
-    eye, target = middle + wide * np.array([-0.65, 0.0, 0.425]), middle + wide * np.array([0.05, 0.0, 0.0])
-    quads, distance_m, colors = _visible_faces(occupancy, occupied, eye_m=eye)
-    forward = (target - eye) / np.linalg.norm(target - eye)
-    right = np.cross(forward, (0, 0, 1))
-    right /= np.linalg.norm(right)
-    cam_from_world = np.stack([right, -np.cross(right, forward), forward])
-    points = (quads - eye) @ cam_from_world.T  # [N, 4, 3]
-    near = points[..., 2].min(axis=1) > 1.0
-    focal = 0.95 * h
-    pixels = points[..., :2] / np.maximum(points[..., 2:], 1e-3) * focal + (w / 2, h / 2)
-    order = np.flatnonzero(near)[np.argsort(-distance_m[near])]
-    corners = np.round(pixels * 16).astype(np.int32)
-    for face in order:  # painter's algorithm: far to near
-        color = tuple(int(c) for c in colors[face])
-        cv2.fillConvexPoly(canvas, corners[face], color, cv2.LINE_AA, shift=4)
-    return canvas
-
-
-def _visible_faces(
-    occupancy: Occupancy, occupied: np.ndarray, eye_m: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Corners (N, 4, 3) in metres, distance (N,), colour (N, 3) of cube faces that look at the eye, uncovered."""
-    padded = np.pad(occupied, 1)
-    grid, quads, distances, colors = occupancy.grid, [], [], []
-    for corners, normal, shade in _FACES:
-        x, y, z = normal
-        covered = padded[
-            1 + x : padded.shape[0] - 1 + x, 1 + y : padded.shape[1] - 1 + y, 1 + z : padded.shape[2] - 1 + z
-        ]
-        index = np.stack(np.nonzero(occupied & ~covered), axis=1)
-        lower_m = np.array(grid.origin_m) + index * grid.voxel_size_m
-        center_m = lower_m + (0.5 + 0.5 * np.array(normal)) * grid.voxel_size_m
-        facing = ((eye_m - center_m) * normal).sum(axis=1) > 0
-        index, lower_m, center_m = index[facing], lower_m[facing], center_m[facing]
-        quads.append(lower_m[:, None] + corners * grid.voxel_size_m)
-        distances.append(np.linalg.norm(center_m - eye_m, axis=1))
-        light = shade * (0.8 + 0.2 * (index[:, 2] + 1) / occupied.shape[2])
-        colors.append(occupancy.taxonomy.palette[occupancy.labels[tuple(index.T)]] * light[:, None])
-    return np.concatenate(quads), np.concatenate(distances), np.concatenate(colors)
 
 
 def mosaic(images: Mapping[str, np.ndarray], rows: Sequence[Sequence[str]], tile: tuple[int, int]) -> np.ndarray:
@@ -115,9 +52,7 @@ def mosaic(images: Mapping[str, np.ndarray], rows: Sequence[Sequence[str]], tile
             else:
                 image = np.full((tile[1], tile[0], 3), 128, dtype=np.uint8)
             text = name if name in images else f"{name}: no image"
-            cv2.putText(image, text, (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 3, cv2.LINE_AA)
-            cv2.putText(image, text, (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
-            tiles.append(image)
+            tiles.append(captioned(image, text))
         tiles += [_blank(*tile)] * (columns - len(row))
         lines.append(np.concatenate(tiles, axis=1))
     return np.concatenate(lines, axis=0)
@@ -134,19 +69,23 @@ def camera_rows(names: Sequence[str]) -> list[list[str]]:
 def compare(
     images: Mapping[str, np.ndarray], predicted: Occupancy | None, truth: Occupancy | None, title: str
 ) -> np.ndarray:
-    """One sheet: what the cameras saw, the predicted voxels, and the true ones; what is not known is left out."""
+    """One sheet: what the cameras saw, the predicted voxels, and the true ones; what is not known is left out.
+
+    The truth has colours where its mask says that it was observed, and is grey elsewhere.
+    """
     width = 1440
     rows = camera_rows(sorted(images))
     tile_w = width // len(rows[0])
     strips = [strip(title, width), mosaic(images, rows, (tile_w, tile_w * 9 // 16))]
-    panels = [(name, voxels) for name, voxels in (("predicted", predicted), ("true", truth)) if voxels is not None]
+    true = "true" if truth is None or not truth.is_masked else "true; grey: not observed"
+    panels = [(name, voxels) for name, voxels in (("predicted", predicted), (true, truth)) if voxels is not None]
     views = []
     for name, occupancy in panels:
         panel_w = width // len(panels)
-        view = in_perspective(occupancy, (panel_w, 480))
+        view = in_perspective(occupancy, (panel_w, 480), with_hidden=occupancy is truth)
         above = cv2.resize(from_above(occupancy), (160, 160), interpolation=cv2.INTER_AREA)
         view[8:168, panel_w - 168 : panel_w - 8] = above
-        _text(view, name, (14, 30), 0.8)
+        _text(view, name, (14, 30), 0.65)
         views.append(view)
     if views:
         strips += [np.concatenate(views, axis=1), legend(panels[0][1], width)]
@@ -156,12 +95,12 @@ def compare(
 def legend(occupancy: Occupancy, width: int) -> np.ndarray:
     """A strip that names the colours of all classes but free."""
     ids = occupancy.taxonomy.occupied_ids
-    columns = 9
-    strip = _blank(width, 26 * -(-len(ids) // columns))
+    columns = max(1, min(9, width // 158))
+    strip = _blank(width, 22 * -(-len(ids) // columns) + 4)
     for place, class_id in enumerate(ids):
-        x, y = place % columns * (width // columns) + 8, place // columns * 26 + 5
-        cv2.rectangle(strip, (x, y), (x + 16, y + 16), occupancy.taxonomy.colors[class_id], -1)
-        _text(strip, occupancy.taxonomy.names[class_id].replace("_", " "), (x + 22, y + 13), 0.42)
+        x, y = place % columns * (width // columns) + 8, place // columns * 22 + 5
+        cv2.rectangle(strip, (x, y), (x + 14, y + 14), occupancy.taxonomy.colors[class_id], -1)
+        _text(strip, occupancy.taxonomy.names[class_id].replace("_", " "), (x + 20, y + 12), 0.4)
     return strip
 
 
@@ -183,17 +122,32 @@ def _blank(width: int, height: int) -> np.ndarray:
 def strip(text: str, width: int) -> np.ndarray:
     """A title over a sheet, uint8 (34, width, 3)."""
     image = _blank(width, 34)
-    _text(image, text, (10, 23), 0.6)
+    _text(image, text, (10, 23), 0.55)
     return image
 
 
 def captioned(image: np.ndarray, text: str) -> np.ndarray:
-    """A copy with a name in its upper left corner."""
+    """A copy with a name in its upper left corner, dark on a light ground."""
     image = image.copy()
-    cv2.putText(image, text, (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, BACKGROUND_RGB, 3, cv2.LINE_AA)
-    _text(image, text, (8, 20), 0.5)
+    (w, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_DUPLEX, 0.42, 1)
+    ground = image[4:24, 4 : w + 16]
+    ground[:] = 0.25 * ground + 0.75 * np.array(BACKGROUND_RGB)
+    _text(image, text, (10, 18), 0.42)
     return image
 
 
 def _text(image: np.ndarray, text: str, at: tuple[int, int], scale: float) -> None:
-    cv2.putText(image, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, INK_RGB, 1, cv2.LINE_AA)
+    """Write into an image; `at` is where the first letter's foot stands. Drawn larger and shrunk: smooth letters."""
+    finer = 4
+    (w, h), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_DUPLEX, scale * finer, 1)
+    thick = max(1, round(1.2 * scale * finer))
+    room = 2 * finer
+    size = [-(-side // finer) * finer for side in (h + below + 2 * room, w + 2 * room)]
+    ink = np.zeros(size, dtype=np.uint8)
+    cv2.putText(ink, text, (room, room + h), cv2.FONT_HERSHEY_DUPLEX, scale * finer, 255, thick, cv2.LINE_AA)
+    ink = cv2.resize(ink, (size[1] // finer, size[0] // finer), interpolation=cv2.INTER_AREA)
+    x, y = at[0] - 2, at[1] - (room + h) // finer
+    left, top = max(0, -x), max(0, -y)
+    part = image[y + top : y + ink.shape[0], x + left : x + ink.shape[1]]
+    share = ink[top : top + part.shape[0], left : left + part.shape[1], None] / 255
+    part[:] = (1 - share) * part + share * np.array(INK_RGB)

@@ -78,7 +78,7 @@ class Recording:
         self._stream.log(f"world/{name}", self._rerun.Points3D(middles_m, colors=(128, 128, 128)))
 
     def _voxels(self, occupancy: Occupancy):
-        index = np.stack(np.nonzero(occupancy.labels != occupancy.taxonomy.free_id), axis=1)
+        index = np.argwhere(occupancy.occupied)
         labels = occupancy.labels[tuple(index.T)]
         half_m = occupancy.grid.voxel_size_m / 2
         return self._rerun.Boxes3D(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import median
 
@@ -58,6 +58,7 @@ class BagReport:
     Args:
         source: the bag.
         seen: is told how many sets are read, and given the last of them.
+        frames: the bag's, to look at these alone; None: at all.
 
     Attributes:
         rows: one a camera, those that show what another one does left out.
@@ -65,14 +66,19 @@ class BagReport:
         sweeps: sets with a LiDAR sweep.
     """
 
-    def __init__(self, source: BagSource, seen: Callable[[int, Frame], None] = lambda sets, frame: None) -> None:
-        self.source = source
+    def __init__(
+        self,
+        source: BagSource,
+        seen: Callable[[int, Frame], None] = lambda sets, frame: None,
+        frames: Iterable[Frame] | None = None,
+    ) -> None:
+        self.source, self._all = source, frames is None
         self._decoded: Counter[str] = Counter()
         self._mosaics: Counter[str] = Counter()
         self._colours: dict[str, Counter[bool]] = {}
         self._placed: dict[str, tuple[float, float]] = {}
         self.sets, self.sweeps, stamps = 0, 0, []
-        for frame in source:
+        for frame in source if frames is None else frames:
             self.sets += 1
             seen(self.sets, frame)
             stamps.append(frame.stamp_ns)
@@ -119,7 +125,7 @@ class BagReport:
             if device.name in self._placed:
                 azimuth_deg, elevation_deg = self._placed[device.name]
                 row.looks = f"{round(azimuth_deg):+d} / {round(elevation_deg):+d}"
-            row.images = f"{self._decoded[device.name]} of {found.messages}"
+            row.images = f"{self._decoded[device.name]} of {found.messages}" if self._all else f"{found.messages}"
         row.problems = tuple(self._problems(device, topic))
         return row
 
@@ -137,7 +143,7 @@ class BagReport:
         if grey and colour:
             text = f"{grey} of {grey + colour} images are grey, the others in colour"
             said.append((Problem("grey", topic, text), 1))
-        if device.name not in source.refused and not self._decoded[device.name]:
+        if self._all and device.name not in source.refused and not self._decoded[device.name]:
             said.append((Problem("few images", topic, "no image in any set"), 1))
         return said
 

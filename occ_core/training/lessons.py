@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from occ_core.errors import OccError
 from occ_core.evaluation.voxel_iou import confusion_matrix
+from occ_core.models.voxel_answer import VoxelAnswer
+from occ_core.occupancy import Occupancy
 from occ_core.training.config import TrainingConfig
 from occ_core.training.counts import count_classes
 from occ_core.training.data_sets import data_record, needs_of, open_data
@@ -25,6 +27,7 @@ from occ_core.training.moments import Moment
 from occ_core.training.ranks import Ranks
 from occ_core.training.steps import Steps
 from occ_core.training.tabulated import Samples
+from occ_core.training.watch import shown_of
 
 Keys = list[tuple[int, int]]  # of `Samples.batch`
 
@@ -38,6 +41,7 @@ class Lessons:
         fitted: tensors of the averaged network that `fit` sets, and that are no averages.
         taxonomy: classes of the confusion matrix.
         record: what the json beside the checkpoint says of the data.
+        answers: of the last `confusion`, to the held-out moments that the first process shows, by index.
     """
 
     def __init__(self, config: TrainingConfig, ranks: Ranks, told: Callable[[str], None]) -> None:
@@ -49,6 +53,7 @@ class Lessons:
         told("how often each class occurs")
         counts = count_classes(self.data.training, self.model, ranks)
         self.record = data_record(self.data) | counts.record
+        self.answers: dict[int, Occupancy] = {}
         self.weights = {name: tensor.to(ranks.device) for name, tensor in counts.weights.items()}
 
     def batches(self, first_step: int) -> Iterator[Moment]:
@@ -97,11 +102,22 @@ class Lessons:
         if self.model.remembers:
             network = network.in_turn()
         matrix = np.zeros((len(self.taxonomy), len(self.taxonomy)), dtype=np.int64)
-        for batch in self._loader(held_out, [[(0, index)] for index in self._share(held_out)]):
+        share = self._share(held_out)
+        shown = set(shown_of(share) if self.ranks.first else ())
+        for index, batch in zip(share, self._loader(held_out, [[(0, index)] for index in share]), strict=True):
             answer = network.answer(batch.rig_images.to(self.ranks.device))
+            if index in shown:
+                self.answers[index] = self._occupancy(answer)
             truth = batch.targets.labels.numpy()
             matrix += confusion_matrix(truth, answer.labels.cpu().numpy(), truth != IGNORE, len(self.taxonomy))
         return matrix
+
+    def _occupancy(self, answer: VoxelAnswer) -> Occupancy:
+        labels, confidence, observed = (
+            part[0].cpu().numpy() for part in (answer.labels, answer.confidence, answer.observed)
+        )
+        share = confidence.astype(np.float32) / 255
+        return Occupancy(self.model.grid, self.taxonomy, labels, observed.astype(bool), share)
 
     def _share(self, samples: Samples) -> list[int]:
         """Every so many moments; for a network that remembers those before, every so many scenes."""

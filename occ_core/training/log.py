@@ -8,6 +8,7 @@ import platform
 import resource
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,17 @@ class Clock:
 
 
 class Log:
-    """CSV of the losses, one row a logged step; a resumed run drops rows of steps it repeats.
+    """CSV of the losses, or of held-out scores: one row a logged step; a resumed run drops rows of steps it repeats.
 
     A term that turns up later gets a column of its own, empty in earlier rows.
+
+    Args:
+        fields: its first columns.
     """
 
-    def __init__(self, path: Path, keep_below: int) -> None:
+    def __init__(self, path: Path, keep_below: int, fields: Sequence[str] = FIELDS) -> None:
         self.path, self.start = path, time.monotonic()
-        self._fields = list(FIELDS)
+        self._fields = list(fields)
         self._rows: list[dict[str, Any]] = []
         if path.is_file():
             with open(path, newline="") as file:

@@ -25,9 +25,10 @@ from occ_core.training.lessons import Lessons
 from occ_core.training.log import Clock, Log, measured, training_record
 from occ_core.training.ranks import Ranks, batch_of_all, joined
 from occ_core.training.state import NOT_VALIDATED, State, learning_rate, new_state, restore, save, update_average
+from occ_core.training.watch import WRITTEN, Watch
 
 LEAST_SCALE = 1.0  # of fp16's loss: below it the gradient overflows however small it is made
-RUN_FILES = ("model.safetensors", "model.json", "last.safetensors", "last.json", "log.csv")
+RUN_FILES = ("model.safetensors", "model.json", "last.safetensors", "last.json", "log.csv", *WRITTEN)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -59,7 +60,8 @@ class CtrlC:
 
 
 def train(config: TrainingConfig, out: Path, resume: bool = False, overwrite: bool = False) -> Path:
-    """Train, and return the path of the checkpoint `model.safetensors`. Ctrl-C saves before it ends the run.
+    """Train, and return the path of the checkpoint `model.safetensors`. Ctrl-C saves before it ends the run. Both ends
+    leave a page, `report.html`.
 
     A folder that holds a run is refused, unless it is to `resume` it or to `overwrite` it: then what it holds is
     removed, once data and settings are known to be good.
@@ -91,8 +93,8 @@ def train(config: TrainingConfig, out: Path, resume: bool = False, overwrite: bo
         if resume:
             restore(state, out / "last.safetensors", record, config)
         elif ranks.first:
-            for name in RUN_FILES:
-                remove(out / name)
+            for path in (path for name in RUN_FILES for path in out.glob(name)):
+                remove(path)
         run_steps(state, lessons, config, out, record, ranks, progress)
     return out / "model.safetensors"
 
@@ -121,10 +123,12 @@ def run_steps(
     total, warm = sum(lessons.phases), sum(lessons.phases[:-1])  # before `warm`, parts of the network are untrained
     network = distributed(state.model, ranks)
     batches = Timed(lessons.batches(state.step))
-    log, clock = Log(out / "log.csv", state.step + 1) if ranks.first else None, Clock()
+    clock = Clock()
+    log = Log(out / "log.csv", state.step + 1) if ranks.first else None
+    watch = Watch(out, lessons.data.validation, config.model, state.step) if ranks.first else None
     task = progress.add_task("training", total=total, completed=state.step)
     if record.pop(NOT_VALIDATED, False):  # it was killed while it was validated
-        judge(state, lessons, config, out, record, ranks, progress)
+        judge(state, lessons, config, out, record, ranks, progress, watch)
     with CtrlC(ranks.world) as ctrl_c:
         while state.step < total:
             began, waited = time.perf_counter(), batches.waited
@@ -132,16 +136,20 @@ def run_steps(
             clock.count(time.perf_counter() - began, batches.waited - waited)
             progress.update(task, completed=state.step, description=f"training, loss {losses['total']:.2f}")
             last, stopped = state.step == total, ranks.any(ctrl_c.asked)
-            if log and (state.step % config.log_every == 0 or last):
+            if log and watch and (state.step % config.log_every == 0 or last):
                 lr = learning_rate(state.step, config.learning_rate, config.warmup_steps, lessons.phases)
-                log.write(state.step, losses | clock.lap() | {"learning_rate": lr})
+                row = losses | clock.lap() | {"learning_rate": lr}
+                log.write(state.step, row)
+                watch.row(state.step, row)
             due = state.step > warm and (state.step % config.validate_every == 0 or last)
             if ranks.first and (due or stopped or state.step % config.checkpoint_every == 0):
                 record["host"] |= measured(clock, ranks.device)
                 before = {NOT_VALIDATED: True} if due else {}
                 save(state, out, record | before, config, ship=state.step > warm and not due)
             if due:
-                judge(state, lessons, config, out, record, ranks, progress)
+                judge(state, lessons, config, out, record, ranks, progress, watch)
+            if watch and (stopped or last):
+                watch.close(record["metrics"])
             if stopped and not last:
                 progress.console.print(f"stopped at step {state.step}; go on with --resume")
                 raise KeyboardInterrupt
@@ -230,11 +238,14 @@ def judge(
     record: dict[str, Any],
     ranks: Ranks,
     progress: Progress,
+    watch: Watch | None,
 ) -> None:
-    """Validate, and save what came of it."""
+    """Validate, save what came of it, and show it."""
     validate(state, lessons, record, ranks, progress)
     if ranks.first:
         save(state, out, record, config, ship=True)
+    if watch:
+        watch.validated(state.step, record["metrics"], lessons.answers)
 
 
 def validate(state: State, lessons: Lessons, record: dict[str, Any], ranks: Ranks, progress: Progress) -> None:

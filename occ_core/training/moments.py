@@ -29,7 +29,7 @@ from occ_core.network_input.rig_inputs import rig_inputs
 from occ_core.sources.open import frame_files
 from occ_core.teachers.base import UNKNOWN, Teachers
 from occ_core.training.data import recolour
-from occ_core.training.keyframes import MomentSource, names_of
+from occ_core.training.keyframes import Keyframe, MomentSource, names_of
 from occ_core.training.label_files import IGNORE
 from occ_core.training.neighbours import neighbours_of
 
@@ -98,6 +98,10 @@ class Moments(Dataset):
     def labelled(self) -> list[int]:
         """Indices of the keyframes that have labels."""
         return [i for i in range(len(self)) if self._has_label(i)]
+
+    def keyframe(self, index: int) -> tuple[MomentSource, Keyframe]:
+        """Which moment of which data set."""
+        return self._keys[index]
 
     def scene_of(self, index: int) -> tuple[int, str]:
         """Which scene a keyframe is of."""

@@ -25,7 +25,7 @@ from occ_core.models.easyocc.table import mirrored_rays
 from occ_core.training.cache import SceneCache
 from occ_core.training.config import TrainingConfig
 from occ_core.training.data import TURNS, Sample, mirror, pick_columns, read_sample, recolour, retextured, turn, zoomed
-from occ_core.training.keyframes import MomentSource, names_of
+from occ_core.training.keyframes import Keyframe, MomentSource, names_of
 from occ_core.training.moments import Moment, Moments
 
 RARE = 0.02  # share of the occupied cells below which a class is rare: columns that have it are picked first
@@ -71,6 +71,16 @@ class TabulatedMoments:
     def names(self) -> list[str]:
         """Of each moment, unique in its data set."""
         return names_of(self.sources)
+
+    def keyframe(self, index: int) -> tuple[MomentSource, Keyframe]:
+        """Which moment of which data set."""
+        number, (s, i) = 0, self.places[index]
+        for source in self.sources:
+            scenes = list(source.scenes.values())
+            if s < number + len(scenes):
+                return source, scenes[s - number][i]
+            number += len(scenes)
+        raise IndexError(index)
 
     @property
     def labelled(self) -> list[int]:

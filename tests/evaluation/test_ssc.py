@@ -141,7 +141,9 @@ def test_occ_eval_knows_voxels_by_their_files(tmp_path):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0 and "1 samples" in result.output
     report = json.loads((tmp_path / "s.json").read_text())
-    assert list(report) == ["ssc"] and list(report["ssc"]) == ["12.8m", "25.6m", "51.2m"]
+    assert list(report) == ["ssc", "confusion"] and list(report["ssc"]) == ["12.8m", "25.6m", "51.2m"]
+    road, cells = SEMANTIC_KITTI.id_of("road"), report["confusion"]["cells"]
+    assert (cells[road][road], cells[road][0], cells[0][road]) == (100, 100, 0)
     near = report["ssc"]["12.8m"]
     assert (near["precision"], near["recall"], near["per_class"]["road"]) == (100, 50, 50)
     of_sequence = tmp_path / "sequences" / "08" / "voxels"

@@ -186,7 +186,7 @@ def test_int8_is_symmetric_per_channel_and_leaves_what_is_sensitive(files):
     made_by = {name: node.op_type for node in graph.node for name in node.output}
     quantised = {n for n, node in layers.items() if all(made_by.get(i) == "DequantizeLinear" for i in node.input[:2])}
     assert len(quantised) > 70 and {"/to_class/Conv", "/birds_eye/geometry/geometry.0/Conv"} <= quantised
-    sensitive = {"/neck/rays/Conv", "/birds_eye/enter/enter.0/Conv", "/to_occupied/Conv", "/to_observed/Conv"}
+    sensitive = {"/neck/rays/Conv", "/birds_eye/enter/enter.0/Conv", "/to_verdicts/Conv"}
     assert set(layers) - quantised == {"/MatMul", *sensitive}
     scales = [constants[n.input[1]] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]
     assert all(scale.ndim == 1 for scale in scales)

@@ -220,8 +220,13 @@ def test_logits_by_the_ground_equal_interpolating_ray_by_ray():
     logits = torch.randn(2, ground.BINS, 3, 4, generator=generator)
     inverse = torch.rand(2, 1, 3, 4, generator=generator) * 0.3
     inverse[0, 0, 0] = 0  # the sky
-    given = ground.over_depth(logits, inverse, torch.from_numpy(np.log(middles_m)).float()[:, None, None])
+    log_depth = torch.from_numpy(np.log(middles_m)).float()
+    given = ground.over_depth(logits, inverse, log_depth[:, None, None])
     assert not given[0, :, 0].any()
+    rows = ground.over_depth_rows(
+        *(part.permute(0, 2, 3, 1).flatten(0, 2) for part in (logits, inverse)), log_depth[None]
+    )
+    assert torch.equal(rows.reshape(2, 3, 4, -1).permute(0, 3, 1, 2), given)
     for n, row, column in np.ndindex(2, 3, 4):
         if inverse[n, 0, row, column] > 0:
             share = np.log(middles_m * float(inverse[n, 0, row, column]))

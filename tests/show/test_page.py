@@ -22,7 +22,7 @@ from occ_core.occupancy import Occupancy, load_occ3d
 from occ_core.show.moments import Moments
 from occ_core.show.page import page_moments, write_page
 from occ_core.show.page_data import PageMoment
-from occ_core.show.page_tables import PageTable, curve_of
+from occ_core.show.page_figures import Figures, PageTable, curve_of
 from occ_core.taxonomy import OCC3D
 
 
@@ -61,7 +61,8 @@ def predictions(city):
     for token in city[1]:
         occupied = rng.random(OCC3D_GRID.shape) < 0.01
         labels = np.where(occupied, rng.integers(0, 17, OCC3D_GRID.shape), 17).astype(np.uint8)
-        save_prediction(folder / f"{token}.npz", labels, rng.random(OCC3D_GRID.shape) < 0.9)
+        observed, confidence = rng.random(OCC3D_GRID.shape) < 0.9, rng.random(OCC3D_GRID.shape)
+        save_prediction(folder / f"{token}.npz", labels, observed, confidence=confidence)
     return folder
 
 
@@ -77,9 +78,9 @@ def page(city, predictions):
 
 def test_the_voxels_are_those_of_the_files(city, predictions, page):
     root, tokens = city
-    assert len(page.data["moments"]) == len(tokens) and page.data["volumes"] == ["predicted", "true"]
-    assert page.data["grid"] == {"origin_m": [-40, -40, -1], "voxel_size_m": 0.4, "shape": [200, 200, 16]}
-    for token, moment in zip(tokens, page.data["moments"], strict=True):
+    assert len(page.data["scene"]["moments"]) == len(tokens) and page.data["scene"]["volumes"] == ["predicted", "true"]
+    assert page.data["scene"]["grid"] == {"origin_m": [-40, -40, -1], "voxel_size_m": 0.4, "shape": [200, 200, 16]}
+    for token, moment in zip(tokens, page.data["scene"]["moments"], strict=True):
         truth = load_occ3d(next(root.glob(f"gts/*/{token}/labels.npz")))
         with np.load(predictions / f"{token}.npz") as file:
             made = {"predicted": (file["pred"], file["observed"]), "true": (truth.labels, truth.observed)}
@@ -90,17 +91,21 @@ def test_the_voxels_are_those_of_the_files(city, predictions, page):
             assert len(cells) > 0
             np.testing.assert_array_equal(cells, np.flatnonzero(expected != 17))
             np.testing.assert_array_equal(unpacked(packed["label"], "u1"), expected[cells])
+            if name == "predicted":
+                with np.load(predictions / f"{token}.npz") as file:
+                    said = file["confidence"].ravel()[cells]
+                np.testing.assert_array_equal(unpacked(packed["confidence"], "u1"), said)
 
 
 def test_views_are_the_cells_that_project_into_an_image(city, predictions, page):
     frame = Moments(predictions, city[0])[1].frame
-    packed = page.data["moments"][1]["volumes"]["predicted"]
+    packed = page.data["scene"]["moments"][1]["volumes"]["predicted"]
     cells = np.cumsum(unpacked(packed["steps"], "<u4"))
     views = unpacked(packed["views"], "<u4")
     places = np.stack(np.unravel_index(cells, OCC3D_GRID.shape), axis=1)
     centers = np.column_stack([(places + 0.5) * 0.4 + (-40, -40, -1), np.ones(len(cells))])
-    assert page.data["cameras"] == ["CAM_FRONT", "CAM_BACK"]
-    for bit, name in enumerate(page.data["cameras"]):
+    assert page.data["scene"]["cameras"] == ["CAM_FRONT", "CAM_BACK"]
+    for bit, name in enumerate(page.data["scene"]["cameras"]):
         camera = frame.rig[name]
         in_cam = centers @ np.linalg.inv(frame.ego_from_camera_at_its_stamp(name)).T
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -113,7 +118,7 @@ def test_views_are_the_cells_that_project_into_an_image(city, predictions, page)
 
 def test_images_are_those_of_the_cameras(city, predictions, page):
     frame = Moments(predictions, city[0])[2].frame
-    for name, packed in page.data["moments"][2]["images"].items():
+    for name, packed in page.data["scene"]["moments"][2]["images"].items():
         image = cv2.imdecode(np.frombuffer(base64.b64decode(packed), np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
         assert image.shape == frame.images[name].shape  # small already: not enlarged
         assert abs(image.mean() - frame.images[name].mean()) < 3
@@ -131,6 +136,32 @@ def test_scores_are_those_of_the_report(city, predictions, page, tmp_path):
     assert shown["car"] == f"{report['camera']['per_class']['car']:.1f}"
 
 
+def test_confusion_and_reliability_are_those_of_the_files(city, predictions, page):
+    """Of cells that a camera observes; confusion by scikit-learn, reliability bin by bin."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    true, called, said, speaks = [], [], [], []
+    for token in city[1]:
+        truth = load_occ3d(next(city[0].glob(f"gts/*/{token}/labels.npz")))
+        with np.load(predictions / f"{token}.npz") as file:
+            parts = (truth.labels, file["pred"], file["confidence"], file["observed"])
+        for found, part in zip((true, called, said, speaks), parts, strict=True):
+            found.append(part[truth.observed])
+    true, called, said, speaks = (np.concatenate(part) for part in (true, called, said, speaks))
+    (confusion,) = page.data["confusion"]
+    assert confusion["protocol"] == "camera" and confusion["classes"] == list(OCC3D.names)
+    assert confusion["cells"] == metrics.confusion_matrix(true, called, labels=range(18)).tolist()
+    (told,) = page.data["reliability"]
+    right, share = (true == 17) == (called == 17), said / 255
+    for place in range(10):
+        of_bin = speaks & (called != 17) & (share >= place / 10) & ((share < (place + 1) / 10) | (place == 9))
+        expected = {
+            "cells": of_bin.sum(),
+            "confidence": 100 * share[of_bin].mean(),
+            "right": 100 * right[of_bin].mean(),
+        }
+        assert told["occupied"][place] == pytest.approx(expected)
+
+
 def test_nothing_is_loaded_from_elsewhere(page):
     for tag, attributes in page.elements:
         assert tag not in ("link", "iframe", "object"), tag
@@ -142,7 +173,8 @@ def test_nothing_is_loaded_from_elsewhere(page):
 def test_texts_of_data_stay_texts(city, predictions, tmp_path):
     hostile = '</script><script>alert(1)</script>{{data}}<b title="'
     moments = list(page_moments(Moments(predictions, city[0]), count=1))
-    write_page(tmp_path / "p.html", hostile, moments, [PageTable(hostile, [hostile], [[hostile]])], notes=[hostile])
+    figures = Figures([PageTable(hostile, [hostile], [[hostile]])], [hostile])
+    write_page(tmp_path / "p.html", hostile, moments, figures)
     text = (tmp_path / "p.html").read_text()
     found = Page(text)
     assert found.data["title"] == found.data["notes"][0] == found.data["tables"][0]["rows"][0][0] == hostile
@@ -157,14 +189,16 @@ def test_confidence_and_further_volumes(city, predictions, tmp_path):
     sure = Occupancy(OCC3D_GRID, OCC3D, labels, np.ones(OCC3D_GRID.shape, bool), confidence)
     write_page(tmp_path / "p.html", "x", [PageMoment(frame, {"before": None, "after": sure, "labels": sure})])
     data = Page((tmp_path / "p.html").read_text()).data
-    assert data["volumes"] == ["after", "labels"]  # nothing has a `before`
-    packed = data["moments"][0]["volumes"]["labels"]
+    assert data["scene"]["volumes"] == ["after", "labels"]  # nothing has a `before`
+    packed = data["scene"]["moments"][0]["volumes"]["labels"]
     assert unpacked(packed["steps"], "<u4").tolist() == [(5 * 200 + 6) * 16 + 7, 2]
     assert unpacked(packed["confidence"], "u1").tolist() == [128, 255]
 
 
 def test_pages_that_make_no_sense_are_refused(city, predictions, tmp_path):
     frame = Moments(predictions, city[0])[0].frame
+    with pytest.raises(InvalidInput, match="needs moments or figures"):
+        write_page(tmp_path / "p.html", "x", [])
     with pytest.raises(InvalidInput, match="none of 1 moments has any"):
         write_page(tmp_path / "p.html", "x", [PageMoment(frame, {"true": None})])
     one, other = (
@@ -174,6 +208,14 @@ def test_pages_that_make_no_sense_are_refused(city, predictions, tmp_path):
     with pytest.raises(InvalidInput, match="one grid"):
         write_page(tmp_path / "p.html", "x", [PageMoment(frame, {"predicted": one, "true": other})])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_page_of_figures_alone(tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("step,total\n1,2.5\n")
+    write_page(tmp_path / "p.html", "x", [], Figures(logs={"mine": log}))
+    data = Page((tmp_path / "p.html").read_text()).data
+    assert data["scene"] is None and [curve["name"] for curve in data["curves"]] == ["mine"]
 
 
 def test_the_curve_of_a_training(tmp_path):

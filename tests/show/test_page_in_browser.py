@@ -17,6 +17,7 @@ from occ_core.grid import OCC3D_GRID
 from occ_core.occupancy import Occupancy
 from occ_core.show.page import write_page
 from occ_core.show.page_data import PageMoment, visible
+from occ_core.show.page_figures import Figures, PageTable
 from occ_core.sources.open import open_source
 from occ_core.taxonomy import OCC3D
 
@@ -43,13 +44,25 @@ def moments(tmp_path_factory):
     return [PageMoment(source[i], {"predicted": volume(i), "true": volume(i + 2)}) for i in range(2)]
 
 
+def figures(folder: Path) -> Figures:
+    """Two trainings, and a report of two classes and one full bin."""
+    logs = {}
+    for name, text in {"a": "step,total,depth\n1,2,\n2,1,5\n3,1.5,4\n", "b": "step,total\n1,3\n2,2\n"}.items():
+        logs[name] = folder / f"{name}.csv"
+        logs[name].write_text(text)
+    bins = [{"cells": 100 * (i == 7), "confidence": 70.0, "right": 60.0} for i in range(10)]
+    confusion = {"protocol": "camera", "classes": ["car", "bus", "tram"], "cells": [[3, 1, 0], [0, 0, 0], [0, 0, 0]]}
+    report = {"reliability": {"bins": {"occupied": bins, "free": bins}}, "confusion": confusion}
+    return Figures([PageTable("scores", ["", "IoU"], [["all", "12.3"]])], ["a note"], logs, {"": report})
+
+
 @pytest.fixture(scope="module")
 def told(moments, tmp_path_factory):
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)}")
     folder = tmp_path_factory.mktemp("visit")
-    write_page(folder / "report.html", "visited", moments)
+    write_page(folder / "report.html", "visited", moments, figures(folder))
     with open(folder / "report.html", "a") as file:
         file.write(f"<script>{VISITOR.read_text()}</script>")
     command = [browser, *FLAGS, f"--user-data-dir={folder / 'profile'}", (folder / "report.html").as_uri()]
@@ -81,7 +94,7 @@ def test_it_shows_what_is_chosen(told, moments):
 @pytest.mark.slow
 def test_it_draws(told):
     for panel in (0, 1):
-        drawn = {name: step["pixels"][panel]["n"] for name, step in told.items() if isinstance(step, dict)}
+        drawn = {name: step["pixels"][panel]["n"] for name, step in told.items() if "pixels" in step}
         assert drawn["nothing"] < 100 < 3000 < drawn["only road"] < drawn["start"]  # the arrow has soft edges
         assert drawn["turned"] > 20_000 and drawn["turned"] != drawn["start"]
         red, green, blue = told["only road"]["pixels"][panel]["rgb"]
@@ -93,3 +106,12 @@ def test_it_plays(told, moments):
     assert told["when"].startswith("2 of 2: ")
     assert told["second"]["counts"] == expected(moments[1], lambda o: True)
     assert told["images"] == [small_nuscenes.SIZE[0]] * 2
+
+
+@pytest.mark.slow
+def test_figures_are_drawn(told):
+    shown = told["figures"]
+    assert shown["options"] == ["total", "depth"] and shown["points"] == [3, 2] and shown["points of depth"] == [2, 0]
+    assert shown["circles"] == ["100 cells"] * 2
+    assert shown["confusion"] == [["", "car", "bus"], ["car", "75", "25"], ["bus", "", ""]]  # no tram anywhere
+    assert shown["scores"] == "all12.3" and shown["notes"] == ["a note"]

@@ -44,16 +44,6 @@ def test_from_above_tells_unobserved_from_free():
     assert tuple(image[150, 150]) == pictures.BACKGROUND_RGB
 
 
-def test_in_perspective_left_is_left_and_near_hides_far():
-    left = colored(pictures.in_perspective(one_car((100, 150, 3)), (400, 300)))
-    right = colored(pictures.in_perspective(one_car((100, 50, 3)), (400, 300)))
-    assert len(left) and len(right)
-    assert left[:, 1].max() < 200 < right[:, 1].min()
-    wall = one_car((100, 100, 0))
-    wall.labels[80, 60:140, :] = OCC3D.id_of("manmade")  # between the eye and the car
-    assert len(colored(pictures.in_perspective(wall, (400, 300)))) == 0
-
-
 def test_mosaic_names_a_camera_without_image():
     image = np.full((90, 160, 3), 200, np.uint8)
     rows = pictures.camera_rows(

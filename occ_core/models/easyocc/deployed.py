@@ -15,7 +15,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from occ_core.models.easyocc import ground
 from occ_core.models.easyocc.model import NEVER, EasyOcc
+from occ_core.models.easyocc.table import GROUND
 from occ_core.models.efficientnet_lite import SameConv2d
 from occ_core.models.lifting import SMALLEST
 
@@ -50,8 +52,9 @@ class Deployed(nn.Module):
             by_height = parameter.data.unflatten(0, (config.grid_shape[2], -1))
             parameter.data = by_height.transpose(0, 1).flatten(0, 1).contiguous()
         model.head[0] = _as_conv(cast(nn.Linear, model.head[0]))
-        for name in ("to_occupied", "to_class", "to_observed"):
-            setattr(model, name, _as_conv(getattr(model, name)))
+        model.to_class = cast(Any, _as_conv(model.to_class))
+        self.to_verdicts = _as_conv(_beside(model.to_occupied, model.to_observed))
+        del model.to_occupied, model.to_observed
 
     def forward(
         self,
@@ -67,7 +70,7 @@ class Deployed(nn.Module):
         c = model.config
         px, py, pz = c.pillar_grid_shape
         features = model.features(images.float().permute(0, 3, 1, 2), rays)
-        hazard, reached = self._evidence(model.hazard(features, rays), voxel_index)
+        hazard, reached = self._evidence(self._hazard(features, rays), voxel_index)
         context = model.to_context(features).permute(0, 2, 3, 1).reshape(-1, c.feature_channels)
         context = _gather(context, pillar_index).reshape(1, px, py, pz, c.feature_channels)
         context = context * self._pillar_weight(hazard, reached)
@@ -80,10 +83,22 @@ class Deployed(nn.Module):
         answer = self._answer(bev, hazard, reached)
         return answer if memory is None else (*answer, memory.state(kept))
 
-    def _evidence(self, hazard_logits: Tensor, voxel_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each cell: the logit that its ray ends there, and the probability that it comes so far; [1, X, Y, Z]."""
+    def _hazard(self, features: Tensor, rays: Tensor) -> Tensor:
+        """`EasyOcc.hazard`, [N * h * w, depth bins]: a row for each viewing ray."""
+        model = self.model
+        rows = _rows(model.to_hazard(features))
+        if model.to_ground is None:
+            return rows
+        along = _rows(model.to_ground(features))
+        return rows + ground.over_depth_rows(along, _rows(rays[:, GROUND : GROUND + 1]), model.log_depth.reshape(1, -1))
+
+    def _evidence(self, rows: Tensor, voxel_index: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each cell: the logit that its ray ends there, and the probability that it comes so far; [1, X, Y, Z].
+
+        Args:
+            rows: [N * h * w, depth bins], of `_hazard`.
+        """
         shape = (1, *self.model.config.grid_shape)
-        rows = hazard_logits.permute(0, 2, 3, 1).reshape(-1, self.model.config.depth_bins)
         reached = torch.exp(-(F.softplus(rows) @ self.nearer)).clamp(min=SMALLEST)
         hazard, reached = (_gather(part.reshape(-1), voxel_index).reshape(shape) for part in (rows, reached))
         return hazard, reached
@@ -100,9 +115,8 @@ class Deployed(nn.Module):
         model, free = self.model, self.model.config.classes.free_id
         x, y, heights = model.config.grid_shape
         wide = model.head(bev)
-        classes, logit, seen = (
-            layer(wide).permute(0, 2, 3, 1) for layer in (model.to_class, model.to_occupied, model.to_observed)
-        )
+        classes, verdicts = (layer(wide).permute(0, 2, 3, 1) for layer in (model.to_class, self.to_verdicts))
+        logit, seen = verdicts[..., :heights], verdicts[..., heights:]
         classes = classes.reshape(1, x, y, -1, heights).argmax(dim=3).int()
         threshold = model.threshold.index_select(0, classes.reshape(-1)).reshape(1, x, y, heights)
         logit = logit + model.trust * hazard
@@ -114,6 +128,20 @@ class Deployed(nn.Module):
         p = torch.sigmoid(logit)
         confidence = torch.where(occupied, p, 1 - p) * observed.float() * 255
         return labels.to(torch.uint8), confidence.to(torch.uint8), observed.float().to(torch.uint8)
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """[N, C, h, w] -> [N * h * w, C]."""
+    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+
+
+def _beside(first: nn.Linear, second: nn.Linear) -> nn.Linear:
+    """One layer that gives what both give; what they read is then read once."""
+    both = nn.Linear(first.in_features, first.out_features + second.out_features)
+    both.weight.data, both.bias.data = (
+        torch.cat([getattr(layer, name).data for layer in (first, second)]) for name in ("weight", "bias")
+    )
+    return both
 
 
 def _as_conv(linear: nn.Linear) -> nn.Conv2d:

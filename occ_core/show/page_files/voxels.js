@@ -71,10 +71,8 @@ function facesOf(volume, shape, colors, keep) {
 }
 
 class VoxelStage {
-  // grid: {origin_m, voxel_size_m, shape}; all panels share one viewpoint.
-  constructor(canvas, grid) {
+  constructor(canvas) {
     this.canvas = canvas;
-    this.grid = grid;
     // Kept after drawing, so that a picture can be taken of the page at any time.
     const gl = (this.gl = canvas.getContext("webgl2", { antialias: true, preserveDrawingBuffer: true }));
     if (!gl) throw new Error("this browser has no WebGL2, which draws the voxels");
@@ -83,9 +81,17 @@ class VoxelStage {
     this.panels = [];
     this.outlines = [];
     this.lineBuffer = gl.createBuffer();
+  }
+
+  // grid: {origin_m, voxel_size_m, shape}; all panels share one viewpoint.
+  open(grid) {
+    const first = !this.grid;
+    this.grid = grid;
+    this.panels = [];
     this.home();
+    if (!first) return;
     this.listen();
-    new ResizeObserver(() => this.draw()).observe(canvas);
+    new ResizeObserver(() => this.draw()).observe(this.canvas);
   }
 
   home() {
