@@ -29,15 +29,15 @@ def truth_of(data: Path, frame: Frame, camera: str) -> tuple[np.ndarray, np.ndar
 def main() -> None:
     data, source = Path(sys.argv[1]), open_source(sys.argv[1])
     numbers = [int(number) for number in sys.argv[2:]] or range(len(source))
-    teacher, told, true = MotionDepth(data), [], []
+    teacher, estimated, true = MotionDepth(data), [], []
     for frame in (source[number] for number in numbers):
         for camera, found in teacher.depth(frame).items():
             pixels, truth_m = truth_of(data, frame, camera)
             place = (pixels + 0.5) * np.array(found.size) / frame.rig[camera].size
             columns, rows = np.floor(place).astype(int).clip(0, np.array(found.size) - 1).T
-            told.append(found.depth_m[rows, columns])
+            estimated.append(found.depth_m[rows, columns])
             true.append(truth_m)
-    found_m, truth_m = np.concatenate(told), np.concatenate(true)
+    found_m, truth_m = np.concatenate(estimated), np.concatenate(true)
     for low, high in ((0, 80), *zip(EDGES_M, EDGES_M[1:], strict=False)):
         of = (truth_m >= low) & (truth_m < high)
         known = of & np.isfinite(found_m)

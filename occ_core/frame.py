@@ -104,7 +104,7 @@ class Frame:
         token: name of the sample, empty where there is none.
         scene: name of the scene or bag.
         image_files: camera name -> its image's path in the data set, with `/`; a bag's images have none.
-        is_placed: somebody said where the ego was; False: all poses are the identity, as if it stood still.
+        has_pose: somebody said where the ego was; False: all poses are the identity, as if it stood still.
     """
 
     stamp_ns: int
@@ -117,7 +117,7 @@ class Frame:
     token: str = ""
     scene: str = ""
     is_keyframe: bool = field(default=True)
-    is_placed: bool = True
+    has_pose: bool = True
     image_files: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

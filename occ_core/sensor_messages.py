@@ -354,8 +354,8 @@ def odometry_link(message: Any, where: str) -> Link:
     Raises:
         Unusable: `odometry`.
     """
-    place = message.pose.pose
-    return _link("odometry", where, message, message.child_frame_id, place.position, place.orientation)
+    pose_message = message.pose.pose
+    return _link("odometry", where, message, message.child_frame_id, pose_message.position, pose_message.orientation)
 
 
 def _link(kind: str, where: str, message: Any, child: str, t: Any, q: Any) -> Link:

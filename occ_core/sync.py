@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from occ_core.errors import InvalidInput
-from occ_core.rhythm import Rhythm
+from occ_core.trigger_phase import TriggerPhases
 
 MAX_OPEN_SETS = 8  # bounds memory: at most this many images of a camera are held
 BACKWARD_NS = 1_000_000_000
@@ -91,7 +91,7 @@ class FrameSynchroniser:
         cameras: names; a set with all of them is complete.
         deadline_s: longest wait from the first arrival of a set.
         max_spread_s: largest difference of the stamps in a set after the offsets are taken off. It has to be larger
-            than the stagger of the cameras. Where they share a period, images of different turns do not mix (`Rhythm`).
+            than the stagger of the cameras. Where they share a period, images of different cycles do not mix (`TriggerPhases`).
         offsets_ns: camera name -> how much later than the others it takes its image.
         min_cameras: sets with fewer images are dropped at the deadline; None: more than half of the cameras, so that
             two groups of cameras whose clocks disagree cannot both make sets.
@@ -123,7 +123,7 @@ class FrameSynchroniser:
         self._max_spread_ns = round(max_spread_s * 1e9)
         self._offset_ns = {camera: offsets.get(camera, 0) for camera in self.cameras}
         self.statistics = SyncStatistics()
-        self._rhythm = Rhythm(self.cameras)
+        self._trigger_phases = TriggerPhases(self.cameras)
         self._now_ns: int | None = None
         self._forget()
 
@@ -153,7 +153,7 @@ class FrameSynchroniser:
         if self._emitted_ns is not None and aligned_ns <= self._emitted_ns:
             self._drop(camera, "late")
             return ready
-        self._rhythm.hear(camera, aligned_ns)
+        self._trigger_phases.observe(camera, aligned_ns)
         group = self._group_for(camera, aligned_ns, now_ns)
         group.items[camera] = item
         group.stamps_ns[camera] = stamp_ns
@@ -200,7 +200,7 @@ class FrameSynchroniser:
         for group in self._open:
             for camera in group.items:
                 self._drop(camera, "reset")
-        self._rhythm.forget_stamps()
+        self._trigger_phases.forget_stamps()
         self._forget()
 
     def _forget(self) -> None:
@@ -217,23 +217,23 @@ class FrameSynchroniser:
             for group in self._open
             if camera not in group.items
             and group.spread_with_ns(aligned_ns) <= self._max_spread_ns
-            and self._same_turn(group, camera, aligned_ns)
+            and self._same_cycle(group, camera, aligned_ns)
         ]
         if fitting:
             return min(fitting, key=lambda group: group.distance_ns(aligned_ns))
         self._open.append(_OpenSet(now_ns, now_ns))
         return self._open[-1]
 
-    def _same_turn(self, group: _OpenSet, camera: str, aligned_ns: int) -> bool:
-        """False for an image that is nearer to the turn before or after than to the set's; True where nobody knows.
+    def _same_cycle(self, group: _OpenSet, camera: str, aligned_ns: int) -> bool:
+        """False for an image that is nearer to the cycle before or after than to the set's; True where nobody knows.
 
         Without this a camera's next image would take the place of one that was lost, and each set from then on would
-        wait for an image of the next turn.
+        wait for an image of the next cycle.
         """
-        starts_ns, period_ns = self._rhythm.turn_starts_ns(camera, aligned_ns), self._rhythm.period_ns
+        starts_ns, period_ns = self._trigger_phases.cycle_start_ns(camera, aligned_ns), self._trigger_phases.period_ns
         if starts_ns is None or period_ns is None:
             return True
-        others_ns = (self._rhythm.turn_starts_ns(name, stamp_ns) for name, stamp_ns in group.aligned_ns.items())
+        others_ns = (self._trigger_phases.cycle_start_ns(name, stamp_ns) for name, stamp_ns in group.aligned_ns.items())
         return all(other is None or abs(starts_ns - other) < period_ns / 2 for other in others_ns)
 
     def _close_up_to(self, last: _OpenSet) -> list[SyncedSet]:

@@ -26,9 +26,9 @@ def run(node: str) -> None:
         with naming_extras():
             importlib.import_module(f"occ_ros.{node}").main()
     except MissingPackage as error:
-        sys.exit(_told(error))
+        sys.exit(_report_missing(error))
 
 
-def _told(error: MissingPackage) -> int:
+def _report_missing(error: MissingPackage) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2

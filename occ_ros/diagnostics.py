@@ -45,7 +45,7 @@ class Diagnostics:
         self.state, self.failure = "unconfigured", ""
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._calm = 0
-        self._told: dict[str, tuple[int, str]] = {}  # by camera: level and kind that were logged
+        self._logged: dict[str, tuple[int, str]] = {}  # by camera: level and kind that were logged
         self._unsure: dict[str, tuple[int, str]] = {}  # that the last check found
         self._used: dict[str, tuple[int, float]] = {}  # by camera: images in sets, and when that number last rose
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -111,9 +111,9 @@ class Diagnostics:
         """One line in the log for each change of a camera's state that two checks in a row find."""
         state = first.level, first.kind or first.text
         before, self._unsure[camera] = self._unsure.get(camera), state
-        if before != state or self._told.get(camera, (OK, "ok")) == state:
+        if before != state or self._logged.get(camera, (OK, "ok")) == state:
             return
-        self._told[camera] = state
+        self._logged[camera] = state
         help = "".join(f"; {word}: {text}" for word, text in first.help.items())
         self._node.get_logger().warning(f"camera {camera}: {first.text}{help}")
 

@@ -13,7 +13,7 @@ import numpy as np
 from occ_core.camera import Rig
 from occ_core.errors import InvalidInput, MissingTransform, OccError
 from occ_core.inference.predictor import Predictor
-from occ_core.models.easyocc.past import Moment
+from occ_core.models.easyocc.past import StampedPose
 from occ_core.network_input.pinhole import ViewImages
 from occ_core.occupancy import Occupancy
 from occ_core.sync import SyncedSet
@@ -204,10 +204,10 @@ class InferenceWorker:
         until_s = max(arrived_s) + WAIT_S
         lidar, without_lidar = self._lidar_at(group.stamp_ns, taken, until_s)
         rig = self._rig_at(known.rig, group, until_s)
-        moment, no_odometry = self._moment_at(group.stamp_ns, until_s)
+        pose, no_odometry = self._pose_at(group.stamp_ns, until_s)
         self._prepare_table(known)
         asked_s = time.monotonic()
-        occupancy = self._predictor.predict_preprocessed(usable, rig, lidar, moment)
+        occupancy = self._predictor.predict_preprocessed(usable, rig, lidar, pose)
         require_sound(occupancy)
         if self._predictor.memory is not None:
             self.without_memory = no_odometry or str(self._predictor.memory.refusal or "")
@@ -232,14 +232,14 @@ class InferenceWorker:
         self.odometry_late = self._odometry.late
         return moved
 
-    def _moment_at(self, stamp_ns: int, until_s: float) -> tuple[Moment | None, str]:
+    def _pose_at(self, stamp_ns: int, until_s: float) -> tuple[StampedPose | None, str]:
         """For a network with memory: where the robot is; or None, and why odometry does not tell."""
         if self._odometry is None or not self.remembers:
             return None, ""
         try:
             with self._times.measure("odometry"):
                 (world_from_ego,) = self._odometry.world_from_ego([stamp_ns], until_s)
-            return Moment(stamp_ns, world_from_ego), ""
+            return StampedPose(stamp_ns, world_from_ego), ""
         except MissingTransform as error:
             return None, f"no odometry: {error}"
         finally:

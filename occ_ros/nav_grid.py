@@ -54,7 +54,7 @@ def grid_message(
     return message
 
 
-def moment_grid(
+def answer_grid(
     occupancy: Occupancy,
     stamp_ns: int,
     base_frame: str,

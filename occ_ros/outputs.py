@@ -20,7 +20,7 @@ from occ_core.transforms import TransformTree
 from occ_ros.map_server import MapServer
 from occ_ros.markers import occupancy_cdr
 from occ_ros.messages import cloud_of
-from occ_ros.nav_grid import moment_grid
+from occ_ros.nav_grid import answer_grid
 from occ_ros.runtime import one_line
 
 RATE_OVER_S = 5.0
@@ -106,7 +106,7 @@ class Outputs:
     def _seen_from_above(self, occupancy: Occupancy, stamp_ns: int) -> OccupancyGrid:
         p = self._values
         band_m, costs = (p["grid_min_z_m"], p["grid_max_z_m"]), class_costs(occupancy.taxonomy, p["grid_class_costs"])
-        return moment_grid(occupancy, stamp_ns, p["base_frame"], p["grid_frame"], self._tree, band_m, costs)
+        return answer_grid(occupancy, stamp_ns, p["base_frame"], p["grid_frame"], self._tree, band_m, costs)
 
     def table(self, now_s: float) -> dict[str, Any]:
         """Subscribers, rate and number of messages of each output."""

@@ -130,14 +130,14 @@ def test_own_pixels_give_neither_occupied_nor_free_evidence(recipe):
     depth[own] = 1.2
     recipe = PRESETS[recipe].model_copy(update={"min_confidence": 0.0, "outlier_points": 0})
 
-    def folded(of: Camera, depth_m):
+    def lifted(of: Camera, depth_m):
         classes, depths = maps(depth_m, kind)
-        return Lifter(recipe, SMALL_GRID, OCC3D).fold(frame(cameras=(of,)), {of.name: classes}, {of.name: depths})
+        return Lifter(recipe, SMALL_GRID, OCC3D).lift(frame(cameras=(of,)), {of.name: classes}, {of.name: depths})
 
-    plain, blind = folded(cam, depth), folded(replace(cam, blind=own), depth)
+    plain, blind = lifted(cam, depth), lifted(replace(cam, blind=own), depth)
     unknown = depth.copy()
     unknown[own] = np.nan
-    nothing = folded(cam, unknown)  # as if the teacher had said nothing there
+    nothing = lifted(cam, unknown)  # as if the teacher had said nothing there
     near = plain.points_ego_m[:, 0] < 2
     assert plain.count[near].sum() > 1000 and not (blind.points_ego_m[:, 0] < 2).any()
     assert blind.count.sum() == nothing.count.sum() and np.array_equal(blind.passes, nothing.passes)

@@ -19,7 +19,7 @@ START = 1_700_000_000_000_000_000
 
 
 def cycle(index, stagger=8 * MS, start=START):
-    """(camera, stamp) of one turn of the rig."""
+    """(camera, stamp) of one cycle of the rig."""
     return [(camera, start + index * PERIOD + i * stagger) for i, camera in enumerate(CAMERAS)]
 
 
@@ -56,7 +56,7 @@ def test_clean_input_equals_brute_force(stagger_ms):
     sync = FrameSynchroniser(CAMERAS, 0.2, 0.065)
     sets = feed(sync, events)
     truth = brute_force(events, 65 * MS)
-    if stagger_ms == 12:  # 60 ms of 83 ms: the brute force also finds mixtures of two turns; the synchroniser must not
+    if stagger_ms == 12:  # 60 ms of 83 ms: the brute force also finds mixtures of two cycles; the synchroniser must not
         truth = [t for t in truth if len({(s - START) // PERIOD for s in t.values()}) == 1]
     assert [s.stamps_ns for s in sets] == truth
     assert all(s.complete and s.stamp_ns == max(s.stamps_ns.values()) for s in sets)
@@ -129,19 +129,19 @@ def turns_in(sets, start=START):
 @pytest.mark.parametrize("stagger_ms", [0, 4, 8, 12])
 @pytest.mark.parametrize("first_camera", range(6))
 def test_turns_do_not_mix_though_the_spread_allows_it(stagger_ms, first_camera):
-    """The node's default spread is above a period of 12 Hz. It may begin in the middle of a turn; images get lost."""
+    """The node's default spread is above a period of 12 Hz. It may begin in the middle of a cycle; images get lost."""
     rng = np.random.default_rng(first_camera)
-    turns = [[(c, s + int(rng.integers(-2, 3)) * MS) for c, s in cycle(i, stagger_ms * MS)] for i in range(120)]
-    turns[0] = turns[0][first_camera:]
+    cycles = [[(c, s + int(rng.integers(-2, 3)) * MS) for c, s in cycle(i, stagger_ms * MS)] for i in range(120)]
+    cycles[0] = cycles[0][first_camera:]
     lost = {(int(rng.integers(10, 110)), int(rng.integers(6))) for _ in range(20)}
     lost |= {(50, 0), (51, 0), (52, 0), (53, 5)}
-    events = [e for i, turn in enumerate(turns) for e in turn if (i, CAMERAS.index(e[0])) not in lost]
+    events = [e for i, cycle in enumerate(cycles) for e in cycle if (i, CAMERAS.index(e[0])) not in lost]
     sync = FrameSynchroniser(CAMERAS, 0.2, 0.1)
     sets = feed(sync, sorted(events, key=lambda event: event[1])) + sync.flush()
-    known = [turns for turns in turns_in(sets) if min(turns) >= 8]
-    assert all(len(turns) == 1 for turns in known)
-    assert sorted(min(turns) for turns in known) == list(range(8, 120))
-    whole = {min(turns) for s, turns in zip(sets, turns_in(sets), strict=True) if s.complete}
+    known = [cycles for cycles in turns_in(sets) if min(cycles) >= 8]
+    assert all(len(cycles) == 1 for cycles in known)
+    assert sorted(min(cycles) for cycles in known) == list(range(8, 120))
+    whole = {min(cycles) for s, cycles in zip(sets, turns_in(sets), strict=True) if s.complete}
     assert set(range(8, 120)) - {i for i, _ in lost} <= whole
     accounted(sync)
 
@@ -149,11 +149,11 @@ def test_turns_do_not_mix_though_the_spread_allows_it(stagger_ms, first_camera):
 @pytest.mark.parametrize("cameras", [2, 4, 6])
 @pytest.mark.parametrize("seed", range(4))
 def test_cameras_at_even_distances_lose_nothing_by_jitter(cameras, seed):
-    """Then any camera may begin a turn, but always the same one."""
+    """Then any camera may begin a cycle, but always the same one."""
     rng, names, period = np.random.default_rng(seed), CAMERAS[:cameras], 100 * MS
     events = [
-        (name, START + turn * period + i * period // cameras + int(rng.integers(-1500, 1501)) * 1000)
-        for turn in range(100)
+        (name, START + cycle * period + i * period // cameras + int(rng.integers(-1500, 1501)) * 1000)
+        for cycle in range(100)
         for i, name in enumerate(names)
     ]
     sync = FrameSynchroniser(names, 0.15, 0.1)
@@ -164,12 +164,12 @@ def test_cameras_at_even_distances_lose_nothing_by_jitter(cameras, seed):
 
 
 def test_a_camera_that_dies_at_once_does_not_let_turns_mix():
-    turns = [[e for e in cycle(i) if e[0] != "cam4" or i < 2] for i in range(60)]
-    events = [e for i, turn in enumerate(turns) for e in turn if not (i in (30, 31) and e[0] == "cam0")]
+    cycles = [[e for e in cycle(i) if e[0] != "cam4" or i < 2] for i in range(60)]
+    events = [e for i, cycle in enumerate(cycles) for e in cycle if not (i in (30, 31) and e[0] == "cam0")]
     sync = FrameSynchroniser(CAMERAS, 0.2, 0.1)
     sets = feed(sync, events) + sync.flush()
-    assert all(len(turns) == 1 for turns in turns_in(sets) if min(turns) >= 8)
-    assert len({min(turns) for turns in turns_in(sets)} & set(range(8, 60))) == 52
+    assert all(len(cycles) == 1 for cycles in turns_in(sets) if min(cycles) >= 8)
+    assert len({min(cycles) for cycles in turns_in(sets)} & set(range(8, 60))) == 52
 
 
 def test_cameras_of_different_rates_still_make_sets():
@@ -193,16 +193,16 @@ def test_bag_loop_gives_every_set_again():
     accounted(sync)
 
 
-@pytest.mark.parametrize("turns", [2, 3, 7])
-def test_a_bag_shorter_than_a_second_that_loops_is_answered_in_each_loop(turns):
-    """At most the first turn of a loop is lost; before, nothing was answered after the first loop."""
+@pytest.mark.parametrize("cycles", [2, 3, 7])
+def test_a_bag_shorter_than_a_second_that_loops_is_answered_in_each_loop(cycles):
+    """At most the first cycle of a loop is lost; before, nothing was answered after the first loop."""
     sync = FrameSynchroniser(CAMERAS, 0.06, 0.05)
-    drive = [event for i in range(turns) for event in cycle(i)]
+    drive = [event for i in range(cycles) for event in cycle(i)]
     now = itertools.count(START, 3 * MS)
     feed(sync, [(c, s, next(now)) for c, s in drive])
     for loop in range(4):
         sets = [s for s in feed(sync, [(c, s, next(now)) for c, s in drive]) if s.complete]
-        assert len(sets) >= turns - 1, loop
+        assert len(sets) >= cycles - 1, loop
     assert sync.statistics.resets >= 4
     accounted(sync)
 

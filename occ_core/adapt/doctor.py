@@ -79,17 +79,17 @@ def examine(bag: Path, short: bool = False) -> Drive:
             f"{bag}: no poses: neither TF above '{source.bag.base_frame}' nor odometry says where the robot is; record "
             "/tf with odom or map in it, or a nav_msgs/Odometry topic"
         )
-    moments = [source.moment(place) for place in frames.places]
-    places_m = np.array([pose[:3, 3] for _, pose in moments])
+    stamped_poses = [source.stamp_and_pose(source_index) for source_index in frames.source_indices]
+    places_m = np.array([pose[:3, 3] for _, pose in stamped_poses])
     metres = float(np.linalg.norm(np.diff(places_m, axis=0), axis=1).sum())
-    first, last = source.moment(0)[0], source.moment(len(source) - 1)[0]
+    first, last = source.stamp_and_pose(0)[0], source.stamp_and_pose(len(source) - 1)[0]
     seconds = (last - first) / 1e9
     if seconds < LEAST_S and not short:
         raise InvalidInput(f"{bag}: too short: {seconds:.1f} s of images that have poses, {LEAST_S:g} s are needed")
     if metres < LEAST_M and not short:
         raise InvalidInput(f"{bag}: the robot stands: it moves {metres:.1f} m in all, {LEAST_M:g} m are needed")
-    if len(moments) < (least := SHORTEST if short else LEAST_KEYFRAMES):
-        raise InvalidInput(f"{bag}: too little motion: {len(moments)} keyframes, {least} are needed")
+    if len(stamped_poses) < (least := SHORTEST if short else LEAST_KEYFRAMES):
+        raise InvalidInput(f"{bag}: too little motion: {len(stamped_poses)} keyframes, {least} are needed")
     if not any(frames[i].images for i in (0, len(frames) // 2, len(frames) - 1)):
         raise InvalidInput(f"{bag}: images cannot be decoded: {'; '.join(left_out(source)[:3])}")
     return Drive(
@@ -107,7 +107,7 @@ def examine(bag: Path, short: bool = False) -> Drive:
 
 
 def _key_stamp(source: BagFrames, frames: SceneFrames, index: int) -> int:
-    return source.shots(frames.places[index])[source.bag.key.name].stamp_ns
+    return source.shots(frames.source_indices[index])[source.bag.key.name].stamp_ns
 
 
 def require_distinct(drives: list[Drive]) -> None:

@@ -51,7 +51,7 @@ def judge(
     recordings = [Recording(stretch) for stretch in stretches]
     scenes = [recording.scene(name) for recording in recordings for name in recording.scenes]
     total = sum(map(len, scenes))
-    for done, (frame, images, truths) in enumerate(_moments(scenes, predictor), start=1):
+    for done, (frame, images, truths) in enumerate(_labelled_frames(scenes, predictor), start=1):
         path = predictions / f"{frame.token}.npz"
         labels = _answer(predictor, frame, path, MadeBy(key, images))
         if frame.lidar is not None:
@@ -74,7 +74,9 @@ def _answer(predictor: Predictor, frame: Frame, path: Path, made: MadeBy) -> np.
     return answer.labels
 
 
-def _moments(scenes: Sequence[SceneFrames], predictor: Predictor) -> Iterator[tuple[Frame, str, dict[str, Occupancy]]]:
+def _labelled_frames(
+    scenes: Sequence[SceneFrames], predictor: Predictor
+) -> Iterator[tuple[Frame, str, dict[str, Occupancy]]]:
     """Each keyframe, the hash of what it is read from, and what it may be judged by."""
     for frames in scenes:
         true = true_voxels(frames.path, predictor.grid, predictor.taxonomy)
@@ -111,9 +113,9 @@ class TrueVoxels:
 
     def __init__(self, stretch: Path, grid: VoxelGrid, taxonomy: Taxonomy) -> None:
         self._reader, self._grid, self._taxonomy = BagReader(read_stretch(stretch).bag), grid, taxonomy
-        self._places: list[tuple[int, int]] = []  # stamp and log time
+        self._stamps: list[tuple[int, int]] = []  # stamp and log time
         if TRUTH_TOPIC in self._reader.of_type("sensor_msgs/msg/PointCloud2"):
-            self._places = sorted((stamp_of(m), log_ns) for _, log_ns, m in self._reader.messages([TRUTH_TOPIC]))
+            self._stamps = sorted((stamp_of(m), log_ns) for _, log_ns, m in self._reader.messages([TRUTH_TOPIC]))
 
     def of(self, frame: Frame) -> Occupancy | None:
         """The truth of a frame's moment; None: there is none so near."""
@@ -121,8 +123,8 @@ class TrueVoxels:
 
     def at(self, stamp_ns: int) -> Occupancy | None:
         """The truth of a moment; None: there is none so near."""
-        after = bisect_left(self._places, (stamp_ns, 0))
-        near = min(self._places[max(0, after - 1) : after + 1], key=lambda p: abs(p[0] - stamp_ns), default=None)
+        after = bisect_left(self._stamps, (stamp_ns, 0))
+        near = min(self._stamps[max(0, after - 1) : after + 1], key=lambda p: abs(p[0] - stamp_ns), default=None)
         if near is None or abs(near[0] - stamp_ns) > MATCH_NS:
             return None
         for _, _, message in self._reader.messages([TRUTH_TOPIC], near[1], near[1] + 1):

@@ -33,7 +33,7 @@ from occ_core.models.checkpoint import load_record
 from occ_core.parallel import progress_bar
 from occ_core.teachers.names import is_network
 
-Tell = Callable[[str], None]
+OnProgress = Callable[[str], None]
 STAGES, CITY_STAGES = 11, 10  # of bags, and one more where ROS 2 is; of cities
 # Rough, of one camera's image on a core: a label by maps that are there (200 labels of six images took two processes
 # 49 s, benchmarks/labels.md), an answer with reading and scoring, in three judgements; and what does not grow.
@@ -181,11 +181,13 @@ def _require_same(path: Path, asked: dict[str, Any]) -> None:
         )
 
 
-def run(plan: Plan, tell: Tell, replay: Callable[[Path, Path], dict[str, Any]] | None = None) -> dict[str, Any]:
+def run(
+    plan: Plan, on_progress: OnProgress, replay: Callable[[Path, Path], dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """All stages; those that are done already cost nothing.
 
     Args:
-        tell: is given a line when a stage begins and ends.
+        on_progress: is given a line when a stage begins and ends.
         replay: plays a stretch at the node of OUT/node.yaml, and returns what it counted; None: nobody can.
 
     Returns:
@@ -194,7 +196,7 @@ def run(plan: Plan, tell: Tell, replay: Callable[[Path, Path], dict[str, Any]] |
     out, threads = plan.out, plan.threads
     _write(out / "adapt.json", plan.asked)
     total = STAGES + (replay is not None) if plan.cities is None else CITY_STAGES
-    stages = _Told(Stages(out, plan.asked), tell, total)
+    stages = _ReportedStages(Stages(out, plan.asked), on_progress, total)
     parts, masks = _recordings(plan, stages)
     learned, fitted, judged = ([out / folder for folder in parts[part]] for part in cut.PARTS)
     taught = [*learned, *fitted]
@@ -206,7 +208,7 @@ def run(plan: Plan, tell: Tell, replay: Callable[[Path, Path], dict[str, Any]] |
         return learn.run_config(plan.start, learned, fitted, out / "cache", steps, threads)
 
     size = stages.once("size", lambda: _sized(plan, config(learn.PROBE_STEPS)))
-    tell(f"training takes {size['steps']} steps" + (f" of {size['step_s']:.2f} s" if "step_s" in size else ""))
+    on_progress(f"training takes {size['steps']} steps" + (f" of {size['step_s']:.2f} s" if "step_s" in size else ""))
     trained = stages.once("train", lambda: learn.learn(config(size["steps"]), out))
     adapted = out / trained["checkpoint"]
 
@@ -235,11 +237,11 @@ def run(plan: Plan, tell: Tell, replay: Callable[[Path, Path], dict[str, Any]] |
     if replay is not None and plan.cities is None:
         report["replay"] = stages.once("replay", lambda: replay(out / "node.yaml", judged[-1]))
         _write(out / "report.json", report)
-    tell(f"report: {write_report_page(out, judged, report)}")
+    on_progress(f"report: {write_report_page(out, judged, report)}")
     return report
 
 
-def _recordings(plan: Plan, stages: _Told) -> tuple[dict[str, list[str]], dict[str, Any]]:
+def _recordings(plan: Plan, stages: _ReportedStages) -> tuple[dict[str, list[str]], dict[str, Any]]:
     """Folders in `plan.out` of each part, cut from the drives or rendered; what of the images shows the robot."""
     if plan.cities is not None:
         cities = plan.cities
@@ -279,20 +281,20 @@ def _sized(plan: Plan, config: Any) -> dict[str, Any]:
     return {"steps": learn.steps_for(plan.hours, step_s), "step_s": round(step_s, 4)}
 
 
-class _Told:
+class _ReportedStages:
     """Stages that say when they begin and how long they took."""
 
-    def __init__(self, stages: Stages, tell: Tell, total: int) -> None:
-        self._stages, self._tell = stages, tell
+    def __init__(self, stages: Stages, on_progress: OnProgress, total: int) -> None:
+        self._stages, self._on_progress = stages, on_progress
         self._number, self._total = 0, total
 
     def once(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         self._number += 1
         title, began = f"{self._number:>2}/{self._total} {name}", time.monotonic()
         if self._stages.is_done(name):
-            self._tell(f"{title}: done before")
+            self._on_progress(f"{title}: done before")
             return self._stages.once(name, work)
-        self._tell(f"{title}: begins")
+        self._on_progress(f"{title}: begins")
         result = self._stages.once(name, work)
-        self._tell(f"{title}: {time.monotonic() - began:.0f} s")
+        self._on_progress(f"{title}: {time.monotonic() - began:.0f} s")
         return result

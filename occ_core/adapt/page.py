@@ -1,4 +1,4 @@
-"""OUT/report.html: the held-out moments as the cameras saw them, what both networks and the labels say, the figures."""
+"""OUT/report.html: the held-out frames as the cameras saw them, what both networks and the labels say, the figures."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from occ_core.adapt.label import LABELS
 from occ_core.grid import OCC3D_GRID
 from occ_core.occupancy import Occupancy, load_occ3d
 from occ_core.show.album import spread
-from occ_core.show.moments import doctor_rows, predicted_of
-from occ_core.show.page import MOMENTS, write_page
-from occ_core.show.page_data import PageMoment
+from occ_core.show.page import FRAMES, write_page
+from occ_core.show.page_data import PageFrame
 from occ_core.show.page_figures import Figures, PageTable, doctor_table
+from occ_core.show.predicted_frames import doctor_rows, predicted_of
 from occ_core.sources.bag_frames import BagFrames
 from occ_core.sources.scenes import Recording, SceneFrames
 from occ_core.taxonomy import OCC3D
@@ -38,7 +38,7 @@ def write_report_page(out: Path, stretches: Sequence[Path], report: dict[str, An
     tables += [doctor_table(f"cameras of {name}", doctor_rows(source)) for name, source in bags]
     logs = {"": (out / report["trained"]["checkpoint"]).with_name("log.csv")}
     path = out / "report.html"
-    write_page(path, out.resolve().name, _moments(out, scenes), Figures(tables, notes, logs))
+    write_page(path, out.resolve().name, _frames(out, scenes), Figures(tables, notes, logs))
     return path
 
 
@@ -51,17 +51,17 @@ def summary_rows(report: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _moments(out: Path, scenes: Sequence[SceneFrames]) -> Iterator[PageMoment]:
-    """At most MOMENTS of all stretches."""
+def _frames(out: Path, scenes: Sequence[SceneFrames]) -> Iterator[PageFrame]:
+    """At most FRAMES of all stretches."""
     every = [(frames, i) for frames in scenes for i in range(len(frames))]
-    for place in spread(range(len(every)), MOMENTS):
-        frames, index = every[place]
+    for position in spread(range(len(every)), FRAMES):
+        frames, index = every[position]
         frame = frames[index]
         volumes = {name: _predicted(out / "judged" / name / f"{frame.token}.npz") for name in ("after", "before")}
         label = frames.path / LABELS / frame.scene / frame.token / "labels.npz"
         volumes["labels"] = load_occ3d(label) if label.is_file() else None
         volumes["true"] = true_voxels(frames.path, OCC3D_GRID, OCC3D).of(frame)
-        yield PageMoment(frame, volumes)
+        yield PageFrame(frame, volumes)
 
 
 def _predicted(path: Path) -> Occupancy | None:

@@ -30,22 +30,22 @@ def bench_labels(height: int = 450, width: int = 800, frames: int = 14, repeats:
     """Milliseconds a keyframe, median and all, of a drive through a canyon of walls, six cameras.
 
     `keyframe`: lift, vote and cast rays for one frame, and decide its label. `window`: what one more keyframe of a
-    running scene costs when each label fuses `frames` of them; the neighbours' folds are there already.
+    running scene costs when each label fuses `frames` of them; the neighbours' evidence are there already.
     """
     rig = nuscenes_rig((width, height), seed=0)
     drive = [_frame(rig, number) for number in range(frames)]
     maps = [_maps(frame) for frame in drive]
     recipe = PRESETS["best"]
     lifter, fuser = Lifter(recipe, OCC3D_GRID, OCC3D), Fuser(recipe, OCC3D_GRID, OCC3D)
-    folds = [lifter.fold(frame, *pair) for frame, pair in zip(drive, maps, strict=True)]  # compiles, too
-    fuser.fuse(folds[0], [])
+    evidence_by_frame = [lifter.lift(frame, *pair) for frame, pair in zip(drive, maps, strict=True)]  # compiles, too
+    fuser.fuse(evidence_by_frame[0], [])
 
     def window() -> None:
-        fuser.fuse(lifter.fold(drive[-1], *maps[-1]), folds[:-1])
+        fuser.fuse(lifter.lift(drive[-1], *maps[-1]), evidence_by_frame[:-1])
 
     own = Fuser(recipe, OCC3D_GRID, OCC3D)
     rows: dict[str, Any] = {
-        "keyframe": _time(lambda: own.fuse(lifter.fold(drive[0], *maps[0]), []), repeats),
+        "keyframe": _time(lambda: own.fuse(lifter.lift(drive[0], *maps[0]), []), repeats),
         "window": _time(window, repeats),
         "numpy": _time(lambda: plain_label(drive[0], maps[0]), 1),
     }
@@ -54,7 +54,7 @@ def bench_labels(height: int = 450, width: int = 800, frames: int = 14, repeats:
         "maps": f"6 x {height} x {width}",
         "window_frames": frames,
         "ms": rows,
-        "megabytes_a_frame_kept": float(np.mean([fold.nbytes for fold in folds])) / 1e6,
+        "megabytes_a_frame_kept": float(np.mean([evidence.nbytes for evidence in evidence_by_frame])) / 1e6,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 

@@ -210,13 +210,15 @@ def _passed(label: Occupancy, of: Frame, judge: Frame, lifter: Lifter, teachers:
 
     Calling everything occupied would please held-out points; it is the rays on their way to them that it contradicts.
     """
-    moved = replace(judge, world_from_ego=of.world_from_ego)  # folds into the label's grid; sensors stay in the world
-    fold = lifter.fold(moved, teachers.classes.classes(moved), teachers.depth.depth(moved))
+    moved = replace(
+        judge, world_from_ego=of.world_from_ego
+    )  # evidence into the label's grid; sensors stay in the world
+    evidence = lifter.lift(moved, teachers.classes.classes(moved), teachers.depth.depth(moved))
     points_ego_m, shown = _shown(judge, of)
     index, inside = label.grid.index_of(points_ego_m[shown])
     hit = np.zeros(label.grid.shape, dtype=bool)
     hit[tuple(index[inside].T)] = True
-    only_passed = (fold.passes > 0) & ~hit
+    only_passed = (evidence.passes > 0) & ~hit
     return np.array([(label.occupied & (hit | only_passed)).sum(), (label.occupied & only_passed).sum()])
 
 

@@ -1,7 +1,7 @@
 """How good every recipe's labels are against exact truth, and what each part of `best` gives, under the same teachers.
 
-Teachers are asked once a frame for all recipes, and recipes that lift alike share their folds. Nothing is stored.
-Memory a process: the folds of a scene, of ten ways to lift together 25 MB a frame at 270 x 480, beside some 450 MB.
+Teachers are asked once a frame for all recipes, and recipes that lift alike share their evidence. Nothing is stored.
+Memory a process: the evidence of a scene, of ten ways to lift together 25 MB a frame at 270 x 480, beside some 450 MB.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from occ_core.errors import MissingInput
 from occ_core.frame import Frame
 from occ_core.grid import OCC3D_GRID
 from occ_core.labels.fuse import Fuser
-from occ_core.labels.lift import Fold, Lifter
+from occ_core.labels.lift import FrameEvidence, Lifter
 from occ_core.labels.recipes import PRESETS, Recipe
 from occ_core.labels.scene import SceneLabel, label_window, read_frame, window_of
 from occ_core.labels.score import LabelScores
@@ -60,7 +60,7 @@ ROWS: dict[str, Recipe] = {
 }
 
 FUSION = ("past", "future", "moving", "min_points", "min_hit_share", "free_hit_share", "priority", "priority_share")
-"""Fields that lifting does not read: recipes that differ in these alone share their folds."""
+"""Fields that lifting does not read: recipes that differ in these alone share their evidence."""
 
 PROTOCOLS = {"camera": "camera mask", "full": "full scene"}
 FIGURES = {"iou": "IoU", "miou_15": "mIoU 15", "miou_17": "mIoU 17", "decided": "decided", "free_precision": "free"}
@@ -170,7 +170,7 @@ def _score_scene(job: _Job, scene: str, step: Step) -> _SceneResult:
     """Every row's scores on one scene; `step` is called for each label."""
     tables = NuScenesTables(job.dataroot)
     source = NuScenesSource(tables, scenes=[scene])
-    folds = _fold(source, job.teachers(), job.rows)
+    evidence_by_frame = _lift_all(source, job.teachers(), job.rows)
     truths = [load_occ3d(tables.truth_path(scene, token)) for token in source.tokens]
     scores = {name: LabelScores() for name in job.rows}
     left_out: dict[str, None] = {}
@@ -178,7 +178,7 @@ def _score_scene(job: _Job, scene: str, step: Step) -> _SceneResult:
         fuser = Fuser(recipe, OCC3D_GRID, OCC3D)
         for index, truth in enumerate(truths):
             window = window_of(index, len(truths), recipe)
-            label = label_window(folds[_lift_part(recipe)], index, window, fuser)
+            label = label_window(evidence_by_frame[_lift_part(recipe)], index, window, fuser)
             if isinstance(label, SceneLabel):
                 scores[name].add(truth, label.occupancy)
                 left_out |= dict.fromkeys(label.skipped)
@@ -192,23 +192,25 @@ def _lift_part(recipe: Recipe) -> Recipe:
     return changed(recipe, FUSION, Recipe())
 
 
-def _fold(
+def _lift_all(
     source: NuScenesSource, teachers: Teachers, rows: Mapping[str, Recipe]
-) -> dict[Recipe, dict[int, Fold | str]]:
+) -> dict[Recipe, dict[int, FrameEvidence | str]]:
     """Folds of all frames by the part of a recipe that lifts; each frame is read, and its teachers asked, once."""
-    folds: dict[Recipe, dict[int, Fold | str]] = {_lift_part(recipe): {} for recipe in rows.values()}
-    lifters = {part: Lifter(part, OCC3D_GRID, OCC3D) for part in folds}
+    evidence_by_frame: dict[Recipe, dict[int, FrameEvidence | str]] = {
+        _lift_part(recipe): {} for recipe in rows.values()
+    }
+    lifters = {part: Lifter(part, OCC3D_GRID, OCC3D) for part in evidence_by_frame}
     frames = cast(Sequence[Frame], source)  # it has what of a sequence is asked for
     for index, token in enumerate(source.tokens):
         frame = read_frame(frames, index, token)
         if isinstance(frame, str):
-            for of_part in folds.values():
+            for of_part in evidence_by_frame.values():
                 of_part[index] = frame
             continue
         classes, depths = teachers.classes.classes(frame), teachers.depth.depth(frame)
         for part, lifter in lifters.items():
-            folds[part][index] = lifter.fold(frame, classes, depths)
-    return folds
+            evidence_by_frame[part][index] = lifter.lift(frame, classes, depths)
+    return evidence_by_frame
 
 
 def markdown(figures: Mapping[str, Any]) -> str:

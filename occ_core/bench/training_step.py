@@ -23,16 +23,15 @@ from occ_core.labels.recipes import PRESETS
 from occ_core.labels.scene import label_scene
 from occ_core.models.config import CameraModelConfig
 from occ_core.sources.open import open_source
-from occ_core.taxonomy import Taxonomy
+from occ_core.taxonomy import UNLABELED, Taxonomy
 from occ_core.teachers.base import ClassMap, Teachers
 from occ_core.teachers.lidar import LidarDepth
 from occ_core.training.config import TrainingConfig
 from occ_core.training.counts import cell_weights
 from occ_core.training.data_sets import needs_of
-from occ_core.training.keyframes import Keyframe, MomentSource
-from occ_core.training.label_files import IGNORE
+from occ_core.training.keyframes import Keyframe, KeyframeSource
 from occ_core.training.loop import DTYPES
-from occ_core.training.moments import Moment, Moments, collate
+from occ_core.training.samples import Sample, SampleDataset, collate
 from occ_core.training.state import new_state
 
 ANSWERS = 3  # timed
@@ -54,7 +53,7 @@ class OneClass:
 
 
 def bench_step(
-    config: TrainingConfig, dataroot: Path, steps: int = 1, told: Callable[[str], None] = lambda line: None
+    config: TrainingConfig, dataroot: Path, steps: int = 1, on_progress: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
     """Train `steps` steps on the keyframe in the middle of a data set, as often as `batch_size`, then answer it once.
 
@@ -64,11 +63,11 @@ def bench_step(
     Args:
         config: of a camera network; its data, labels and teacher are not read.
         dataroot: nuScenes layout, SemanticKITTI or a bag; with LiDAR if the losses need labels.
-        told: is given a line a step.
+        on_progress: is given a line a step.
 
     Returns:
         model, input, precision, batch_size, parameters (millions), losses of the last step; step_s and step_cpu_s
-        (forward, backward and optimiser; median), moments_per_s of training, answer_s (of one moment; median);
+        (forward, backward and optimiser; median), samples_per_s of training, answer_s (of one sample; median);
         occupied: cells that the answer calls so; peak_memory_mb: of the process, and
         of it before_mb: libraries and data, before there was a network.
 
@@ -83,7 +82,7 @@ def bench_step(
     if config.precision == "fp16" and device.type == "cpu":
         raise InvalidInput("precision 'fp16' needs device 'cuda'; on the CPU use 'fp32' or 'bf16'")
     autocast = partial(torch.autocast, device.type, DTYPES[config.precision], enabled=config.precision != "fp32")
-    moment = one_moment(config, dataroot).to(device)
+    sample = one_batch(config, dataroot).to(device)
     before_mb = _peak_memory_mb(device)
     state = new_state(config, device)
     network = cast(Any, state.model).train()
@@ -93,16 +92,16 @@ def bench_step(
         began, cpu_began = time.perf_counter(), time.process_time()
         state.optimizer.zero_grad(set_to_none=True)
         with autocast():
-            losses = network(moment.rig_images, moment.targets, 0.0, *teacher)
+            losses = network(sample.rig_images, sample.targets, 0.0, *teacher)
         state.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
         state.scaler.step(state.optimizer)
         state.scaler.update()
         values = {name: loss.item() for name, loss in losses.items()}  # waits for a GPU, too
         seconds.append(time.perf_counter() - began)
         cpu_seconds.append(time.process_time() - cpu_began)
-        told(f"step {step + 1}: {seconds[-1]:.1f} s, {', '.join(f'{k} {v:.3f}' for k, v in values.items())}")
+        on_progress(f"step {step + 1}: {seconds[-1]:.1f} s, {', '.join(f'{k} {v:.3f}' for k, v in values.items())}")
     network.eval()
-    one, answer_seconds = moment.rig_images.first(), []
+    one, answer_seconds = sample.rig_images.first(), []
     for _ in range(ANSWERS):
         began = time.perf_counter()
         with torch.inference_mode(), autocast():
@@ -120,7 +119,7 @@ def bench_step(
         "losses": values,
         "step_s": step_s,
         "step_cpu_s": float(np.median(cpu_seconds[1:] or cpu_seconds)),
-        "moments_per_s": config.batch_size / step_s,
+        "samples_per_s": config.batch_size / step_s,
         "answer_s": float(np.median(answer_seconds)),
         "occupied": int((labels != config.model.classes.free_id).sum()),
         "before_mb": before_mb,
@@ -128,27 +127,27 @@ def bench_step(
     }
 
 
-def one_moment(config: TrainingConfig, dataroot: Path) -> Moment:
+def one_batch(config: TrainingConfig, dataroot: Path) -> Sample:
     """The keyframe in the middle, `batch_size` times, with all that the losses need."""
     model = cast(CameraModelConfig, config.model)
     taxonomy, frames = model.classes, open_source(dataroot)
-    place = len(frames) // 2
-    keyframe = Keyframe(*frames.samples[place], place)
+    frame_index = len(frames) // 2
+    keyframe = Keyframe(*frames.samples[frame_index], frame_index)
     teachers = Teachers(OneClass(taxonomy), LidarDepth())
     needs = needs_of(config.model_copy(update={"teacher": "lidar"}))
-    if needs & {"labels", "depth_m"} and frames[place].lidar is None:
+    if needs & {"labels", "depth_m"} and frames[frame_index].lidar is None:
         raise InvalidInput(f"{dataroot}: keyframe {keyframe.token} has no LiDAR sweep to make labels from")
-    source = MomentSource(frames, [keyframe], None, teachers)
-    moment = collate([Moments([source], model, needs - {"labels"})[0, 0]] * config.batch_size)
+    source = KeyframeSource(frames, [keyframe], None, teachers)
+    sample = collate([SampleDataset([source], model, needs - {"labels"})[0, 0]] * config.batch_size)
     ones = torch.ones(len(taxonomy))
-    targets = replace(moment.targets, class_weights=ones, pixel_weights=ones)
+    targets = replace(sample.targets, class_weights=ones, pixel_weights=ones)
     if "labels" in needs:
-        (label,) = label_scene([frames[place]], teachers, PRESETS["lidar"], grid=model.grid, taxonomy=taxonomy)
-        cells = np.where(label.occupancy.observed, label.occupancy.labels, np.uint8(IGNORE))
+        (label,) = label_scene([frames[frame_index]], teachers, PRESETS["lidar"], grid=model.grid, taxonomy=taxonomy)
+        cells = np.where(label.occupancy.observed, label.occupancy.labels, np.uint8(UNLABELED))
         counts = torch.from_numpy(np.bincount(cells.ravel(), minlength=256)[: len(taxonomy)])
         labels = torch.from_numpy(cells).repeat(config.batch_size, 1, 1, 1)
         targets = replace(targets, labels=labels, class_weights=cell_weights(counts, taxonomy.free_id))
-    return Moment(moment.rig_images, targets)
+    return Sample(sample.rig_images, targets)
 
 
 def _peak_memory_mb(device: torch.device) -> float:

@@ -108,10 +108,10 @@ def real_labels(
             for split in SPLITS if len(drive.frames) > 1 else SPLITS[:1]:
                 task = progress.add_task(f"{drive.name}, {split}", total=None)
 
-                def told(done: int, total: int, task: TaskID = task) -> None:
+                def on_progress(done: int, total: int, task: TaskID = task) -> None:
                     progress.update(task, completed=done, total=total)
 
-                rows.append(score_drive(drive, split, settings, told))
+                rows.append(score_drive(drive, split, settings, on_progress))
     if json_file is not None:
         about = {"recipe": settings.model_dump(), "classes": classes, "rows": rows}
         write_report(json_file, {**host(("numpy", "numba", "opencv-python-headless")), **about})
@@ -209,7 +209,7 @@ def step(
     peak_gb = figures["peak_memory_mb"] / 1024
     typer.echo(
         f"{figures['model']}: {figures['parameters_m']:.1f} M parameters, {figures['step_s']:.3g} s a step, "
-        f"{figures['moments_per_s']:.3g} moments a second, {figures['answer_s']:.3g} s an answer, peak {peak_gb:.1f} GB"
+        f"{figures['samples_per_s']:.3g} moments a second, {figures['answer_s']:.3g} s an answer, peak {peak_gb:.1f} GB"
     )
 
 

@@ -26,11 +26,11 @@ def compare(
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write a page: both side by side, and all figures.")] = None,
 ) -> None:
-    """Two runs beside each other: scores with differences (B less A), and on a page the same moments as both see them.
+    """Two runs beside each other: scores with differences (B less A), and on a page the same frames as both see them.
 
-    Predictions are scored as by `occ eval`, on the moments that both have. Trainings are compared by what they say of
+    Predictions are scored as by `occ eval`, on the frames that both have. Trainings are compared by what they say of
     themselves: scores on what they held out, curves, settings that differ; with GTS, --lidar or --data also by their
-    answers to held-out moments. Examples:
+    answers to held-out frames. Examples:
 
         occ compare before.json after.json
 
@@ -44,14 +44,14 @@ def compare(
     from rich.markup import escape
     from rich.table import Table
 
-    from occ_core.cli.eval_page import moments_of_eval
+    from occ_core.cli.eval_page import evaluated_frames
     from occ_core.errors import MissingInput
     from occ_core.evaluation.evaluate import evaluate
     from occ_core.show.comparison import difference_tables, moments_of_both, on_equal_moments, open_runs
     from occ_core.show.page import write_page
     from occ_core.show.page_figures import Figures
 
-    runs, notes, moments = open_runs(a, b), [], []
+    runs, notes, frames = open_runs(a, b), [], []
     names = runs[0].name, runs[1].name
     if runs[0].kind == "predictions" and not any((truths, lidar, images, html and data)):
         raise MissingInput(
@@ -67,8 +67,8 @@ def compare(
             runs = runs[0]._replace(report=reports[0]), runs[1]._replace(report=reports[1])
         tables = difference_tables(*runs)
         if shown:
-            both = (moments_of_eval(folder, truths, data or lidar or images, version) for folder in (one, other))
-            moments = list(moments_of_both(names, *both))
+            both = (evaluated_frames(folder, truths, data or lidar or images, version) for folder in (one, other))
+            frames = list(moments_of_both(names, *both))
     for title, header, rows in tables:
         table = Table(*map(escape, header), title=title, title_justify="left")
         for row in rows:
@@ -79,5 +79,5 @@ def compare(
     if html is not None:
         logs = {f"{run.name}{what}": log for run in runs for what, log in run.logs.items()}
         figures = Figures(tables, notes, logs, {run.name: run.report for run in runs})
-        write_page(html, " and ".join(names), moments, figures)
+        write_page(html, " and ".join(names), frames, figures)
         typer.echo(f"page       {html} ({html.stat().st_size / 1e6:.1f} MB)")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from occ_core.show.moments import Moments
+    from occ_core.show.predicted_frames import PredictedFrames
 
 
-def moments_of_eval(predictions: Path, truths: Path | None, data: Path | None, version: str | None) -> Moments:
+def evaluated_frames(predictions: Path, truths: Path | None, data: Path | None, version: str | None) -> PredictedFrames:
     """What a page shows of predictions; asked before they are scored, so that a wrong folder costs no wait.
 
     Args:
@@ -23,7 +23,7 @@ def moments_of_eval(predictions: Path, truths: Path | None, data: Path | None, v
     """
     from occ_core.errors import MissingInput
     from occ_core.evaluation.ssc import holds_voxels
-    from occ_core.show.moments import Moments
+    from occ_core.show.predicted_frames import PredictedFrames
 
     folder = None if truths is None else truths.resolve()
     if folder is not None and holds_voxels(folder):  # sequences/<scene>/voxels
@@ -33,17 +33,17 @@ def moments_of_eval(predictions: Path, truths: Path | None, data: Path | None, v
         data = folder.parent
     if data is None:
         raise MissingInput("--html shows images: name what was predicted, --lidar DATA or --images DATA")
-    return Moments(predictions, data, folder, version)
+    return PredictedFrames(predictions, data, folder, version)
 
 
-def write_eval_page(path: Path, moments: Moments, report: dict[str, Any], remarks: list[str]) -> None:
+def write_eval_page(path: Path, frames: PredictedFrames, report: dict[str, Any], remarks: list[str]) -> None:
     """Write the page of a report of `occ eval`, and say where it is."""
-    from occ_core.show.page import page_moments, write_page
+    from occ_core.show.page import page_frames, write_page
     from occ_core.show.page_figures import doctor_table
     from occ_core.show.page_report import figures_of
 
     figures = figures_of(report, remarks)
-    if rows := moments.cameras():
+    if rows := frames.cameras():
         figures = replace(figures, tables=[*figures.tables, doctor_table("the recording's cameras", rows)])
-    write_page(path, moments.title, page_moments(moments), figures)
+    write_page(path, frames.title, page_frames(frames), figures)
     typer.echo(f"page       {path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -165,7 +165,7 @@ def evaluate(
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="What was predicted, by a robot without LiDAR: do images of other moments agree?"),
+        typer.Option(help="What was predicted, by a robot without LiDAR: do images of other frames agree?"),
     ] = None,
     data: Annotated[
         Path | None,
@@ -193,12 +193,12 @@ def evaluate(
     from rich.console import Console
     from rich.progress import Progress
 
-    from occ_core.cli.eval_page import moments_of_eval, write_eval_page
+    from occ_core.cli.eval_page import evaluated_frames, write_eval_page
     from occ_core.evaluation.evaluate import evaluate as run
     from occ_core.evaluation.in_words import in_words
     from occ_core.evaluation.report import write_report
 
-    moments = None if html is None else moments_of_eval(predictions, truths, data or lidar or images, version)
+    frames = None if html is None else evaluated_frames(predictions, truths, data or lidar or images, version)
     remarks: list[str] = []
     with Progress(transient=True) as progress:
         task = progress.add_task("scoring", total=None)
@@ -222,8 +222,8 @@ def evaluate(
         typer.echo(line)
     if json is not None:
         write_report(json, report)
-    if html is not None and moments is not None:
-        write_eval_page(html, moments, report, remarks)
+    if html is not None and frames is not None:
+        write_eval_page(html, frames, report, remarks)
 
 
 def export(

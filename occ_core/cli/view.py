@@ -51,27 +51,27 @@ def view(
     The last one serves until Ctrl-C: in Foxglove choose "Open connection", "Foxglove WebSocket", ws://localhost:8765,
     and import the layout config/foxglove_layout.json.
     """
-    from occ_core.show.moments import Moments, write_pictures
+    from occ_core.show.predicted_frames import PredictedFrames, write_pictures
     from occ_core.sources.open import Choice
 
-    moments = Moments(path, data, truth, version, Choice(tuple(camera or ()), tuple(exclude or ()), strict))
-    for line in moments.left_out:
+    frames = PredictedFrames(path, data, truth, version, Choice(tuple(camera or ()), tuple(exclude or ()), strict))
+    for line in frames.left_out:
         typer.echo(f"left out: {line}", err=True)
     if animation is not None:
         from occ_core.show.animation import write_animation
 
-        write_animation(moments, animation)
+        write_animation(frames, animation)
         typer.echo(f"{animation} ({animation.stat().st_size / 1e6:.1f} MB)")
         return
     if not foxglove:
-        for written in write_pictures(moments, out, pictures, recording):
+        for written in write_pictures(frames, out, pictures, recording):
             typer.echo(written)
         return
     from occ_core.show.foxglove import FoxgloveServer, play
 
-    with FoxgloveServer(moments.title, moments[0].frame.rig.names, host, port) as server:
-        typer.echo(f"{len(moments)} frames on {server.url} (Ctrl-C ends)")
+    with FoxgloveServer(frames.title, frames[0].frame.rig.names, host, port) as server:
+        typer.echo(f"{len(frames)} frames on {server.url} (Ctrl-C ends)")
         try:
-            play(server, moments, rate, loop=not once)
+            play(server, frames, rate, loop=not once)
         except KeyboardInterrupt:
             typer.echo("ended")

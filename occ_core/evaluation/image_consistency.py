@@ -104,12 +104,12 @@ class ImageConsistency:
 
     def _count_pixels(self, own: View, others: list[View], seen: Seen) -> None:
         there = np.isfinite(seen.range_m) & (seen.range_m < EDGES_M[-1]) & (texture(own.grey) >= LEAST_TEXTURE)
-        told, fits = judged(own, others, seen)
-        told &= there
-        group = (seen.height_m[told] >= ABOVE_GROUND_M).astype(np.int64)
-        kind = group, np.searchsorted(EDGES_M, seen.range_m[told], side="right") - 1
+        judgeable, fits = judged(own, others, seen)
+        judgeable &= there
+        group = (seen.height_m[judgeable] >= ABOVE_GROUND_M).astype(np.int64)
+        kind = group, np.searchsorted(EDGES_M, seen.range_m[judgeable], side="right") - 1
         np.add.at(self.pixels[..., 0], kind, 1)
-        np.add.at(self.pixels[..., 1], kind, fits[told])
+        np.add.at(self.pixels[..., 1], kind, fits[judgeable])
 
     def _count_outlines(self, view: View, seen: Seen) -> None:
         lines = outlines(seen.near_m)
@@ -124,8 +124,8 @@ class ImageConsistency:
         """
         rows = {
             group: {
-                band: {"pixels": int(told), "fits": _percent(fits, told)}
-                for band, (told, fits) in zip(BANDS, self.pixels[row].tolist(), strict=True)
+                band: {"pixels": int(judgeable), "fits": _percent(fits, judgeable)}
+                for band, (judgeable, fits) in zip(BANDS, self.pixels[row].tolist(), strict=True)
             }
             for row, group in enumerate(GROUPS)
         }
@@ -138,14 +138,14 @@ class ImageConsistency:
 def judged(own: View, others: list[View], seen: Seen) -> tuple[np.ndarray, np.ndarray]:
     """Which pixels can be judged, bool (h, w), and in which of them the map's depth fits better than the others."""
     cost, place = misfit(own, others, seen.near_m, seen.far_m)
-    told, fits = np.isfinite(cost), np.ones(cost.shape, dtype=bool)
+    judgeable, fits = np.isfinite(cost), np.ones(cost.shape, dtype=bool)
     for ratio in OTHER_DEPTHS:
         other_cost, other_place = misfit(own, others, ratio * seen.near_m, ratio * seen.far_m)
         with np.errstate(invalid="ignore"):
             apart = (np.linalg.norm(other_place - place, axis=-1) >= LEAST_PX).any(axis=0)
             fits &= cost < other_cost
-        told &= np.isfinite(other_cost) & apart
-    return told, fits & told
+        judgeable &= np.isfinite(other_cost) & apart
+    return judgeable, fits & judgeable
 
 
 def misfit(own: View, others: list[View], near_m: np.ndarray, far_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -210,8 +210,8 @@ def image_lines(scores: dict[str, Any]) -> list[str]:
     """The scores in lines of text."""
     lines = ["pixels whose place looks most alike in another image at the map's depth, percent; chance gives 33"]
     for group, bands in scores["photometric"].items():
-        told = [f"{band} {row['fits']:.1f} of {row['pixels']}" for band, row in bands.items() if row["pixels"]]
-        lines.append(f"  {group}: " + (", ".join(told) or "none"))
+        judgeable = [f"{band} {row['fits']:.1f} of {row['pixels']}" for band, row in bands.items() if row["pixels"]]
+        lines.append(f"  {group}: " + (", ".join(judgeable) or "none"))
     found = scores["outlines"]
     lines.append(
         f"outlines of the map near an edge of another image: {found['near_edge']:.1f} % of {found['pixels']} pixels, "

@@ -157,11 +157,11 @@ class LidarRayScores:
         step = np.floor(np.clip((error_m + ERROR_LIMIT_M) / ERROR_STEP_M, 0, last)).astype(np.int64)
         np.add.at(self.errors, (group, band, step), 1)
 
-    def _count_classes(self, told: np.ndarray, met: np.ndarray, is_met: np.ndarray) -> None:
-        known = (told < len(self.taxonomy)) & (told != self.taxonomy.free_id)
-        told, met, is_met = told[known], met[known], is_met[known]
-        for number, counts in enumerate((np.ones_like(is_met), is_met, is_met & (met == told))):
-            self.classes[:, number] += np.bincount(told[counts], minlength=len(self.taxonomy))
+    def _count_classes(self, own_classes: np.ndarray, met: np.ndarray, is_met: np.ndarray) -> None:
+        known = (own_classes < len(self.taxonomy)) & (own_classes != self.taxonomy.free_id)
+        own_classes, met, is_met = own_classes[known], met[known], is_met[known]
+        for number, counts in enumerate((np.ones_like(is_met), is_met, is_met & (met == own_classes))):
+            self.classes[:, number] += np.bincount(own_classes[counts], minlength=len(self.taxonomy))
 
     def merge(self, other: LidarRayScores) -> None:
         """Count all that `other` counted."""

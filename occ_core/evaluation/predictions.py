@@ -22,8 +22,8 @@ RAW_WITHOUT_CLASS = (0, 1, 52, 99)  # of SemanticKITTI: empty, outlier, other st
 def _of_submission(path: Path) -> str:
     """<scene>_<frame> where the folders tell the scene, else <frame>."""
     folder = Path(os.path.abspath(path)).parent
-    told = folder.name == "predictions" and folder.parent.parent.name == "sequences"
-    return f"{folder.parent.name}_{path.stem}" if told else path.stem
+    is_kitti = folder.name == "predictions" and folder.parent.parent.name == "sequences"
+    return f"{folder.parent.name}_{path.stem}" if is_kitti else path.stem
 
 
 FORMS: dict[str, Callable[[Path], str]] = {

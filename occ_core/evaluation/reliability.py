@@ -59,10 +59,10 @@ class Reliability:
         called = predicted[counted].astype(np.int64)
         if called.size and called.max() >= len(self.taxonomy):
             raise InvalidInput(f"prediction holds label {called.max()}, limit {len(self.taxonomy) - 1}")
-        place = (called * len(BANDS) + self._band[counted]) * LEVELS + confidence[counted]
+        bin_index = (called * len(BANDS) + self._band[counted]) * LEVELS + confidence[counted]
         right = (called == free) == (truth.labels[counted] == free)
-        for counts, places in ((self.cells, place), (self.right, place[right])):
-            counts += np.bincount(places, minlength=counts.size).reshape(counts.shape)
+        for counts, bin_indices in ((self.cells, bin_index), (self.right, bin_index[right])):
+            counts += np.bincount(bin_indices, minlength=counts.size).reshape(counts.shape)
         self.samples += 1
 
     def merge(self, other: Reliability) -> None:

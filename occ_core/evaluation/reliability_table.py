@@ -24,8 +24,8 @@ def reliability_table(scores: dict[str, Any]):
 
     for called in ("occupied", "free"):
         bins = scores["bins"][called]
-        for place, row in enumerate(bins):
-            add(f"{called}, {place / len(bins):.1f} to {(place + 1) / len(bins):.1f}", row)
+        for number, row in enumerate(bins):
+            add(f"{called}, {number / len(bins):.1f} to {(number + 1) / len(bins):.1f}", row)
         out.add_section()
     for band, row in scores["per_range"].items():
         add(f"occupied, {band.replace('m', ' m')}", row)

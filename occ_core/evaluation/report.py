@@ -145,8 +145,8 @@ class SetScores:
         """VoxelScores' report and `confusion`; `ray`: see RayScores.report; `reliability`, see there, where there is
         confidence."""
         rays = {} if self.rays is None else {"ray": self.rays.report()}
-        told = {"reliability": self.reliability.report()} if self.reliability.samples else {}
-        return self.voxels.report() | {"confusion": self.voxels.confusion()} | rays | told
+        reliability = {"reliability": self.reliability.report()} if self.reliability.samples else {}
+        return self.voxels.report() | {"confusion": self.voxels.confusion()} | rays | reliability
 
 
 def score_set(

@@ -17,11 +17,10 @@ from occ_core.evaluation.predictions import SUBMITTED, prediction_files, read_pr
 from occ_core.evaluation.suspicions import FreeCells
 from occ_core.evaluation.voxel_iou import confusion_matrix, scores
 from occ_core.grid import SEMANTIC_KITTI_GRID
-from occ_core.taxonomy import SEMANTIC_KITTI
+from occ_core.taxonomy import SEMANTIC_KITTI, UNLABELED
 from occ_core.teachers.lidar import class_of_raw_kitti
 
 RANGES_M = (12.8, 25.6, 51.2)
-IGNORED = 255
 
 
 class SscScores:
@@ -46,7 +45,7 @@ class SscScores:
         for name, labels in (("truth", truth), ("prediction", predicted)):
             if labels.shape != SEMANTIC_KITTI_GRID.shape:
                 raise InvalidInput(f"{name} must be {SEMANTIC_KITTI_GRID.shape}, got {labels.shape}")
-        known = truth != IGNORED
+        known = truth != UNLABELED
         added = [confusion_matrix(truth, predicted, known & within(r), len(SEMANTIC_KITTI)) for r in RANGES_M]
         for range_m, matrix in zip(RANGES_M, added, strict=True):
             self.matrices[range_m] += matrix
@@ -151,7 +150,7 @@ def read_ssc_truth(path: Path) -> np.ndarray:
     raw = np.frombuffer(_read(path, 2), dtype="<u2")
     truth = class_of_raw_kitti()[raw]
     truth[raw == 0] = SEMANTIC_KITTI.free_id
-    truth[np.unpackbits(np.frombuffer(_read(path.with_suffix(".invalid"), 1 / 8), np.uint8)) == 1] = IGNORED
+    truth[np.unpackbits(np.frombuffer(_read(path.with_suffix(".invalid"), 1 / 8), np.uint8)) == 1] = UNLABELED
     return truth.reshape(SEMANTIC_KITTI_GRID.shape)
 
 

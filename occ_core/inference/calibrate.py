@@ -13,7 +13,7 @@ from occ_core.errors import InvalidInput
 from occ_core.inference.backends.exported import network_inputs
 from occ_core.inference.predictor import Predictor
 from occ_core.models.easyocc.config import EasyOccConfig
-from occ_core.models.easyocc.past import MAX_AGE_S, Moment, Past
+from occ_core.models.easyocc.past import MAX_AGE_S, Past, StampedPose
 from occ_core.models.easyocc.table import build_table
 from occ_core.network_input.preprocess import Preprocess
 from occ_core.sources.open import FrameSource, open_source
@@ -89,4 +89,4 @@ def _past(predictor: Predictor, source: FrameSource, index: int) -> Past:
     for i in range(max(0, index - FRAMES_BEFORE), index):
         if source.samples[i][0] == scene and (before := source[i]).images:
             predictor.predict_frame(before)
-    return memory.before(Moment.of(source[index]))
+    return memory.before(StampedPose.of(source[index]))

@@ -19,7 +19,7 @@ from occ_core.images import REDUCED
 from occ_core.lidar_points import COLUMNS, lidar_points, require_finite
 from occ_core.models.build import ModelConfig, kind_of
 from occ_core.models.easyocc.config import EasyOccConfig
-from occ_core.models.easyocc.past import Memory, Moment, Past
+from occ_core.models.easyocc.past import Memory, Past, StampedPose
 from occ_core.network_input.pinhole import PINHOLE, ViewImages, expanded, views_of
 from occ_core.network_input.preprocess import Preprocess
 from occ_core.occupancy import Occupancy
@@ -147,16 +147,16 @@ class Predictor:
         images: dict[str, np.ndarray],
         rig: Rig,
         lidar: np.ndarray | None = None,
-        moment: Moment | None = None,
+        pose: StampedPose | None = None,
     ) -> Occupancy:
         """Occupancy from RGB images uint8 (h, w, 3) by camera name; a missing camera is simply not in the dict.
 
         Args:
             lidar: for a model with LiDAR, float32 (P, 5) as of `lidar_points`.
-            moment: for a model with memory, as of `predict_preprocessed`.
+            pose: for a model with memory, as of `predict_preprocessed`.
         """
         ready = {name: self.preprocess_one(image, rig[name]) for name, image in images.items()}
-        return self.predict_preprocessed(ready, rig, lidar, moment)
+        return self.predict_preprocessed(ready, rig, lidar, pose)
 
     def predict_frame(self, frame: Frame, sweeps: Sequence[LidarSweep] | None = None) -> Occupancy:
         """Occupancy of one moment of a source, which knows where each camera was at its own stamp.
@@ -174,20 +174,20 @@ class Predictor:
                 cloud = lidar_points(sweeps, frame.stamp_ns, frame.world_from_ego, self.lidar.points)
         rig = frame.rig_at_stamps if self.moving_rig else frame.rig
         ready = {name: self.preprocess_one(image, frame.rig[name]) for name, image in frame.images.items()}
-        return self.predict_preprocessed(ready, rig, cloud, Moment.of(frame) if self.memory else None)
+        return self.predict_preprocessed(ready, rig, cloud, StampedPose.of(frame) if self.memory else None)
 
     def predict_preprocessed(
         self,
         images: Mapping[str, np.ndarray | ViewImages],
         rig: Rig,
         lidar: np.ndarray | None = None,
-        moment: Moment | None = None,
+        pose: StampedPose | None = None,
     ) -> Occupancy:
         """Occupancy from what `preprocess_one` gave; cells that are probably hidden are not observed.
 
         Args:
             lidar: for a model with LiDAR, float32 (P, 5) as of `lidar_points`.
-            moment: for a model with memory: when, and where the robot was; its `rig` need not be told. None: nobody
+            pose: for a model with memory: when, and where the robot was; its `rig` need not be told. None: nobody
                 knows, so nothing is remembered, and the answer is of these images alone.
 
         Raises:
@@ -199,7 +199,7 @@ class Predictor:
         stack = self.images_of(inputs, rig)
         missing = frozenset(rig.names) - frozenset(inputs)
         if self.memory is not None:
-            return self._remembering(self.memory, stack, rig, missing, moment)
+            return self._remembering(self.memory, stack, rig, missing, pose)
         if has_points:
             answer = cast(LidarSession, self.session).run(stack, rig, missing, lidar)
         else:
@@ -207,9 +207,9 @@ class Predictor:
         return self._occupancy(*answer)
 
     def _remembering(
-        self, memory: Memory, stack: np.ndarray, rig: Rig, missing: frozenset[str], moment: Moment | None
+        self, memory: Memory, stack: np.ndarray, rig: Rig, missing: frozenset[str], pose: StampedPose | None
     ) -> Occupancy:
-        here = None if moment is None else moment._replace(rig=rig.fingerprint)
+        here = None if pose is None else pose._replace(rig=rig.fingerprint)
         past = memory.before(here)
         *answer, state = cast(MemorySession, self.session).run_after(stack, rig, missing, past)
         occupancy = self._occupancy(*answer)

@@ -67,11 +67,11 @@ class MaskFinder:
 
     def __init__(self) -> None:
         self._cameras: dict[str, _Seen] = {}
-        self._is_placed = True
+        self._has_pose = True
 
     def add(self, frame: Frame) -> None:
         """Look at a frame; its images count where the robot has moved on since the last that did."""
-        self._is_placed &= frame.is_placed
+        self._has_pose &= frame.has_pose
         for name, image in frame.images.items():
             size = image.shape[1], image.shape[0]
             seen = self._cameras.setdefault(name, _Seen(size))
@@ -95,7 +95,7 @@ class MaskFinder:
         images = np.stack([seen.images[i] for i in _spread(headings)])
         median = np.sort(images, axis=0)[len(images) // 2]
         turn_deg, reason = float(np.degrees(np.ptp(headings))), ""
-        if not self._is_placed:
+        if not self._has_pose:
             reason = "no poses: nobody says whether the robot moves"
         elif len(seen.images) < LEAST:
             reason = f"too little motion: {STEP_M} m or {STEP_RAD} rad apart, {LEAST} are needed"
@@ -145,8 +145,8 @@ def own_pixels(
 def _change(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How far each pixel of (h, w, T) goes from its median, and the median, (h, w) each."""
     count = grey.shape[2]
-    median, place = np.partition(grey, count // 2)[..., count // 2], round(QUANTILE * (count - 1))
-    return np.partition(np.abs(grey - median[..., None]), place)[..., place], median
+    median, rank = np.partition(grey, count // 2)[..., count // 2], round(QUANTILE * (count - 1))
+    return np.partition(np.abs(grey - median[..., None]), rank)[..., rank], median
 
 
 def _edges(grey: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From folded frames to one label: votes, passes, and what each cell is."""
+"""From lifted frames to one label: votes, passes, and what each cell is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from occ_core.geometry import inverse
 from occ_core.grid import VoxelGrid
-from occ_core.labels.lift import Fold
+from occ_core.labels.lift import FrameEvidence
 from occ_core.labels.recipes import Recipe
 from occ_core.occupancy import Occupancy
 from occ_core.taxonomy import Taxonomy
@@ -18,7 +18,7 @@ FAR_M = 1000.0  # what is drawn onto the grid's faces where a recipe clamps; bey
 
 
 class Fuser:
-    """Fuses folds into the grid of one of them; keeps its arrays (about 110 MB for Occ3D's grid) between labels."""
+    """Fuses evidence into the grid of one of them; keeps its arrays (about 110 MB for Occ3D's grid) between labels."""
 
     def __init__(self, recipe: Recipe, grid: VoxelGrid, taxonomy: Taxonomy):
         self.recipe, self.grid, self.taxonomy = recipe, grid, taxonomy
@@ -29,7 +29,7 @@ class Fuser:
         self._own_votes = np.zeros((grid.cells, len(taxonomy)), dtype=np.uint32)
         self._passes = np.zeros(grid.shape, dtype=np.uint32)
 
-    def fuse(self, own: Fold, others: Sequence[Fold]) -> tuple[Occupancy, np.ndarray]:
+    def fuse(self, own: FrameEvidence, others: Sequence[FrameEvidence]) -> tuple[Occupancy, np.ndarray]:
         """The label of `own`, helped by `others`.
 
         Returns:
@@ -44,15 +44,17 @@ class Fuser:
         self._add_votes(own, np.eye(4), everything, self._own_votes)
         self._votes += self._own_votes
         wanted = everything if self.recipe.moving == "checked" else ~self.moving
-        for fold in others:
-            own_from_that = inverse(own.world_from_ego) @ fold.world_from_ego
-            self._add_votes(fold, own_from_that, wanted, self._votes)
-            add_resampled(self._passes, fold.passes, inverse(own_from_that), self.grid)
+        for evidence in others:
+            own_from_that = inverse(own.world_from_ego) @ evidence.world_from_ego
+            self._add_votes(evidence, own_from_that, wanted, self._votes)
+            add_resampled(self._passes, evidence.passes, inverse(own_from_that), self.grid)
         return self._decide(own.passes)
 
-    def _add_votes(self, fold: Fold, own_from_that: np.ndarray, wanted: np.ndarray, votes: np.ndarray) -> None:
+    def _add_votes(
+        self, evidence: FrameEvidence, own_from_that: np.ndarray, wanted: np.ndarray, votes: np.ndarray
+    ) -> None:
         _scatter(
-            fold.points_ego_m, fold.class_id, fold.count, np.ascontiguousarray(own_from_that[:3]),
+            evidence.points_ego_m, evidence.class_id, evidence.count, np.ascontiguousarray(own_from_that[:3]),
             np.array(self.grid.origin_m), self.grid.voxel_size_m, np.array(self.grid.shape), wanted,
             self.recipe.clamp, votes,
         )  # fmt: skip

@@ -14,8 +14,8 @@ from occ_core.grid import VoxelGrid
 from occ_core.labels.recipes import Recipe
 from occ_core.labels.road_scale import ROAD, road_correction
 from occ_core.labels.visibility import add_passes, ray_step_px
-from occ_core.taxonomy import Taxonomy
-from occ_core.teachers.base import UNKNOWN, ClassMap, DepthMap
+from occ_core.taxonomy import UNLABELED, Taxonomy
+from occ_core.teachers.base import ClassMap, DepthMap
 
 SUB = 2  # points are summed up in cells of half a voxel, so that another frame's grid, turned, finds no holes
 DROP, POINT, PASS, SKY = 0, 1, 2, 3
@@ -23,8 +23,8 @@ GROUND = ("driveable_surface", "other_flat", "sidewalk", "terrain", "road", "par
 
 
 @dataclass(frozen=True, eq=False)
-class Fold:
-    """One frame, folded: all that any label needs of it, 2 to 6 MB.
+class FrameEvidence:
+    """One frame, lifted: all that any label needs of it, 2 to 6 MB.
 
     Attributes:
         token, stamp_ns, world_from_ego: of the frame.
@@ -60,33 +60,35 @@ class Lifter:
         self._is_ground[[number for number, name in enumerate(taxonomy.names) if name in GROUND]] = True
         self._rays: dict[tuple, np.ndarray] = {}
 
-    def fold(self, frame: Frame, classes: dict[str, ClassMap], depths: dict[str, DepthMap]) -> Fold:
+    def lift(self, frame: Frame, classes: dict[str, ClassMap], depths: dict[str, DepthMap]) -> FrameEvidence:
         """Points and passes of all cameras, each with its own pose and stamp, in the ego frame at `frame.stamp_ns`.
 
         An image whose maps cannot be used is left out and named in `skipped`.
         """
-        looks, skipped = [], []
+        views, skipped = [], []
         for camera in frame.rig:
             try:
                 if camera.name in frame.images:
-                    looks.append(self._look(frame, camera, classes.get(camera.name), depths.get(camera.name)))
+                    views.append(self._lifted_view(frame, camera, classes.get(camera.name), depths.get(camera.name)))
             except InvalidInput as error:
                 skipped.append(f"{frame.token or frame.stamp_ns} {camera.name}: {error}")
         passes = np.zeros(self.grid.shape, dtype=np.uint32)
-        store = _Store(sum(int((look.kind == POINT).sum()) for look in looks), self.grid)
-        for look in looks:
-            store.add(look, self.recipe, self._is_ground)
-            _add_rays(passes, look, self.recipe, self.grid)
+        store = _PointSums(sum(int((view.kind == POINT).sum()) for view in views), self.grid)
+        for view in views:
+            store.add(view, self.recipe, self._is_ground)
+            _add_rays(passes, view, self.recipe, self.grid)
         points, class_id, count, hits = store.finish(self.recipe.outlier_points)
         if self.recipe.grazing_share is not None:
             # A ray grazes many ground cells before it ends in one; what the frame itself hit, it did not see empty.
             passes[(hits > 0) & (hits >= self.recipe.grazing_share * passes)] = 0
-        return Fold(
+        return FrameEvidence(
             frame.token, frame.stamp_ns, frame.world_from_ego, points, class_id, count,
             np.minimum(passes, 65535).astype(np.uint16), tuple(skipped),
         )  # fmt: skip
 
-    def _look(self, frame: Frame, camera: Camera, classes: ClassMap | None, depth: DepthMap | None) -> _Look:
+    def _lifted_view(
+        self, frame: Frame, camera: Camera, classes: ClassMap | None, depth: DepthMap | None
+    ) -> _LiftedView:
         class_id, score, depth = _agreeing(camera, classes, depth)
         h, w = depth.depth_m.shape
         rays = self._rays_of(frame.rig.fingerprint, camera, (w, h))
@@ -105,7 +107,9 @@ class Lifter:
         focal_px = float(camera.intrinsics[0, 0]) * w / camera.size[0]
         measured = max(1, round(self.recipe.measured_share * w * h))
         weight = np.where(depth.confidence == 1, measured, 1).astype(np.uint32)
-        return _Look(depth_m, class_id, kind, weight, rays, frame.ego_from_camera_at_its_stamp(camera.name), focal_px)
+        return _LiftedView(
+            depth_m, class_id, kind, weight, rays, frame.ego_from_camera_at_its_stamp(camera.name), focal_px
+        )
 
     def _rays_of(self, fingerprint: str, camera: Camera, size: tuple[int, int]) -> np.ndarray:
         key = (fingerprint, camera.name, size)
@@ -119,7 +123,7 @@ class Lifter:
 
 
 @dataclass(frozen=True, eq=False)
-class _Look:
+class _LiftedView:
     """One image, ready to lift: maps (h, w), rays (h, w, 2); `weight`: points that a pixel counts as."""
 
     depth_m: np.ndarray
@@ -217,32 +221,32 @@ def _sort(inverse, edge, confidence, class_id, score, far, min_score, min_confid
                 if use_sky and not at > far:
                     kind[i, j] = SKY
             elif at > 0 and not edge[i, j] and confidence[i, j] >= min_confidence:
-                unknown = what == UNKNOWN or score[i, j] < min_score
+                unknown = what == UNLABELED or score[i, j] < min_score
                 kind[i, j] = PASS if unknown or at < far else POINT
     return kind
 
 
-def _add_rays(passes: np.ndarray, look: _Look, recipe: Recipe, grid: VoxelGrid) -> None:
-    step = ray_step_px(look.focal_px, grid)
+def _add_rays(passes: np.ndarray, view: _LiftedView, recipe: Recipe, grid: VoxelGrid) -> None:
+    step = ray_step_px(view.focal_px, grid)
     thin = np.s_[step // 2 :: step, step // 2 :: step]
 
     def cast(pixels: tuple[slice, slice], kinds: tuple[int, ...], weight: int) -> None:
-        kind = look.kind[pixels]
-        ends = np.where(kind == SKY, np.float32(np.inf), look.depth_m[pixels] * np.float32(1 - recipe.free_margin))
-        add_passes(passes, look.rays[pixels], ends, np.isin(kind, kinds), look.ego_from_cam, grid, weight)
+        kind = view.kind[pixels]
+        ends = np.where(kind == SKY, np.float32(np.inf), view.depth_m[pixels] * np.float32(1 - recipe.free_margin))
+        add_passes(passes, view.rays[pixels], ends, np.isin(kind, kinds), view.ego_from_cam, grid, weight)
 
-    if 4 * np.count_nonzero(~np.isnan(look.depth_m)) >= look.depth_m.size:
+    if 4 * np.count_nonzero(~np.isnan(view.depth_m)) >= view.depth_m.size:
         cast(thin, (POINT, PASS, SKY), step * step)
-        if (count := int(look.weight.max())) > 1:  # what says most of where a surface is says as much of where none is
-            ends = look.depth_m * np.float32(1 - recipe.free_margin)
-            measured = (look.weight > 1) & np.isin(look.kind, (POINT, PASS))
-            add_passes(passes, look.rays, ends, measured, look.ego_from_cam, grid, count)
+        if (count := int(view.weight.max())) > 1:  # what says most of where a surface is says as much of where none is
+            ends = view.depth_m * np.float32(1 - recipe.free_margin)
+            measured = (view.weight > 1) & np.isin(view.kind, (POINT, PASS))
+            add_passes(passes, view.rays, ends, measured, view.ego_from_cam, grid, count)
     else:  # LiDAR: no pixel speaks for its neighbours, and the sky's many must not outvote its returns
         cast(np.s_[:, :], (POINT, PASS), 1)
         cast(thin, (SKY,), 1)
 
 
-class _Store:
+class _PointSums:
     """Sums of points by (half-voxel cell, class), as linked lists: cells hold one class mostly, never all."""
 
     def __init__(self, capacity: int, grid: VoxelGrid):
@@ -256,12 +260,12 @@ class _Store:
         self.class_id = np.empty(capacity, dtype=np.uint8)
         self.used = 0
 
-    def add(self, look: _Look, recipe: Recipe, is_ground: np.ndarray) -> None:
-        cam = np.ascontiguousarray(look.ego_from_cam[:3])
-        seen = (look.depth_m, look.class_id, look.kind, look.rays, cam)
+    def add(self, view: _LiftedView, recipe: Recipe, is_ground: np.ndarray) -> None:
+        cam = np.ascontiguousarray(view.ego_from_cam[:3])
+        seen = (view.depth_m, view.class_id, view.kind, view.rays, cam)
         cells = (np.array(self.grid.origin_m), SUB / self.grid.voxel_size_m, np.array(self.grid.shape))
         sums = (self.head, self.next, self.sums_m, self.count, self.class_id)
-        self.used = _add_points(*seen, look.weight, *cells, recipe.surface_offset_m, recipe.clamp, *sums, self.used)
+        self.used = _add_points(*seen, view.weight, *cells, recipe.surface_offset_m, recipe.clamp, *sums, self.used)
         if recipe.fill_ground > 0:
             self.used = _fill_ground(*seen, *cells, recipe.fill_ground, is_ground, *sums, self.used)
 

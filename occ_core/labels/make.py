@@ -206,7 +206,7 @@ def _key_of(job: Job, frames: SceneFrames, index: int) -> str:
     """Hash of what a keyframe's images and its teachers' knowledge are read from."""
     if isinstance(job.teacher, Teachers):  # which may look at the LiDAR, too
         return frames.key(index, True, [])
-    scene, token = frames.source.samples[frames.places[index]]
+    scene, token = frames.source.samples[frames.source_indices[index]]
     names = job.teacher.name.split("+")
     folder = root_of(job.dataroot) / "truth" / scene / token
     knows = {"oracle", "realistic"} & set(names)
@@ -217,7 +217,7 @@ def _key_of(job: Job, frames: SceneFrames, index: int) -> str:
 
 
 def _require_poses(recording: Recording, recipe: Recipe) -> None:
-    if not recording.is_placed and (recipe.past, recipe.future) != (0, 0):
+    if not recording.has_pose and (recipe.past, recipe.future) != (0, 0):
         raise InvalidInput(
             f"{recording.path}: nobody says where the robot is (no TF above the base frame, no odometry), so frames "
             "cannot be laid over each other; --recipe single, or one with past: 0 and future: 0, needs no poses"

@@ -1,4 +1,4 @@
-"""Labels of one scene, streamed: every frame is read and folded once, and dropped when no label needs it any more.
+"""Labels of one scene, streamed: every frame is read and lifted once, and dropped when no label needs it any more.
 
 Peak memory of the process for six 450 x 800 maps and Occ3D's grid: about 450 MB, and 2 to 6 MB for each frame of the
 window (`shelf`: of the scene).
@@ -15,7 +15,7 @@ from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.frame import Frame
 from occ_core.grid import OCC3D_GRID, VoxelGrid
 from occ_core.labels.fuse import Fuser
-from occ_core.labels.lift import Fold, Lifter
+from occ_core.labels.lift import FrameEvidence, Lifter
 from occ_core.labels.recipes import Recipe
 from occ_core.network_input.pinhole import NOT_FISHEYE, pinhole_frame
 from occ_core.occupancy import Occupancy
@@ -68,29 +68,29 @@ def label_scene(
     """
     tokens = _tokens(frames, wanted)
     lifter, fuser = Lifter(recipe, grid, taxonomy), Fuser(recipe, grid, taxonomy)
-    folds: dict[int, Fold | str] = {}
+    evidence_by_frame: dict[int, FrameEvidence | str] = {}
     for index, token in enumerate(tokens):
         if not token or (wanted is not None and token not in wanted):
             continue
         window = window_of(index, len(tokens), recipe)
-        for gone in [i for i in folds if i < window.start]:
-            del folds[gone]
+        for gone in [i for i in evidence_by_frame if i < window.start]:
+            del evidence_by_frame[gone]
         for i in window:
-            if i not in folds:
+            if i not in evidence_by_frame:
                 frame = read_frame(frames, i, tokens[i])
-                folds[i] = frame if isinstance(frame, str) else fold_frame(lifter, frame, teachers)
-        label = label_window(folds, index, window, fuser)
+                evidence_by_frame[i] = frame if isinstance(frame, str) else lift_frame(lifter, frame, teachers)
+        label = label_window(evidence_by_frame, index, window, fuser)
         if isinstance(label, SceneLabel):
             yield label
         elif unlabelled is not None:
             unlabelled[token] = label
 
 
-def fold_frame(lifter: Lifter, frame: Frame, teachers: Teachers) -> Fold | str:
+def lift_frame(lifter: Lifter, frame: Frame, teachers: Teachers) -> FrameEvidence | str:
     """What the teachers' maps of a frame say, or in one line why there are none."""
     frame = taught_frame(frame)
     try:
-        return lifter.fold(frame, teachers.classes.classes(frame), teachers.depth.depth(frame))
+        return lifter.lift(frame, teachers.classes.classes(frame), teachers.depth.depth(frame))
     except NoMaps as error:
         return f"{frame.token or frame.stamp_ns}: {error}"
 
@@ -125,29 +125,31 @@ def window_of(index: int, count: int, recipe: Recipe) -> range:
     return range(start, stop)
 
 
-def label_window(folds: Mapping[int, Fold | str], index: int, window: range, fuser: Fuser) -> SceneLabel | str:
+def label_window(
+    evidence_by_frame: Mapping[int, FrameEvidence | str], index: int, window: range, fuser: Fuser
+) -> SceneLabel | str:
     """The label of frame `index`, or why it has none.
 
     Args:
-        folds: every frame of the window, or why it could not be read.
+        evidence_by_frame: every frame of the window, or why it could not be read.
     """
-    own = folds[index]
+    own = evidence_by_frame[index]
     if isinstance(own, str):
         return own
     skipped, used = list(own.skipped), []
-    for fold in (folds[i] for i in window if i != index):
-        if isinstance(fold, str):
-            skipped.append(fold)
-        elif reason := _jump(own, fold):
+    for evidence in (evidence_by_frame[i] for i in window if i != index):
+        if isinstance(evidence, str):
+            skipped.append(evidence)
+        elif reason := _jump(own, evidence):
             skipped.append(reason)
         else:
-            skipped += fold.skipped
-            used.append(fold)
+            skipped += evidence.skipped
+            used.append(evidence)
     occupancy, votes = fuser.fuse(own, used)
     return SceneLabel(own.token, occupancy, votes, tuple(skipped))
 
 
-def _jump(own: Fold, other: Fold) -> str | None:
+def _jump(own: FrameEvidence, other: FrameEvidence) -> str | None:
     """Why two frames cannot be of one drive, judged between these two alone: other frames must not change a label."""
     moved_m = float(np.linalg.norm(other.world_from_ego[:3, 3] - own.world_from_ego[:3, 3]))
     seconds = abs(other.stamp_ns - own.stamp_ns) / 1e9

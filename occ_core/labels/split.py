@@ -18,7 +18,7 @@ from occ_core.labels.store import SPLIT_FILE, STORE_FILE, LabelStore
 UNITS = ("frames", "scenes")
 
 
-class Sample(NamedTuple):
+class LabelEntry(NamedTuple):
     """One label: its scene, its token there, and the files that make it up."""
 
     scene: str
@@ -71,7 +71,7 @@ def split_labels(
     return record
 
 
-def find_labels(folder: Path) -> list[Sample]:
+def find_labels(folder: Path) -> list[LabelEntry]:
     """Every label of a folder, by scene and token.
 
     Raises:
@@ -80,10 +80,10 @@ def find_labels(folder: Path) -> list[Sample]:
     samples = []
     for path in sorted(visible(folder, "*/*/labels.npz")):
         beside = [other for other in (path, path.with_suffix(".json")) if other.is_file()]
-        samples.append(Sample(path.parts[-3], path.parts[-2], tuple(beside)))
+        samples.append(LabelEntry(path.parts[-3], path.parts[-2], tuple(beside)))
     for path in sorted(visible(folder, "sequences/*/voxels/*.label")):
         masks = (path, path.with_suffix(".invalid"), path.with_suffix(".occluded"))
-        samples.append(Sample(path.parts[-3], path.stem, tuple(other for other in masks if other.is_file())))
+        samples.append(LabelEntry(path.parts[-3], path.stem, tuple(other for other in masks if other.is_file())))
     if not samples:
         raise MissingInput(
             f"{folder}: no labels: neither <scene>/<token>/labels.npz nor sequences/<scene>/voxels/<frame>.label in it"
@@ -91,14 +91,14 @@ def find_labels(folder: Path) -> list[Sample]:
     return samples
 
 
-def _taken(samples: list[Sample], percent: float, by: str, seed: int) -> list[Sample]:
-    def unit(sample: Sample) -> tuple[str, ...]:
+def _taken(samples: list[LabelEntry], percent: float, by: str, seed: int) -> list[LabelEntry]:
+    def unit(sample: LabelEntry) -> tuple[str, ...]:
         return (sample.scene,) if by == "scenes" else (sample.scene, sample.token)
 
-    def place(name: tuple[str, ...]) -> bytes:
+    def rank(name: tuple[str, ...]) -> bytes:
         return hashlib.sha256("\n".join((str(seed), *name)).encode()).digest()
 
-    units = sorted({unit(sample) for sample in samples}, key=place)
+    units = sorted({unit(sample) for sample in samples}, key=rank)
     chosen = set(units[: max(1, round(len(units) * percent / 100))])
     return [sample for sample in samples if unit(sample) in chosen]
 

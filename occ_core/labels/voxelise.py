@@ -22,8 +22,7 @@ from occ_core.grid import SEMANTIC_KITTI_VOXELS, VoxelGrid
 from occ_core.labels.visibility import add_passes
 from occ_core.lidar_points import MIN_RANGE_M
 from occ_core.sources.kitti import SemanticKittiSource
-from occ_core.taxonomy import SEMANTIC_KITTI
-from occ_core.teachers.base import UNKNOWN
+from occ_core.taxonomy import SEMANTIC_KITTI, UNLABELED
 from occ_core.teachers.lidar import RAW_KITTI_IDS, class_of_raw_kitti, read_raw_kitti
 
 REACH_M = 70.0  # scans from farther away add next to nothing to a grid of 51.2 m
@@ -40,7 +39,7 @@ class LabelledScan:
 
     Attributes:
         points_lidar_m: float32 (N, 3).
-        classes: uint8 (N,), of SemanticKITTI's taxonomy, UNKNOWN for what has no class.
+        classes: uint8 (N,), of SemanticKITTI's taxonomy, UNLABELED for what has no class.
         moving: bool (N,).
         world_from_lidar: (4, 4).
     """
@@ -83,7 +82,7 @@ def voxelise_frame(
     Points nearer than MIN_RANGE_M to their sensor do not count.
 
     Returns:
-        uint8 (X, Y, Z) in the frame of `own`: class ids, 0 free; UNKNOWN where nobody looked, or no point has a class.
+        uint8 (X, Y, Z) in the frame of `own`: class ids, 0 free; UNLABELED where nobody looked, or no point has a class.
     """
     passes = np.zeros(grid.shape, dtype=np.uint32)
     cells, classes = [], []
@@ -103,8 +102,8 @@ def voxelise_frame(
     held, winner = _majority(np.concatenate(cells), np.concatenate(classes), grid.cells)
     labels.reshape(-1)[held] = winner
     for place in places:
-        _look(passes, labels, place, grid)
-    labels[(labels == SEMANTIC_KITTI.free_id) & (passes == 0)] = UNKNOWN
+        _mark_visible(passes, labels, place, grid)
+    labels[(labels == SEMANTIC_KITTI.free_id) & (passes == 0)] = UNLABELED
     return labels
 
 
@@ -158,7 +157,7 @@ def _pass(passes: np.ndarray, points_lidar_m: np.ndarray, own_from_lidar: np.nda
         add_passes(passes, rays[None], depth_m[None], casts, own_from_lidar @ lidar_from_cam, grid, 1)
 
 
-def _look(passes: np.ndarray, labels: np.ndarray, place_m: np.ndarray, grid: VoxelGrid) -> None:
+def _mark_visible(passes: np.ndarray, labels: np.ndarray, place_m: np.ndarray, grid: VoxelGrid) -> None:
     """Count the cells that are seen from a place: rays to every cell of the grid's faces, up to the first that is not
     free."""
     face = np.ones(grid.shape, dtype=bool)
@@ -177,10 +176,10 @@ def _look(passes: np.ndarray, labels: np.ndarray, place_m: np.ndarray, grid: Vox
 
 def _majority(cells: np.ndarray, classes: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Cells that hold a point (M,), and uint8 (M,) the class that most of their points have; of points without a class,
-    UNKNOWN wins only where they are alone."""
-    winner = np.full(count, UNKNOWN, dtype=np.uint8)
+    UNLABELED wins only where they are alone."""
+    winner = np.full(count, UNLABELED, dtype=np.uint8)
     most = np.zeros(count, dtype=np.int64)
-    for class_id in np.unique(classes[classes != UNKNOWN]):
+    for class_id in np.unique(classes[classes != UNLABELED]):
         votes = np.bincount(cells[classes == class_id], minlength=count)
         winner[votes > most] = class_id
         np.maximum(most, votes, out=most)
@@ -193,5 +192,5 @@ def _write(path: Path, labels: np.ndarray) -> None:
     raw_of_class = np.zeros(256, dtype="<u2")
     for raw, name in reversed(RAW_KITTI_IDS.items()):
         raw_of_class[SEMANTIC_KITTI.id_of(name)] = raw
-    write_atomically(path.with_suffix(".invalid"), np.packbits(labels == UNKNOWN).tobytes())
+    write_atomically(path.with_suffix(".invalid"), np.packbits(labels == UNLABELED).tobytes())
     write_atomically(path, raw_of_class[labels].tobytes())

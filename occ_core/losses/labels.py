@@ -9,8 +9,8 @@ from torch import Tensor
 from occ_core.errors import InvalidInput
 from occ_core.losses.voxel import geometry_loss, lovasz_softmax
 from occ_core.losses.weights import LabelLossWeights
+from occ_core.taxonomy import UNLABELED
 
-UNOBSERVED = 255
 SMALLEST = 1e-12  # share; its logarithm is still finite
 
 
@@ -34,7 +34,7 @@ def label_losses(
     """
     if logits.shape[:1] + logits.shape[2:] != labels.shape:
         raise InvalidInput(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} are of different grids")
-    known = labels != UNOBSERVED
+    known = labels != UNLABELED
     taken = known if observed_only else known.flatten(1).any(dim=1).view(-1, 1, 1, 1).expand_as(known)
     rows, target = logits.movedim(1, -1).flatten(0, -2), torch.where(known, labels, free_id).flatten()
     index = taken.flatten().nonzero()[:, 0]

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from occ_core.grid import VoxelGrid
-from occ_core.losses.query import UNKNOWN, within_grid
+from occ_core.losses.query import within_grid
 from occ_core.network_input.projection import flat_cell, pixel_rays
 from occ_core.network_input.rig_images import RigImages
+from occ_core.taxonomy import UNLABELED
 
 LEAST_WEIGHT = 0.01  # of a cell on a ray; the class of one that counts less is not looked up
 SMALLEST = 1e-6
@@ -46,7 +47,7 @@ def projection_losses(
     class_weights: Tensor,  # [C]
 ) -> dict[str, Tensor]:
     """`projection` of classes, `projection_sky`: mean of -log(1 - p) over cells on rays into the sky; of `rays` random
-    pixels of each moment."""
+    pixels of each sample."""
     walks = pixel_walks(class_map, rig_images, grid, rays)
     logit = occupied.flatten()[walks.cell].float()  # [R, S]
     passed = torch.where(walks.met, F.logsigmoid(-logit), 0)
@@ -74,15 +75,15 @@ def pixel_walks(class_map: Tensor, rig_images: RigImages, grid: VoxelGrid, rays:
     b, n, height, width = class_map.shape
     device = class_map.device
     origins_m, directions = pixel_rays(rig_images, (width, height))
-    moment = torch.arange(b, device=device).repeat_interleave(rays)
+    sample = torch.arange(b, device=device).repeat_interleave(rays)
     pixel = torch.randint(n * height * width, (b * rays,), device=device)
     camera = pixel // (height * width)
-    target = class_map.flatten(1)[moment, pixel].long()
-    origin, direction = origins_m[moment, camera], F.normalize(directions.flatten(1, 3)[moment, pixel], dim=1)
+    target = class_map.flatten(1)[sample, pixel].long()
+    origin, direction = origins_m[sample, camera], F.normalize(directions.flatten(1, 3)[sample, pixel], dim=1)
     enter_m, leave_m = within_grid(origin, direction, grid)
-    usable = (target != UNKNOWN) & rig_images.present[moment, camera] & (enter_m < leave_m)
-    moment, target, origin, direction, enter_m, leave_m = (
-        t[usable] for t in (moment, target, origin, direction, enter_m, leave_m)
+    usable = (target != UNLABELED) & rig_images.present[sample, camera] & (enter_m < leave_m)
+    sample, target, origin, direction, enter_m, leave_m = (
+        t[usable] for t in (sample, target, origin, direction, enter_m, leave_m)
     )
     longest_m = float((leave_m - enter_m).max()) if len(leave_m) else 0.0
     samples = int(longest_m / grid.voxel_size_m) + 1
@@ -90,6 +91,6 @@ def pixel_walks(class_map: Tensor, rig_images: RigImages, grid: VoxelGrid, rays:
     points = origin[:, None] + at_m[..., None] * direction[:, None]
     shape = torch.tensor(grid.shape, device=device)
     at = ((points - points.new_tensor(grid.origin_m)) / grid.voxel_size_m).floor().long()
-    cell = flat_cell(torch.minimum(at.clamp(min=0), shape - 1), moment[:, None], grid)
+    cell = flat_cell(torch.minimum(at.clamp(min=0), shape - 1), sample[:, None], grid)
     again = F.pad(cell[:, 1:] == cell[:, :-1], (1, 0))
     return Walks(cell, (at_m < leave_m[:, None]) & ~again, target)

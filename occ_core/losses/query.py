@@ -16,14 +16,13 @@ from occ_core.losses.labels import SMALLEST, occupied_logit
 from occ_core.losses.voxel import geometry_loss
 from occ_core.network_input.projection import pixel_rays, weighted_rows
 from occ_core.network_input.rig_images import RigImages
-
-UNKNOWN = 255
+from occ_core.taxonomy import UNLABELED
 
 
 class Queries(NamedTuple):
-    """Points of all moments in a row; all lie in the grid."""
+    """Points of all samples in a row; all lie in the grid."""
 
-    moment: Tensor  # [Q] int64
+    sample: Tensor  # [Q] int64
     points_ego_m: Tensor  # [Q, 3]
     occupied: Tensor  # [Q] bool
     classes: Tensor  # [Q] int64; 255 where free or unknown
@@ -38,7 +37,7 @@ def sample_queries(
     rays: int,
     buffer_m: float,
 ) -> Queries:
-    """On `rays` random pixels of each moment, a free and an occupied point.
+    """On `rays` random pixels of each sample, a free and an occupied point.
 
     The free one is uniform between where the ray enters the grid and its hit, the occupied one uniform in the
     `buffer_m` behind the hit. The sky gives the first only, up to the end of the grid, and where the depth is within
@@ -48,15 +47,15 @@ def sample_queries(
     b, n, height, width = depth_m.shape
     device = depth_m.device
     origins, directions = pixel_rays(rig_images, (width, height))
-    moment = torch.arange(b, device=device)[:, None].expand(b, rays).flatten()
+    sample = torch.arange(b, device=device)[:, None].expand(b, rays).flatten()
     pixel = torch.randint(n * height * width, (b * rays,), device=device)
     camera = pixel // (height * width)
-    depth, classes = depth_m.flatten(1)[moment, pixel].float(), class_map.flatten(1)[moment, pixel].long()
+    depth, classes = depth_m.flatten(1)[sample, pixel].float(), class_map.flatten(1)[sample, pixel].long()
     sky = classes == free_id
     depth = torch.where(sky & ~(depth > 0), torch.inf, depth)  # of unknown depth, too
-    usable = rig_images.present[moment, camera] & (depth > 0)  # NaN is not
-    moment, pixel, camera, depth, classes, sky = (v[usable] for v in (moment, pixel, camera, depth, classes, sky))
-    origin, direction = origins[moment, camera], directions.flatten(1, 3)[moment, pixel]
+    usable = rig_images.present[sample, camera] & (depth > 0)  # NaN is not
+    sample, pixel, camera, depth, classes, sky = (v[usable] for v in (sample, pixel, camera, depth, classes, sky))
+    origin, direction = origins[sample, camera], directions.flatten(1, 3)[sample, pixel]
 
     enter, leave = within_grid(origin, direction, grid)
     last = torch.minimum(leave, depth)
@@ -73,10 +72,10 @@ def sample_queries(
     points = torch.cat([free_points[free], hit_points[hit]])
     occupied = torch.arange(len(points), device=device) >= free.sum()
     return Queries(
-        torch.cat([moment[free], moment[hit]]),
+        torch.cat([sample[free], sample[hit]]),
         points,
         occupied,
-        torch.where(occupied, torch.cat([classes[free], classes[hit]]), UNKNOWN),
+        torch.where(occupied, torch.cat([classes[free], classes[hit]]), UNLABELED),
     )
 
 
@@ -90,10 +89,10 @@ def query_losses(
     """`query_occupied`: binary cross-entropy, half of it from free points and half from occupied ones. `query_class`:
     cross-entropy of the class of occupied points, among all classes but free; unknown ones are left out.
     """
-    rows = trilinear(logits, queries.moment, queries.points_ego_m, grid)
+    rows = trilinear(logits, queries.sample, queries.points_ego_m, grid)
     logit, occupied = occupied_logit(rows, free_id), queries.occupied
     halves = [geometry_loss(logit[side], occupied[side]) for side in (occupied, ~occupied)]
-    known = occupied & (queries.classes != UNKNOWN) & (queries.classes != free_id)
+    known = occupied & (queries.classes != UNLABELED) & (queries.classes != free_id)
     rows, target = rows[known], queries.classes[known]
     no_class = torch.arange(rows.shape[1], device=rows.device) == free_id
     loss = -F.log_softmax(rows.masked_fill(no_class, -torch.inf), dim=1).gather(1, target[:, None])[:, 0]
@@ -106,7 +105,7 @@ def query_losses(
 
 def trilinear(
     volume: Tensor,  # [B, C, X, Y, Z]
-    moment: Tensor,  # [Q] int64
+    sample: Tensor,  # [Q] int64
     points_ego_m: Tensor,  # [Q, 3], in the grid
     grid: VoxelGrid,
 ) -> Tensor:  # [Q, C]
@@ -120,9 +119,9 @@ def trilinear(
     corners = torch.cartesian_prod(*[torch.arange(2, device=volume.device)] * 3)  # [8, 3]
     x, y, z = torch.minimum((low[:, None] + corners).clamp(min=0), shape - 1).unbind(2)  # [Q, 8] each
     weight = torch.where(corners == 1, share[:, None], 1 - share[:, None]).prod(dim=2)
-    index = ((moment[:, None] * grid.shape[0] + x) * grid.shape[1] + y) * grid.shape[2] + z
+    index = ((sample[:, None] * grid.shape[0] + x) * grid.shape[1] + y) * grid.shape[2] + z
     table = volume.movedim(1, -1).flatten(0, 3).float()  # [B * X * Y * Z, C]
-    return weighted_rows(table, index.flatten(), weight.flatten(), torch.full_like(moment, 8))
+    return weighted_rows(table, index.flatten(), weight.flatten(), torch.full_like(sample, 8))
 
 
 def within_grid(origin: Tensor, direction: Tensor, grid: VoxelGrid) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = 255
+from occ_core.taxonomy import UNLABELED
 
 
 def depth_loss(
@@ -19,7 +19,7 @@ def depth_loss(
     bins = torch.arange(d, device=rows.device)
     # softplus(s) = -log(1 - hazard), softplus(s) - s = -log(hazard)
     loss = torch.where(bins <= target, F.softplus(rows), 0).sum(1) - torch.where(bins == target, rows, 0).sum(1)
-    known = target[:, 0] != IGNORE
+    known = target[:, 0] != UNLABELED
     return torch.where(known, loss, 0).sum() / known.sum().clamp(min=1)
 
 
@@ -30,7 +30,7 @@ def pixel_class_loss(
 ) -> Tensor:
     """Weighted mean of the cross-entropy of the class in which a ray ends."""
     rows, target = logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1]), target.reshape(-1).long()
-    known = target != IGNORE
+    known = target != UNLABELED
     if not (weights[target[known]] > 0).any():
         return rows.sum() * 0
     return F.cross_entropy(rows[known], target[known], weight=weights)

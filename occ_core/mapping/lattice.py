@@ -9,8 +9,8 @@ import numpy as np
 from occ_core.geometry import apply, inverse
 from occ_core.grid import VoxelGrid
 from occ_core.occupancy import Occupancy
+from occ_core.taxonomy import UNLABELED
 
-UNSEEN = 255  # in `seen`: nobody looked
 FRACTION_BITS = 20
 
 
@@ -40,15 +40,15 @@ def lattice_of(
 
 
 def seen_of(occupancy: Occupancy) -> np.ndarray:
-    """uint8 (X, Y, Z): class ids, UNSEEN where nobody looked."""
-    return np.where(occupancy.observed, occupancy.labels, np.uint8(UNSEEN))
+    """uint8 (X, Y, Z): class ids, UNLABELED where nobody looked."""
+    return np.where(occupancy.observed, occupancy.labels, np.uint8(UNLABELED))
 
 
 def sample(
     seen: np.ndarray,  # uint8 [A, B, C]
     lattice: Lattice,
 ) -> np.ndarray:
-    """uint8 (X, Y, Z): of each cell what the seen cell that holds its centre says; UNSEEN outside."""
+    """uint8 (X, Y, Z): of each cell what the seen cell that holds its centre says; UNLABELED outside."""
     inside = np.ones((len(lattice.x), len(lattice.y), len(lattice.z)), dtype=bool)
     index = []
     for axis, size in enumerate(seen.shape):
@@ -56,7 +56,7 @@ def sample(
         at >>= FRACTION_BITS
         inside &= (at >= 0) & (at < size)
         index.append(np.clip(at, 0, size - 1))
-    return np.where(inside, seen[tuple(index)], np.uint8(UNSEEN))
+    return np.where(inside, seen[tuple(index)], np.uint8(UNLABELED))
 
 
 def resampled(
@@ -66,6 +66,6 @@ def resampled(
 ) -> Occupancy:
     """One moment on a grid of the world frame; cells that its own grid does not reach are not observed."""
     found = sample(seen_of(occupancy), lattice_of(occupancy.grid, inverse(world_from_ego), world_grid))
-    observed = found != UNSEEN
+    observed = found != UNLABELED
     free_id = np.uint8(occupancy.taxonomy.free_id)
     return Occupancy(world_grid, occupancy.taxonomy, np.where(observed, found, free_id), observed)

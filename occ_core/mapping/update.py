@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from occ_core.mapping.lattice import UNSEEN, Lattice, sample
+from occ_core.mapping.lattice import Lattice, sample
+from occ_core.taxonomy import UNLABELED
 
 
 class Cells(NamedTuple):
@@ -36,7 +37,7 @@ class Step(NamedTuple):
 
 def update_plain(
     cells: Cells,
-    seen: np.ndarray,  # uint8 [A, B, C], class ids, UNSEEN where nobody looked
+    seen: np.ndarray,  # uint8 [A, B, C], class ids, UNLABELED where nobody looked
     lattice: Lattice,
     is_dynamic: np.ndarray,  # bool [classes]
     step: Step,
@@ -47,7 +48,7 @@ def update_plain(
     log_odds *= np.where(moving, np.float32(step.dynamic_keep), np.float32(step.keep))
     found = sample(seen, lattice)
     free = found == step.free_id
-    occupied = (found != UNSEEN) & ~free
+    occupied = (found != UNLABELED) & ~free
     weight = np.float32(1), np.float32(step.dynamic_weight)
     missed = np.float32(step.miss) * np.where(moving[free], weight[1], weight[0])
     log_odds[free] = np.maximum(log_odds[free] + missed, np.float32(step.lowest))

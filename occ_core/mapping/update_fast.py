@@ -5,8 +5,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from occ_core.mapping.lattice import FRACTION_BITS, UNSEEN, Lattice
+from occ_core.mapping.lattice import FRACTION_BITS, Lattice
 from occ_core.mapping.update import Cells, Step
+from occ_core.taxonomy import UNLABELED
 
 
 def update_fast(cells: Cells, seen: np.ndarray, lattice: Lattice, is_dynamic: np.ndarray, step: Step) -> None:
@@ -33,7 +34,7 @@ def _update(log_odds, label, votes, seen, at_x, at_y, at_z, low, high, is_dynami
                 if not reached:
                     continue
                 found = _found(seen, u + at_z[z, 0], v + at_z[z, 1], w + at_z[z, 2])
-                if found == UNSEEN:
+                if found == UNLABELED:
                     continue
                 if found == free_id:
                     odds = max(odds + (miss * dynamic_weight if is_dynamic[was] else miss), lowest)
@@ -60,7 +61,7 @@ def _found(seen, u, v, w):
     inside = np.uint64(i) < np.uint64(seen.shape[0])
     inside &= np.uint64(j) < np.uint64(seen.shape[1])
     inside &= np.uint64(k) < np.uint64(seen.shape[2])
-    return seen[np.uint64(i), np.uint64(j), np.uint64(k)] if inside else np.uint8(UNSEEN)
+    return seen[np.uint64(i), np.uint64(j), np.uint64(k)] if inside else np.uint8(UNLABELED)
 
 
 @numba.njit(cache=True, nogil=True, inline="always")

@@ -29,9 +29,9 @@ class LidarInput(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    sweeps: Annotated[int, Field(gt=0, le=100)] = 1  # the newest at or before the moment, and those before it
+    sweeps: Annotated[int, Field(gt=0, le=100)] = 1  # the newest at or before the sample, and those before it
     points: Annotated[int, Field(gt=0, le=2_000_000)] = 120_000  # at most; of more, always the same random ones
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the training moments that are given no cloud
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the training samples that are given no cloud
     # of a return, as the driver of bags and of the robot counts; nuScenes and SemanticKITTI say it themselves
     intensity_max: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] = FULL_INTENSITY
 
@@ -39,7 +39,7 @@ class LidarInput(BaseModel):
 class Phase(NamedTuple):
     """A part of a run: `steps` on samples of one kind, with a learning rate that rises and falls."""
 
-    samples: Literal["moments", "images", "chains"]  # whole; single images of any camera; moments in a row
+    samples: Literal["samples", "images", "sequences"]  # whole; single images of any camera; samples in a row
     steps: int
 
 
@@ -48,7 +48,7 @@ class NetworkConfig(BaseModel):
 
     Attributes:
         by_table: it is given a rig as a table (`models.easyocc.table`), which has to be built, instead of as matrices.
-        fitted: its tensors that its method `fit` sets on held-out moments, and that are no averages of weights.
+        fitted: its tensors that its method `fit` sets on held-out samples, and that are no averages of weights.
         pixel_ratio_limit: how far apart class weights in its losses on pixels may be.
     """
 
@@ -96,7 +96,7 @@ class NetworkConfig(BaseModel):
 
     @property
     def remembers(self) -> bool:
-        """Whether it answers a moment with what it kept of those before."""
+        """Whether it answers a sample with what it kept of those before."""
         return False
 
     def phases(self, steps: int, nano: NanoTraining) -> tuple[Phase, ...]:
@@ -105,7 +105,7 @@ class NetworkConfig(BaseModel):
         Raises:
             InvalidInput: settings that do not fit the network.
         """
-        return (Phase("moments", steps),)
+        return (Phase("samples", steps),)
 
 
 class CameraModelConfig(NetworkConfig):

@@ -63,14 +63,14 @@ def render(
         jitter = torch.full_like(origins_m[..., 0], 0.5)
     volume = volume.to(origins_m.dtype)  # under autocast it comes in half precision, too coarse to add up weights in
     again = sampling.checkpoint and volume.requires_grad
-    moments = []
+    samples = []
     for b in range(volume.shape[0]):
         chunks = []
         for rays in zip(*(x[b].split(sampling.rays_per_chunk) for x in (origins_m, directions, jitter)), strict=True):
             inputs = (volume[b], free_id, contraction, *rays, sampling)
             chunks.append(checkpoint(_render_rays, *inputs, use_reentrant=False) if again else _render_rays(*inputs))
-        moments.append([torch.cat(parts) for parts in zip(*chunks, strict=True)])
-    return Rendered(*(torch.stack(parts) for parts in zip(*moments, strict=True)))
+        samples.append([torch.cat(parts) for parts in zip(*chunks, strict=True)])
+    return Rendered(*(torch.stack(parts) for parts in zip(*samples, strict=True)))
 
 
 def _render_rays(

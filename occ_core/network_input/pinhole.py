@@ -196,18 +196,18 @@ def _level(lens: Camera, directions: np.ndarray, size: tuple[int, int]) -> list[
     times = int(np.clip(round(lens.intrinsics[0, 0] / focal_px), 1, FINEST))
     (w, h), focal_px = (times * size[0], times * size[1]), times * focal_px
     intrinsics = np.array([[focal_px, 0, (w - 1) / 2], [0, focal_px, (h - 1) / 2], [0, 0, 1]])
-    looks = [
+    angles = [
         (middle + turn.max() - (column + 0.5) * wide, elevation[within].max() - (row + 0.5) * step)
         for row in range(rows)
         for column in range(columns)
     ]
     return [
-        Camera(f"{lens.name}.{i}", intrinsics, (w, h), _looking(lens.ego_from_cam[:3, 3], *look))
-        for i, look in enumerate(looks)
+        Camera(f"{lens.name}.{i}", intrinsics, (w, h), _ego_from_view(lens.ego_from_cam[:3, 3], *angle))
+        for i, angle in enumerate(angles)
     ]
 
 
-def _looking(at_m: np.ndarray, azimuth: float, elevation: float) -> np.ndarray:
+def _ego_from_view(at_m: np.ndarray, azimuth: float, elevation: float) -> np.ndarray:
     """ego_from_cam (4, 4) of a camera whose rows are level."""
     ahead = np.array(
         [math.cos(elevation) * math.cos(azimuth), math.cos(elevation) * math.sin(azimuth), math.sin(elevation)]

@@ -38,12 +38,12 @@ def cell_centers_m(grid: VoxelGrid, cells_per_feature: int | tuple[int, int, int
 
 def flat_cell(
     cell: Tensor,  # [..., 3] int64
-    moment: Tensor,  # [...] int64, or of a shape that fits
+    sample: Tensor,  # [...] int64, or of a shape that fits
     grid: VoxelGrid,
 ) -> Tensor:  # [...] int64
     """Index of cells into a flat [B, X, Y, Z]."""
     i, j, k = cell.unbind(-1)
-    return ((moment * grid.shape[0] + i) * grid.shape[1] + j) * grid.shape[2] + k
+    return ((sample * grid.shape[0] + i) * grid.shape[1] + j) * grid.shape[2] + k
 
 
 def project(
@@ -96,17 +96,17 @@ def lift(
     height, width = rig_images.images.shape[2:4]
     pixels, _, visible = project(points_ego_m, rig_images)
     cameras = visible.sum(dim=1)  # [B, K]
-    moment, point, camera = visible.transpose(1, 2).nonzero(as_tuple=True)  # cameras of a point in a row
-    at = pixels[moment, camera, point]  # [M, 2]
+    sample, point, camera = visible.transpose(1, 2).nonzero(as_tuple=True)  # cameras of a point in a row
+    at = pixels[sample, camera, point]  # [M, 2]
     column, row = (at[:, 0] + 0.5) * (w / width) - 0.5, (at[:, 1] + 0.5) * (h / height) - 0.5
     left, top = column.floor(), row.floor()
     right_share, lower_share = column - left, row - top
     columns = torch.stack([left, left + 1], dim=1).long().clamp(0, w - 1)  # [M, 2]
     rows = torch.stack([top, top + 1], dim=1).long().clamp(0, h - 1)
-    index = (((moment * n + camera)[:, None] * h + rows) * w)[:, :, None] + columns[:, None]  # [M, 2, 2]
+    index = (((sample * n + camera)[:, None] * h + rows) * w)[:, :, None] + columns[:, None]  # [M, 2, 2]
     weight = torch.stack([1 - lower_share, lower_share], dim=1)[:, :, None]
     weight = weight * torch.stack([1 - right_share, right_share], dim=1)[:, None]
-    weight = weight / cameras[moment, point][:, None, None]
+    weight = weight / cameras[sample, point][:, None, None]
     table = features.permute(0, 1, 3, 4, 2).reshape(-1, c).float()
     taps = 4 * cameras.reshape(-1)
     lifted = weighted_rows(table, index.reshape(-1), weight.reshape(-1), taps)

@@ -1,4 +1,4 @@
-"""What a camera network is given: B moments of N cameras as tensors; and what it is taught with.
+"""What a camera network is given: B samples of N cameras as tensors; and what it is taught with.
 
 The networks that project cells into images take these two. EasyOcc nano, whose projection is a table, does not.
 """
@@ -24,8 +24,8 @@ class RigImages:
         intrinsics: float32 [B, N, 3, 3], pixels of `images`; (0, 0) is the centre of the top-left pixel.
         ego_from_cam: float32 [B, N, 4, 4], optical camera frame to ego frame.
         present: bool [B, N]; a camera that is absent must not be looked at.
-        lidar: float32 [B, P, 5]: x, y, z in metres in the ego frame at the moment's stamp, intensity 0..1, age_s (>= 0,
-            how much older than the moment); rows of NaN pad, and a moment without a point has no others. None: the
+        lidar: float32 [B, P, 5]: x, y, z in metres in the ego frame at the sample's stamp, intensity 0..1, age_s (>= 0,
+            how much older than the sample); rows of NaN pad, and a sample without a point has no others. None: the
             network takes none.
         sees: bool [B, N, H, W], False on pixels that show nothing of the world (see `Camera.blind`); None: all show it.
     """
@@ -45,22 +45,22 @@ class RigImages:
         return each_tensor(self, Tensor.pin_memory)
 
     def batch(self) -> RigImages:
-        """A batch of this one moment, whose tensors lack the first axis."""
+        """A batch of this one sample, whose tensors lack the first axis."""
         return each_tensor(self, lambda tensor: tensor[None])
 
     def first(self) -> RigImages:
-        """A batch of the first moment alone."""
+        """A batch of the first sample alone."""
         return each_tensor(self, lambda tensor: tensor[:1])
 
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What the same moments are taught with; None where the run has nothing of the kind.
+    """What the same samples are taught with; None where the run has nothing of the kind.
 
     Attributes:
         labels: uint8 [B, X, Y, Z], class ids of the grid's cells, 255 where unobserved.
         class_weights: float32 [C], of the classes in losses on cells; 0 for classes that never occur.
-        pseudo_labels: uint8 [B, X, Y, Z], what teachers say of the cells of moments without label, 255 where nothing.
+        pseudo_labels: uint8 [B, X, Y, Z], what teachers say of the cells of samples without label, 255 where nothing.
         class_map: uint8 [B, N, H, W], the class teacher's answer at the size of the images; the free id is sky, 255
             unknown.
         pixel_weights: float32 [C], of the classes in losses on pixels.
@@ -69,7 +69,7 @@ class Targets:
         neighbour_from_cam: float32 [B, N, 2, 4, 4], from the camera to where it was at these; same intrinsics.
         neighbour_present: bool [B, N, 2].
         lidar_origin_m: float32 [B, 3], where the newest sweep of `RigImages.lidar` was taken, in the ego frame at the
-            moment's stamp; NaN in a moment without a point.
+            sample's stamp; NaN in a sample without a point.
     """
 
     labels: Tensor | None = None

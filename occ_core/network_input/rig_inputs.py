@@ -19,7 +19,7 @@ def rig_inputs(
     preprocess: Preprocess,
     lidar: np.ndarray | None = None,  # float32 [P, 5], what `occ_core.lidar_points` made of the sweeps
 ) -> RigImages:
-    """One moment, without the batch axis. A lens that is no pinhole is given as the views of `network_input.pinhole`.
+    """One sample, without the batch axis. A lens that is no pinhole is given as the views of `network_input.pinhole`.
 
     Raises:
         InvalidInput: a camera of the rig is no pinhole.

@@ -16,8 +16,8 @@ from occ_core.geometry import apply
 from occ_core.mapping.rolling_map import RollingMap
 from occ_core.occupancy import Occupancy
 from occ_core.show.album import spread
-from occ_core.show.moments import Moments
 from occ_core.show.pictures import BACKGROUND_RGB, INK_RGB, camera_rows, captioned, legend, mosaic
+from occ_core.show.predicted_frames import PredictedFrames
 from occ_core.show.solids import Eye, in_perspective, projected
 
 MOST_FRAMES = 60  # some 3 MB
@@ -28,8 +28,8 @@ EYE_EGO_M, TOWARDS_EGO_M = (-19.0, 0.0, 13.0), (6.5, 0.0, 0.0)
 ARROW_EGO_M = np.array([(2.4, 0, 0), (-1.4, 1.2, 0), (-0.6, 0, 0), (-1.4, -1.2, 0)])  # the robot, on the ground
 
 
-def write_animation(moments: Moments, path: Path) -> None:
-    """Write an animation of the moments that have a prediction, at the speed of the drive; see `MOST_FRAMES`.
+def write_animation(frames: PredictedFrames, path: Path) -> None:
+    """Write an animation of the frames that have a prediction, at the speed of the drive; see `MOST_FRAMES`.
 
     Args:
         path: ends with .webp.
@@ -42,11 +42,11 @@ def write_animation(moments: Moments, path: Path) -> None:
         raise InvalidInput(f"an animation is a .webp file, not {path}")
     image = need("PIL.Image", "viz")
     frames, stamps_ns = [], []
-    for stamp_ns, frame in drawn(moments):
+    for stamp_ns, frame in drawn(frames):
         stamps_ns.append(stamp_ns)
         frames.append(image.fromarray(frame))
     if not frames:
-        raise MissingInput(f"{moments.title}: no moment has a prediction to show")
+        raise MissingInput(f"{frames.title}: no moment has a prediction to show")
     durations_ms = [*np.clip(np.diff(stamps_ns) // 1_000_000, 1, LONGEST_MS).tolist(), LONGEST_MS]
     buffer = io.BytesIO()
     frames[0].save(
@@ -62,16 +62,16 @@ def write_animation(moments: Moments, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def drawn(moments: Moments) -> Iterator[tuple[int, np.ndarray]]:
-    """Stamp in ns and picture, RGB uint8 (h, w, 3), of moments evenly spread; all are fused, scene by scene."""
-    shown = set(spread(range(len(moments)), MOST_FRAMES))
+def drawn(frames: PredictedFrames) -> Iterator[tuple[int, np.ndarray]]:
+    """Stamp in ns and picture, RGB uint8 (h, w, 3), of frames evenly spread; all are fused, scene by scene."""
+    shown = set(spread(range(len(frames)), MOST_FRAMES))
     rolling_map, scene = None, None
-    for index in track(range(len(moments)), description="animation", transient=True):
-        frame, predicted, _ = moments[index]
+    for index in track(range(len(frames)), description="animation", transient=True):
+        frame, predicted, _ = frames[index]
         if predicted is None:
             continue
-        if not frame.is_placed:
-            raise InvalidInput(f"{moments.title}: nobody says where the robot was; a map needs its poses")
+        if not frame.has_pose:
+            raise InvalidInput(f"{frames.title}: nobody says where the robot was; a map needs its poses")
         if rolling_map is None or frame.scene != scene:
             rolling_map, scene = RollingMap(predicted.grid, predicted.taxonomy), frame.scene
         rolling_map.fuse(predicted, frame.world_from_ego, frame.stamp_ns)

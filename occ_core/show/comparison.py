@@ -1,4 +1,4 @@
-"""Two runs beside each other: their scores with differences, and the same moments as both see them."""
+"""Two runs beside each other: their scores with differences, and the same frames as both see them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from occ_core.evaluation.predictions import prediction_files
 from occ_core.evaluation.report import PROTOCOLS
 from occ_core.files import read_json
 from occ_core.show.album import spread
-from occ_core.show.moments import Moments
-from occ_core.show.page import MOMENTS
-from occ_core.show.page_data import PageMoment
+from occ_core.show.page import FRAMES
+from occ_core.show.page_data import PageFrame
 from occ_core.show.page_figures import Figures, PageTable
+from occ_core.show.predicted_frames import PredictedFrames
 
 KINDS = "report of `occ eval --json`", "training", "predictions"
 SHARES = {"iou": "IoU", "miou_15": "mIoU, 15 classes", "miou_17": "mIoU, 17 classes"}
@@ -111,7 +111,7 @@ def on_equal_moments(a: Run, b: Run) -> Iterator[tuple[Path, Path, list[str]]]:
             f"{len(files[1])}, first '{min(files[1])}'"
         )
     told = [
-        f"{run.name}: {len(own) - len(both)} of {len(own)} predictions left out, {other.name} has none of these moments"
+        f"{run.name}: {len(own) - len(both)} of {len(own)} predictions left out, {other.name} has none of these frames"
         for run, other, own in ((a, b, files[0]), (b, a, files[1]))
         if len(own) > len(both)
     ]
@@ -124,11 +124,11 @@ def on_equal_moments(a: Run, b: Run) -> Iterator[tuple[Path, Path, list[str]]]:
         yield *links, told
 
 
-def moments_of_both(names: tuple[str, str], a: Moments, b: Moments) -> Iterator[PageMoment]:
-    """At most MOMENTS, evenly spread, of two folders with the same tokens; the truth third."""
-    for index in spread(range(len(a)), MOMENTS):
+def moments_of_both(names: tuple[str, str], a: PredictedFrames, b: PredictedFrames) -> Iterator[PageFrame]:
+    """At most FRAMES, evenly spread, of two folders with the same tokens; the truth third."""
+    for index in spread(range(len(a)), FRAMES):
         frame, one, truth = a[index]
-        yield PageMoment(frame, {names[0]: one, names[1]: b[index].predicted, "true": truth})
+        yield PageFrame(frame, {names[0]: one, names[1]: b[index].predicted, "true": truth})
 
 
 def difference_tables(a: Run, b: Run) -> list[PageTable]:

@@ -1,4 +1,4 @@
-"""Moments for Foxglove: a WebSocket server with cameras, transforms and voxels, for the browser or the desktop app."""
+"""Frames for Foxglove: a WebSocket server with cameras, transforms and voxels, for the browser or the desktop app."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from occ_core.errors import CannotWrite, need
 from occ_core.frame import Frame
 from occ_core.geometry import quaternion_from_rotation
 from occ_core.occupancy import Occupancy
-from occ_core.show.moments import Moment, Moments
+from occ_core.show.predicted_frames import PredictedFrame, PredictedFrames
 from occ_core.show.recording import JPEG_QUALITY
 
 WORLD, BASE = "map", "base_link"
 PREDICTED, TRUE = "/occupancy/predicted", "/occupancy/true"
-LONGEST_PAUSE_S = 2.0  # between two moments, whatever the gap between their stamps (another scene)
+LONGEST_PAUSE_S = 2.0  # between two frames, whatever the gap between their stamps (another scene)
 MODELS = {"none": "", "plumb_bob": "plumb_bob", "rational_polynomial": "rational_polynomial"}
 MODELS["equidistant"] = "kannala_brandt"
 
@@ -79,9 +79,9 @@ class FoxgloveServer:
         """Tell the viewers that time jumps back."""
         self._server.clear_session()
 
-    def publish(self, moment: Moment) -> None:
+    def publish(self, predicted_frame: PredictedFrame) -> None:
         """Send everything of one moment to who looks."""
-        frame, stamp_ns = moment.frame, moment.frame.stamp_ns
+        frame, stamp_ns = predicted_frame.frame, predicted_frame.frame.stamp_ns
         self._topics["/tf"].log(self._transforms(frame), log_time=stamp_ns)
         for name, image in frame.images.items():
             camera = frame.rig[name]
@@ -89,7 +89,7 @@ class FoxgloveServer:
             self._offer(info_topic(name), "CameraCalibration")
             self._topics[info_topic(name)].log(self._calibration(camera, stamp_ns), log_time=stamp_ns)
             self._topics[image_topic(name)].log(self._image(name, image, stamp_ns), log_time=stamp_ns)
-        for topic, occupancy in ((PREDICTED, moment.predicted), (TRUE, moment.truth)):
+        for topic, occupancy in ((PREDICTED, predicted_frame.predicted), (TRUE, predicted_frame.truth)):
             if occupancy is not None:
                 self._topics[topic].log(self._voxels(occupancy, stamp_ns), log_time=stamp_ns)
 
@@ -172,17 +172,17 @@ def voxel_bytes(occupancy: Occupancy) -> bytes:
     return np.ascontiguousarray(cells.transpose(2, 1, 0, 3)).tobytes()
 
 
-def play(server: FoxgloveServer, moments: Moments, rate: float, loop: bool) -> None:
-    """Publish all moments at their own pace times `rate`; for ever with `loop`."""
+def play(server: FoxgloveServer, frames: PredictedFrames, rate: float, loop: bool) -> None:
+    """Publish all frames at their own pace times `rate`; for ever with `loop`."""
     while True:
         last_ns: int | None = None
         due_s = time.monotonic()
-        for moment in (moments[index] for index in range(len(moments))):
-            gap_s = 0.0 if last_ns is None else (moment.frame.stamp_ns - last_ns) / 1e9 / rate
+        for predicted_frame in (frames[index] for index in range(len(frames))):
+            gap_s = 0.0 if last_ns is None else (predicted_frame.frame.stamp_ns - last_ns) / 1e9 / rate
             due_s = max(due_s + min(max(gap_s, 0.0), LONGEST_PAUSE_S), time.monotonic())
             time.sleep(max(0.0, due_s - time.monotonic()))
-            server.publish(moment)
-            last_ns = moment.frame.stamp_ns
+            server.publish(predicted_frame)
+            last_ns = predicted_frame.frame.stamp_ns
         if not loop:
             return
         time.sleep(min(1 / rate, LONGEST_PAUSE_S))

@@ -19,13 +19,14 @@ from occ_core.show.pictures import camera_rows, captioned, from_above, legend, m
 from occ_core.show.recording import Recording
 from occ_core.show.solids import in_perspective
 from occ_core.sources.nuscenes import NuScenesSource
-from occ_core.teachers.base import UNKNOWN, Teachers
+from occ_core.taxonomy import UNLABELED
+from occ_core.teachers.base import Teachers
 
 WIDTH = 1440
 
 
 @dataclass(frozen=True, eq=False)
-class Moment:
+class LabelledFrame:
     """One labelled keyframe. `classes`, `depths`: maps laid over the images, by camera; empty without teachers."""
 
     frame: Frame
@@ -65,15 +66,15 @@ def show_labels(
     if not labelled:
         raise MissingInput(f"{store.folder}: no label of any of the {len(source)} keyframes of {dataroot}")
 
-    def moment(index: int) -> Moment:
-        return _moment(source, index, store, teachers)
+    def labelled_frame(index: int) -> LabelledFrame:
+        return _labelled_frame(source, index, store, teachers)
 
     def draw(index: int) -> tuple[str, np.ndarray]:
-        shown = moment(index)
+        shown = labelled_frame(index)
         return shown.frame.scene, sheet(shown, _title(store, shown.frame))
 
     def record(stream: Recording, index: int) -> None:
-        _record(stream, moment(index))
+        _record(stream, labelled_frame(index))
 
     return write_album(out, "labels", labelled, pictures, draw, record if recording else None)
 
@@ -85,7 +86,7 @@ def _title(store: LabelStore, frame: Frame) -> str:
     return f"{frame.scene}, sample {frame.token[:8]}: {made_with['teacher']}, recipe {made_with['recipe']}{left_out}"
 
 
-def _moment(source: NuScenesSource, index: int, store: LabelStore, teachers: Teachers | None) -> Moment:
+def _labelled_frame(source: NuScenesSource, index: int, store: LabelStore, teachers: Teachers | None) -> LabelledFrame:
     frame = source[index]
     path = source.tables.truth_path(frame.scene, frame.token)
     truth = load_occ3d(path) if path.is_file() else None
@@ -93,31 +94,38 @@ def _moment(source: NuScenesSource, index: int, store: LabelStore, teachers: Tea
     if teachers is not None:
         for name, found in teachers.classes.classes(frame).items():
             colors = color_classes(found.class_id, store.taxonomy)
-            classes[name] = over_image(frame.images[name], colors, found.class_id != UNKNOWN)
+            classes[name] = over_image(frame.images[name], colors, found.class_id != UNLABELED)
         for name, measured in teachers.depth.depth(frame).items():
             colors, known = color_depth(measured.depth_m), ~np.isnan(measured.depth_m)
             depths[name] = over_image(frame.images[name], colors, known)
-    return Moment(frame, store.read(frame.scene, frame.token), truth, classes, depths)
+    return LabelledFrame(frame, store.read(frame.scene, frame.token), truth, classes, depths)
 
 
-def sheet(moment: Moment, title: str) -> np.ndarray:
+def sheet(labelled_frame: LabelledFrame, title: str) -> np.ndarray:
     """One picture: images, class maps and depths, voxels (label and truth), and from above what was voted and seen."""
-    rows = camera_rows(sorted(moment.frame.images))
+    rows = camera_rows(sorted(labelled_frame.frame.images))
     columns = len(rows[0])
     tile, small = (_tile(WIDTH // columns), _tile(WIDTH // (2 * columns)))
-    parts = [strip(title, WIDTH), mosaic(moment.frame.images, rows, tile)]
-    if moment.classes or moment.depths:
-        parts.append(np.concatenate([mosaic(moment.classes, rows, small), mosaic(moment.depths, rows, small)], axis=1))
-    label = moment.label.occupancy
-    voxels = {"label": label} | ({} if moment.truth is None else {"truth": moment.truth})
+    parts = [strip(title, WIDTH), mosaic(labelled_frame.frame.images, rows, tile)]
+    if labelled_frame.classes or labelled_frame.depths:
+        parts.append(
+            np.concatenate(
+                [mosaic(labelled_frame.classes, rows, small), mosaic(labelled_frame.depths, rows, small)], axis=1
+            )
+        )
+    label = labelled_frame.label.occupancy
+    voxels = {"label": label} | ({} if labelled_frame.truth is None else {"truth": labelled_frame.truth})
     size = (WIDTH // len(voxels), 480)
     parts.append(
         np.concatenate(
-            [captioned(in_perspective(v, size, with_hidden=v is moment.truth), name) for name, v in voxels.items()],
+            [
+                captioned(in_perspective(v, size, with_hidden=v is labelled_frame.truth), name)
+                for name, v in voxels.items()
+            ],
             axis=1,
         )
     )
-    above = {f"{name} from above": from_above(v) for name, v in voxels.items()} | _facts(moment.label)
+    above = {f"{name} from above": from_above(v) for name, v in voxels.items()} | _facts(labelled_frame.label)
     side = WIDTH // len(above)
     panels = [captioned(cv2.resize(i, (side, side), interpolation=cv2.INTER_AREA), n) for n, i in above.items()]
     parts += [np.concatenate(panels, axis=1), legend(label, WIDTH)]
@@ -145,13 +153,13 @@ def _facts(label: StoredLabel) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(image[::-1, ::-1]) for name, image in facts.items()}
 
 
-def _record(stream: Recording, moment: Moment) -> None:
-    stamp_ns, label = moment.frame.stamp_ns, moment.label.occupancy
-    stream.log(stamp_ns, moment.frame.images, label, moment.truth)
-    stream.log_images(stamp_ns, "classes", moment.classes)
-    stream.log_images(stamp_ns, "depth", moment.depths)
+def _record(stream: Recording, labelled_frame: LabelledFrame) -> None:
+    stamp_ns, label = labelled_frame.frame.stamp_ns, labelled_frame.label.occupancy
+    stream.log(stamp_ns, labelled_frame.frame.images, label, labelled_frame.truth)
+    stream.log_images(stamp_ns, "classes", labelled_frame.classes)
+    stream.log_images(stamp_ns, "depth", labelled_frame.depths)
     stream.log_images(
-        stamp_ns, "from_above", {name.split(";")[0]: image for name, image in _facts(moment.label).items()}
+        stamp_ns, "from_above", {name.split(";")[0]: image for name, image in _facts(labelled_frame.label).items()}
     )
     stream.log_cells(stamp_ns, "edge_of_the_unseen", label.grid, edge_of_the_unseen(label.observed))
 

@@ -17,50 +17,50 @@ from occ_core.camera import Rig
 from occ_core.errors import InvalidInput
 from occ_core.files import write_atomically
 from occ_core.show.album import spread
-from occ_core.show.moments import Moments
-from occ_core.show.page_data import PageMoment, common, pack_moment, scene_frame
+from occ_core.show.page_data import PageFrame, common, pack_frame, scene_frame
 from occ_core.show.page_figures import Figures
+from occ_core.show.predicted_frames import PredictedFrames
 
-MOMENTS = 16  # about 4 MB with six cameras
+FRAMES = 16  # about 4 MB with six cameras
 SCRIPTS = ("voxels.js", "figures.js", "scene.js", "page.js")
 NO_FIGURES = Figures()
 
 
-def write_page(path: Path, title: str, moments: Iterable[PageMoment], figures: Figures = NO_FIGURES) -> None:
+def write_page(path: Path, title: str, frames: Iterable[PageFrame], figures: Figures = NO_FIGURES) -> None:
     """Write `path`, atomically.
 
     Args:
-        moments: in time order, all on one grid with one set of classes; see `MOMENTS` for how many are sensible. None:
+        frames: in time order, all on one grid with one set of classes; see `FRAMES` for how many are sensible. None:
             the page has figures alone.
 
     Raises:
-        InvalidInput: nothing to show, moments without voxels, grids or classes that differ, or too many cameras.
+        InvalidInput: nothing to show, frames without voxels, grids or classes that differ, or too many cameras.
         CorruptInput: a log without numbers. CannotWrite.
     """
-    shown = list(moments)
+    shown = list(frames)
     told = figures.packed()
     if not shown and not any(told.values()):
-        raise InvalidInput("a report page needs moments or figures, got neither")
+        raise InvalidInput("a report page needs frames or figures, got neither")
     data = {"title": title, "live": False, "scene": _scene(shown) if shown else None, **told}
     write_atomically(path, page_text(data).encode())
 
 
-def _scene(shown: list[PageMoment]) -> dict[str, Any]:
-    """What `page_files/scene.js` shows: `scene_frame`, and the moments."""
+def _scene(shown: list[PageFrame]) -> dict[str, Any]:
+    """What `page_files/scene.js` shows: `scene_frame`, and the frames."""
     like, volumes = common(shown)
-    rigs = [moment.frame.rig for moment in shown]
+    rigs = [page_frame.frame.rig for page_frame in shown]
     cameras = Rig(
         tuple({camera.name: camera for rig in reversed(rigs) for camera in rig}.values())
     )  # where it is first
     frame = scene_frame(like, volumes, cameras)
-    return {**frame, "moments": [pack_moment(moment, frame["cameras"]) for moment in shown]}
+    return {**frame, "frames": [pack_frame(page_frame, frame["cameras"]) for page_frame in shown]}
 
 
-def page_moments(moments: Moments, count: int = MOMENTS) -> Iterable[PageMoment]:
-    """What `occ view` shows, as `predicted` and `true`: at most `count` moments, evenly spread."""
-    for index in spread(range(len(moments)), count):
-        frame, predicted, truth = moments[index]
-        yield PageMoment(frame, {"predicted": predicted, "true": truth})
+def page_frames(frames: PredictedFrames, count: int = FRAMES) -> Iterable[PageFrame]:
+    """What `occ view` shows, as `predicted` and `true`: at most `count` frames, evenly spread."""
+    for index in spread(range(len(frames)), count):
+        frame, predicted, truth = frames[index]
+        yield PageFrame(frame, {"predicted": predicted, "true": truth})
 
 
 def page_text(data: dict[str, Any]) -> str:
@@ -68,7 +68,7 @@ def page_text(data: dict[str, Any]) -> str:
 
     Args:
         data: title, scene and figures as JSON values, see `write_page`; `live`: the page asks who serves it for
-            moments, and may connect to nobody else.
+            frames, and may connect to nobody else.
     """
     folder = files("occ_core.show") / "page_files"
     page, style, *scripts = (

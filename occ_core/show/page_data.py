@@ -1,4 +1,4 @@
-"""What a report page holds of a moment: cells and images packed as text; `page_files/page.js` unpacks them."""
+"""What a report page holds of a frame: cells and images packed as text; `page_files/page.js` unpacks them."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ MOST_CAMERAS = 32  # bits of a cell's `views`
 FRUSTUM_M = 1.5  # length of a camera's drawn pyramid
 
 
-class PageMoment(NamedTuple):
-    """One moment of a page: volumes by what they are called there, such as `predicted`, `true` or `labels`; each is in
-    the ego frame. None: there is none at this moment."""
+class PageFrame(NamedTuple):
+    """One frame of a page: volumes by what they are called there, such as `predicted`, `true` or `labels`; each is in
+    the ego frame. None: there is none at this frame."""
 
     frame: Frame
     volumes: Mapping[str, Occupancy | None]
 
 
 def scene_frame(like: Occupancy, volumes: list[str], rig: Rig) -> dict[str, Any]:
-    """What all moments of a page have in common, as JSON values: grid, classes, cameras with where they look, and the
+    """What all frames of a page have in common, as JSON values: grid, classes, cameras with where they look, and the
     volumes' names.
 
     Raises:
@@ -53,11 +53,11 @@ def scene_frame(like: Occupancy, volumes: list[str], rig: Rig) -> dict[str, Any]
     }
 
 
-def pack_moment(moment: PageMoment, cameras: list[str]) -> dict[str, Any]:
+def pack_frame(page_frame: PageFrame, cameras: list[str]) -> dict[str, Any]:
     """JSON values: name, images {camera: JPEG as base64} and volumes {name: see `pack_volume`}."""
-    frame = moment.frame
+    frame = page_frame.frame
     rig = frame.rig_at_stamps
-    volumes = {name: pack_volume(o, rig, cameras) for name, o in moment.volumes.items() if o is not None}
+    volumes = {name: pack_volume(o, rig, cameras) for name, o in page_frame.volumes.items() if o is not None}
     name = f"{frame.scene} {frame.token[:8]} at {frame.stamp_ns / 1e9:.2f} s".strip()
     return {"name": name, "images": {name: _jpeg(image) for name, image in frame.images.items()}, "volumes": volumes}
 
@@ -109,15 +109,15 @@ def pack(array: np.ndarray) -> str:
     return base64.b64encode(zlib.compress(np.ascontiguousarray(array).tobytes(), 9)).decode()
 
 
-def common(moments: list[PageMoment]) -> tuple[Occupancy, list[str]]:
+def common(frames: list[PageFrame]) -> tuple[Occupancy, list[str]]:
     """An occupancy whose grid and classes are those of all, and the volumes' names in the order of their appearance.
 
     Raises:
         InvalidInput: no volume at all, or they differ.
     """
-    named = [(name, o) for moment in moments for name, o in moment.volumes.items() if o is not None]
+    named = [(name, o) for page_frame in frames for name, o in page_frame.volumes.items() if o is not None]
     if not named:
-        raise InvalidInput(f"a report page needs voxels, none of {len(moments)} moments has any")
+        raise InvalidInput(f"a report page needs voxels, none of {len(frames)} frames has any")
     first = named[0][1]
     for name, other in named:
         if other.grid != first.grid or other.taxonomy != first.taxonomy:

@@ -97,8 +97,8 @@ def legend(occupancy: Occupancy, width: int) -> np.ndarray:
     ids = occupancy.taxonomy.occupied_ids
     columns = max(1, min(9, width // 158))
     strip = _blank(width, 22 * -(-len(ids) // columns) + 4)
-    for place, class_id in enumerate(ids):
-        x, y = place % columns * (width // columns) + 8, place // columns * 22 + 5
+    for number, class_id in enumerate(ids):
+        x, y = number % columns * (width // columns) + 8, number // columns * 22 + 5
         cv2.rectangle(strip, (x, y), (x + 14, y + 14), occupancy.taxonomy.colors[class_id], -1)
         _text(strip, occupancy.taxonomy.names[class_id].replace("_", " "), (x + 20, y + 12), 0.4)
     return strip

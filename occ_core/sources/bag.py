@@ -31,7 +31,7 @@ from occ_core.sources.bag_cameras import (
 from occ_core.sources.bag_reader import BagReader
 from occ_core.sources.bag_roster import FEW, Lens, Roster, alike
 from occ_core.sources.bag_sets import grouped
-from occ_core.sources.bag_survey import CLOUD, TF, Place, Survey
+from occ_core.sources.bag_survey import CLOUD, TF, LogEntry, Survey
 from occ_core.sources.bag_transforms import add_odometry, build_tree, namespaces, robot_of, world_of
 from occ_core.sources.clouds import lidar_of
 from occ_core.transforms import TransformTree
@@ -103,8 +103,8 @@ class BagSource:
         self.odometry_topic = add_odometry(self.tree, self.survey, self.robot, self.base_frame, self.tally)
         placed = self.base_frame in self.tree.frames or not described
         self.world_frame = world_of(self.tree, self.base_frame, world_frame, self.path) if placed else None
-        place = self.tree, self.base_frame, self.robot, self.world_frame is not None
-        self.roster = Roster(self.devices, self.image_topics, self.survey, *place, self.tally, described)
+        transforms = self.tree, self.base_frame, self.robot, self.world_frame is not None
+        self.roster = Roster(self.devices, self.image_topics, self.survey, *transforms, self.tally, described)
         self._usable = self.roster.usable
         absent = {} if cameras is not None else without_images(self.reader)
         for problem in absent.values():
@@ -124,10 +124,10 @@ class BagSource:
 
     def _note_gaps(self) -> None:
         """Say which cameras lack in many of the key camera's sets, beyond the images that are named already."""
-        sets = [places for places, _ in self.sets()]
+        sets = [entries for entries, _ in self.sets()]
         for name, each in self._usable.items():
             said = {problem.kind: count for problem, count in self.tally.of(each.camera.image_topic)}
-            lost = sum(name not in places for places in sets)
+            lost = sum(name not in entries for entries in sets)
             if "few images" not in said and lost - sum(said.values()) > max(1, GAPS * len(sets)):
                 found = f"no image of it in {lost} of {len(sets)} sets"
                 self.tally.note(Problem("gaps", each.camera.image_topic, found))
@@ -143,8 +143,8 @@ class BagSource:
     def _key_camera(self, asked: bool) -> BagCamera:
         if asked:
             return self.cameras[0]
-        most = max(len(each.places) for each in self._usable.values())
-        often = [each.camera for each in self._usable.values() if len(each.places) >= FEW * most]
+        most = max(len(each.entries) for each in self._usable.values())
+        often = [each.camera for each in self._usable.values() if len(each.entries) >= FEW * most]
         return next((camera for camera in often if camera.name.endswith("front")), often[0])
 
     def lenses_of(self, name: str) -> list[Lens]:
@@ -156,26 +156,26 @@ class BagSource:
     def __iter__(self) -> Iterator[Frame]:
         self.skipped.clear()
         answered, reason = 0, None
-        for places, cloud in self.sets():
+        for entries, cloud in self.sets():
             try:
-                self.place({name: place.stamp_ns for name, place in places.items()})
+                self.poses_at({name: entry.stamp_ns for name, entry in entries.items()})
             except MissingTransform as error:
                 reason = error
                 self.skipped["no transform at its stamp"] += 1
                 continue
             answered += 1
-            yield self.frame(*self.read(places, cloud))
+            yield self.frame(*self.read(entries, cloud))
         if not answered and reason is not None:
             raise MissingTransform(f"{self.path}: none of {self.skipped.total()} image sets can be placed: {reason}")
 
     def stamps(self) -> Iterator[dict[str, int]]:
         """Of each set: camera name -> stamp_ns. Reads no message."""
-        return ({name: place.stamp_ns for name, place in places.items()} for places, _ in self.sets())
+        return ({name: entry.stamp_ns for name, entry in entries.items()} for entries, _ in self.sets())
 
-    def sets(self) -> list[tuple[dict[str, Place], Place | None]]:
+    def sets(self) -> list[tuple[dict[str, LogEntry], LogEntry | None]]:
         """(camera name -> where its image is, that of the cloud or None) of each set."""
-        others = {name: each.places for name, each in self._usable.items() if name != self.key.name}
-        keys = sorted(self._usable[self.key.name].places, key=lambda place: place.log_ns)
+        others = {name: each.entries for name, each in self._usable.items() if name != self.key.name}
+        keys = sorted(self._usable[self.key.name].entries, key=lambda entry: entry.log_ns)
         found = grouped(keys, {**others, "": self.survey.clouds}, self._spread_ns)
         sets = []
         for key, near in zip(keys, found, strict=True):
@@ -183,28 +183,28 @@ class BagSource:
             sets.append(({self.key.name: key, **near}, cloud))
         return sets
 
-    def read(self, places: dict[str, Place], cloud: Place | None) -> tuple[dict[str, Any], Any]:
+    def read(self, entries: dict[str, LogEntry], cloud: LogEntry | None) -> tuple[dict[str, Any], Any]:
         """(camera name -> image message, cloud message or None) of one of `sets`.
 
         Raises:
             CorruptInput: they are no longer there.
         """
-        topics = {self._usable[name].camera.image_topic: name for name in places}
-        wanted: dict[str, Place] = {topic: places[name] for topic, name in topics.items()}
+        topics = {self._usable[name].camera.image_topic: name for name in entries}
+        wanted: dict[str, LogEntry] = {topic: entries[name] for topic, name in topics.items()}
         if cloud is not None and self.lidar_topic is not None:
             wanted[self.lidar_topic] = cloud
         found = self.messages(wanted)
         return {name: found[topic] for topic, name in topics.items()}, found.get(self.lidar_topic)
 
-    def messages(self, wanted: dict[str, Place]) -> dict[str | None, Any]:
+    def messages(self, wanted: dict[str, LogEntry]) -> dict[str | None, Any]:
         """The messages of the wanted topics, each at its place.
 
         Raises:
             CorruptInput: one is no longer there.
         """
-        first, last = (pick(place.log_ns for place in wanted.values()) for pick in (min, max))
+        first, last = (pick(entry.log_ns for entry in wanted.values()) for pick in (min, max))
         found: dict[str | None, Any] = {}
-        logged = {topic: place.log_ns for topic, place in wanted.items()}
+        logged = {topic: entry.log_ns for topic, entry in wanted.items()}
         for topic, log_ns, kind, raw in self.reader.raw_messages(list(wanted), first, last + 1):
             if log_ns == logged[topic]:
                 message = self.reader.parsed(kind, raw)
@@ -217,7 +217,7 @@ class BagSource:
     def frame(self, images: dict[str, Any], cloud: Any) -> Frame:
         """The frame of messages that `read` gave; images that cannot be decoded are left out."""
         stamps = {name: stamp_of(message) for name, message in images.items()}
-        rig, poses = self.place(stamps)
+        rig, poses = self.poses_at(stamps)
         for name in stamps.keys() - poses.keys():
             self.skipped[f"image of '{name}': no transform at its stamp"] += 1
         decoded = {name: self._decode(name, images[name]) for name in poses}
@@ -230,10 +230,10 @@ class BagSource:
             camera_world_from_ego={name: poses[name] for name, image in decoded.items() if image is not None},
             lidar=None if cloud is None else self._lidar(cloud),
             scene=self.path.stem,
-            is_placed=self.world_frame is not None,
+            has_pose=self.world_frame is not None,
         )
 
-    def place(self, stamps: dict[str, int]) -> tuple[Rig, dict[str, np.ndarray]]:
+    def poses_at(self, stamps: dict[str, int]) -> tuple[Rig, dict[str, np.ndarray]]:
         """The rig, and world_from_ego (4, 4) at the stamp of each image whose camera's place is known then.
 
         Raises:

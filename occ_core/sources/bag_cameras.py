@@ -122,7 +122,7 @@ def find_devices(
 def without_images(reader: BagReader) -> dict[str, Problem]:
     """Names of cameras of which the bag has CameraInfo, but no image."""
     bases = [base_topic(topic) for topic in reader.of_type(IMAGE, COMPRESSED)]
-    used = {f"{place}/camera_info" for base in bases for place in (base, base.rpartition("/")[0])}
+    used = {f"{parent}/camera_info" for base in bases for parent in (base, base.rpartition("/")[0])}
     lonely = [topic for topic in reader.of_type(CAMERA_INFO) if topic not in used]
     text = "CameraInfo, but no image of this camera"
     return {topic.removesuffix("/camera_info").strip("/"): Problem("no images", topic, text) for topic in lonely}
@@ -144,11 +144,11 @@ def _unknown(reader: BagReader, name: str, devices: list[Device]) -> MissingInpu
 def chosen_topic(device: Device, survey: Survey) -> str:
     """Of several image topics of a device: one that has images, colour before grey, as it is before rectified,
     compressed (less to read) before raw."""
-    most = max(len(survey.images[topic].places) for topic in device.topics)
+    most = max(len(survey.images[topic].entries) for topic in device.topics)
 
     def rank(topic: str) -> tuple[bool, bool, bool, bool, str]:
         found = survey.images[topic]
-        few = 2 * len(found.places) < most or not found.places
+        few = 2 * len(found.entries) < most or not found.entries
         return few, is_grey(found), is_rectified(topic), not topic.endswith("/compressed"), topic
 
     return min(device.topics, key=rank)
@@ -176,7 +176,7 @@ def same_views(
 
     def rank(camera: BagCamera) -> tuple[int, bool, bool, str]:
         found = survey.images[camera.image_topic]
-        return -len(found.places), is_grey(found), is_rectified(camera.image_topic), camera.name
+        return -len(found.entries), is_grey(found), is_rectified(camera.image_topic), camera.name
 
     kept: list[BagCamera] = []
     for camera in sorted(cameras, key=lambda c: rank(c)[1:]):
@@ -192,5 +192,5 @@ def same_views(
 
 
 def _share(a: BagCamera, b: BagCamera, survey: Survey) -> float:
-    ours, theirs = ({p.stamp_ns for p in survey.images[camera.image_topic].places} for camera in (a, b))
+    ours, theirs = ({p.stamp_ns for p in survey.images[camera.image_topic].entries} for camera in (a, b))
     return len(ours & theirs) / max(1, min(len(ours), len(theirs)))

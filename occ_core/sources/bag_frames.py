@@ -14,7 +14,7 @@ import numpy as np
 from occ_core.errors import MissingInput, MissingTransform
 from occ_core.frame import Frame, LidarSweep, Shot
 from occ_core.sources.bag import BagSource
-from occ_core.sources.bag_survey import Place
+from occ_core.sources.bag_survey import LogEntry
 from occ_core.sources.stretch import Stretch
 
 KEYFRAME_TOPIC, KEYFRAME_TYPE = "/keyframe", "std_msgs/msg/String"
@@ -47,7 +47,7 @@ class BagFrames:
         self._sets = self._placed()
         self._named = self._read_keyframes()
         self.keyframes = set(self._named)
-        stamps_ns = (places[bag.key.name].stamp_ns for places, _ in self._sets)
+        stamps_ns = (entries[bag.key.name].stamp_ns for entries, _ in self._sets)
         self._tokens = [f"{self.scenes[0]}_{stamp_ns}" for stamp_ns in stamps_ns]
         for index, (token, _) in self._named.items():
             self._tokens[index] = token
@@ -70,22 +70,22 @@ class BagFrames:
 
     def __getitem__(self, index: int) -> Frame:
         frame = self.bag.frame(*self.bag.read(*self._sets[index]))
-        stamp_ns, world_from_ego = self.moment(index)
+        stamp_ns, world_from_ego = self.stamp_and_pose(index)
         return replace(frame, token=self._tokens[index], stamp_ns=stamp_ns, world_from_ego=world_from_ego)
 
-    def moment(self, index: int) -> tuple[int, np.ndarray]:
+    def stamp_and_pose(self, index: int) -> tuple[int, np.ndarray]:
         """When a frame is, and where the ego is then: stamp_ns, world_from_ego (4, 4). Reads no message."""
         name = self.bag.key.name
         stamp_ns = self._sets[index][0][name].stamp_ns
         if index in self._named:
             with suppress(MissingTransform):
                 at_ns = self._named[index][1]
-                return at_ns, self.bag.place({name: at_ns})[1][name]
-        return stamp_ns, self.bag.place({name: stamp_ns})[1][name]
+                return at_ns, self.bag.poses_at({name: at_ns})[1][name]
+        return stamp_ns, self.bag.poses_at({name: stamp_ns})[1][name]
 
     def shots(self, index: int) -> dict[str, Shot]:
         """Which images a frame has, by camera name, those that cannot be decoded included. Reads none."""
-        return {name: Shot(place.stamp_ns) for name, place in self._sets[index][0].items()}
+        return {name: Shot(entry.stamp_ns) for name, entry in self._sets[index][0].items()}
 
     def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:
         """At most `count` sweeps, newest first: that of the frame, then those of earlier frames, each once; none where
@@ -98,28 +98,28 @@ class BagFrames:
             return []
         clouds = dict.fromkeys(cloud for _, cloud in reversed(self._sets[: index + 1]) if cloud is not None)
         sweeps: list[LidarSweep] = []
-        for place in islice(clouds, count):
+        for entry in islice(clouds, count):
             topic = cast(str, self.bag.lidar_topic)
             try:
-                sweeps.append(self.bag.sweep(self.bag.messages({topic: place})[topic]))
+                sweeps.append(self.bag.sweep(self.bag.messages({topic: entry})[topic]))
             except MissingTransform:
                 if not sweeps:
                     raise
                 break
         return sweeps
 
-    def _placed(self) -> list[tuple[dict[str, Place], Place | None]]:
+    def _placed(self) -> list[tuple[dict[str, LogEntry], LogEntry | None]]:
         """(camera name -> its image's place, that of the cloud) of each set that can be placed in the world."""
         placed, reason = [], None
-        for places, cloud in self.bag.sets():
-            if self._stretch is not None and places[self.bag.key.name].stamp_ns not in self._stretch:
+        for entries, cloud in self.bag.sets():
+            if self._stretch is not None and entries[self.bag.key.name].stamp_ns not in self._stretch:
                 continue
             try:
-                self.bag.place({name: place.stamp_ns for name, place in places.items()})
+                self.bag.poses_at({name: entry.stamp_ns for name, entry in entries.items()})
             except MissingTransform as error:
                 reason = error
                 continue
-            placed.append((places, cloud))
+            placed.append((entries, cloud))
         if not placed:
             raise reason or MissingInput(f"{self.bag.path}: no image of the key camera '{self.bag.key.name}'")
         return placed
@@ -129,7 +129,7 @@ class BagFrames:
         named: dict[int, tuple[str, int]] = {}
         if KEYFRAME_TOPIC not in self.bag.reader.of_type(KEYFRAME_TYPE):
             return named
-        stamps_ns = np.array([places[self.bag.key.name].stamp_ns for places, _ in self._sets])
+        stamps_ns = np.array([entries[self.bag.key.name].stamp_ns for entries, _ in self._sets])
         for _, log_ns, message in self.bag.reader.messages([KEYFRAME_TOPIC]):
             nearest = int(np.abs(stamps_ns - log_ns).argmin())
             is_name = re.fullmatch(r"\w[\w.-]*", message.data)  # it will be part of paths

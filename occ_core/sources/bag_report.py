@@ -112,7 +112,7 @@ class BagReport:
         source, topic = self.source, self.source.image_topics[device.name]
         found = source.survey.images[topic]
         row = CameraRow(device.name, topic, f"{found.messages}", used=device.name not in source.refused)
-        stamps = sorted(place.stamp_ns for place in found.places)
+        stamps = sorted(entry.stamp_ns for entry in found.entries)
         steps = [b - a for a, b in zip(stamps, stamps[1:], strict=False) if b > a]
         row.rate_hz = f"{1e9 / median(steps):.1f}" if steps else ""
         if (header := found.header) is not None:

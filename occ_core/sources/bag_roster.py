@@ -14,8 +14,8 @@ from occ_core.problems import Problem, Tally, Unusable
 from occ_core.sensor_messages import camera_from_info, is_rectified, require_size, stamp_of
 from occ_core.sources.bag_cameras import BagCamera, Device, infrared, same_views
 from occ_core.sources.bag_sets import AHEAD_S, BEHIND_S, clocks, wild_stamps
-from occ_core.sources.bag_survey import Place, Survey
-from occ_core.sources.bag_transforms import motion_places, namespaces, robot_of
+from occ_core.sources.bag_survey import LogEntry, Survey
+from occ_core.sources.bag_transforms import motion_entries, namespaces, robot_of
 from occ_core.transforms import TransformTree
 
 LATE_S = 1.0
@@ -39,7 +39,7 @@ class Usable(NamedTuple):
 
     camera: BagCamera
     lenses: list[Lens]
-    places: list[Place]
+    entries: list[LogEntry]
 
     def lens_at(self, stamp_ns: int) -> Lens:
         after = bisect_right(self.lenses, stamp_ns, key=lambda lens: lens.stamp_ns)
@@ -93,7 +93,7 @@ class Roster:
         """The camera with what can be used of it; None, and said why, where that is nothing."""
         topic = self.image_topics[device.name]
         found, own = self.survey.images[topic], robot_of(topic, namespaces(self.survey))
-        if not found.places:
+        if not found.entries:
             said = self.tally.of(topic)
             first = said[0][0] if said else Problem("damaged image", topic, "no image can be read")
             self.refused[device.name] = first
@@ -138,14 +138,14 @@ class Roster:
         """With those images that have the calibrated size."""
         topic, problem = camera.camera.image_topic, None
         found = self.survey.images[topic]
-        for place, size in zip(found.places, found.sizes, strict=True):
+        for entry, size in zip(found.entries, found.sizes, strict=True):
             try:
-                require_size(size, camera.lens_at(place.stamp_ns).frame_from_cam.size, topic)
-                camera.places.append(place)
+                require_size(size, camera.lens_at(entry.stamp_ns).frame_from_cam.size, topic)
+                camera.entries.append(entry)
             except Unusable as error:
                 problem = error.problem
                 self.tally.add(problem)
-        if not camera.places and problem:
+        if not camera.entries and problem:
             self.refused[camera.camera.name] = problem
             return None
         return camera
@@ -179,18 +179,18 @@ class Roster:
         """Those whose clock is the others', without stamps that are wild or come twice."""
         good = []
         for each in usable:
-            topic, wild = each.camera.image_topic, wild_stamps(each.places)
-            places = [place for place, is_wild in zip(each.places, wild, strict=True) if not is_wild]
+            topic, wild = each.camera.image_topic, wild_stamps(each.entries)
+            entries = [entry for entry, is_wild in zip(each.entries, wild, strict=True) if not is_wild]
             if wild.any():
                 text = "stamps far from those before and after"
                 self.tally.add(Problem("wild stamp", topic, text), int(wild.sum()))
-            once = list({place.stamp_ns: place for place in reversed(places)}.values())[::-1]
-            if len(once) < len(places):
-                self.tally.add(Problem("repeated stamp", topic, "stamps of images before"), len(places) - len(once))
-            good.append(each._replace(places=once))
-        moving = motion_places(self.tree, self.survey, self.base_frame) if self._moves else []
-        self.offsets_s, wander_s, common_s = clocks({each.camera.name: each.places for each in good}, moving)
-        most = max((len(each.places) for each in good), default=0)
+            once = list({entry.stamp_ns: entry for entry in reversed(entries)}.values())[::-1]
+            if len(once) < len(entries):
+                self.tally.add(Problem("repeated stamp", topic, "stamps of images before"), len(entries) - len(once))
+            good.append(each._replace(entries=once))
+        moving = motion_entries(self.tree, self.survey, self.base_frame) if self._moves else []
+        self.offsets_s, wander_s, common_s = clocks({each.camera.name: each.entries for each in good}, moving)
+        most = max((len(each.entries) for each in good), default=0)
         for each in good:
             own, topic = self.offsets_s[each.camera.name], each.camera.image_topic
             if not -BEHIND_S <= own <= AHEAD_S:
@@ -209,8 +209,8 @@ class Roster:
                 elif (by_s := wander_s[each.camera.name]) > TOLD_S:
                     found = f"stamps wander by {by_s:.1f} s against the other cameras'"
                     self.tally.note(Problem("offset", topic, found))
-                if len(each.places) < FEW * most:
-                    found = f"{len(each.places)} images, where another camera has {most}"
+                if len(each.entries) < FEW * most:
+                    found = f"{len(each.entries)} images, where another camera has {most}"
                     self.tally.note(Problem("few images", topic, found))
                 yield each
                 continue

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from occ_core.sources.bag_survey import Place
+from occ_core.sources.bag_survey import LogEntry
 
 AHEAD_S = 0.5
 """A camera's stamps cannot be ahead of the others' by more: no recorder logs an image before it was taken."""
@@ -23,9 +23,9 @@ WILD_S = 1.0
 NEIGHBOURS = 2  # on each side, among which a wild stamp stands out
 
 
-def wild_stamps(places: Sequence[Place]) -> np.ndarray:
+def wild_stamps(entries: Sequence[LogEntry]) -> np.ndarray:
     """bool (N,): stamps that are far from the middle one of those around them, as by a clock that jumps once."""
-    stamps_s = np.array([place.stamp_ns for place in places], dtype=np.float64) / 1e9
+    stamps_s = np.array([entry.stamp_ns for entry in entries], dtype=np.float64) / 1e9
     wild = np.zeros(len(stamps_s), dtype=bool)
     if len(stamps_s) < 2 * NEIGHBOURS + 1:
         return wild
@@ -39,16 +39,16 @@ def wild_stamps(places: Sequence[Place]) -> np.ndarray:
     for i in np.flatnonzero(wild):
         if i < NEIGHBOURS or i >= len(wild) - NEIGHBOURS:
             j = NEIGHBOURS if i < NEIGHBOURS else len(wild) - 1 - NEIGHBOURS
-            logged_s = abs(places[i].log_ns - places[j].log_ns) / 1e9
+            logged_s = abs(entries[i].log_ns - entries[j].log_ns) / 1e9
             wild[i] = abs(abs(stamps_s[i] - stamps_s[j]) - logged_s) > WILD_S + 5 * period_s
     return wild
 
 
-def ahead_s(places: Sequence[Place], reference: Sequence[Place]) -> np.ndarray:
+def ahead_s(entries: Sequence[LogEntry], reference: Sequence[LogEntry]) -> np.ndarray:
     """(N,): by how much each stamp is ahead of those that the reference has at the same log time."""
-    columns = zip(*sorted(reference, key=lambda place: place.log_ns), strict=True)
+    columns = zip(*sorted(reference, key=lambda entry: entry.log_ns), strict=True)
     stamp_ns, log_ns = (np.array(column, dtype=np.int64) for column in columns)
-    own = np.array(places, dtype=np.int64)
+    own = np.array(entries, dtype=np.int64)
     zero_stamp, zero_log = stamp_ns[0], log_ns[0]  # small numbers, as floats hold 0.1 us of an epoch
     at = np.clip(own[:, 1], log_ns[0], log_ns[-1])
     expected = np.interp(
@@ -73,13 +73,13 @@ class Clocks(NamedTuple):
     common_s: float
 
 
-def clocks(cameras: dict[str, Sequence[Place]], reference: Sequence[Place]) -> Clocks:
+def clocks(cameras: dict[str, Sequence[LogEntry]], reference: Sequence[LogEntry]) -> Clocks:
     """Of the cameras with images."""
-    known = {name: places for name, places in cameras.items() if places}
+    known = {name: entries for name, entries in cameras.items() if entries}
     if not known:
         return Clocks({}, {}, 0.0)
     against = reference or max(known.values(), key=len)
-    ahead = {name: ahead_s(places, against) for name, places in known.items()}
+    ahead = {name: ahead_s(entries, against) for name, entries in known.items()}
     raw_s = {name: float(np.median(of)) for name, of in ahead.items()}
     common_s = median(raw_s.values()) if len(raw_s) > 2 else min(raw_s.values(), key=abs)
     spread_s = {name: float(np.subtract(*np.quantile(of, (0.9, 0.1)))) for name, of in ahead.items()}
@@ -91,17 +91,19 @@ def clocks(cameras: dict[str, Sequence[Place]], reference: Sequence[Place]) -> C
     )
 
 
-def grouped(keys: Sequence[Place], others: dict[str, Sequence[Place]], spread_ns: int) -> list[dict[str, Place]]:
+def grouped(
+    keys: Sequence[LogEntry], others: dict[str, Sequence[LogEntry]], spread_ns: int
+) -> list[dict[str, LogEntry]]:
     """For each image of the key camera, which of each other sensor is nearest to it and within the spread."""
-    sorted_others = {name: sorted(places) for name, places in others.items()}
-    stamps = {name: [place.stamp_ns for place in places] for name, places in sorted_others.items()}
+    sorted_others = {name: sorted(entries) for name, entries in others.items()}
+    stamps = {name: [entry.stamp_ns for entry in entries] for name, entries in sorted_others.items()}
     sets = []
     for key in keys:
         found = {}
-        for name, places in sorted_others.items():
+        for name, entries in sorted_others.items():
             low = bisect_left(stamps[name], key.stamp_ns - spread_ns)
             high = bisect_right(stamps[name], key.stamp_ns + spread_ns)
-            near = [place for place in places[low:high] if abs(place.log_ns - key.log_ns) <= BEHIND_S * 2e9]
+            near = [entry for entry in entries[low:high] if abs(entry.log_ns - key.log_ns) <= BEHIND_S * 2e9]
             if near:
                 found[name] = min(near, key=lambda p: (abs(p.stamp_ns - key.stamp_ns), abs(p.log_ns - key.log_ns)))
         sets.append(found)

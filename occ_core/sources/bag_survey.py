@@ -22,7 +22,7 @@ STAMP_BYTES = 12  # of CDR: four that say how it is coded, then the stamp of a h
 MAX_INFOS = 1000  # of a topic, that differ
 
 
-class Place(NamedTuple):
+class LogEntry(NamedTuple):
     """Where a message is: the stamp of its header, and its time in the bag."""
 
     stamp_ns: int
@@ -40,7 +40,7 @@ class ImageTopic:
     """
 
     messages: int = 0
-    places: list[Place] = field(default_factory=list)
+    entries: list[LogEntry] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     headers: Counter[Header] = field(default_factory=Counter)
     frame: str = ""
@@ -82,7 +82,7 @@ class Survey:
         self.infos: dict[str, list[Any]] = {topic: [] for topic in seen[CAMERA_INFO,]}
         self.links: dict[str, list[Logged]] = {topic: [] for topic in reader.of_type(TF)}
         self.odometry: dict[str, list[Logged]] = {topic: [] for topic in reader.of_type(ODOMETRY)}
-        self.clouds: list[Place] = []
+        self.clouds: list[LogEntry] = []
         self._last_info: dict[str, bytes] = {}
         self._reader, self._tally = reader, tally
         steps = {IMAGE: self._image, COMPRESSED: self._image, CAMERA_INFO: self._info, TF: self._transforms,
@@ -112,7 +112,7 @@ class Survey:
         if stamp_ns <= 0:
             raise Unusable(Problem("no stamp", topic, "images have no stamp (header.stamp is zero)"))
         found.headers[header] += 1
-        found.places.append(Place(stamp_ns, log_ns))
+        found.entries.append(LogEntry(stamp_ns, log_ns))
         found.sizes.append(header.size)
 
     def _info(self, topic: str, log_ns: int, kind: str, raw: bytes) -> None:
@@ -133,7 +133,7 @@ class Survey:
         self.odometry[topic].append(Logged(odometry_link(self._reader.parsed(kind, raw), topic), log_ns))
 
     def _cloud(self, topic: str, log_ns: int, kind: str, raw: bytes) -> None:
-        self.clouds.append(Place(stamp_of(self._reader.parsed(kind, raw)), log_ns))
+        self.clouds.append(LogEntry(stamp_of(self._reader.parsed(kind, raw)), log_ns))
 
 
 def frames_of(links: Iterable[Logged]) -> set[str]:

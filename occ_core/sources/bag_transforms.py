@@ -11,7 +11,7 @@ import numpy as np
 from occ_core.errors import MissingInput
 from occ_core.problems import Problem, Tally, Unusable
 from occ_core.sensor_messages import put
-from occ_core.sources.bag_survey import Logged, Place, Survey
+from occ_core.sources.bag_survey import LogEntry, Logged, Survey
 from occ_core.transforms import TransformTree
 
 HOLDS = 0.5
@@ -59,7 +59,7 @@ def build_tree(survey: Survey, space: str, tally: Tally) -> TransformTree:
             tally.note(Problem("two parents", ranked[0][1][1], f"'{child}' is below {said}; the first is used"))
         (_, static), (links, topic) = ranked[0]
         if static:
-            _note_places(links, topic, tally)
+            _note_poses(links, topic, tally)
         for logged in links:
             try:
                 put(tree, logged.link, static, topic)
@@ -80,7 +80,7 @@ def _span_ns(links: Sequence[Logged]) -> int:
     return max(logged, default=0) - min(logged, default=0)
 
 
-def _note_places(links: Sequence[Logged], topic: str, tally: Tally) -> None:
+def _note_poses(links: Sequence[Logged], topic: str, tally: Tally) -> None:
     """Say it where a fixed frame was published at several places."""
     last = links[-1].link
     off = [np.abs(each.link.parent_from_child - last.parent_from_child) for each in links]
@@ -136,12 +136,12 @@ def world_of(tree: TransformTree, base_frame: str, wanted: str | None, path: Pat
     return known or (above[-1] if moves else None)
 
 
-def motion_places(tree: TransformTree, survey: Survey, base_frame: str) -> list[Place]:
+def motion_entries(tree: TransformTree, survey: Survey, base_frame: str) -> list[LogEntry]:
     """Stamps and log times of the lowest moving link above the base frame: the clock that images are placed by."""
     moving = next((frame for frame in tree.ancestors(base_frame) if tree.is_moving(frame)), None)
     parent = tree.parent(moving) if moving else None
     return [
-        Place(logged.link.stamp_ns, logged.log_ns)
+        LogEntry(logged.link.stamp_ns, logged.log_ns)
         for links in (*survey.links.values(), *survey.odometry.values())
         for logged in links
         if logged.link.child == moving and logged.link.parent == parent and logged.link.stamp_ns > 0

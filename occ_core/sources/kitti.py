@@ -102,7 +102,7 @@ class SemanticKittiSource:
         file = file_in(self.dataroot, self.files(index)[0])
         return {CAMERA: Shot(int(self._sequences[name].stamps_ns[number]), file)}
 
-    def moment(self, index: int) -> tuple[int, np.ndarray]:
+    def stamp_and_pose(self, index: int) -> tuple[int, np.ndarray]:
         """When a frame is, and where the ego is then: stamp_ns, world_from_ego (4, 4). Reads no file."""
         name, number = self._entries[index]
         return int(self._sequences[name].stamps_ns[number]), self._sequences[name].world_from_lidar[number]

@@ -105,7 +105,7 @@ class NuScenesSource:
         root = self.tables.dataroot
         return {r.channel: Shot(r.stamp_ns, file_in(root, r.path)) for r in self._sets[index].cameras}
 
-    def moment(self, index: int) -> tuple[int, np.ndarray]:
+    def stamp_and_pose(self, index: int) -> tuple[int, np.ndarray]:
         """When a frame is, and where the ego is then: stamp_ns, world_from_ego (4, 4). Reads no file."""
         return self._sets[index].stamp_ns, self._sets[index].world_from_ego
 
@@ -206,8 +206,8 @@ def _nearest(records: list[SensorRecord], stamp_ns: int) -> SensorRecord | None:
 def _ordered(records: list[SensorRecord]) -> tuple[SensorRecord, ...]:
     """The cameras among records, in nuScenes' usual order, others after by name."""
     cameras = [record for record in records if record.modality == "camera"]
-    place = {channel: number for number, channel in enumerate(CAMERA_ORDER)}
-    return tuple(sorted(cameras, key=lambda record: (place.get(record.channel, len(place)), record.channel)))
+    order = {channel: number for number, channel in enumerate(CAMERA_ORDER)}
+    return tuple(sorted(cameras, key=lambda record: (order.get(record.channel, len(order)), record.channel)))
 
 
 def camera_of(record: SensorRecord) -> Camera:

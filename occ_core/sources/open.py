@@ -55,7 +55,7 @@ class FrameSource(Protocol):
     def shots(self, index: int) -> dict[str, Shot]:
         """Which images a frame has, by camera name. Reads none."""
 
-    def moment(self, index: int) -> tuple[int, np.ndarray]:
+    def stamp_and_pose(self, index: int) -> tuple[int, np.ndarray]:
         """When a frame is, and where the ego is then: stamp_ns, world_from_ego (4, 4). Reads no file."""
 
     def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:

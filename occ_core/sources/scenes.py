@@ -33,30 +33,30 @@ class SceneFrames:
 
     Attributes:
         path: of the recording. source: what it was opened as.
-        places: number of each frame in the source.
+        source_indices: number of each frame in the source.
         tokens: of the keyframes; empty for what lies between them.
     """
 
     path: Path
     source: FrameSource
-    places: Sequence[int]
+    source_indices: Sequence[int]
     tokens: Sequence[str]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.source_indices)
 
     def __getitem__(self, index: int) -> Frame:
-        return self.source[self.places[index]]
+        return self.source[self.source_indices[index]]
 
     def shots(self, index: int) -> dict[str, Shot]:
         """Which images a frame has, by camera name. Reads none."""
-        return self.source.shots(self.places[index])
+        return self.source.shots(self.source_indices[index])
 
     def key(self, index: int, lidar: bool, more: Sequence[Path] = ()) -> str:
         """Hash of what a frame is read from, as of `frame_key`, and of `more` files."""
-        if files := frame_files(self.source, self.places[index], lidar):
+        if files := frame_files(self.source, self.source_indices[index], lidar):
             return content_key([*files, *more])
-        key = frame_key(self.path, self.source, self.places[index], lidar)
+        key = frame_key(self.path, self.source, self.source_indices[index], lidar)
         return f"{key}-{content_key(more)}" if more else key
 
 
@@ -97,7 +97,7 @@ class Recording:
         return list(names) if names else self.scenes
 
     @property
-    def is_placed(self) -> bool:
+    def has_pose(self) -> bool:
         """Somebody says where the robot was; without, frames cannot be laid over each other."""
         return self.kind != "bag" or cast("BagFrames", self._source).bag.world_frame is not None
 
@@ -135,35 +135,35 @@ class Recording:
             source: FrameSource = NuScenesSource(self._tables, scenes=[name], sweeps=between)
             return SceneFrames(self.path, source, range(len(source)), [token for _, token in source.samples])
         samples = self._source.samples
-        places = [place for place, (scene, _) in enumerate(samples) if scene == name]
-        tokens = [samples[place][1] for place in places]
-        chosen = self._keyframes(places)
+        source_indices = [source_index for source_index, (scene, _) in enumerate(samples) if scene == name]
+        tokens = [samples[source_index][1] for source_index in source_indices]
+        chosen = self._keyframes(source_indices)
         if not between:
             kept = np.flatnonzero(chosen)
-            return SceneFrames(self.path, self._source, [places[i] for i in kept], [tokens[i] for i in kept])
+            return SceneFrames(self.path, self._source, [source_indices[i] for i in kept], [tokens[i] for i in kept])
         named = [token if is_key else "" for token, is_key in zip(tokens, chosen, strict=True)]
-        return SceneFrames(self.path, self._source, places, named)
+        return SceneFrames(self.path, self._source, source_indices, named)
 
-    def _keyframes(self, places: Sequence[int]) -> np.ndarray:
+    def _keyframes(self, source_indices: Sequence[int]) -> np.ndarray:
         """bool (N,): those that the recording names as keyframes, else as of `keyframes_of`."""
         if self.kind == "bag" and (named := cast("BagFrames", self._source).keyframes):
-            return np.isin(places, sorted(named))
-        moments = [self._source.moment(place) for place in places]
-        stamps_ns = np.array([stamp_ns for stamp_ns, _ in moments], dtype=np.int64)
-        return keyframes_of(stamps_ns, np.array([pose for _, pose in moments]), self.is_placed)
+            return np.isin(source_indices, sorted(named))
+        stamped_poses = [self._source.stamp_and_pose(source_index) for source_index in source_indices]
+        stamps_ns = np.array([stamp_ns for stamp_ns, _ in stamped_poses], dtype=np.int64)
+        return keyframes_of(stamps_ns, np.array([pose for _, pose in stamped_poses]), self.has_pose)
 
 
 def keyframes_of(
     stamps_ns: np.ndarray,  # int64 (N,), in time order
     world_from_ego: np.ndarray,  # (N, 4, 4)
-    is_placed: bool = True,
+    has_pose: bool = True,
 ) -> np.ndarray:
     """bool (N,): a keyframe about every KEYFRAME_S; of a robot that stands, every STILL_S.
 
     So a window of keyframes is one of time, however fast the cameras are, and one that reaches over a pause.
 
     Args:
-        is_placed: False: nobody knows whether the robot stands.
+        has_pose: False: nobody knows whether the robot stands.
     """
     chosen = np.zeros(len(stamps_ns), dtype=bool)
     if not len(stamps_ns):
@@ -176,7 +176,7 @@ def keyframes_of(
         since_s = (stamps_ns[i] - stamps_ns[last]) / 1e9
         if since_s < KEYFRAME_S - slack_s:
             continue
-        if not is_placed or since_s >= STILL_S - slack_s or _moved(world_from_ego[last], world_from_ego[i]):
+        if not has_pose or since_s >= STILL_S - slack_s or _moved(world_from_ego[last], world_from_ego[i]):
             chosen[i], last = True, i
     return chosen
 

@@ -17,7 +17,6 @@ from occ_core.errors import InvalidInput, MissingInput
 from occ_core.files import content_key
 from occ_core.frame import Frame
 
-UNKNOWN = 255
 """Class of a pixel about which the teacher says nothing."""
 
 
@@ -30,8 +29,8 @@ class ClassMap:
     """Classes of one image's pixels.
 
     Attributes:
-        class_id: uint8 (h, w), ids of the taxonomy; its free id means sky, UNKNOWN that the teacher does not say.
-        score: float32 (h, w), 0..1; 0 where the class is UNKNOWN.
+        class_id: uint8 (h, w), ids of the taxonomy; its free id means sky, UNLABELED that the teacher does not say.
+        score: float32 (h, w), 0..1; 0 where the class is UNLABELED.
 
     Raises:
         InvalidInput: another type or shape.

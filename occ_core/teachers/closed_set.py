@@ -14,8 +14,8 @@ import numpy as np
 
 from occ_core.errors import need
 from occ_core.frame import Frame
-from occ_core.taxonomy import Taxonomy
-from occ_core.teachers.base import UNKNOWN, ClassMap, ClassTeacher
+from occ_core.taxonomy import UNLABELED, Taxonomy
+from occ_core.teachers.base import ClassMap, ClassTeacher
 from occ_core.teachers.closed_set_table import classes_of
 from occ_core.teachers.networks import (
     Batches,
@@ -89,7 +89,7 @@ class ClosedSet:
     def _map(self, index: np.ndarray, score: np.ndarray) -> ClassMap:
         require_numbers(score, f"{self.kind}'s answer")
         says = index < len(self.taxonomy)
-        class_id = np.where(says, index, UNKNOWN).astype(np.uint8)
+        class_id = np.where(says, index, UNLABELED).astype(np.uint8)
         return ClassMap(class_id, np.where(says, score, 0).clip(0, 1).astype(np.float32))
 
     def _probabilities(self, images: Sequence[np.ndarray]) -> Any:
@@ -147,7 +147,7 @@ class OnTop:
         maps = {}
         for name, low in below.items():
             high = above[name]
-            says = high.class_id != UNKNOWN
+            says = high.class_id != UNLABELED
             maps[name] = ClassMap(np.where(says, high.class_id, low.class_id), np.where(says, high.score, low.score))
         return maps
 

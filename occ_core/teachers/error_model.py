@@ -9,8 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from occ_core.errors import need
-from occ_core.taxonomy import OCC3D
-from occ_core.teachers.base import UNKNOWN
+from occ_core.taxonomy import OCC3D, UNLABELED
 
 SKY = OCC3D.free_id
 THINGS = OCC3D.dynamic_ids | {OCC3D.id_of("barrier"), OCC3D.id_of("traffic_cone")}  # found object by object
@@ -78,7 +77,7 @@ def confusion_table(model: ErrorModel) -> tuple[np.ndarray, np.ndarray]:
     for name, others in CONFUSED_WITH.items():
         source = OCC3D.id_of(name)
         for other, p in others:
-            targets[source, OCC3D.id_of(other) if other else UNKNOWN] = p
+            targets[source, OCC3D.id_of(other) if other else UNLABELED] = p
         total = targets[source].sum()
         share[source] = min(1.0, total * model.confusion)
         targets[source] = np.cumsum(targets[source] / total)

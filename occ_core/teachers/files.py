@@ -10,8 +10,8 @@ import numpy as np
 
 from occ_core.errors import CorruptInput, InvalidInput
 from occ_core.frame import Frame, Shot
-from occ_core.taxonomy import Taxonomy
-from occ_core.teachers.base import UNKNOWN, ClassMap, DepthMap, NoMaps
+from occ_core.taxonomy import UNLABELED, Taxonomy
+from occ_core.teachers.base import ClassMap, DepthMap, NoMaps
 from occ_core.teachers.map_files import SETTINGS, MapFolder, class_table, metres_of, open_folder
 
 
@@ -89,11 +89,11 @@ class FileClasses(FileMaps):
         if ids.dtype.kind not in "iu":
             raise InvalidInput(f"{path}: a class map must hold whole numbers, is {ids.dtype}")
         within = (ids >= 0) & (ids < len(self._table))
-        class_id = np.where(within, self._table[np.where(within, ids, 0)], np.uint8(UNKNOWN))
+        class_id = np.where(within, self._table[np.where(within, ids, 0)], np.uint8(UNLABELED))
         if len(there := np.unique(ids)) > 1 and not np.isin(there, self._named).any():
             raise InvalidInput(f"{path}: {SETTINGS} says what none of its ids is: {there[:8].tolist()}")
         score = np.ones(ids.shape, np.float32) if sure is None else sure
-        return ClassMap(class_id, np.where(class_id == UNKNOWN, np.float32(0), score))
+        return ClassMap(class_id, np.where(class_id == UNLABELED, np.float32(0), score))
 
 
 class FileDepth(FileMaps):

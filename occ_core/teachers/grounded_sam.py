@@ -16,9 +16,9 @@ import numpy as np
 
 from occ_core.errors import InvalidInput, MissingInput, need
 from occ_core.frame import Frame
-from occ_core.taxonomy import Taxonomy
+from occ_core.taxonomy import UNLABELED, Taxonomy
 from occ_core.teachers import networks, sam
-from occ_core.teachers.base import UNKNOWN, ClassMap
+from occ_core.teachers.base import ClassMap
 from occ_core.teachers.networks import (
     Batches,
     by_size,
@@ -189,11 +189,11 @@ def paint(parts: Iterable[np.ndarray], class_ids: np.ndarray, scores: np.ndarray
         parts: masks bool (n, h, w), best score first, N in all; one part at a time is held.
         class_ids: int (N,). scores: float (N,), falling. size: (h, w).
     """
-    class_id = np.full(size, UNKNOWN, dtype=np.uint8)
+    class_id = np.full(size, UNLABELED, dtype=np.uint8)
     score = np.zeros(size, dtype=np.float32)
     masks = (mask for part in parts for mask in part)
     for mask, its_class, its_score in zip(masks, class_ids, scores, strict=True):
-        new = mask & (class_id == UNKNOWN)
+        new = mask & (class_id == UNLABELED)
         class_id[new], score[new] = its_class, its_score
     return ClassMap(class_id, score)
 

@@ -12,8 +12,8 @@ from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.frame import Frame, LidarSweep
 from occ_core.geometry import apply, inverse
 from occ_core.lidar_points import MIN_RANGE_M
-from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI, Taxonomy
-from occ_core.teachers.base import UNKNOWN, ClassMap, DepthMap
+from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI, UNLABELED, Taxonomy
+from occ_core.teachers.base import ClassMap, DepthMap
 
 SHADOW_ANGLE_RAD = 0.02  # beams of nuScenes' LiDAR are 0.023 rad apart: between two of them one sees what lies behind
 SHADOW_RATIO = 0.9
@@ -119,11 +119,11 @@ class LidarClasses:
 
     def _map(self, frame: Frame, name: str, labels: np.ndarray | None) -> ClassMap:
         width, height = frame.rig[name].size
-        class_id = np.full((height, width), UNKNOWN, dtype=np.uint8)
+        class_id = np.full((height, width), UNLABELED, dtype=np.uint8)
         if labels is not None:
             rows, columns, _, index = project(frame, name)
             class_id[rows, columns] = labels[index]
-        return ClassMap(class_id, (class_id != UNKNOWN).astype(np.float32))
+        return ClassMap(class_id, (class_id != UNLABELED).astype(np.float32))
 
     def _labels(self, frame: Frame) -> np.ndarray:
         path = self._path(frame)
@@ -136,7 +136,7 @@ class LidarClasses:
 
 
 def read_kitti_labels(path: Path, taxonomy: Taxonomy = SEMANTIC_KITTI) -> np.ndarray:
-    """Class ids uint8 (N,) of a SemanticKITTI `.label` file, UNKNOWN for what has no class.
+    """Class ids uint8 (N,) of a SemanticKITTI `.label` file, UNLABELED for what has no class.
 
     Raises:
         CorruptInput: no whole number of labels.
@@ -157,8 +157,8 @@ def read_raw_kitti(path: Path) -> np.ndarray:
 
 
 def class_of_raw_kitti(taxonomy: Taxonomy = SEMANTIC_KITTI) -> np.ndarray:
-    """Class id of each of SemanticKITTI's raw labels, uint8 (65536,), UNKNOWN for those that have no class."""
-    to_class = np.full(65536, UNKNOWN, dtype=np.uint8)
+    """Class id of each of SemanticKITTI's raw labels, uint8 (65536,), UNLABELED for those that have no class."""
+    to_class = np.full(65536, UNLABELED, dtype=np.uint8)
     for raw, name in RAW_KITTI_IDS.items():
         known = name if taxonomy.name == SEMANTIC_KITTI.name else OCC3D_OF_KITTI.get(name)
         if known is not None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from occ_core.errors import InvalidInput, MissingInput, need
 from occ_core.sources.nuscenes_tables import root_of
 from occ_core.taxonomy import Taxonomy
-from occ_core.teachers.asked import AskedClasses, AskedDepth
 from occ_core.teachers.base import ClassTeacher, DepthTeacher, Teachers
+from occ_core.teachers.guarded import GuardedClasses, GuardedDepth
 from occ_core.teachers.oracle import Oracle
 from occ_core.teachers.realistic import Realistic
 
@@ -166,7 +166,7 @@ def _class_teacher(
     if name == "grounded-sam":
         from occ_core.teachers.grounded_sam import load_grounded_sam
 
-        return AskedClasses(load_grounded_sam(taxonomy, weights, device))
+        return GuardedClasses(load_grounded_sam(taxonomy, weights, device))
     if name.startswith("files:"):
         from occ_core.teachers.files import FileClasses
 
@@ -176,8 +176,8 @@ def _class_teacher(
         from occ_core.teachers.closed_set import load_closed_set, load_with_thin
 
         if network == name:
-            return AskedClasses(load_closed_set(network, taxonomy, weights, device))
-        return AskedClasses(load_with_thin(network, taxonomy, weights, device))
+            return GuardedClasses(load_closed_set(network, taxonomy, weights, device))
+        return GuardedClasses(load_with_thin(network, taxonomy, weights, device))
     raise InvalidInput(f"'{name}' is no class teacher; there are: {', '.join(CLASS_TEACHERS)}")
 
 
@@ -198,7 +198,7 @@ def _depth_teacher(
     if name == "metric3d":
         from occ_core.teachers.metric3d import load_metric3d
 
-        return AskedDepth(load_metric3d(weights, device))
+        return GuardedDepth(load_metric3d(weights, device))
     if name.startswith("files:"):
         from occ_core.teachers.files import FileDepth
 
@@ -206,6 +206,6 @@ def _depth_teacher(
     if "/" in name or (weights is not None and (weights / name).is_dir()):
         from occ_core.teachers.transformers_depth import load_transformers_depth
 
-        return AskedDepth(load_transformers_depth(name, weights, device))
+        return GuardedDepth(load_transformers_depth(name, weights, device))
     known = ", ".join(DEPTH_TEACHERS)
     raise InvalidInput(f"'{name}' is no depth teacher; there are: {known}; and CLASSES+DEPTH+lidar completes DEPTH")

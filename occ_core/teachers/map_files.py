@@ -23,8 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, need
 from occ_core.frame import Shot
-from occ_core.taxonomy import Taxonomy
-from occ_core.teachers.base import UNKNOWN
+from occ_core.taxonomy import UNLABELED, Taxonomy
 from occ_core.teachers.vocabulary import ID_LISTS, class_id_of
 
 SETTINGS = "maps.yaml"
@@ -176,7 +175,7 @@ def read_settings(path: Path) -> MapSettings:
 
 
 def class_table(settings: MapSettings, folder: Path, taxonomy: Taxonomy) -> np.ndarray:
-    """uint8 (MAX_ID + 1,): class of each id, UNKNOWN where `maps.yaml` names none.
+    """uint8 (MAX_ID + 1,): class of each id, UNLABELED where `maps.yaml` names none.
 
     Raises:
         MissingInput: it names none at all. InvalidInput: a name that is no class, or an id out of range.
@@ -186,7 +185,7 @@ def class_table(settings: MapSettings, folder: Path, taxonomy: Taxonomy) -> np.n
             f"{folder / SETTINGS}: must say which class each id is, such as 'classes: {{0: road, 10: sky}}', or "
             f"'classes: {' | '.join(ID_LISTS)}'"
         )
-    table = np.full(MAX_ID + 1, UNKNOWN, dtype=np.uint8)
+    table = np.full(MAX_ID + 1, UNLABELED, dtype=np.uint8)
     for number, name in settings.named.items():
         if not 0 <= number <= MAX_ID:
             raise InvalidInput(f"{folder / SETTINGS}: ids of classes must be 0..{MAX_ID}, got {number}")

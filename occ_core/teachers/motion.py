@@ -62,7 +62,7 @@ class MotionDepth:
         Raises:
             InvalidInput: nobody says where the robot was.
         """
-        if not frame.is_placed:
+        if not frame.has_pose:
             raise InvalidInput(
                 f"frame '{frame.token or frame.stamp_ns}': nobody says where the robot was; depth from motion needs "
                 "odometry"
@@ -210,8 +210,8 @@ def seen_back(own: View, other: View, depth_m: np.ndarray) -> tuple[np.ndarray, 
     home, _ = looked_up(other, own, back_m)
     place = np.nan_to_num(there, nan=-1e4).astype(np.float32)
     nan = float("nan")
-    told = np.dstack([home, back_m]).astype(np.float32)
-    landed = cv2.remap(told, place[..., 0], place[..., 1], cv2.INTER_NEAREST, borderValue=(nan, nan, nan))
+    known_m = np.dstack([home, back_m]).astype(np.float32)
+    landed = cv2.remap(known_m, place[..., 0], place[..., 1], cv2.INTER_NEAREST, borderValue=(nan, nan, nan))
     rows, columns = np.indices(depth_m.shape)
     with np.errstate(invalid="ignore"):
         off_px = np.hypot(landed[..., 0] - columns, landed[..., 1] - rows)

@@ -14,8 +14,8 @@ from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.frame import Frame
 from occ_core.geometry import inverse
 from occ_core.rig_file import load_rig_file
-from occ_core.taxonomy import OCC3D, Taxonomy
-from occ_core.teachers.base import UNKNOWN, ClassMap, DepthMap
+from occ_core.taxonomy import OCC3D, UNLABELED, Taxonomy
+from occ_core.teachers.base import ClassMap, DepthMap
 
 _Truth = tuple[np.ndarray, np.ndarray]  # class_id and depth_m (h, w) as they are in the file
 SAME_SURFACE = 0.1  # share of a distance: what lies farther apart between two pixels is not one surface
@@ -132,7 +132,7 @@ class _View:
         near = np.where(np.abs(between - near) < SAME_SURFACE * near, between, near)
         with np.errstate(divide="ignore"):
             depth = np.where(self._seen, self._depth_of_range / near, np.nan)
-        found = np.where(self._seen, self._sampled(class_id, cv2.INTER_NEAREST), np.uint8(UNKNOWN))
+        found = np.where(self._seen, self._sampled(class_id, cv2.INTER_NEAREST), np.uint8(UNLABELED))
         return found.astype(np.uint8), depth.astype(np.float32)
 
     def _sampled(self, image: np.ndarray, how: int) -> np.ndarray:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 from occ_core.errors import InvalidInput
-from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI, Taxonomy
-from occ_core.teachers.base import UNKNOWN
+from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI, UNLABELED, Taxonomy
 from occ_core.teachers.closed_set_table import ADE20K, CITYSCAPES, MAPILLARY, Pair
 
 SKY = ("sky", "free", "empty")
@@ -46,7 +45,7 @@ ID_LISTS: dict[str, dict[int, str]] = {
 
 def class_id_of(name: str, taxonomy: Taxonomy) -> int:
     """Id in a taxonomy of a class by its own name, the other taxonomy's or a street data set's; its free id for the
-    sky, UNKNOWN for what it has no class for.
+    sky, UNLABELED for what it has no class for.
 
     Raises:
         InvalidInput: a name that nobody knows; names the taxonomy's.
@@ -57,10 +56,10 @@ def class_id_of(name: str, taxonomy: Taxonomy) -> int:
     if key in SKY:
         return taxonomy.free_id
     if key in NOTHING:
-        return UNKNOWN
+        return UNLABELED
     if key in MEANS and taxonomy.name in (OCC3D.name, SEMANTIC_KITTI.name):
         meant = MEANS[key][taxonomy.name == SEMANTIC_KITTI.name]
-        return taxonomy.id_of(meant) if meant else UNKNOWN
+        return taxonomy.id_of(meant) if meant else UNLABELED
     raise InvalidInput(
         f"'{name}' is no class of '{taxonomy.name}' ({', '.join(taxonomy.names)}), nor of the other taxonomy, of "
         "Cityscapes, Mapillary or ADE20K, nor 'sky' or 'unknown'"

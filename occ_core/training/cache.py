@@ -20,14 +20,14 @@ import numpy as np
 
 from occ_core.camera import Rig
 from occ_core.ego_mask import scene_masks
-from occ_core.losses.ray import IGNORE
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
 from occ_core.models.easyocc.table import build_table
 from occ_core.network_input.preprocess import Preprocess
 from occ_core.sources.nuscenes_tables import root_of
 from occ_core.sources.open import frame_files, frame_key
+from occ_core.taxonomy import UNLABELED
 from occ_core.training.file_check import require_files
-from occ_core.training.keyframes import Keyframe, MomentSource
+from occ_core.training.keyframes import Keyframe, KeyframeSource
 from occ_core.training.label_files import LabelFiles
 from occ_core.training.ranks import Ranks
 from occ_core.training.rays import ray_targets
@@ -65,7 +65,11 @@ class SceneCache:
 
 
 def open_scenes(
-    sources: Sequence[MomentSource], config: EasyOccConfig, cache: Path, ranks: Ranks, told: Callable[[str], None]
+    sources: Sequence[KeyframeSource],
+    config: EasyOccConfig,
+    cache: Path,
+    ranks: Ranks,
+    on_progress: Callable[[str], None],
 ) -> list[SceneCache]:
     """Scene by scene, from the cache or built now; an interrupted build goes on. Each process builds its share.
 
@@ -73,18 +77,18 @@ def open_scenes(
         MissingInput, CorruptInput: of the files that a scene is built from.
     """
 
-    def opened(source: MomentSource, scene: str, keyframes: list[Keyframe]) -> SceneCache:
-        told(scene)
+    def opened(source: KeyframeSource, scene: str, keyframes: list[Keyframe]) -> SceneCache:
+        on_progress(scene)
         at = cache / f"{scene}-{_key(source, scene, keyframes, config)}"
         return _open(at, scene) if at.is_dir() else _build(source, keyframes, config, at, scene)
 
     wanted = [(source, *of) for source in sources for of in source.scenes.items()]
-    mine = {place: opened(*wanted[place]) for place in range(ranks.rank, len(wanted), ranks.world)}
+    mine = {index: opened(*wanted[index]) for index in range(ranks.rank, len(wanted), ranks.world)}
     ranks.any(False)  # when all are here, the others' share is there, too
-    return [mine[place] if place in mine else opened(*of) for place, of in enumerate(wanted)]
+    return [mine[index] if index in mine else opened(*of) for index, of in enumerate(wanted)]
 
 
-def _key(source: MomentSource, scene: str, keyframes: list[Keyframe], config: EasyOccConfig) -> str:
+def _key(source: KeyframeSource, scene: str, keyframes: list[Keyframe], config: EasyOccConfig) -> str:
     """Hash of all that decides the arrays; labels by size and time, since reading them is what the cache avoids."""
     root, labels = root_of(source.root), cast(LabelFiles, source.labels)
     digest = hashlib.sha256(f"{VERSION} {root.resolve()}".encode())
@@ -96,8 +100,8 @@ def _key(source: MomentSource, scene: str, keyframes: list[Keyframe], config: Ea
     for name, path in sorted(files.items()):
         stat = path.stat()
         digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}".encode())
-    if not frame_files(source.frames, keyframes[0].place):  # of a recording
-        digest.update(f"{source.choice} {frame_key(source.root, source.frames, keyframes[0].place)}".encode())
+    if not frame_files(source.frames, keyframes[0].frame_index):  # of a recording
+        digest.update(f"{source.choice} {frame_key(source.root, source.frames, keyframes[0].frame_index)}".encode())
     return digest.hexdigest()[:12]
 
 
@@ -106,16 +110,18 @@ def _open(at: Path, scene: str) -> SceneCache:
     return SceneCache(scene, tokens, lambda name: np.load(at / f"{name}.npy", mmap_mode="r"))
 
 
-def _build(source: MomentSource, keyframes: list[Keyframe], config: EasyOccConfig, at: Path, scene: str) -> SceneCache:
+def _build(
+    source: KeyframeSource, keyframes: list[Keyframe], config: EasyOccConfig, at: Path, scene: str
+) -> SceneCache:
     """The arrays of a scene, kept at `at`; in memory where nothing can be written there."""
     frames, files = source.frames, cast(LabelFiles, source.labels)
-    read = ((*frame_files(frames, k.place), *files.files(scene, k.token)) for k in keyframes)
+    read = ((*frame_files(frames, k.frame_index), *files.files(scene, k.token)) for k in keyframes)
     require_files(path for paths in read for path in paths)
     rows: dict[str, list[np.ndarray]] = {name: [] for name in ARRAYS}
     tables: dict[str, int] = {}
     preprocess = Preprocess(config.input_width, config.input_height)
     for keyframe in keyframes:
-        frame = frames[keyframe.place]
+        frame = frames[keyframe.frame_index]
         if frame.rig.fingerprint not in tables:
             tables[frame.rig.fingerprint] = len(tables)
             table = build_table(frame.rig, config)
@@ -127,12 +133,12 @@ def _build(source: MomentSource, keyframes: list[Keyframe], config: EasyOccConfi
         for name, array in zip(("images", "present"), preprocess.rig(frame.images, frame.rig.names), strict=True):
             rows[name].append(array)
         rows["stamp_ns"].append(np.array(frame.stamp_ns))
-        rows["world_from_ego"].append(frame.world_from_ego if frame.is_placed else np.full((4, 4), np.nan))
+        rows["world_from_ego"].append(frame.world_from_ego if frame.has_pose else np.full((4, 4), np.nan))
         labels = files.read(scene, keyframe.token, config)
         rows["labels"].append(labels)
         own = rows["own"][tables[frame.rig.fingerprint]]
         for name, array in zip(("depth", "pixel_class"), ray_targets(labels, frame.rig, config), strict=True):
-            rows[name].append(np.where(own, np.uint8(IGNORE), array))
+            rows[name].append(np.where(own, np.uint8(UNLABELED), array))
     tokens = [keyframe.token for keyframe in keyframes]
     arrays = {name: np.stack(parts) for name, parts in _evened(rows, config).items()}
     try:
@@ -158,7 +164,7 @@ def own_pixels(rig: Rig, config: EasyOccConfig) -> np.ndarray:
 
 
 ABSENT = {
-    "images": 0, "present": False, "depth": IGNORE, "pixel_class": IGNORE, "rays": 0, "origins_ego_m": 0.0, "own": False
+    "images": 0, "present": False, "depth": UNLABELED, "pixel_class": UNLABELED, "rays": 0, "origins_ego_m": 0.0, "own": False
 }  # fmt: skip
 """What stands for a camera that a keyframe's rig lacks, in the arrays that have a row for each."""
 

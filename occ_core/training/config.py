@@ -25,9 +25,9 @@ class TrainingConfig(BaseModel):
     data: tuple[Path, ...] = ()  # nuScenes layout, ROS 2 bags, SemanticKITTI
     version: str | None = None  # table folder of data in nuScenes layout, v1.0-mini and the like; None: the only one
     labels: str = "gts"  # folder of Occ3D labels in each, or a path; "voxels": SemanticKITTI's
-    unlabelled: bool = False  # also take moments without labels, whose cells nobody knows: for losses that need none
-    pseudo_labels: str | None = None  # folder or path: what `occ labels make` made, for moments without label
-    # of the draws, those that take a labelled moment; None: each moment as often as any other
+    unlabelled: bool = False  # also take samples without labels, whose cells nobody knows: for losses that need none
+    pseudo_labels: str | None = None  # folder or path: what `occ labels make` made, for samples without label
+    # of the draws, those that take a labelled sample; None: each sample as often as any other
     labelled_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     validation: tuple[Path, ...] = ()  # default: the last `validation_scenes` scenes of `data`
     validation_labels: str | None = None  # default: as `labels`, which may be pseudo-labels
@@ -41,7 +41,7 @@ class TrainingConfig(BaseModel):
     exclude: tuple[str, ...] = ()  # cameras of bags that are not looked at
     strict: bool = False  # stop at the first thing of a bag that would be left out
     steps: Positive = 8000
-    batch_size: Positive = 1  # moments at once, in each process
+    batch_size: Positive = 1  # samples at once, in each process
     accumulate: Positive = 1  # batches whose gradients make one step
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     backbone_lr_scale: Weight = 1.0  # times learning_rate, of the image network's backbone
@@ -65,7 +65,7 @@ class TrainingConfig(BaseModel):
     @model_validator(mode="after")
     def _pseudo_labels_are_used(self) -> TrainingConfig:
         if self.pseudo_labels is not None and not self.unlabelled:
-            raise ValueError("pseudo_labels are of moments without label: set unlabelled: true")
+            raise ValueError("pseudo_labels are of samples without label: set unlabelled: true")
         return self
 
     @field_validator("model", mode="before")

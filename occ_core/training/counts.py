@@ -23,7 +23,7 @@ class Counts(NamedTuple):
 
 
 def count_classes(samples: Samples, config: ModelConfig, ranks: Ranks) -> Counts:
-    """Each process counts a part of the moments."""
+    """Each process counts a part of the samples."""
 
     def some(of: Sequence[int], count: int) -> Sequence[int]:
         return of[:: max(1, len(of) // count)][ranks.rank :: ranks.world]

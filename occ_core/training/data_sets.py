@@ -1,4 +1,4 @@
-"""Which moments of its data sets a run trains on, fits on and is judged by, whatever the network."""
+"""Which samples of its data sets a run trains on, fits on and is judged by, whatever the network."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from occ_core.training.cache import open_scenes
 from occ_core.training.config import TrainingConfig
 from occ_core.training.file_check import require_files
 from occ_core.training.hold_out import hold_out
-from occ_core.training.keyframes import Keyframe, MomentSource
+from occ_core.training.keyframes import Keyframe, KeyframeSource
 from occ_core.training.label_files import open_labels
-from occ_core.training.moments import NEEDS, Augmentation, Moments
 from occ_core.training.ranks import ALONE, Ranks
-from occ_core.training.tabulated import Samples, TabulatedMoments
+from occ_core.training.samples import NEEDS, Augmentation, SampleDataset
+from occ_core.training.tabulated import Samples, TabulatedDataset
 
 Scene = tuple[Path, str]  # its data set, and its name there
-TAUGHT = frozenset({"class_map", "depth_m"})
+TEACHER_TARGETS = frozenset({"class_map", "depth_m"})
 """What teachers give, of NEEDS."""
 
 
-class Held(NamedTuple):
-    """No moment is in two of these, unless what is fitted is by `nano.fit_on_learned`. fitting: on which a network sets
+class DataSplit(NamedTuple):
+    """No sample is in two of these, unless what is fitted is by `nano.fit_on_learned`. fitting: on which a network sets
     what is `fitted`, see `models.config`."""
 
     training: Samples
@@ -52,44 +52,46 @@ def needs_of(config: TrainingConfig) -> frozenset[str]:
     """
     said = getattr(config.model, "needs", None)
     if said is None:
-        return NEEDS if config.teacher else NEEDS - TAUGHT
+        return NEEDS if config.teacher else NEEDS - TEACHER_TARGETS
     needs = frozenset[str](said)
     if config.unlabelled and config.model.by_table:
         raise InvalidInput(f"'{config.model.name}' learns from labels alone, the run has 'unlabelled: true'")
     if config.pseudo_labels is not None and "pseudo_labels" not in needs:
         raise InvalidInput(f"no loss of '{config.model.name}' learns from pseudo_labels: name them under 'labels'")
-    if needs & TAUGHT and config.teacher is None:
+    if needs & TEACHER_TARGETS and config.teacher is None:
         raise InvalidInput(
-            f"losses of '{config.model.name}' need {' and '.join(sorted(needs & TAUGHT))}, which a teacher gives: "
+            f"losses of '{config.model.name}' need {' and '.join(sorted(needs & TEACHER_TARGETS))}, which a teacher gives: "
             "name one under 'teacher' in the config"
         )
     return needs
 
 
-def open_data(config: TrainingConfig, needs: frozenset[str], told: Callable[[str], None], ranks: Ranks = ALONE) -> Held:
-    """The moments of a run; those of the last scenes, or of named ones, are held out, unless other data is.
+def open_data(
+    config: TrainingConfig, needs: frozenset[str], on_progress: Callable[[str], None], ranks: Ranks = ALONE
+) -> DataSplit:
+    """The samples of a run; those of the last scenes, or of named ones, are held out, unless other data is.
 
     Args:
         needs: what the losses need of NEEDS.
-        told: is given a line that says what is being read.
+        on_progress: is given a line that says what is being read.
         ranks: processes that share the work of reading.
 
     Raises:
-        InvalidInput: no data, no scene or no labelled moment to train on, no scene of a name that is to be held out,
+        InvalidInput: no data, no scene or no labelled sample to train on, no scene of a name that is to be held out,
             labels of another grid or taxonomy, the same sample in training and validation.
     """
     if not config.data:
         raise InvalidInput("no training data: name folders under 'data' in the config, or with --data")
-    sets = [_Set.open(root, config, told) for root in config.data]
-    once = list({opened.place: opened for opened in sets}.values())  # one that is named twice teaches twice
+    sets = [_OpenedData.open(root, config, on_progress) for root in config.data]
+    once = list({opened.location: opened for opened in sets}.values())  # one that is named twice teaches twice
     labels, truth = config.labels if "labels" in needs else None, config.validation_labels or config.labels
     learnt = [opened.keyframes(labels, config, needs) for opened in sets]
-    everywhere = [(opened.place, scene) for opened in once for scene in opened.frames.scenes]
+    everywhere = [(opened.location, scene) for opened in once for scene in opened.frames.scenes]
     apart = _held_out(everywhere, learnt, config)
     training = [_without(source, {*apart.fitting, *apart.validation}) for source in learnt]
     if not any(source.keyframes for source in training) or (labels is not None and not any(map(_labelled, training))):
         raise InvalidInput(
-            f"no moment to train on has labels: none of {len(everywhere) - len(apart.validation)} scenes in folder "
+            f"no sample to train on has labels: none of {len(everywhere) - len(apart.validation)} scenes in folder "
             f"'{config.labels}'"
         )
     fitting = [_of(opened.keyframes(labels, config), apart.fitting) for opened in once if apart.fitting]
@@ -98,53 +100,55 @@ def open_data(config: TrainingConfig, needs: frozenset[str], told: Callable[[str
         fitting = [_without(opened.keyframes(labels, config), apart.validation) for opened in once]
     asked, others = apart.validation, [opened for opened in once if opened.has(apart.validation)]
     if config.validation:
-        others = [_Set.open(root, config, told) for root in config.validation]
-        asked = [(opened.place, scene) for opened in others for scene in opened.frames.scenes]
+        others = [_OpenedData.open(root, config, on_progress) for root in config.validation]
+        asked = [(opened.location, scene) for opened in others for scene in opened.frames.scenes]
     judged = [_of(opened.keyframes(truth, config), asked) for opened in others]
     if asked and not any(source.keyframes for source in judged):
         raise InvalidInput(
             f"none of the {len(asked)} held-out scenes has labels in '{truth}' to be scored with: name other "
             "validation_labels, or hold out no scene"
         )
-    made = partial(_samples, config=config, told=told, ranks=ranks)
+    made = partial(_samples, config=config, on_progress=on_progress, ranks=ranks)
     parts = made(training, needs), made(fitting), made(judged)
     if twice := set(parts[0].names) & {*(() if on_learned else parts[1].names), *parts[2].names}:
         raise InvalidInput(f"{len(twice)} samples are in training and validation data, first: {min(twice)}")
-    told("which files are there")
+    on_progress("which files are there")
     require_files(path for part in parts for path in part.files())
-    return Held(*parts, *(sorted({scene for _, scene in scenes}) for scenes in (apart.fitting, asked)))
+    return DataSplit(*parts, *(sorted({scene for _, scene in scenes}) for scenes in (apart.fitting, asked)))
 
 
 def _samples(
-    sources: list[MomentSource],
+    sources: list[KeyframeSource],
     needs: frozenset[str] | None = None,
     *,
     config: TrainingConfig,
-    told: Callable[[str], None],
+    on_progress: Callable[[str], None],
     ranks: Ranks,
 ) -> Samples:
     """What a network of the run's kind is given of some keyframes: changed at random for losses that have `needs`;
     None: to be judged by their labels."""
     if config.model.by_table:
-        scenes = open_scenes(sources, cast(EasyOccConfig, config.model), config.cache or default_cache(), ranks, told)
-        return TabulatedMoments(scenes, config, needs is None, sources)
+        scenes = open_scenes(
+            sources, cast(EasyOccConfig, config.model), config.cache or default_cache(), ranks, on_progress
+        )
+        return TabulatedDataset(scenes, config, needs is None, sources)
     model = cast(CameraModelConfig, config.model)
     if needs is None:
-        return Moments(sources, model, frozenset({"labels"}))
+        return SampleDataset(sources, model, frozenset({"labels"}))
     lidar_dropout = 0.0 if model.lidar is None else model.lidar.dropout
     augmentation = Augmentation(config.color_jitter, config.camera_dropout, lidar_dropout, config.seed)
-    return Moments(sources, model, needs, augmentation, config.batch_size)
+    return SampleDataset(sources, model, needs, augmentation, config.batch_size)
 
 
-class Apart(NamedTuple):
+class HeldOutScenes(NamedTuple):
     """Scenes that are not trained on."""
 
     fitting: list[Scene]
     validation: list[Scene]
 
 
-def _held_out(everywhere: list[Scene], learnt: list[MomentSource], config: TrainingConfig) -> Apart:
-    """The named scenes, or the last ones: of those with a moment to learn from, or where what is held out has labels of
+def _held_out(everywhere: list[Scene], learnt: list[KeyframeSource], config: TrainingConfig) -> HeldOutScenes:
+    """The named scenes, or the last ones: of those with a sample to learn from, or where what is held out has labels of
     its own, of all; and of the others the last ones to fit on."""
     taught = list(dict.fromkeys((source.root.resolve(), scene) for source in learnt for scene in source.scenes))
     counted = everywhere if config.validation_labels else taught
@@ -165,27 +169,27 @@ def _held_out(everywhere: list[Scene], learnt: list[MomentSource], config: Train
     kept = hold_out(len(counted), asked, fitting)
     validation += counted[len(counted) - kept.validation :]
     rest = [scene for scene in taught if scene not in validation]
-    return Apart(rest[len(rest) - kept.thresholds :], validation)
+    return HeldOutScenes(rest[len(rest) - kept.thresholds :], validation)
 
 
-def _of(source: MomentSource, scenes: Collection[Scene]) -> MomentSource:
+def _of(source: KeyframeSource, scenes: Collection[Scene]) -> KeyframeSource:
     """Its keyframes of some scenes."""
-    place = source.root.resolve()
-    return replace(source, keyframes=[k for k in source.keyframes if (place, k.scene) in scenes])
+    location = source.root.resolve()
+    return replace(source, keyframes=[k for k in source.keyframes if (location, k.scene) in scenes])
 
 
-def _without(source: MomentSource, scenes: Collection[Scene]) -> MomentSource:
+def _without(source: KeyframeSource, scenes: Collection[Scene]) -> KeyframeSource:
     """Its keyframes of all other scenes."""
-    place = source.root.resolve()
-    return replace(source, keyframes=[k for k in source.keyframes if (place, k.scene) not in scenes])
+    location = source.root.resolve()
+    return replace(source, keyframes=[k for k in source.keyframes if (location, k.scene) not in scenes])
 
 
-def _labelled(source: MomentSource) -> bool:
+def _labelled(source: KeyframeSource) -> bool:
     return source.labels is not None and any(keyframe.labelled for keyframe in source.keyframes)
 
 
 @dataclass(frozen=True, eq=False)
-class _Set:
+class _OpenedData:
     """One data set, opened once however its scenes are shared out."""
 
     root: Path
@@ -193,31 +197,31 @@ class _Set:
     choice: Choice
 
     @staticmethod
-    def open(root: Path, config: TrainingConfig, told: Callable[[str], None]) -> _Set:
-        told(str(root.name))
+    def open(root: Path, config: TrainingConfig, on_progress: Callable[[str], None]) -> _OpenedData:
+        on_progress(str(root.name))
         lidar = config.model.lidar_input
         intensity_max = lidar.intensity_max if lidar else FULL_INTENSITY
         choice = Choice(config.cameras, config.exclude, config.strict)
         frames = open_source(root, intensity_max=intensity_max, version=config.version, choice=choice)
         for line in left_out(frames):
             print(f"left out: {line}", file=sys.stderr)
-        return _Set(root, frames, choice)
+        return _OpenedData(root, frames, choice)
 
     @property
-    def place(self) -> Path:
+    def location(self) -> Path:
         """Where it is, whatever it was called."""
         return self.root.resolve()
 
     def has(self, scenes: Collection[Scene]) -> bool:
-        return any((self.place, scene) in scenes for scene in self.frames.scenes)
+        return any((self.location, scene) in scenes for scene in self.frames.scenes)
 
     def keyframes(
         self, labels: str | None, config: TrainingConfig, needs: frozenset[str] | None = None
-    ) -> MomentSource:
+    ) -> KeyframeSource:
         """With `labels`, keyframes that are labelled; to train on, for losses that have `needs`, all in a run that
         takes `unlabelled` ones, with what else these need."""
         samples = enumerate(self.frames.samples)
-        found = [Keyframe(scene, token, place) for place, (scene, token) in samples]
+        found = [Keyframe(scene, token, index) for index, (scene, token) in samples]
         files = pseudo = teachers = None
         if labels is not None:
             files = open_labels(self.root, self.frames, labels, config.model)
@@ -225,9 +229,9 @@ class _Set:
             found = [k for k in found if k.labelled or (config.unlabelled and needs is not None)]
         if needs is not None and config.pseudo_labels is not None:
             pseudo = open_labels(self.root, self.frames, config.pseudo_labels, config.model)
-        if needs is not None and needs & TAUGHT:
+        if needs is not None and needs & TEACHER_TARGETS:
             teachers = self._teachers(config)
-        return MomentSource(self.frames, found, files, teachers, pseudo, self.root, self.choice)
+        return KeyframeSource(self.frames, found, files, teachers, pseudo, self.root, self.choice)
 
     def _teachers(self, config: TrainingConfig) -> Teachers:
         maps = (config.cache or default_cache()) / "maps"
@@ -236,7 +240,7 @@ class _Set:
         return load_teachers(cast(str, config.teacher), self.root, taxonomy, weights, device, config.teacher_seed, maps)
 
 
-def data_record(data: Held) -> dict[str, Any]:
+def data_record(data: DataSplit) -> dict[str, Any]:
     """What the json beside the checkpoint says of the data; the first keyframe of each scene tells of its cameras."""
     samples = data.training
     sources = [source for source in samples.sources if source.keyframes]

@@ -13,16 +13,16 @@ from occ_core.training.label_files import LabelFiles
 
 
 class Keyframe(NamedTuple):
-    """Which moment: its scene, its token there, its index in the source of frames; and whether it has a label."""
+    """Which sample: its scene, its token there, its index in the source of frames; and whether it has a label."""
 
     scene: str
     token: str
-    place: int
+    frame_index: int
     labelled: bool = True
 
 
 @dataclass(frozen=True, eq=False)
-class MomentSource:
+class KeyframeSource:
     """Keyframes of one data set.
 
     Attributes:
@@ -51,7 +51,7 @@ class MomentSource:
         return of
 
 
-def names_of(sources: Sequence[MomentSource]) -> list[str]:
+def names_of(sources: Sequence[KeyframeSource]) -> list[str]:
     """Of each keyframe, unique in its data set."""
     named = ((source.keyframes, source.frames.names) for source in sources)
-    return [names[keyframe.place] for keyframes, names in named for keyframe in keyframes]
+    return [names[keyframe.frame_index] for keyframes, names in named for keyframe in keyframes]

@@ -17,9 +17,8 @@ from occ_core.occupancy import load_occ3d
 from occ_core.sources.kitti import SemanticKittiSource
 from occ_core.sources.nuscenes_tables import root_of
 from occ_core.sources.open import FrameSource
-from occ_core.taxonomy import SEMANTIC_KITTI
+from occ_core.taxonomy import SEMANTIC_KITTI, UNLABELED
 
-IGNORE = 255
 """Label of a cell that nobody observed."""
 VOXELS = "voxels"
 """The `labels` of a run that mean SemanticKITTI's own."""
@@ -48,7 +47,7 @@ class LabelFiles:
         return [path, path.with_suffix(".invalid")] if self.voxels else [path]
 
     def read(self, scene: str, token: str, model: ModelConfig) -> np.ndarray:
-        """uint8 (X, Y, Z), class ids of the model's taxonomy, IGNORE where nobody looked.
+        """uint8 (X, Y, Z), class ids of the model's taxonomy, UNLABELED where nobody looked.
 
         Raises:
             MissingInput, CorruptInput.
@@ -57,7 +56,7 @@ class LabelFiles:
         if self.voxels:
             return read_ssc_truth(path)
         label = load_occ3d(path, model.grid, model.classes)
-        return np.where(label.observed, label.labels, np.uint8(IGNORE))
+        return np.where(label.observed, label.labels, np.uint8(UNLABELED))
 
     @property
     def provenance(self) -> dict[str, Any]:

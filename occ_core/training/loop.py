@@ -21,10 +21,10 @@ from occ_core.errors import InvalidInput
 from occ_core.evaluation.voxel_iou import scores
 from occ_core.files import remove
 from occ_core.training.config import TrainingConfig
-from occ_core.training.lessons import Lessons
 from occ_core.training.log import Clock, Log, measured, training_record
 from occ_core.training.ranks import Ranks, batch_of_all, joined
 from occ_core.training.state import NOT_VALIDATED, State, learning_rate, new_state, restore, save, update_average
+from occ_core.training.task import TrainingTask
 from occ_core.training.watch import WRITTEN, Watch
 
 LEAST_SCALE = 1.0  # of fp16's loss: below it the gradient overflows however small it is made
@@ -84,10 +84,10 @@ def train(config: TrainingConfig, out: Path, resume: bool = False, overwrite: bo
         if config.precision == "fp16" and ranks.device.type == "cpu":
             raise InvalidInput("precision 'fp16' needs device 'cuda'; on the CPU use 'fp32' or 'bf16'")
         reading = progress.add_task("reading data", total=None)
-        lessons = Lessons(config, ranks, lambda what: progress.update(reading, description=f"reading {what}"))
+        task = TrainingTask(config, ranks, lambda what: progress.update(reading, description=f"reading {what}"))
         progress.remove_task(reading)
         state = new_state(config, ranks.device, resume)
-        record = training_record(config, lessons.record, ranks.world)
+        record = training_record(config, task.record, ranks.world)
         if state.lacked:
             record["start_from_lacked"] = list(state.lacked)
         if resume:
@@ -95,7 +95,7 @@ def train(config: TrainingConfig, out: Path, resume: bool = False, overwrite: bo
         elif ranks.first:
             for path in (path for name in RUN_FILES for path in out.glob(name)):
                 remove(path)
-        run_steps(state, lessons, config, out, record, ranks, progress)
+        run_steps(state, task, config, out, record, ranks, progress)
     return out / "model.safetensors"
 
 
@@ -112,7 +112,7 @@ def _require_new(out: Path, resume: bool, overwrite: bool) -> None:
 
 def run_steps(
     state: State,
-    lessons: Lessons,
+    task: TrainingTask,
     config: TrainingConfig,
     out: Path,
     record: dict[str, Any],
@@ -120,24 +120,24 @@ def run_steps(
     progress: Progress,
 ) -> None:
     """All steps that are left."""
-    total, warm = sum(lessons.phases), sum(lessons.phases[:-1])  # before `warm`, parts of the network are untrained
+    total, warm = sum(task.phases), sum(task.phases[:-1])  # before `warm`, parts of the network are untrained
     network = distributed(state.model, ranks)
-    batches = Timed(lessons.batches(state.step))
+    batches = Timed(task.batches(state.step))
     clock = Clock()
     log = Log(out / "log.csv", state.step + 1) if ranks.first else None
-    watch = Watch(out, lessons.data.validation, config.model, state.step) if ranks.first else None
-    task = progress.add_task("training", total=total, completed=state.step)
+    watch = Watch(out, task.data.validation, config.model, state.step) if ranks.first else None
+    bar = progress.add_task("training", total=total, completed=state.step)
     if record.pop(NOT_VALIDATED, False):  # it was killed while it was validated
-        judge(state, lessons, config, out, record, ranks, progress, watch)
+        judge(state, task, config, out, record, ranks, progress, watch)
     with CtrlC(ranks.world) as ctrl_c:
         while state.step < total:
             began, waited = time.perf_counter(), batches.waited
-            losses = train_step(state, network, lessons, batches, config, ranks)
+            losses = train_step(state, network, task, batches, config, ranks)
             clock.count(time.perf_counter() - began, batches.waited - waited)
-            progress.update(task, completed=state.step, description=f"training, loss {losses['total']:.2f}")
+            progress.update(bar, completed=state.step, description=f"training, loss {losses['total']:.2f}")
             last, stopped = state.step == total, ranks.any(ctrl_c.asked)
             if log and watch and (state.step % config.log_every == 0 or last):
-                lr = learning_rate(state.step, config.learning_rate, config.warmup_steps, lessons.phases)
+                lr = learning_rate(state.step, config.learning_rate, config.warmup_steps, task.phases)
                 row = losses | clock.lap() | {"learning_rate": lr}
                 log.write(state.step, row)
                 watch.row(state.step, row)
@@ -147,7 +147,7 @@ def run_steps(
                 before = {NOT_VALIDATED: True} if due else {}
                 save(state, out, record | before, config, ship=state.step > warm and not due)
             if due:
-                judge(state, lessons, config, out, record, ranks, progress, watch)
+                judge(state, task, config, out, record, ranks, progress, watch)
             if watch and (stopped or last):
                 watch.close(record["metrics"])
             if stopped and not last:
@@ -179,14 +179,14 @@ def distributed(model: nn.Module, ranks: Ranks) -> nn.Module:
 
 
 def train_step(
-    state: State, network: nn.Module, lessons: Lessons, batches: Timed, config: TrainingConfig, ranks: Ranks
+    state: State, network: nn.Module, task: TrainingTask, batches: Timed, config: TrainingConfig, ranks: Ranks
 ) -> dict[str, float]:
     """One optimiser step; returns the loss terms and their sum `total`, of this process.
 
     Raises:
         InvalidInput: a loss or the gradient is not finite; the weights are as they were before the step.
     """
-    now = learning_rate(state.step + 1, config.learning_rate, config.warmup_steps, lessons.phases)
+    now = learning_rate(state.step + 1, config.learning_rate, config.warmup_steps, task.phases)
     for group in state.optimizer.param_groups:
         group["lr"] = now * group["lr_scale"]
     network.train()
@@ -200,7 +200,7 @@ def train_step(
         unready = i + 1 < config.accumulate and isinstance(network, DistributedDataParallel)
         with network.no_sync() if unready else nullcontext():  # type: ignore[operator]
             with torch.autocast(ranks.device.type, DTYPES[config.precision], enabled=config.precision != "fp32"):
-                losses = lessons.losses(network, batch, state.step / sum(lessons.phases), state.average)
+                losses = task.losses(network, batch, state.step / sum(task.phases), state.average)
             total = sum(losses.values(), torch.zeros((), device=ranks.device)) / config.accumulate
             if not total.requires_grad:
                 raise InvalidInput(f"step {state.step + 1} teaches nothing: no loss of {sorted(losses)} has a gradient")
@@ -226,13 +226,13 @@ def train_step(
             f"losses {values}; lower learning_rate, or use precision bf16"
         )
     state.step += 1
-    update_average(state, config.ema_decay, lessons.fitted)
+    update_average(state, config.ema_decay, task.fitted)
     return values
 
 
 def judge(
     state: State,
-    lessons: Lessons,
+    task: TrainingTask,
     config: TrainingConfig,
     out: Path,
     record: dict[str, Any],
@@ -241,21 +241,21 @@ def judge(
     watch: Watch | None,
 ) -> None:
     """Validate, save what came of it, and show it."""
-    validate(state, lessons, record, ranks, progress)
+    validate(state, task, record, ranks, progress)
     if ranks.first:
         save(state, out, record, config, ship=True)
     if watch:
-        watch.validated(state.step, record["metrics"], lessons.answers)
+        watch.validated(state.step, record["metrics"], task.answers)
 
 
-def validate(state: State, lessons: Lessons, record: dict[str, Any], ranks: Ranks, progress: Progress) -> None:
+def validate(state: State, task: TrainingTask, record: dict[str, Any], ranks: Ranks, progress: Progress) -> None:
     """Scores on held-out scenes, camera mask, of one confusion matrix summed over scenes and processes."""
     ranks.share_buffers(state.average)
-    lessons.fit(state.average)
-    matrix = lessons.confusion(state.average)
+    task.fit(state.average)
+    matrix = task.confusion(state.average)
     if matrix is None:
         return
-    metrics = scores(ranks.sum(matrix), lessons.taxonomy)
+    metrics = scores(ranks.sum(matrix), task.taxonomy)
     record["metrics"] = {"step": state.step, **metrics}
     shown = ", ".join(f"{name} {metrics[name]:.1f}" for name in ("iou", "miou_15", "miou_17"))
     progress.console.print(f"step {state.step}: camera mask {shown}")

@@ -1,4 +1,4 @@
-"""The same camera's images before and after a moment, each with the pose of its own time, from any source."""
+"""The same camera's images before and after a sample, each with the pose of its own time, from any source."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class Neighbour(NamedTuple):
 class Neighbours(Protocol):
     """Of one source."""
 
-    def around(self, frame: Frame, place: int) -> Iterator[Neighbour]:
-        """Those that there are, of the frame that the source has at `place`."""
+    def around(self, frame: Frame, frame_index: int) -> Iterator[Neighbour]:
+        """Those that there are, of the frame that the source has at `frame_index`."""
 
 
 def neighbours_of(frames: FrameSource, scenes: set[str]) -> Neighbours:
@@ -67,13 +67,13 @@ class SweepNeighbours:
                 if record.modality == "camera":
                     by_channel.setdefault(record.channel, []).append(record)
             for channel, records in by_channel.items():
-                for place, own in enumerate(records):
+                for frame_index, own in enumerate(records):
                     if own.is_keyframe:
-                        before = _first_like(own, reversed(records[:place]))
-                        after = _first_like(own, islice(records, place + 1, None))
+                        before = _first_like(own, reversed(records[:frame_index]))
+                        after = _first_like(own, islice(records, frame_index + 1, None))
                         self._records[own.sample_token, channel] = (before, after)
 
-    def around(self, frame: Frame, place: int) -> Iterator[Neighbour]:
+    def around(self, frame: Frame, frame_index: int) -> Iterator[Neighbour]:
         for i, camera in enumerate(frame.rig):
             for side, record in enumerate(self._records.get((frame.token, camera.name), ())):
                 if record is not None and camera.name in frame.images:
@@ -97,9 +97,9 @@ class FrameNeighbours:
     def __init__(self, frames: FrameSource) -> None:
         self._frames, self._scenes = frames, [scene for scene, _ in frames.samples]
 
-    def around(self, frame: Frame, place: int) -> Iterator[Neighbour]:
+    def around(self, frame: Frame, frame_index: int) -> Iterator[Neighbour]:
         for side, step in enumerate(BEFORE_AND_AFTER):
-            there = place + step
+            there = frame_index + step
             if not 0 <= there < len(self._scenes) or self._scenes[there] != frame.scene:
                 continue
             near = self._frames[there]

@@ -18,7 +18,7 @@ from occ_core.errors import InvalidInput
 
 def batch_of_all(batch: int, rank: int, world: int, seed: int) -> int:
     """Number of a process's `batch`-th batch among those of all processes, which take turns at random: in a fixed
-    order, the labelled moments could all be one process's."""
+    order, the labelled samples could all be one process's."""
     turn = rank + int(np.random.default_rng([seed, 3, batch]).integers(world))
     return batch * world + turn % world
 
@@ -69,14 +69,14 @@ def joined(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
         raise InvalidInput("device is 'cuda', but this torch finds no CUDA device; use 'cpu' or 'auto'")
     kind = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    place = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device("cpu")
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
+    own_device = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device("cpu")
+    if own_device.type == "cuda":
+        torch.cuda.set_device(own_device)
     if world == 1:
-        yield Ranks(0, 1, place)
+        yield Ranks(0, 1, own_device)
         return
     dist.init_process_group("nccl" if kind == "cuda" else "gloo")
     try:
-        yield Ranks(dist.get_rank(), world, place)
+        yield Ranks(dist.get_rank(), world, own_device)
     finally:
         dist.destroy_process_group()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from occ_core.camera import Rig
-from occ_core.losses.ray import IGNORE
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.table import feature_rays
 from occ_core.network_input.preprocess import Preprocess
+from occ_core.taxonomy import UNLABELED
 
 UNSEEN_ALLOWED_M = 0.6  # rays of label and of pixel differ: a short unobserved stretch says nothing
 
@@ -49,15 +49,15 @@ def march(
         inside &= at.view(np.uint32) < n  # negative ones are large
         cell = cell * n + at
     met = np.where(inside, labels.reshape(-1).take(cell, mode="clip"), np.uint8(free))
-    unseen = met == IGNORE
+    unseen = met == UNLABELED
     occupied = (met != free) & ~unseen
     hits = occupied.any(axis=1)
     first = np.where(hits, occupied.argmax(axis=1), len(distance_m) - 1)
     before = (unseen & (np.arange(len(distance_m)) <= first[:, None])).sum(axis=1)
     lost = before * step_m > UNSEEN_ALLOWED_M
     bins = np.searchsorted(config.depth_edges_m, distance_m[first], "right") - 1
-    depth = np.where(lost, IGNORE, np.where(hits, bins, config.depth_bins)).astype(np.uint8)
-    classes = np.full(h * w, IGNORE, dtype=np.uint8)
+    depth = np.where(lost, UNLABELED, np.where(hits, bins, config.depth_bins)).astype(np.uint8)
+    classes = np.full(h * w, UNLABELED, dtype=np.uint8)
     seen = np.flatnonzero(hits & ~lost)
     classes[seen] = met[seen, first[seen]]
     return depth.reshape(h, w), classes.reshape(h, w)

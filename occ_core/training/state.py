@@ -178,7 +178,7 @@ def restore(state: State, path: Path, record: dict[str, Any], config: TrainingCo
     for name, tensor in parts["adam"].items():
         key, owner = name.split(".", 1)
         parameter = parameters[owner]
-        if key != "step":  # the fused optimiser walks memory, so its moments need the parameter's layout
+        if key != "step":  # the fused optimiser walks memory, so its samples need the parameter's layout
             tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
         state.optimizer.state[parameter][key] = tensor.to(parameter.device)
     if state.scaler.is_enabled():

@@ -1,4 +1,4 @@
-"""Samples of networks by table, from scenes that are decoded and tabulated already: moments, images, moments in a row.
+"""Samples of networks by table, from scenes that are decoded and tabulated already: samples, images, samples in a row.
 
 A batch depends on the run's seed and its own number alone, so that a resumed run sees what an unbroken one would have
 seen.
@@ -17,64 +17,73 @@ import numpy as np
 import torch
 
 from occ_core.models.easyocc.config import EasyOccConfig
-from occ_core.models.easyocc.past import Moment as Place
-from occ_core.models.easyocc.past import refusal, then_from_now
-from occ_core.models.easyocc.samples import Chain, TableImages, TableTargets
+from occ_core.models.easyocc.inputs import SampleSequence, TableImages, TableTargets
+from occ_core.models.easyocc.past import StampedPose, refusal, then_from_now
 from occ_core.models.easyocc.settings import NanoTraining
 from occ_core.models.easyocc.table import mirrored_rays
+from occ_core.training.augment import (
+    TURNS,
+    TabulatedSample,
+    mirror,
+    pick_columns,
+    read_sample,
+    recolour,
+    retextured,
+    turn,
+    zoomed,
+)
 from occ_core.training.cache import SceneCache
 from occ_core.training.config import TrainingConfig
-from occ_core.training.data import TURNS, Sample, mirror, pick_columns, read_sample, recolour, retextured, turn, zoomed
-from occ_core.training.keyframes import Keyframe, MomentSource, names_of
-from occ_core.training.moments import Moment, Moments
+from occ_core.training.keyframes import Keyframe, KeyframeSource, names_of
+from occ_core.training.samples import Sample, SampleDataset
 
 RARE = 0.02  # share of the occupied cells below which a class is rare: columns that have it are picked first
 
 
-class TabulatedMoments:
-    """Whole moments.
+class TabulatedDataset:
+    """Whole samples.
 
     Args:
         scenes: what is read. sources: what these were made from.
-        judged: moments are given as they are, with all their labels.
+        judged: samples are given as they are, with all their labels.
     """
 
     needs = frozenset({"labels", "class_map"})
-    counted_cells, counted_pixels = 200, 1 << 62  # as of `Moments`; pixels of all moments, which are small
-    order, draws = 2, 1  # numbers of the random streams of their order and of what is done to them
+    counted_cells, counted_pixels = 200, 1 << 62  # as of `SampleDataset`; pixels of all samples, which are small
+    order_stream, augmentation_stream = 2, 1  # numbers of the random streams of their order and of what is done to them
 
     def __init__(
         self,
         scenes: Sequence[SceneCache],
         config: TrainingConfig,
         judged: bool = False,
-        sources: Sequence[MomentSource] = (),
+        sources: Sequence[KeyframeSource] = (),
     ) -> None:
         self.scenes, self.config, self.judged, self.sources = list(scenes), config, judged, list(sources)
         self.model = cast(EasyOccConfig, config.model)
-        self.places = self._places()
+        self.indices = self._list_indices()
 
     @property
     def batch_size(self) -> int:
         return self.config.batch_size
 
-    def _places(self) -> list[tuple[int, ...]]:
+    def _list_indices(self) -> list[tuple[int, ...]]:
         return [(s, i) for s, scene in enumerate(self.scenes) for i in range(len(scene.tokens))]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
-    def __iter__(self) -> Iterator[Moment]:
+    def __iter__(self) -> Iterator[Sample]:
         return (self.batch([(0, index)]) for index in range(len(self)))
 
     @property
     def names(self) -> list[str]:
-        """Of each moment, unique in its data set."""
+        """Of each sample, unique in its data set."""
         return names_of(self.sources)
 
-    def keyframe(self, index: int) -> tuple[MomentSource, Keyframe]:
-        """Which moment of which data set."""
-        number, (s, i) = 0, self.places[index]
+    def keyframe(self, index: int) -> tuple[KeyframeSource, Keyframe]:
+        """Which sample of which data set."""
+        number, (s, i) = 0, self.indices[index]
         for source in self.sources:
             scenes = list(source.scenes.values())
             if s < number + len(scenes):
@@ -87,8 +96,8 @@ class TabulatedMoments:
         return list(range(len(self)))
 
     def scene_of(self, index: int) -> int:
-        """Number of a moment's scene."""
-        return self.places[index][0]
+        """Number of a sample's scene."""
+        return self.indices[index][0]
 
     def fewest_cameras(self) -> int:
         return min(scene["present"].shape[1] for scene in self.scenes)
@@ -108,16 +117,18 @@ class TabulatedMoments:
         return self._array("pixel_class", index)
 
     def _array(self, name: str, index: int) -> np.ndarray:
-        s, i = self.places[index]
+        s, i = self.indices[index]
         return self.scenes[s][name][i]
 
-    def of(self, kind: str) -> TabulatedMoments:
+    def of(self, kind: str) -> TabulatedDataset:
         """The same scenes as samples of another kind."""
-        own = {"moments": TabulatedMoments, "images": TabulatedImages, "chains": TabulatedChains}[kind]
+        own = {"samples": TabulatedDataset, "images": TabulatedImageDataset, "sequences": TabulatedSequenceDataset}[
+            kind
+        ]
         return own(self.scenes, self.config, self.judged, self.sources)
 
-    def batch(self, keys: Sequence[tuple[int, int]]) -> Moment:
-        """Moments by (number of the draw, index)."""
+    def batch(self, keys: Sequence[tuple[int, int]]) -> Sample:
+        """Samples by (serial number, index)."""
         if self.judged:
             return self._judged([index for _, index in keys])
         rng = self._chance(keys)
@@ -125,32 +136,32 @@ class TabulatedMoments:
         for _, index in keys:
             samples.append(self.augmented(index, rng))
             columns.append(pick_columns(samples[-1].labels, self.config.nano.columns, self._rare, rng))
-        return Moment(stacked(samples, self.model), targets_of(samples, columns, self.config.nano))
+        return Sample(stacked(samples, self.model), targets_of(samples, columns, self.config.nano))
 
-    def _judged(self, indices: Sequence[int]) -> Moment:
-        samples = [read_sample(self.scenes[s], i, self.model) for s, i in (self.places[index] for index in indices)]
+    def _judged(self, indices: Sequence[int]) -> Sample:
+        samples = [read_sample(self.scenes[s], i, self.model) for s, i in (self.indices[index] for index in indices)]
         inputs, targets = stacked(samples, self.model), targets_of(samples, [], self.config.nano)
-        moment = self.moment(indices[0]) if len(indices) == 1 else None
-        return Moment(
-            replace(inputs, moment=moment),
+        pose = self.stamped_pose(indices[0]) if len(indices) == 1 else None
+        return Sample(
+            replace(inputs, pose=pose),
             replace(targets, labels=torch.from_numpy(np.stack([sample.labels for sample in samples]))),
         )
 
-    def moment(self, index: int) -> Place | None:
+    def stamped_pose(self, index: int) -> StampedPose | None:
         """When and where; None: nobody said where the robot was."""
-        s, i = self.places[index]
+        s, i = self.indices[index]
         scene = self.scenes[s]
         stamp_ns, pose, rig = (scene[name][i] for name in ("stamp_ns", "world_from_ego", "rig"))
         if np.isnan(pose).any():
             return None
-        return Place(int(stamp_ns), np.array(pose), f"{s} {scene.name}", str(int(rig)))
+        return StampedPose(int(stamp_ns), np.array(pose), f"{s} {scene.name}", str(int(rig)))
 
     def _chance(self, keys: Sequence[tuple[int, int]]) -> np.random.Generator:
-        return np.random.default_rng([self.config.seed, self.draws, keys[0][0] // self.batch_size])
+        return np.random.default_rng([self.config.seed, self.augmentation_stream, keys[0][0] // self.batch_size])
 
-    def augmented(self, index: int, rng: np.random.Generator) -> Sample:
-        """A moment mirrored, turned, recoloured, without some cameras."""
-        c, (s, i) = self.config, self.places[index]
+    def augmented(self, index: int, rng: np.random.Generator) -> TabulatedSample:
+        """A sample mirrored, turned, recoloured, without some cameras."""
+        c, (s, i) = self.config, self.indices[index]
         scene = self.scenes[s]
         dropped = np.flatnonzero(rng.random(scene["present"].shape[1]) < c.camera_dropout)
         sample = read_sample(scene, i, self.model, dropped.tolist())
@@ -171,25 +182,25 @@ class TabulatedMoments:
         return rare
 
 
-class TabulatedChains(TabulatedMoments):
-    """Moments with some before them, all of a chain mirrored, recoloured and blinded alike.
+class TabulatedSequenceDataset(TabulatedDataset):
+    """Samples with some before them, all of a sequence mirrored, recoloured and blinded alike.
 
     How many there are before is drawn for each batch; none, too, so that the network still answers alone.
     """
 
-    draws = 5
+    augmentation_stream = 5
 
-    def batch(self, keys: Sequence[tuple[int, int]]) -> Moment:
-        """Chains by (number of the draw, index of the newest moment)."""
+    def batch(self, keys: Sequence[tuple[int, int]]) -> Sample:
+        """Sequences by (serial number, index of the newest sample)."""
         rng, nano = self._chance(keys), self.config.nano
-        before = int(rng.integers(nano.memory_moments + 1))
+        before = int(rng.integers(nano.memory_frames + 1))
         rows = [self._row(index, before, rng) for _, index in keys]
         columns = [pick_columns(row[-1].labels, nano.columns, self._rare, rng) for row in rows]
         newest = [row[-1] for row in rows]
-        return Moment(chained(rows, self.model), targets_of(newest, columns, nano))
+        return Sample(sequence_batch(rows, self.model), targets_of(newest, columns, nano))
 
-    def _row(self, index: int, before: int, rng: np.random.Generator) -> list[Sample]:
-        """A moment and at most so many before it, as far as a network may remember."""
+    def _row(self, index: int, before: int, rng: np.random.Generator) -> list[TabulatedSample]:
+        """A sample and at most so many before it, as far as a network may remember."""
         first = index
         while first > 0 and index - first < before and self._follows(first):
             first -= 1
@@ -197,33 +208,33 @@ class TabulatedChains(TabulatedMoments):
         return [self.augmented(i, np.random.default_rng(alike)) for i in range(first, index + 1)]
 
     def _follows(self, index: int) -> bool:
-        then, now = self.moment(index - 1), self.moment(index)
+        then, now = self.stamped_pose(index - 1), self.stamped_pose(index)
         return then is not None and now is not None and refusal(then, now) is None
 
 
-class TabulatedImages(TabulatedMoments):
-    """Single images, of any camera of any moment."""
+class TabulatedImageDataset(TabulatedDataset):
+    """Single images, of any camera of any sample."""
 
-    order, draws = 4, 3
+    order_stream, augmentation_stream = 4, 3
 
     @property
     def batch_size(self) -> int:
         return self.config.nano.image_batch
 
-    def _places(self) -> list[tuple[int, ...]]:
+    def _list_indices(self) -> list[tuple[int, ...]]:
         present = [np.argwhere(scene["present"]).tolist() for scene in self.scenes]
-        return [(s, i, camera) for s, places in enumerate(present) for i, camera in places]
+        return [(s, i, camera) for s, pairs in enumerate(present) for i, camera in pairs]
 
-    def batch(self, keys: Sequence[tuple[int, int]]) -> Moment:
-        """Images by (number of the draw, index)."""
+    def batch(self, keys: Sequence[tuple[int, int]]) -> Sample:
+        """Images by (serial number, index)."""
         rng = self._chance(keys)
         rows = [self._image(index, rng) for _, index in keys]
         images, depth, classes, rays = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*rows, strict=True))
-        return Moment(TableImages(images, rays), TableTargets(depth, classes, settings=self.config.nano))
+        return Sample(TableImages(images, rays), TableTargets(depth, classes, settings=self.config.nano))
 
     def _image(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         """Image, depth, pixel_class and rays: a part of the image, mirrored, recoloured."""
-        (s, i, camera), c = self.places[index], self.config
+        (s, i, camera), c = self.indices[index], self.config
         scene = self.scenes[s]
         image, depth, classes = (scene[name][i, camera] for name in ("images", "depth", "pixel_class"))
         rays = scene["rays"][int(scene["rig"][i]), camera]
@@ -237,11 +248,11 @@ class TabulatedImages(TabulatedMoments):
         return recolour(np.ascontiguousarray(image)[None], c.color_jitter, rng)[0], depth, classes, rays
 
 
-Samples = Moments | TabulatedMoments
+Samples = SampleDataset | TabulatedDataset
 """What a run reads: each sample decoded anew, or from what is decoded and tabulated already."""
 
 
-def stacked(samples: Sequence[Sample], config: EasyOccConfig) -> TableImages:
+def stacked(samples: Sequence[TabulatedSample], config: EasyOccConfig) -> TableImages:
     """One batch; the index tables are shifted so that all samples share one row matrix and its one zero row."""
     w, h = config.feature_size
 
@@ -263,7 +274,9 @@ def stacked(samples: Sequence[Sample], config: EasyOccConfig) -> TableImages:
     )
 
 
-def targets_of(samples: Sequence[Sample], columns: Sequence[np.ndarray], settings: NanoTraining) -> TableTargets:
+def targets_of(
+    samples: Sequence[TabulatedSample], columns: Sequence[np.ndarray], settings: NanoTraining
+) -> TableTargets:
     """Of a batch; `columns` of each sample, indices into its (X, Y), or none at all."""
     picked = labels = None
     if columns:
@@ -277,8 +290,8 @@ def targets_of(samples: Sequence[Sample], columns: Sequence[np.ndarray], setting
     return TableTargets(depth, classes, picked, labels, settings=settings)
 
 
-def chained(rows: Sequence[Sequence[Sample]], config: EasyOccConfig) -> Chain:
-    """Rows of moments, the newest last; a row that begins later than others waits with its first moment."""
+def sequence_batch(rows: Sequence[Sequence[TabulatedSample]], config: EasyOccConfig) -> SampleSequence:
+    """Rows of samples, the newest last; a row that begins later than others waits with its first sample."""
     length = max(map(len, rows))
     linked = np.zeros((length - 1, len(rows)), dtype=bool)
     motion = np.zeros((length - 1, len(rows), 2, 3), dtype=np.float32)
@@ -286,5 +299,5 @@ def chained(rows: Sequence[Sequence[Sample]], config: EasyOccConfig) -> Chain:
         for k, (then, now) in enumerate(pairwise(row), start=length - len(row)):
             linked[k, b], motion[k, b] = True, then_from_now(then.world_from_ego, now.world_from_ego)
     waiting = [[row[0]] * (length - len(row)) + list(row) for row in rows]
-    moments = tuple(stacked(samples, config) for samples in zip(*waiting, strict=True))
-    return Chain(moments, torch.from_numpy(linked), torch.from_numpy(motion))
+    samples = tuple(stacked(samples, config) for samples in zip(*waiting, strict=True))
+    return SampleSequence(samples, torch.from_numpy(linked), torch.from_numpy(motion))

@@ -1,4 +1,4 @@
-"""What a run shows of itself while it learns: curves, pictures of held-out moments, a report page, TensorBoard."""
+"""What a run shows of itself while it learns: curves, pictures of held-out samples, a report page, TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from occ_core.inference.predictions import save_prediction
 from occ_core.models.build import ModelConfig
 from occ_core.occupancy import Occupancy
 from occ_core.show.album import spread
-from occ_core.show.moments import predicted_of
-from occ_core.show.page import MOMENTS, write_page
-from occ_core.show.page_data import PageMoment
+from occ_core.show.page import FRAMES, write_page
+from occ_core.show.page_data import PageFrame
 from occ_core.show.page_figures import Figures, PageTable
 from occ_core.show.pictures import compare, save_png
 from occ_core.show.plot import plot_curves
-from occ_core.training.label_files import IGNORE
+from occ_core.show.predicted_frames import predicted_of
+from occ_core.taxonomy import UNLABELED
 from occ_core.training.log import Log
 from occ_core.training.tabulated import Samples
 
@@ -36,8 +36,8 @@ SCORES = {"iou": "IoU", "miou_15": "mIoU, 15 classes", "miou_17": "mIoU, 17 clas
 
 
 def shown_of(held_out: Sequence[int]) -> list[int]:
-    """Which of some held-out moments a run shows."""
-    return spread(held_out, MOMENTS)
+    """Which of some held-out samples a run shows."""
+    return spread(held_out, FRAMES)
 
 
 class Watch:
@@ -65,13 +65,13 @@ class Watch:
             self._board.flush()
 
     def validated(self, step: int, metrics: Mapping[str, Any] | None, answers: Mapping[int, Occupancy]) -> None:
-        """Curves, scores, and the answers to some held-out moments, which take the place of those before.
+        """Curves, scores, and the answers to some held-out samples, which take the place of those before.
 
         Args:
             metrics: None: nothing is held out.
 
         Raises:
-            CannotWrite. MissingInput, CorruptInput: of a held-out moment.
+            CannotWrite. MissingInput, CorruptInput: of a held-out sample.
         """
         if metrics is not None:
             scores = Log(self._out / "scores.csv", step, ("step", "seconds"))
@@ -104,39 +104,39 @@ class Watch:
             metrics: of the last validation; None: there was none.
 
         Raises:
-            CannotWrite. MissingInput, CorruptInput: of a held-out moment.
+            CannotWrite. MissingInput, CorruptInput: of a held-out sample.
         """
         if self._board is not None:
             self._board.close()
         self.plot()
         figures = Figures([] if metrics is None else [score_table(metrics)], logs=self._logs())
-        moments = list(self._moments())
-        if moments or any(figures.packed().values()):
-            write_page(self._out / "report.html", self._out.resolve().name, moments, figures)
+        samples = list(self._samples())
+        if samples or any(figures.packed().values()):
+            write_page(self._out / "report.html", self._out.resolve().name, samples, figures)
 
     def _logs(self) -> dict[str, Path]:
         named = {"training": self._out / "log.csv", "held out": self._out / "scores.csv"}
         return {name: path for name, path in named.items() if path.is_file() and _has_rows(path)}
 
-    def _moments(self) -> Iterator[PageMoment]:
+    def _samples(self) -> Iterator[PageFrame]:
         there = [index for index in range(len(self._held_out)) if self._file(index).is_file()]
-        for index in spread(there, MOMENTS):
+        for index in spread(there, FRAMES):
             predicted = predicted_of(self._file(index), self._model.grid, self._model.classes)
-            yield PageMoment(self._frame(index), {"predicted": predicted, "label": self._label(index)})
+            yield PageFrame(self._frame(index), {"predicted": predicted, "label": self._label(index)})
 
     def _frame(self, index: int) -> Frame:
         source, keyframe = self._held_out.keyframe(index)
-        return source.frames[keyframe.place]
+        return source.frames[keyframe.frame_index]
 
     def _file(self, index: int) -> Path:
-        """The prediction of a held-out moment, called as `occ predict` calls it."""
+        """The prediction of a held-out sample, called as `occ predict` calls it."""
         source, keyframe = self._held_out.keyframe(index)
-        return self._out / "held_out" / f"{source.frames.names[keyframe.place]}.npz"
+        return self._out / "held_out" / f"{source.frames.names[keyframe.frame_index]}.npz"
 
     def _label(self, index: int) -> Occupancy:
         """What it is scored by."""
         labels, free = self._held_out.labels(index), np.uint8(self._model.classes.free_id)
-        known = labels != IGNORE
+        known = labels != UNLABELED
         return Occupancy(self._model.grid, self._model.classes, np.where(known, labels, free), known)
 
 

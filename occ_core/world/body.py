@@ -9,7 +9,7 @@ import numpy as np
 from occ_core.errors import need
 from occ_core.world.classes import OWN_BODY
 from occ_core.world.materials import CARBODY, LAMP, METAL, PAINT, RUBBER
-from occ_core.world.site import any_color, seed_of
+from occ_core.world.scene_builder import any_color, seed_of
 from occ_core.world.solids import Builder, Solids, yaw_pose
 from occ_core.world.vehicles import TYRE, car
 

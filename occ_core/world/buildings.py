@@ -7,7 +7,7 @@ import numpy as np
 from occ_core.world.classes import MANMADE, VEGETATION
 from occ_core.world.materials import BRICK, CONCRETE, FACADE, FOLIAGE, GLASS, METAL, PAINT
 from occ_core.world.roads import Side
-from occ_core.world.site import Site, any_color, lot_stations, seed_of
+from occ_core.world.scene_builder import SceneBuilder, any_color, lot_stations, seed_of
 from occ_core.world.solids import Builder, Solids
 from occ_core.world.vegetation import hedge_line, leaf_color
 
@@ -91,30 +91,30 @@ def hall(rng: np.random.Generator, width: float, depth: float) -> Solids:
     return b.solids()
 
 
-def row_of_buildings(rng: np.random.Generator, site: Site, side: Side) -> None:
+def row_of_buildings(rng: np.random.Generator, scene: SceneBuilder, side: Side) -> None:
     """Fronts along the sidewalk, some gaps closed by walls."""
     station, end = lot_stations(side, 0.5)
-    front = site.road.walk_edge_m(side)
+    front = scene.road.walk_edge_m(side)
     storeys = rng.integers(2, 8)
     while station < end - 6:
         width = min(rng.uniform(8, 22), end - station)
         depth = rng.uniform(9, 15)
-        frame = site.facing(side.sign, station + width / 2, front + 1.0 + rng.choice([0, 0, 1.5, 3]))
+        frame = scene.facing(side.sign, station + width / 2, front + 1.0 + rng.choice([0, 0, 1.5, 3]))
         height = 3.1 * max(1, storeys + rng.integers(-2, 3)) + 0.8
-        if _claim_box(site, frame, width - 0.6, depth):
-            site.builder.place(town_building(rng, width - 0.3, depth, height), frame)
+        if _claim_box(scene, frame, width - 0.6, depth):
+            scene.builder.place(town_building(rng, width - 0.3, depth, height), frame)
         station += width
         if rng.random() < 0.25:
             gap = rng.uniform(3, 7)
             if rng.random() < 0.6:
-                fence_line(rng, site, side.sign, station, min(station + gap, end), front + 1.2)
+                fence_line(rng, scene, side.sign, station, min(station + gap, end), front + 1.2)
             station += gap
 
 
-def row_of_houses(rng: np.random.Generator, site: Site, side: Side) -> None:
+def row_of_houses(rng: np.random.Generator, scene: SceneBuilder, side: Side) -> None:
     """Detached houses behind front gardens with walls, fences or hedges; drives stay open."""
     start, end = lot_stations(side, 1.0)
-    front = site.road.walk_edge_m(side)
+    front = scene.road.walk_edge_m(side)
     edges = [start, *(s for s, _, _ in side.driveways), end]
     boundary = rng.choice(["fence", "hedge", "none"], p=[0.4, 0.3, 0.3])
     for a, b in zip(edges[:-1], edges[1:], strict=True):
@@ -123,51 +123,51 @@ def row_of_houses(rng: np.random.Generator, site: Site, side: Side) -> None:
         low, high = a + 2.2, b - 2.2
         width = min(high - low, rng.uniform(7.5, 12))
         depth = rng.uniform(7, 10)
-        frame = site.facing(side.sign, (low + high) / 2, front + rng.uniform(4, 8))
-        if _claim_box(site, frame, width, depth):
-            site.builder.place(house(rng, width, depth), frame)
+        frame = scene.facing(side.sign, (low + high) / 2, front + rng.uniform(4, 8))
+        if _claim_box(scene, frame, width, depth):
+            scene.builder.place(house(rng, width, depth), frame)
         if boundary == "fence":
-            fence_line(rng, site, side.sign, low, high - 1.5, front + 0.4)
+            fence_line(rng, scene, side.sign, low, high - 1.5, front + 0.4)
         elif boundary == "hedge":
-            hedge_line(rng, site, side.sign, low, high - 1.5, front + 0.7)
+            hedge_line(rng, scene, side.sign, low, high - 1.5, front + 0.7)
     if rng.random() < 0.6:
-        fence_line(rng, site, side.sign, start, end, front + rng.uniform(22, 26))
+        fence_line(rng, scene, side.sign, start, end, front + rng.uniform(22, 26))
 
 
-def industrial_lot(rng: np.random.Generator, site: Site, side: Side) -> None:
+def industrial_lot(rng: np.random.Generator, scene: SceneBuilder, side: Side) -> None:
     """Halls behind a fence with a gate."""
     start, end = lot_stations(side, 2.0)
-    front = site.road.walk_edge_m(side)
+    front = scene.road.walk_edge_m(side)
     for low, high in open_stretches(side, start, end, 4.0):
-        fence_line(rng, site, side.sign, low, high, front + 0.5)
+        fence_line(rng, scene, side.sign, low, high, front + 0.5)
     station = start
     while station < end - 14:
         width = min(rng.uniform(18, 34), end - station)
         depth = rng.uniform(14, 24)
-        frame = site.facing(side.sign, station + width / 2, front + rng.uniform(13, 19))
-        if _claim_box(site, frame, width, depth):
-            site.builder.place(hall(rng, width, depth), frame)
+        frame = scene.facing(side.sign, station + width / 2, front + rng.uniform(13, 19))
+        if _claim_box(scene, frame, width, depth):
+            scene.builder.place(hall(rng, width, depth), frame)
         station += width + rng.uniform(4, 9)
 
 
-def second_row(rng: np.random.Generator, site: Site, side: Side) -> None:
+def second_row(rng: np.random.Generator, scene: SceneBuilder, side: Side) -> None:
     """Buildings far behind a lot, beyond the reach of the voxels but not of the cameras."""
     wanted = {"wood": 0.1, "park": 0.3, "houses": 0.3}.get(side.kind, 0.7)
     station, end = lot_stations(side, 4.0)
-    distance = max(site.road.walk_edge_m(side) + 37, 44.0)
+    distance = max(scene.road.walk_edge_m(side) + 37, 44.0)
     while station < end - 8:
         width = min(rng.uniform(9, 24), end - station)
-        frame = site.facing(side.sign, station + width / 2, distance + rng.uniform(0, 5))
-        if rng.random() < wanted and _claim_box(site, frame, width - 1, 12.0):
-            site.builder.place(town_building(rng, width - 1, 12.0, rng.uniform(5, 26)), frame)
+        frame = scene.facing(side.sign, station + width / 2, distance + rng.uniform(0, 5))
+        if rng.random() < wanted and _claim_box(scene, frame, width - 1, 12.0):
+            scene.builder.place(town_building(rng, width - 1, 12.0, rng.uniform(5, 26)), frame)
         station += width
 
 
-def skyline(rng: np.random.Generator, site: Site) -> None:
+def skyline(rng: np.random.Generator, scene: SceneBuilder) -> None:
     """Large blocks and wooded hills around the edge of the ground, so that no street ends in the void."""
-    nx, ny = site.ground.height_m.shape
-    low = np.array(site.ground.origin_m)
-    high = low + np.array([nx, ny]) * site.ground.cell_m
+    nx, ny = scene.ground.height_m.shape
+    low = np.array(scene.ground.origin_m)
+    high = low + np.array([nx, ny]) * scene.ground.cell_m
     b = Builder()
     for axis in (0, 1):
         for edge in (low, high):
@@ -176,7 +176,7 @@ def skyline(rng: np.random.Generator, site: Site) -> None:
                 width, height = rng.uniform(14, 40), rng.uniform(7, 30)
                 center = np.empty(2)
                 center[axis], center[1 - axis] = edge[axis], at + width / 2
-                x, y, z = site.xyz(center)
+                x, y, z = scene.xyz(center)
                 size = np.empty(3)
                 size[axis], size[1 - axis], size[2] = rng.uniform(3, 10), width, height + 10
                 if rng.random() < 0.6:
@@ -186,7 +186,7 @@ def skyline(rng: np.random.Generator, site: Site) -> None:
                         (x, y, z), size * (1, 1, 1.2) + (8, 8, 0), VEGETATION, FOLIAGE, leaf_color(rng), seed_of(rng)
                     )
                 at += width * 0.9
-    site.builder.place(b.solids(), np.eye(4))
+    scene.builder.place(b.solids(), np.eye(4))
 
 
 def open_stretches(side: Side, start: float, end: float, gate_m: float) -> list[tuple[float, float]]:
@@ -197,26 +197,28 @@ def open_stretches(side: Side, start: float, end: float, gate_m: float) -> list[
     return [(a, b) for a, b in zip(starts, ends, strict=True) if b - a > 2]
 
 
-def _claim_box(site: Site, frame: np.ndarray, width: float, depth: float) -> bool:
+def _claim_box(scene: SceneBuilder, frame: np.ndarray, width: float, depth: float) -> bool:
     center = frame[:2, 3] + frame[:2, 1] * depth / 2
     corners = [
         frame[:2, 3] + frame[:2, 0] * x * width / 2 + frame[:2, 1] * y * depth
         for x in (-1, -0.5, 0, 0.5, 1)
         for y in (0, 0.5, 1)
     ]
-    if min(site.beyond(corner) for corner in corners) < 1.8:
+    if min(scene.beyond(corner) for corner in corners) < 1.8:
         return False  # would stand in a street
-    return site.claim(center, float(np.arctan2(frame[1, 0], frame[0, 0])), width, depth)
+    return scene.claim(center, float(np.arctan2(frame[1, 0], frame[0, 0])), width, depth)
 
 
-def fence_line(rng: np.random.Generator, site: Site, sign: int, start: float, end: float, distance: float) -> None:
+def fence_line(
+    rng: np.random.Generator, scene: SceneBuilder, sign: int, start: float, end: float, distance: float
+) -> None:
     """A wall or a fence of bars, boards or rails along the road, with gaps between bars."""
     kind = rng.choice(["wall", "bars", "boards", "rails"])
     color, seed, height = any_color(rng), seed_of(rng), rng.uniform(0.9, 2.2)
     span = 2.5
     for station in np.arange(start, end - span + 0.01, span):
-        frame = site.facing(sign, station + span / 2, distance)
-        if site.beyond(frame[:2, 3]) < 0.6 or not site.claim_at(frame, span - 1.2, 0.3):
+        frame = scene.facing(sign, station + span / 2, distance)
+        if scene.beyond(frame[:2, 3]) < 0.6 or not scene.claim_at(frame, span - 1.2, 0.3):
             continue
         b = Builder()
         if kind == "wall":
@@ -232,4 +234,4 @@ def fence_line(rng: np.random.Generator, site: Site, sign: int, start: float, en
                 step, thick = (0.25, 0.045) if kind == "bars" else (0.3, 0.17)
                 for x in np.arange(-span / 2 + step / 2, span / 2, step):
                     b.box((x, 0, height / 2), (thick, 0.06, height), MANMADE, METAL, color, seed)
-        site.builder.place(b.solids(), frame)
+        scene.builder.place(b.solids(), frame)

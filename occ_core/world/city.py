@@ -13,7 +13,7 @@ from occ_core.world.classes import VEGETATION
 from occ_core.world.drive import ego_trajectory, plan_drive
 from occ_core.world.ground import Ground
 from occ_core.world.roads import RIGHT, Road, plan_road
-from occ_core.world.site import Site
+from occ_core.world.scene_builder import SceneBuilder
 from occ_core.world.solids import Solids
 from occ_core.world.streets import paint_ground
 from occ_core.world.traffic import Crowd, populate
@@ -70,13 +70,13 @@ def build_city(seed: int, duration_s: float = 20.0) -> City:
     ground, painter = paint_ground(road)
     ego_lane = int(stream(3).integers(road.lanes[RIGHT]))
     ego = ego_trajectory(drive, road, ground, ego_lane)
-    site = Site(road, ground, painter)
-    _furnish(stream(4), site)
-    crowd = Crowd(site, drive, ego, duration_s)
+    scene = SceneBuilder(road, ground, painter)
+    _furnish(stream(4), scene)
+    crowd = Crowd(scene, drive, ego, duration_s)
     populate(stream(5), crowd, ego_lane)
-    lamps = np.array(site.lamps_m, dtype=np.float32).reshape(-1, 3)
+    lamps = np.array(scene.lamps_m, dtype=np.float32).reshape(-1, 3)
     weather = make_weather(stream(6), lamps)
-    solids = _pruned(site.builder.solids(), ground, ego)
+    solids = _pruned(scene.builder.solids(), ground, ego)
     return City(seed, float(duration_s), ground, solids, crowd.actors, weather, ego, road)
 
 
@@ -94,21 +94,21 @@ def _pruned(solids: Solids, ground: Ground, ego: Trajectory) -> Solids:
     return solids[keep]
 
 
-def _furnish(rng: np.random.Generator, site: Site) -> None:
+def _furnish(rng: np.random.Generator, scene: SceneBuilder) -> None:
     """All that stands still, the most constrained first."""
-    road = site.road
+    road = scene.road
     for junction in road.junctions:
-        furniture.furnish_junction(rng, site, junction)
-        vegetation.plant_cross_street(rng, site, junction)
+        furniture.furnish_junction(rng, scene, junction)
+        vegetation.plant_cross_street(rng, scene, junction)
     for side in road.sides:
-        furniture.furnish_side(rng, site, side)
+        furniture.furnish_side(rng, scene, side)
         if side.kind == "row":
-            buildings.row_of_buildings(rng, site, side)
+            buildings.row_of_buildings(rng, scene, side)
         elif side.kind == "houses":
-            buildings.row_of_houses(rng, site, side)
+            buildings.row_of_houses(rng, scene, side)
         elif side.kind == "industrial":
-            buildings.industrial_lot(rng, site, side)
-        vegetation.plant_side(rng, site, side)
-        buildings.second_row(rng, site, side)
-    vegetation.plant_median(rng, site)
-    buildings.skyline(rng, site)
+            buildings.industrial_lot(rng, scene, side)
+        vegetation.plant_side(rng, scene, side)
+        buildings.second_row(rng, scene, side)
+    vegetation.plant_median(rng, scene)
+    buildings.skyline(rng, scene)

@@ -7,7 +7,7 @@ import numpy as np
 from occ_core.world.classes import MANMADE
 from occ_core.world.materials import CONCRETE, GLASS, LAMP, METAL, PAINT, SIGN
 from occ_core.world.roads import LEFT, RIGHT, Junction, Side
-from occ_core.world.site import Site, any_color, seed_of, somewhere
+from occ_core.world.scene_builder import SceneBuilder, any_color, seed_of, somewhere
 from occ_core.world.solids import Builder, Solids
 from occ_core.world.streets import CROSSWALK_M
 
@@ -112,54 +112,54 @@ def billboard(rng: np.random.Generator) -> Solids:
     return b.solids()
 
 
-def furnish_side(rng: np.random.Generator, site: Site, side: Side) -> None:
+def furnish_side(rng: np.random.Generator, scene: SceneBuilder, side: Side) -> None:
     """Lamps at regular distances, and the rest at random, all beside the kerb."""
-    kerb = site.road.edge_m(side.sign) + side.bay_m
+    kerb = scene.road.edge_m(side.sign) + side.bay_m
     color = any_color(rng) * 0.5
     height, arm = rng.uniform(5.5, 9.0), rng.uniform(0.8, 2.2)
     for station in np.arange(side.start_m + 9, side.end_m - 7, rng.uniform(22, 34)):
-        _stand(site, side, station, kerb + 0.55, lamp_post(height, arm, color), 0.4, 0.4, (0, -arm, height - 0.25))
+        _stand(scene, side, station, kerb + 0.55, lamp_post(height, arm, color), 0.4, 0.4, (0, -arm, height - 0.25))
     behind = kerb + side.verge_m + side.walk_m - 0.45
     for _ in range(rng.poisson(side.length_m / 22)):
         station = somewhere(rng, side.start_m + 8, side.end_m - 8)
         made = [sign, sign, bollard, cabinet, bench][rng.integers(5)](rng)
         at_kerb = rng.random() < 0.5 or side.walk_m < 2.2
-        _stand(site, side, station, kerb + 0.55 if at_kerb else behind, made, 0.9, 0.6)
+        _stand(scene, side, station, kerb + 0.55 if at_kerb else behind, made, 0.9, 0.6)
     if side.walk_m + side.verge_m > 3.4 and side.length_m > 40 and rng.random() < 0.5:
         station = somewhere(rng, side.start_m + 16, side.end_m - 16)
-        _stand(site, side, station, kerb + 1.2, shelter(rng), 5.2, 1.8)
+        _stand(scene, side, station, kerb + 1.2, shelter(rng), 5.2, 1.8)
     if rng.random() < 0.2:
-        _stand(site, side, somewhere(rng, side.start_m + 8, side.end_m - 8), behind + 2.0, billboard(rng), 4.6, 0.5)
+        _stand(scene, side, somewhere(rng, side.start_m + 8, side.end_m - 8), behind + 2.0, billboard(rng), 4.6, 0.5)
     if rng.random() < 0.2:
         for station in np.arange(side.start_m + 12, min(side.end_m - 12, side.start_m + 40), 1.6):
-            _stand(site, side, station, kerb + 0.45, bollard(rng), 0.3, 0.3)
+            _stand(scene, side, station, kerb + 0.45, bollard(rng), 0.3, 0.3)
 
 
-def _stand(site, side, station, distance, solids, length, width, lamp=None) -> None:
+def _stand(scene, side, station, distance, solids, length, width, lamp=None) -> None:
     if any(abs(station - s) < half + length / 2 + 0.4 for s, half, _ in side.driveways):
         return
-    frame = site.facing(side.sign, station, distance)
-    if site.beyond(frame[:2, 3]) < 0.35 or not site.claim_at(frame, length, width):
+    frame = scene.facing(side.sign, station, distance)
+    if scene.beyond(frame[:2, 3]) < 0.35 or not scene.claim_at(frame, length, width):
         return
-    site.builder.place(solids, frame)
+    scene.builder.place(solids, frame)
     if lamp is not None:
-        site.lamps_m.append((frame @ np.array([*lamp, 1.0]))[:3])
+        scene.lamps_m.append((frame @ np.array([*lamp, 1.0]))[:3])
 
 
-def furnish_junction(rng: np.random.Generator, site: Site, junction: Junction) -> None:
+def furnish_junction(rng: np.random.Generator, scene: SceneBuilder, junction: Junction) -> None:
     """Signals or signs at the corners."""
-    road = site.road
+    road = scene.road
     for along in (-1, 1):
         for sign_ in (LEFT, RIGHT):
             station = junction.station_m + along * (junction.half_width_m + CROSSWALK_M[0] - 0.6)
             corner = road.edge_m(sign_) + (CROSSWALK_M[0] if sign_ in junction.arms else 0.7)
             # Drivers on the right look in +x; their signal stands on the right, beyond the junction and before it.
-            frame = site.frame(station, sign_ * corner, 0.0 if sign_ == RIGHT else np.pi)
-            if site.beyond(frame[:2, 3]) < 0.4 or not site.claim_at(frame, 0.4, 0.4):
+            frame = scene.frame(station, sign_ * corner, 0.0 if sign_ == RIGHT else np.pi)
+            if scene.beyond(frame[:2, 3]) < 0.4 or not scene.claim_at(frame, 0.4, 0.4):
                 continue
             if junction.signals:
                 mast = 4.0 if along == (1 if sign_ == RIGHT else -1) and rng.random() < 0.6 else 0.0
                 solids = traffic_light(rng, mast)
-                site.builder.place(solids, frame)
+                scene.builder.place(solids, frame)
             elif rng.random() < 0.6:
-                site.builder.place(sign(rng), frame)
+                scene.builder.place(sign(rng), frame)

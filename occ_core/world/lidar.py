@@ -7,7 +7,7 @@ import numpy as np
 from occ_core.world import materials as m
 from occ_core.world.sensors import LIDAR_MAX_M, LIDAR_MIN_M, lidar_directions
 from occ_core.world.shading import GROUND
-from occ_core.world.tracer import Hits, Moment
+from occ_core.world.tracer import Hits, Snapshot
 
 # Share of infra-red light that comes back at normal incidence, by material; the rest of the materials return 0.35.
 REFLECTANCE = {
@@ -19,7 +19,9 @@ NOISE_M = 0.015
 HALF_RETURNS_M = 85.0  # a 10 % target is lost half the time at this range, in dry air
 
 
-def sweep(moment: Moment, world_from_lidar: np.ndarray, rng: np.random.Generator, sees_ego: bool = True) -> np.ndarray:
+def sweep(
+    snapshot: Snapshot, world_from_lidar: np.ndarray, rng: np.random.Generator, sees_ego: bool = True
+) -> np.ndarray:
     """Points float32 (N, 5): x, y, z in the LiDAR frame (x right, y forward), intensity 0..255, beam.
 
     Rays that return nothing (sky, out of range, too dark, mirrored away by water or glass) are absent, and so are
@@ -28,16 +30,16 @@ def sweep(moment: Moment, world_from_lidar: np.ndarray, rng: np.random.Generator
     directions, ring = lidar_directions()
     world = directions @ world_from_lidar[:3, :3].T
     origin = world_from_lidar[:3, 3]
-    hits = moment.cast(origin, world)
+    hits = snapshot.cast(origin, world)
     near = np.isfinite(hits.distance_m) & (hits.distance_m < LIDAR_MAX_M) & (hits.distance_m > LIDAR_MIN_M)
     start = np.broadcast_to(origin, world.shape)
     if sees_ego:
-        near &= ~moment.blocked_by_ego(start, world)
+        near &= ~snapshot.blocked_by_ego(start, world)
     index = np.flatnonzero(near)
     points = origin + world[index] * hits.distance_m[index, None]
     cosine = np.abs(np.einsum("ni,ni->n", hits.normals[index], world[index]))
-    reflectance = _reflectance(moment, hits, index, points)
-    weather = moment.city.weather
+    reflectance = _reflectance(snapshot, hits, index, points)
+    weather = snapshot.city.weather
     on_ground = hits.solid[index] == GROUND
     reflectance = np.where(on_ground, reflectance * (1 - 0.7 * weather.wetness), reflectance)
     distance = hits.distance_m[index]
@@ -50,15 +52,15 @@ def sweep(moment: Moment, world_from_lidar: np.ndarray, rng: np.random.Generator
     return np.column_stack([xyz, np.floor(intensity), ring[index]])[keep].astype(np.float32)
 
 
-def _reflectance(moment: Moment, hits: Hits, index: np.ndarray, points: np.ndarray) -> np.ndarray:
+def _reflectance(snapshot: Snapshot, hits: Hits, index: np.ndarray, points: np.ndarray) -> np.ndarray:
     table = np.full(256, 0.35)
     table[list(REFLECTANCE)] = list(REFLECTANCE.values())
     solid = hits.solid[index]
     material = np.empty(len(index), dtype=np.uint8)
     ground = solid == GROUND
-    material[ground] = moment.city.ground.material_at(points[ground, :2])
-    material[~ground] = moment.table.material[solid[~ground]]
+    material[ground] = snapshot.city.ground.material_at(points[ground, :2])
+    material[~ground] = snapshot.table.material[solid[~ground]]
     color = np.ones(len(index))
     painted = ~ground & np.isin(material, (m.CARBODY, m.PAINT, m.FACADE, m.CLOTH))
-    color[painted] = 0.35 + 1.3 * moment.table.color[solid[painted]].mean(axis=1)
+    color[painted] = 0.35 + 1.3 * snapshot.table.color[solid[painted]].mean(axis=1)
     return table[material] * color

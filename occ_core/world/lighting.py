@@ -1,4 +1,4 @@
-"""Sun, sky and lamps of one moment, from the city's weather."""
+"""Sun, sky and lamps of one snapshot, from the city's weather."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from occ_core.world import materials as m
 from occ_core.world.shading import Light
-from occ_core.world.tracer import Moment
+from occ_core.world.tracer import Snapshot
 
 # Colours per weather, linear RGB: horizon, zenith, range of the cloud cover.
 SKIES = {
@@ -20,9 +20,9 @@ LAMPS_NEAR = 24
 REACH_M = 70.0
 
 
-def light_of(moment: Moment) -> Light:
-    """The light of a moment; lamps beyond `REACH_M` of the ego are left out."""
-    weather, seed = moment.city.weather, moment.city.seed
+def light_of(snapshot: Snapshot) -> Light:
+    """The light of a snapshot; lamps beyond `REACH_M` of the ego are left out."""
+    weather, seed = snapshot.city.weather, snapshot.city.seed
     rng = np.random.default_rng((seed, 103))
     horizon, zenith, (least, most) = SKIES[weather.name]
     cloud = rng.uniform(least, most)
@@ -41,14 +41,14 @@ def light_of(moment: Moment) -> Light:
         float(weather.fog_per_m),
         float(weather.wetness),
         bool(weather.night),
-        _spots(moment) if weather.night else np.zeros((0, 11)),
+        _spots(snapshot) if weather.night else np.zeros((0, 11)),
     )
 
 
-def _spots(moment: Moment) -> np.ndarray:
+def _spots(snapshot: Snapshot) -> np.ndarray:
     """Street lamps and headlights near the ego, (L, 11) as Light.spots."""
-    city = moment.city
-    world_from_ego = city.world_from_ego(moment.t_s)
+    city = snapshot.city
+    world_from_ego = city.world_from_ego(snapshot.t_s)
     here = world_from_ego[:3, 3]
     rows = [*_headlights(world_from_ego, 3.75, 0.65, 5.0)]
     lamps = np.asarray(city.weather.lamps_m, dtype=np.float64).reshape(-1, 3)
@@ -60,12 +60,12 @@ def _spots(moment: Moment) -> np.ndarray:
             rows.append([*lamps[i], 0, 0, -1, 0.35, *(1.5 * color), 24.0])
     vehicles = [
         (np.linalg.norm(pose[:3, 3] - here), i)
-        for i, pose in enumerate(moment.world_from_actor)
+        for i, pose in enumerate(snapshot.world_from_actor)
         if city.actors[i].moving and (city.actors[i].solids.material == m.CARBODY).any()
     ]
     for distance_m, i in sorted(vehicles)[:10]:
         if distance_m < REACH_M:
-            rows += _headlights(moment.world_from_actor[i], city.actors[i].size_m[1] / 2, 0.65, 3.0)
+            rows += _headlights(snapshot.world_from_actor[i], city.actors[i].size_m[1] / 2, 0.65, 3.0)
     return np.array(rows, dtype=np.float64)
 
 

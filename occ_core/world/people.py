@@ -6,7 +6,7 @@ import numpy as np
 
 from occ_core.world.classes import BARRIER, BICYCLE, MOTORCYCLE, OTHERS, PEDESTRIAN, TRAFFIC_CONE
 from occ_core.world.materials import BANDS, CARBODY, CLOTH, CONCRETE, LAMP, METAL, PAINT, RUBBER
-from occ_core.world.site import any_color, seed_of
+from occ_core.world.scene_builder import any_color, seed_of
 from occ_core.world.solids import Builder, Solids
 
 TYRE = (0.02, 0.02, 0.02)

@@ -13,7 +13,7 @@ from occ_core.world.classes import OWN_BODY
 from occ_core.world.lighting import light_of
 from occ_core.world.noise import hash01
 from occ_core.world.shading import SKY, Light, shade
-from occ_core.world.tracer import Hits, Moment
+from occ_core.world.tracer import Hits, Snapshot
 
 SUBPIXELS = ((0.35, 0.1), (-0.25, 0.3), (-0.1, -0.35))
 OCCLUSION_STRIDE_PX = 4
@@ -44,26 +44,26 @@ class View:
     instance: np.ndarray
 
 
-def render(moment: Moment, camera: Camera, world_from_cam: np.ndarray, light: Light | None = None) -> View:
-    """The view of a camera at a moment."""
-    light = light_of(moment) if light is None else light
+def render(snapshot: Snapshot, camera: Camera, world_from_cam: np.ndarray, light: Light | None = None) -> View:
+    """The view of a camera at a snapshot."""
+    light = light_of(snapshot) if light is None else light
     w, h = camera.size
     eye = world_from_cam[:3, 3]
     pixels = camera.pixel_grid()
     directions, stretch, shown = _world_rays(camera, world_from_cam, pixels)
-    hits = moment.cast(eye, directions)
+    hits = snapshot.cast(eye, directions)
     pixel_rad = 1.0 / camera.intrinsics[0, 0]
-    open_sky = _open_sky(moment, hits, (h, w))
-    rgb = _shade(moment, light, hits, directions, hits.distance_m, open_sky, pixel_rad)
-    again = _edges(moment, hits.solid.reshape(h, w), rgb.reshape(h, w, 3))
-    rgb[again] = (rgb[again] + _subpixels(moment, light, camera, world_from_cam, pixels[again], open_sky[again])) / (
+    open_sky = _open_sky(snapshot, hits, (h, w))
+    rgb = _shade(snapshot, light, hits, directions, hits.distance_m, open_sky, pixel_rad)
+    again = _edges(snapshot, hits.solid.reshape(h, w), rgb.reshape(h, w, 3))
+    rgb[again] = (rgb[again] + _subpixels(snapshot, light, camera, world_from_cam, pixels[again], open_sky[again])) / (
         1 + len(SUBPIXELS)
     )
     view = View(
         rgb.reshape(h, w, 3),
         (hits.distance_m / stretch).astype(np.float32).reshape(h, w),
-        moment.classes(hits).reshape(h, w),
-        moment.instances(hits).reshape(h, w),
+        snapshot.classes(hits).reshape(h, w),
+        snapshot.instances(hits).reshape(h, w),
     )
     _blank(view, ~shown.reshape(h, w), (0.0, 0.0, 0.0))
     if camera.blind is not None:
@@ -79,15 +79,15 @@ def _blank(view: View, pixels: np.ndarray, light: tuple[float, float, float]) ->
     view.instance[pixels] = -1
 
 
-def _subpixels(moment, light, camera: Camera, world_from_cam: np.ndarray, pixels, open_sky) -> np.ndarray:
+def _subpixels(snapshot, light, camera: Camera, world_from_cam: np.ndarray, pixels, open_sky) -> np.ndarray:
     """Sum of the radiance at the sub-pixels of some pixels; each is capped so that no glint leaves a lone white dot."""
     n = len(SUBPIXELS)
     moved = (pixels[None] + np.array(SUBPIXELS)[:, None]).reshape(-1, 2)
     d, _, _ = _world_rays(camera, world_from_cam, moved)
     eye = world_from_cam[:3, 3]
-    hits = moment.cast(eye, d)
+    hits = snapshot.cast(eye, d)
     pixel_rad = 1.0 / camera.intrinsics[0, 0]
-    rgb = _shade(moment, light, hits, d, hits.distance_m, np.tile(open_sky, n), pixel_rad, LAYERS - 1)
+    rgb = _shade(snapshot, light, hits, d, hits.distance_m, np.tile(open_sky, n), pixel_rad, LAYERS - 1)
     return np.minimum(rgb, 4.0).reshape(n, -1, 3).sum(axis=0)
 
 
@@ -111,7 +111,7 @@ def _world_rays(
 
 
 def _shade(
-    moment: Moment,
+    snapshot: Snapshot,
     light: Light,
     hits: Hits,
     directions: np.ndarray,
@@ -123,49 +123,49 @@ def _shade(
     """Radiance float32 (N, 3) of hits; looks on through up to `layers` panes or crowns, and once into mirrors."""
     points = hits.points_m
     out = np.empty((len(points), 3), dtype=np.float32)
-    lit = _sees_sun(moment, light, hits)
+    lit = _sees_sun(snapshot, light, hits)
     far = np.where(hits.solid == SKY, 0.0, distance_m)
     normals = hits.normals.copy()
     bounce, (share, through) = np.empty_like(directions), np.empty((2, len(points)), dtype=np.float32)
     first = layers == LAYERS
-    table, ground = moment.table, moment.ground_table
+    table, ground = snapshot.table, snapshot.ground_table
     shade(
         points, directions, far, normals, hits.solid, lit, open_sky, pixel_rad, light, table, ground,
         layers > 0, first, out, bounce, share, through,
     )  # fmt: skip
     if first:
-        _add_mirrored(moment, light, points, normals, bounce, far, share, pixel_rad, out)
+        _add_mirrored(snapshot, light, points, normals, bounce, far, share, pixel_rad, out)
     pick = np.flatnonzero(through > 0)
     if layers and len(pick):
         start = points[pick] + 0.004 * directions[pick]
-        behind = moment.cast(start, directions[pick])
+        behind = snapshot.cast(start, directions[pick])
         total = distance_m[pick] + np.where(np.isfinite(behind.distance_m), behind.distance_m, 0.0)
-        seen = _shade(moment, light, behind, directions[pick], total, open_sky[pick] * 0.8, pixel_rad, layers - 1)
+        seen = _shade(snapshot, light, behind, directions[pick], total, open_sky[pick] * 0.8, pixel_rad, layers - 1)
         out[pick] += through[pick, None] * seen
     return out
 
 
-def _add_mirrored(moment, light, points, normals, bounce, distance_m, share, pixel_rad, out) -> None:
+def _add_mirrored(snapshot, light, points, normals, bounce, distance_m, share, pixel_rad, out) -> None:
     """Add what wet ground, glass and car paint mirror: one more ray each, without mirrors in mirrors."""
     pick = np.flatnonzero(share > 0)
     if not len(pick):
         return
     start, directions = points[pick] + 0.01 * normals[pick], bounce[pick]
-    hits = moment.cast(start, directions)
+    hits = snapshot.cast(start, directions)
     total = distance_m[pick] + np.where(np.isfinite(hits.distance_m), hits.distance_m, 0.0)
     open_sky = np.full(len(pick), 0.8, dtype=np.float32)
-    seen = _shade(moment, light, hits, directions, total, open_sky, pixel_rad, 0)
+    seen = _shade(snapshot, light, hits, directions, total, open_sky, pixel_rad, 0)
     out[pick] += share[pick, None] * seen
 
 
-def _sees_sun(moment: Moment, light: Light, hits: Hits) -> np.ndarray:
+def _sees_sun(snapshot: Snapshot, light: Light, hits: Hits) -> np.ndarray:
     """float32 (N,): 1 where the sun is not blocked."""
     lit = np.zeros(len(hits.solid), dtype=np.float32)
     if light.sun.max() <= 0.01:
         return lit
     ask, start = np.empty(len(lit), dtype=np.int64), np.empty((len(lit), 3), dtype=np.float32)
-    n = _towards_sun(hits.points_m, hits.normals, hits.solid, moment.table.material, light.sun_direction, ask, start)
-    lit[ask[:n]] = ~moment.blocked(start[:n], light.sun_direction[None])
+    n = _towards_sun(hits.points_m, hits.normals, hits.solid, snapshot.table.material, light.sun_direction, ask, start)
+    lit[ask[:n]] = ~snapshot.blocked(start[:n], light.sun_direction[None])
     return lit
 
 
@@ -186,7 +186,7 @@ def _towards_sun(points, normals, solid, material, sun, ask, start):
     return n
 
 
-def _open_sky(moment: Moment, hits: Hits, shape: tuple[int, int]) -> np.ndarray:
+def _open_sky(snapshot: Snapshot, hits: Hits, shape: tuple[int, int]) -> np.ndarray:
     """float32 (h * w,): share of the directions around each hit that are free nearby (ambient occlusion).
 
     Measured on a coarse grid of pixels, then spread over neighbours of like depth and normal.
@@ -198,7 +198,7 @@ def _open_sky(moment: Moment, hits: Hits, shape: tuple[int, int]) -> np.ndarray:
     ask = pick[hits.solid[pick] != SKY]
     normals = hits.normals[ask]
     start = np.repeat(hits.points_m[ask] + 0.02 * normals, OCCLUSION_RAYS, axis=0)
-    blocked = moment.blocked(start, _hemisphere(ask, normals), OCCLUSION_M)
+    blocked = snapshot.blocked(start, _hemisphere(ask, normals), OCCLUSION_M)
     free = (~blocked).reshape(-1, OCCLUSION_RAYS).sum(axis=1).astype(np.float32)
     coarse = np.ones(h * w, dtype=np.float32)
     coarse[ask] = free / OCCLUSION_RAYS
@@ -278,9 +278,9 @@ def _edge_map(solid, leaves, rgb, contrast, out):
                     out[v, u] = True
 
 
-def _edges(moment: Moment, solid: np.ndarray, rgb: np.ndarray) -> np.ndarray:
+def _edges(snapshot: Snapshot, solid: np.ndarray, rgb: np.ndarray) -> np.ndarray:
     """Indices of the pixels worth more samples: outlines, and sharp steps of light, but not leaf against leaf."""
     out = np.zeros(solid.shape, dtype=np.bool_)
-    leaves = (solid >= 0) & (moment.table.material[np.maximum(solid, 0)] == m.FOLIAGE)
+    leaves = (solid >= 0) & (snapshot.table.material[np.maximum(solid, 0)] == m.FOLIAGE)
     _edge_map(solid, leaves, rgb, CONTRAST, out)
     return np.flatnonzero(out)

@@ -23,7 +23,7 @@ from occ_core.world import sensors
 from occ_core.world.body import Sight
 from occ_core.world.boxes import SceneBoxes
 from occ_core.world.city import City, build_city
-from occ_core.world.film import Film, develop, encode
+from occ_core.world.isp import IspModel, apply_isp, encode
 from occ_core.world.lidar import sweep
 from occ_core.world.nuscenes_tables import SceneTables
 from occ_core.world.own_rig import read_rig
@@ -119,7 +119,7 @@ class _SceneWriter:
         else:
             self.robot = robot_with(read_rig(out), city.seed)
         self.rig: Rig = self.robot.rig
-        self.films = [Film.of(city.seed, i) for i in range(len(self.rig))]
+        self.isps = [IspModel.of(city.seed, i) for i in range(len(self.rig))]
         self.tracer = Tracer(city, self.robot.body)
         # Map look-ups of the devkit need coordinates that start at the lower left corner of the map image.
         self.table_from_world = np.eye(4)
@@ -179,7 +179,7 @@ class _SceneWriter:
         view = render(self.tracer.at(t_s), camera, world_from_ego @ camera.ego_from_cam)
         rng = np.random.default_rng((self.city.seed, 106, i, stamp_us))
         file = self._file(camera.name, stamp_us, is_key, "jpg")
-        write_atomically(self.out / file, encode(develop(view.radiance, self.films[i], self.city.weather, rng)))
+        write_atomically(self.out / file, encode(apply_isp(view.radiance, self.isps[i], self.city.weather, rng)))
         self._add_data(camera.name, stamp_us, k, is_key, file, camera.size, world_from_ego)
         return view
 

@@ -1,4 +1,4 @@
-"""Rays into the city: the static city once as an embree scene, the actors anew for each moment."""
+"""Rays into the city: the static city once as an embree scene, the actors anew for each snapshot."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Hits:
         distance_m: float64 (N,) along the unit ray, inf in the sky.
         points_m: float64 (N, 3) where, world; the ray's origin in the sky.
         normals: float64 (N, 3) unit, world, facing the eye.
-        solid: int32 (N,) index into the moment's solids, GROUND or SKY.
+        solid: int32 (N,) index into the snapshot's solids, GROUND or SKY.
     """
 
     distance_m: np.ndarray
@@ -106,12 +106,12 @@ class Tracer:
             float(g.origin_m[0]), float(g.origin_m[1]), float(g.cell_m), g.material, city.seed & 0xFFFF
         )
 
-    def at(self, t_s: float) -> Moment:
+    def at(self, t_s: float) -> Snapshot:
         """The city with its actors where they are at `t_s`."""
-        return Moment(self, t_s)
+        return Snapshot(self, t_s)
 
 
-class Moment:
+class Snapshot:
     """The city at one time.
 
     Attributes:

@@ -21,7 +21,7 @@ from occ_core.world.classes import (
 )
 from occ_core.world.drive import Drive
 from occ_core.world.roads import LEFT, RIGHT, Junction, Side
-from occ_core.world.site import Site, lot_stations, somewhere
+from occ_core.world.scene_builder import SceneBuilder, lot_stations, somewhere
 from occ_core.world.streets import CROSSWALK_M
 
 EGO_DISCS = ((-0.4, 1.1), (0.7, 1.1), (1.8, 1.1), (2.9, 1.1))  # along x from the rear axle, radius
@@ -60,8 +60,8 @@ def make(rng: np.random.Generator, name: str):
 class Crowd:
     """Collects actors; whoever would touch another one or the ego vehicle at any time is not let in."""
 
-    def __init__(self, site: Site, drive: Drive, ego: Trajectory, duration_s: float) -> None:
-        self.site, self.drive = site, drive
+    def __init__(self, scene: SceneBuilder, drive: Drive, ego: Trajectory, duration_s: float) -> None:
+        self.scene, self.drive = scene, drive
         self.times_s = sample_times(duration_s)
         self.checks_s = self.times_s[::3]
         self.actors: list[Actor] = []
@@ -104,10 +104,10 @@ class Crowd:
         """Put a thing that stays where it is; False where there is no room."""
         category, class_id, solids, size = make(rng, name)
         width, length, _ = size
-        if claim and not self.site.claim(xy, yaw, length + 0.1, width + 0.1):
+        if claim and not self.scene.claim(xy, yaw, length + 0.1, width + 0.1):
             return False
         stance = max(length * 0.6, 0.3), max(width * 0.6, 0.3)
-        here = follow(self.site.ground, np.zeros(1), xy[None], np.array([yaw]), stance)
+        here = follow(self.scene.ground, np.zeros(1), xy[None], np.array([yaw]), stance)
         actor = Actor(category, class_id, solids, size, False, here)
         return self.admit(actor, gap_m)
 
@@ -115,7 +115,7 @@ class Crowd:
         """Put a thing that follows points (K, 2) with headings (K,) at `times_s`."""
         category, class_id, solids, size = make(rng, name)
         width, length, _ = size
-        path = follow(self.site.ground, self.times_s, xy, yaw, (max(length * 0.6, 0.3), max(width * 0.6, 0.3)))
+        path = follow(self.scene.ground, self.times_s, xy, yaw, (max(length * 0.6, 0.3), max(width * 0.6, 0.3)))
         return self.admit(Actor(category, class_id, solids, size, True, path), gap_m, towed)
 
 
@@ -127,7 +127,7 @@ def _bounds(points: np.ndarray) -> np.ndarray:
 
 def populate(rng: np.random.Generator, crowd: Crowd, ego_lane: int) -> None:
     """Everybody, the most constrained first."""
-    road = crowd.site.road
+    road = crowd.scene.road
     _roadworks(rng, crowd)
     for side in road.sides:
         _kerbside(rng, crowd, side)
@@ -135,7 +135,7 @@ def populate(rng: np.random.Generator, crowd: Crowd, ego_lane: int) -> None:
     _same_way(rng, crowd, ego_lane)
     _oncoming(rng, crowd)
     for junction in road.junctions:
-        if crowd.site.near_drive(junction.station_m):
+        if crowd.scene.near_drive(junction.station_m):
             _cross_traffic(rng, crowd, junction)
             _crossing_people(rng, crowd, junction)
     for side in road.sides:
@@ -150,11 +150,11 @@ def _vehicle(rng: np.random.Generator) -> str:
 
 def _drive_along(rng, crowd: Crowd, name: str, sign: int, offset: float, station: np.ndarray) -> bool:
     """A vehicle, perhaps with a trailer, whose middle follows stations (K,)."""
-    curve = crowd.site.road.curve
+    curve = crowd.scene.road.curve
     turn = 0.0 if sign == RIGHT else np.pi
     way = 1 if sign == RIGHT else -1
     if name == "bicycle":
-        offset = sign * (crowd.site.road.edge_m(sign) - 0.55)
+        offset = sign * (crowd.scene.road.edge_m(sign) - 0.55)
     done = crowd.move(rng, name, curve.point(station, offset), curve.heading_at(station) + turn)
     if done and name == "tractor":
         behind = station - way * 6.9
@@ -163,7 +163,7 @@ def _drive_along(rng, crowd: Crowd, name: str, sign: int, offset: float, station
 
 
 def _same_way(rng, crowd: Crowd, ego_lane: int) -> None:
-    road, drive, t = crowd.site.road, crowd.drive, crowd.times_s
+    road, drive, t = crowd.scene.road, crowd.drive, crowd.times_s
     for lane in range(road.lanes[RIGHT]):
         offset = road.lane_offset_m(RIGHT, lane)
         if lane == ego_lane:
@@ -181,7 +181,7 @@ def _same_way(rng, crowd: Crowd, ego_lane: int) -> None:
 
 
 def _oncoming(rng, crowd: Crowd) -> None:
-    road, t = crowd.site.road, crowd.times_s
+    road, t = crowd.scene.road, crowd.times_s
     for lane in range(road.lanes[LEFT]):
         speed, offset = rng.uniform(5, 11), road.lane_offset_m(LEFT, lane)
         station = rng.uniform(-50, 0)
@@ -193,7 +193,7 @@ def _oncoming(rng, crowd: Crowd) -> None:
 
 
 def _cross_traffic(rng, crowd: Crowd, junction: Junction) -> None:
-    road, t = crowd.site.road, crowd.times_s
+    road, t = crowd.scene.road, crowd.times_s
     center = road.curve.point(junction.station_m, 0.0)
     heading = float(road.curve.heading_at(junction.station_m))
     tangent, normal = np.array([np.cos(heading), np.sin(heading)]), np.array([-np.sin(heading), np.cos(heading)])
@@ -222,7 +222,7 @@ def _cross_traffic(rng, crowd: Crowd, junction: Junction) -> None:
 
 
 def _crossing_people(rng, crowd: Crowd, junction: Junction) -> None:
-    road, t = crowd.site.road, crowd.times_s
+    road, t = crowd.scene.road, crowd.times_s
     for _ in range(rng.poisson(1.2)):
         along = rng.choice([-1, 1]) * (junction.half_width_m + np.mean(CROSSWALK_M) + rng.uniform(-1, 1))
         way, speed = rng.choice([-1, 1]), rng.uniform(0.8, 1.6)
@@ -235,39 +235,39 @@ def _crossing_people(rng, crowd: Crowd, junction: Junction) -> None:
 
 def _people(rng, crowd: Crowd, side: Side) -> None:
     """Walkers along the sidewalk, alone or in pairs, and people who stand about."""
-    road, t = crowd.site.road, crowd.times_s
+    road, t = crowd.scene.road, crowd.times_s
     kerb = road.edge_m(side.sign) + side.bay_m + side.verge_m
     busy = {"downtown": 1 / 12, "residential": 1 / 28, "arterial": 1 / 32, "works": 1 / 35}[road.district]
     for _ in range(rng.poisson(side.length_m * busy)):
         start = rng.uniform(side.start_m, side.end_m)
-        if not crowd.site.near_drive(start):
+        if not crowd.scene.near_drive(start):
             continue
         offset = side.sign * (kerb + side.walk_m * rng.uniform(0.35, 0.7))
         if rng.random() < 0.75:
             way, speed = rng.choice([-1, 1]), rng.uniform(0.7, 1.7)
             station = start + way * speed * t
             xy, yaw = road.curve.point(station, offset), road.curve.heading_at(station) + (0 if way > 0 else np.pi)
-            if _walkable(crowd.site, xy):
+            if _walkable(crowd.scene, xy):
                 companion = rng.random()
                 crowd.move(rng, "child" if rng.random() < 0.12 else "walker", xy, yaw, gap_m=0.15)
                 beside = road.curve.point(station, offset + side.sign * 0.75)
-                if companion < 0.25 and _walkable(crowd.site, beside):
+                if companion < 0.25 and _walkable(crowd.scene, beside):
                     crowd.move(rng, "walker" if companion > 0.06 else "animal", beside, yaw, gap_m=0.05)
         else:
             crowd.stand(rng, "stander", road.curve.point(start, offset), rng.uniform(0, 2 * np.pi), gap_m=0.1)
 
 
-def _walkable(site: Site, xy: np.ndarray) -> bool:
-    cells = np.floor((xy - site.ground.origin_m) / 0.5).astype(int)
-    inside = ((cells >= 0) & (cells < site.taken.shape)).all(axis=1)
-    return bool(inside.all() and not site.taken[cells[:, 0], cells[:, 1]].any())
+def _walkable(scene: SceneBuilder, xy: np.ndarray) -> bool:
+    cells = np.floor((xy - scene.ground.origin_m) / 0.5).astype(int)
+    inside = ((cells >= 0) & (cells < scene.taken.shape)).all(axis=1)
+    return bool(inside.all() and not scene.taken[cells[:, 0], cells[:, 1]].any())
 
 
 def _kerbside(rng, crowd: Crowd, side: Side) -> None:
     """Parked vehicles in the bays."""
     if not side.bay_m:
         return
-    road = crowd.site.road
+    road = crowd.scene.road
     distance = road.edge_m(side.sign) + side.bay_m / 2
     turn = 0.0 if side.sign == RIGHT else np.pi
     share = rng.uniform(0.5, 0.95)
@@ -275,7 +275,7 @@ def _kerbside(rng, crowd: Crowd, side: Side) -> None:
     while station < side.end_m - 15:
         step = 5.8
         blocked = any(abs(station - s) < half + 3.2 for s, half, _ in side.driveways)
-        if not blocked and rng.random() < share and crowd.site.near_drive(station):
+        if not blocked and rng.random() < share and crowd.scene.near_drive(station):
             names, weights = ["car", "parked_motorcycle", "small_trailer", "truck"], [0.83, 0.09, 0.05, 0.03]
             name = str(rng.choice(names, p=weights))
             count = int(rng.integers(2, 5)) if name == "parked_motorcycle" else 1
@@ -288,7 +288,7 @@ def _kerbside(rng, crowd: Crowd, side: Side) -> None:
 
 
 def _lot(rng, crowd: Crowd, side: Side) -> None:
-    road = crowd.site.road
+    road = crowd.scene.road
     start, end = lot_stations(side, 2.0)
     front = road.walk_edge_m(side)
     if side.kind == "parking":
@@ -305,7 +305,7 @@ def _lot(rng, crowd: Crowd, side: Side) -> None:
             "excavator", "loader", "truck", "debris", "excavator", "excavator", "trailer", "bin"]  # fmt: skip
         for _ in range(int(side.length_m / 9)):
             s, d = somewhere(rng, start + 4, end - 4), rng.uniform(front + 4.0, front + 26)
-            if crowd.site.near_drive(s) and crowd.site.beyond(road.curve.point(s, side.sign * d)) > 6:
+            if crowd.scene.near_drive(s) and crowd.scene.beyond(road.curve.point(s, side.sign * d)) > 6:
                 yaw = road.curve.heading_at(s) + rng.choice([0, np.pi / 2]) + rng.normal(0, 0.2)
                 crowd.stand(rng, str(rng.choice(names)), road.curve.point(s, side.sign * d), float(yaw))
         if side.kind == "site":
@@ -317,13 +317,13 @@ def _parking_rows(rng, crowd: Crowd, side: Side, start: float, end: float, first
     for row in range(rows):
         distance = first + (row // 2) * 16.5 + (row % 2) * 11.0
         for station in np.arange(start + 2, end - 2, 2.75):
-            if rng.random() < share and crowd.site.near_drive(station):
-                yaw = crowd.site.road.curve.heading_at(station) + rng.choice([-1, 1]) * np.pi / 2 + rng.normal(0, 0.02)
-                crowd.stand(rng, "car", crowd.site.road.curve.point(station, side.sign * distance), float(yaw), 0.1)
+            if rng.random() < share and crowd.scene.near_drive(station):
+                yaw = crowd.scene.road.curve.heading_at(station) + rng.choice([-1, 1]) * np.pi / 2 + rng.normal(0, 0.02)
+                crowd.stand(rng, "car", crowd.scene.road.curve.point(station, side.sign * distance), float(yaw), 0.1)
 
 
 def _barrier_line(rng, crowd: Crowd, start: float, end: float, offset: float) -> None:
-    curve, seed = crowd.site.road.curve, int(rng.integers(1 << 32))
+    curve, seed = crowd.scene.road.curve, int(rng.integers(1 << 32))
     for station in np.arange(start, end, 2.1):
         same = np.random.Generator(np.random.PCG64(seed))  # all of one make
         crowd.stand(same, "barrier", curve.point(station, offset), float(curve.heading_at(station)), -0.5)
@@ -331,7 +331,7 @@ def _barrier_line(rng, crowd: Crowd, start: float, end: float, offset: float) ->
 
 def _roadworks(rng, crowd: Crowd) -> None:
     """The outer lane of the other carriageway is closed by barriers and cones; machines stand inside."""
-    road = crowd.site.road
+    road = crowd.scene.road
     if road.works is None:
         return
     start, end = road.works
@@ -352,7 +352,7 @@ def _roadworks(rng, crowd: Crowd) -> None:
 
 def _loose_things(rng, crowd: Crowd, side: Side) -> None:
     """Bins, carts, sacks, parked bicycles and cones beside the walk."""
-    road = crowd.site.road
+    road = crowd.scene.road
     kerb = road.edge_m(side.sign) + side.bay_m
     places = (kerb + 0.6, kerb + side.verge_m + side.walk_m - 0.5)
     names = ["bin", "cart", "debris", "parked_bicycle", "rack", "cone", "barrier", "parked_motorcycle", "animal"]
@@ -362,9 +362,9 @@ def _loose_things(rng, crowd: Crowd, side: Side) -> None:
         _barrier_line(rng, crowd, start, min(start + rng.uniform(6, 18), side.end_m - 8), side.sign * (kerb + 0.5))
     for _ in range(rng.poisson(side.length_m / 4.5)):
         station = somewhere(rng, side.start_m + 6, side.end_m - 6)
-        if not crowd.site.near_drive(station):
+        if not crowd.scene.near_drive(station):
             continue
         at = road.curve.point(station, side.sign * places[rng.integers(2)])
-        if crowd.site.beyond(at) > 0.4:
+        if crowd.scene.beyond(at) > 0.4:
             yaw = road.curve.heading_at(station) + rng.choice([0.0, np.pi / 2]) + rng.normal(0, 0.15)
             crowd.stand(rng, str(rng.choice(names, p=weights)), at, float(yaw))

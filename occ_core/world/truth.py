@@ -64,7 +64,7 @@ def occupancy_truth(
         _, visible = camera.project(apply(inverse(camera.ego_from_cam), targets.points_m))
         if sight is not None:
             visible[visible] = ~sight.hidden(camera.ego_from_cam[:3, 3], targets.points_m[visible])
-        look(solid, camera.ego_from_cam[:3, 3], targets, visible, grid, camera_mask)
+        mark_visible(solid, camera.ego_from_cam[:3, 3], targets, visible, grid, camera_mask)
     ego_from_world = inverse(city.world_from_ego(t_s))
     steps = round(LIDAR_SPAN_S / LIDAR_STEP_S)
     for k in range(-steps, steps + 1):
@@ -74,7 +74,7 @@ def occupancy_truth(
             x, y, z = apply(inverse(ego_from_that_lidar), targets.points_m).T
             (low, high), away = np.tan(LIDAR_ELEVATIONS_RAD), np.hypot(x, y)
             within = (z >= low * away) & (z <= high * away)
-            look(solid, ego_from_that_lidar[:3, 3], targets, within, grid, lidar_mask)
+            mark_visible(solid, ego_from_that_lidar[:3, 3], targets, within, grid, lidar_mask)
     return Occupancy(grid, OCC3D, labels, camera_mask, None, lidar_mask)
 
 
@@ -263,7 +263,7 @@ class Targets:
         return Targets(points, normal, index)
 
 
-def look(
+def mark_visible(
     solid: np.ndarray,
     origin_m: np.ndarray,
     targets: Targets,
@@ -278,11 +278,11 @@ def look(
     """
     corner, origin = np.array(grid.origin_m), np.asarray(origin_m, dtype=np.float64)
     where = targets.points_m, targets.normals, targets.voxels
-    _look(solid, origin, np.flatnonzero(within), *where, corner, grid.voxel_size_m, observed)
+    _mark_visible(solid, origin, np.flatnonzero(within), *where, corner, grid.voxel_size_m, observed)
 
 
 @numba.njit(cache=True)
-def _look(solid, origin, picked, points, normals, voxels, corner, size, observed):
+def _mark_visible(solid, origin, picked, points, normals, voxels, corner, size, observed):
     """Traversal after Amanatides and Woo (1987), in units of voxels; a path counts once it has reached its target."""
     nx, ny, nz = solid.shape
     start, end = (origin - corner) / size, np.empty(3)

@@ -7,7 +7,7 @@ import numpy as np
 from occ_core.world.classes import VEGETATION
 from occ_core.world.materials import BARK, FOLIAGE
 from occ_core.world.roads import Junction, Side
-from occ_core.world.site import Site, lot_stations, seed_of, somewhere
+from occ_core.world.scene_builder import SceneBuilder, lot_stations, seed_of, somewhere
 from occ_core.world.solids import ELLIPSOID, Builder, Solids
 
 
@@ -108,130 +108,134 @@ def bush(rng: np.random.Generator, radius: float, height: float) -> Solids:
     return b.solids()
 
 
-def plant_tree(rng: np.random.Generator, site: Site, xy: np.ndarray, station: float, street: bool) -> bool:
+def plant_tree(rng: np.random.Generator, scene: SceneBuilder, xy: np.ndarray, station: float, street: bool) -> bool:
     """A tree where there is room for its trunk; street trees are slim and have no low branches."""
-    if not site.claim(xy, 0.0, 0.9, 0.9):
+    if not scene.claim(xy, 0.0, 0.9, 0.9):
         return False
-    near = site.near_drive(station)
+    near = scene.near_drive(station)
     if street:
         base, spread = rng.uniform(2.3, 2.9), rng.uniform(1.7, 2.7)
         height = base + rng.uniform(2.5, 5)
     else:
         base, spread = rng.uniform(0.8, 2.6), rng.uniform(1.8, 3.4)
         height = base + rng.uniform(3, 7)
-        spread = min(spread, max(site.beyond(xy) + 0.6, 1.0))
+        spread = min(spread, max(scene.beyond(xy) + 0.6, 1.0))
     solids = tree(rng, height, spread, base, int(rng.integers(26, 44)) if near else 10)
     pose = np.eye(4)
-    pose[:3, 3] = site.xyz(xy)
-    site.builder.place(solids, pose)
+    pose[:3, 3] = scene.xyz(xy)
+    scene.builder.place(solids, pose)
     return True
 
 
-def plant_bush(rng: np.random.Generator, site: Site, xy: np.ndarray, radius: float, height: float) -> None:
-    if site.beyond(xy) < radius + 0.3 or not site.claim(xy, 0.0, 0.5, 0.5):
+def plant_bush(rng: np.random.Generator, scene: SceneBuilder, xy: np.ndarray, radius: float, height: float) -> None:
+    if scene.beyond(xy) < radius + 0.3 or not scene.claim(xy, 0.0, 0.5, 0.5):
         return
     pose = np.eye(4)
-    pose[:3, 3] = site.xyz(xy)
-    site.builder.place(bush(rng, radius, height), pose)
+    pose[:3, 3] = scene.xyz(xy)
+    scene.builder.place(bush(rng, radius, height), pose)
 
 
-def street_trees(rng: np.random.Generator, site: Site, side: Side) -> None:
+def street_trees(rng: np.random.Generator, scene: SceneBuilder, side: Side) -> None:
     """A row on the verge, or at the kerb side of the sidewalk."""
     if side.verge_m == 0 and rng.random() < 0.4:
         return
-    distance = site.road.edge_m(side.sign) + side.bay_m + max(side.verge_m / 2, 0.7)
+    distance = scene.road.edge_m(side.sign) + side.bay_m + max(side.verge_m / 2, 0.7)
     spacing = rng.uniform(6, 12)
     for station in np.arange(side.start_m + 13, side.end_m - 13, spacing):
         if all(abs(station - s) > half + 1.2 for s, half, _ in side.driveways) and rng.random() < 0.85:
-            plant_tree(rng, site, site.road.curve.point(station, side.sign * distance), station, street=True)
+            plant_tree(rng, scene, scene.road.curve.point(station, side.sign * distance), station, street=True)
 
 
-def hedge_line(rng: np.random.Generator, site: Site, sign: int, start: float, end: float, distance: float) -> None:
+def hedge_line(
+    rng: np.random.Generator, scene: SceneBuilder, sign: int, start: float, end: float, distance: float
+) -> None:
     """A clipped hedge along the road: overlapping clumps."""
     height, color = rng.uniform(0.8, 1.9), leaf_color(rng)
     b = Builder()
     centers = []
     for station in np.arange(start, end, 0.55):
-        xy = site.road.curve.point(station, sign * distance)
-        if site.beyond(xy) > 0.7 and site.claim(xy, 0.0, 0.3, 0.3):
-            z = site.xyz(xy)[2]
+        xy = scene.road.curve.point(station, sign * distance)
+        if scene.beyond(xy) > 0.7 and scene.claim(xy, 0.0, 0.3, 0.3):
+            z = scene.xyz(xy)[2]
             for level in np.arange(0.3, height, 0.5):
                 centers.append((*(xy + rng.normal(0, 0.06, 2)), z + level))
     if centers:
         _clumps(rng, b, np.array(centers), 0.42, color)
-        site.builder.place(b.solids(), np.eye(4))
+        scene.builder.place(b.solids(), np.eye(4))
 
 
-def grove(rng: np.random.Generator, site: Site, side: Side, spacing: float, depth: float, undergrowth: float) -> None:
+def grove(
+    rng: np.random.Generator, scene: SceneBuilder, side: Side, spacing: float, depth: float, undergrowth: float
+) -> None:
     """Trees scattered over a lot, and between them `undergrowth` bushes per square metre."""
     start, end = lot_stations(side, 0.0)
-    near = site.road.walk_edge_m(side) + 1.0
+    near = scene.road.walk_edge_m(side) + 1.0
     for station in np.arange(start, end, spacing):
         for distance in np.arange(near, near + depth, spacing):
             s, d = np.array([station, distance]) + rng.uniform(0, spacing, 2) * 0.8
             if s > end:
                 continue
-            xy = site.road.curve.point(s, side.sign * d)
-            if site.beyond(xy) > side.verge_m + side.walk_m + 0.6:
-                plant_tree(rng, site, xy, float(s), street=False)
-            if site.near_drive(float(s)):
+            xy = scene.road.curve.point(s, side.sign * d)
+            if scene.beyond(xy) > side.verge_m + side.walk_m + 0.6:
+                plant_tree(rng, scene, xy, float(s), street=False)
+            if scene.near_drive(float(s)):
                 for _ in range(rng.poisson(undergrowth * spacing**2)):
-                    at = site.road.curve.point(
+                    at = scene.road.curve.point(
                         s + rng.uniform(-1, 1) * spacing, side.sign * (d + rng.uniform(0, 1) * spacing)
                     )
-                    if site.beyond(at) > side.verge_m + side.walk_m + 0.8:
-                        plant_bush(rng, site, at, rng.uniform(0.7, 1.6), rng.uniform(0.5, 1.7))
+                    if scene.beyond(at) > side.verge_m + side.walk_m + 0.8:
+                        plant_bush(rng, scene, at, rng.uniform(0.7, 1.6), rng.uniform(0.5, 1.7))
 
 
-def scattered(rng: np.random.Generator, site: Site, side: Side, count: int, near: float, far: float) -> None:
+def scattered(rng: np.random.Generator, scene: SceneBuilder, side: Side, count: int, near: float, far: float) -> None:
     """Single trees and bushes in yards and gardens."""
     start, end = lot_stations(side, 1.0)
     for _ in range(count):
         s, d = somewhere(rng, start, end), rng.uniform(near, far)
-        xy = site.road.curve.point(s, side.sign * d)
-        if site.beyond(xy) < side.verge_m + side.walk_m + 0.8:
+        xy = scene.road.curve.point(s, side.sign * d)
+        if scene.beyond(xy) < side.verge_m + side.walk_m + 0.8:
             continue
         if rng.random() < 0.6:
-            plant_tree(rng, site, xy, float(s), street=False)
+            plant_tree(rng, scene, xy, float(s), street=False)
         else:
-            plant_bush(rng, site, xy, rng.uniform(0.4, 1.2), rng.uniform(0.5, 1.8))
+            plant_bush(rng, scene, xy, rng.uniform(0.4, 1.2), rng.uniform(0.5, 1.8))
 
 
-def plant_side(rng: np.random.Generator, site: Site, side: Side) -> None:
+def plant_side(rng: np.random.Generator, scene: SceneBuilder, side: Side) -> None:
     """What grows on one side of one block."""
-    front = site.road.walk_edge_m(side)
+    front = scene.road.walk_edge_m(side)
     if side.kind == "wood":
-        grove(rng, site, side, spacing=rng.uniform(4.0, 5.5), depth=32, undergrowth=0.5)
+        grove(rng, scene, side, spacing=rng.uniform(4.0, 5.5), depth=32, undergrowth=0.5)
     elif side.kind in ("park", "pocket_park"):
-        grove(rng, site, side, spacing=rng.uniform(6.0, 8.5), depth=32, undergrowth=0.36)
+        grove(rng, scene, side, spacing=rng.uniform(6.0, 8.5), depth=32, undergrowth=0.36)
     elif side.kind == "houses":
-        scattered(rng, site, side, int(side.length_m / 3), front + 1.5, front + 6)
-        scattered(rng, site, side, int(side.length_m * 2.0), front + 13, front + 34)
+        scattered(rng, scene, side, int(side.length_m / 3), front + 1.5, front + 6)
+        scattered(rng, scene, side, int(side.length_m * 2.0), front + 13, front + 34)
     elif side.kind == "row":
-        scattered(rng, site, side, int(side.length_m * 0.9), front + 15, front + 34)
+        scattered(rng, scene, side, int(side.length_m * 0.9), front + 15, front + 34)
     elif side.kind in ("parking", "industrial", "site", "plaza"):
         start, end = lot_stations(side, 1.0)
         if rng.random() < 0.6:
-            hedge_line(rng, site, side.sign, start, end, front + 0.9)
-        scattered(rng, site, side, int(side.length_m / 3), front + 1.5, front + 32)
-    street_trees(rng, site, side)
+            hedge_line(rng, scene, side.sign, start, end, front + 0.9)
+        scattered(rng, scene, side, int(side.length_m / 3), front + 1.5, front + 32)
+    street_trees(rng, scene, side)
 
 
-def plant_median(rng: np.random.Generator, site: Site) -> None:
+def plant_median(rng: np.random.Generator, scene: SceneBuilder) -> None:
     """Trees and bushes on a planted median."""
-    road = site.road
+    road = scene.road
     if not road.median_planted:
         return
     for station in np.arange(-40, road.drive_m + 60, rng.uniform(7, 12)):
         clear = all(abs(station - j.station_m) > j.half_width_m + 9 for j in road.junctions)
         if clear:
             xy = road.curve.point(station, 0.0)
-            plant_tree(rng, site, xy, float(station), street=True)
+            plant_tree(rng, scene, xy, float(station), street=True)
 
 
-def plant_cross_street(rng: np.random.Generator, site: Site, junction: Junction) -> None:
+def plant_cross_street(rng: np.random.Generator, scene: SceneBuilder, junction: Junction) -> None:
     """Trees along both sides of a cross street."""
-    road = site.road
+    road = scene.road
     center = road.curve.point(junction.station_m, 0.0)
     heading = float(road.curve.heading_at(junction.station_m))
     tangent, normal = np.array([np.cos(heading), np.sin(heading)]), np.array([-np.sin(heading), np.cos(heading)])
@@ -239,5 +243,5 @@ def plant_cross_street(rng: np.random.Generator, site: Site, junction: Junction)
         for way in (-1, 1):
             for out in np.arange(road.edge_m(arm) + 15, 62, rng.uniform(7, 13)):
                 xy = center + arm * normal * out + way * tangent * (junction.half_width_m + 0.8)
-                if rng.random() < 0.75 and site.beyond(xy) > 0.4:
-                    plant_tree(rng, site, xy, junction.station_m, street=True)
+                if rng.random() < 0.75 and scene.beyond(xy) > 0.4:
+                    plant_tree(rng, scene, xy, junction.station_m, street=True)

@@ -6,7 +6,7 @@ import numpy as np
 
 from occ_core.world.classes import BUS, CAR, CONSTRUCTION_VEHICLE, TRAILER, TRUCK
 from occ_core.world.materials import CARBODY, GLASS, LAMP, METAL, PAINT, RUBBER, SIGN
-from occ_core.world.site import any_color, seed_of
+from occ_core.world.scene_builder import any_color, seed_of
 from occ_core.world.solids import Builder, Solids
 
 PANE = (0.03, 0.035, 0.04)

@@ -74,14 +74,14 @@ def test_before_after_and_labels_stand_side_by_side(stretch):
     assert data["curves"] == [{"name": "", "x": {"name": "step", "values": [8, 16]}, "lines": {"total": [2, 1]}}]
     doctor = data["tables"][-1]
     assert [row[:2] for row in doctor["rows"]] == [["left", "ok"], ["right", "ok"]]
-    assert len(data["scene"]["moments"]) == len(scene) >= 3 and data["scene"]["volumes"] == [
+    assert len(data["scene"]["frames"]) == len(scene) >= 3 and data["scene"]["volumes"] == [
         "after",
         "before",
         "labels",
     ]
-    assert "labels" not in data["scene"]["moments"][0]["volumes"]
+    assert "labels" not in data["scene"]["frames"][0]["volumes"]
     for seed, name in ((100, "before"), (200, "after"), (0, "labels")):
-        packed = zlib.decompress(base64.b64decode(data["scene"]["moments"][1]["volumes"][name]["label"]))
+        packed = zlib.decompress(base64.b64decode(data["scene"]["frames"][1]["volumes"][name]["label"]))
         expected = volume(seed + 1).labels
         np.testing.assert_array_equal(np.frombuffer(packed, np.uint8), expected[expected != 17])
     assert data["tables"][0]["rows"] == [["labels iou", "12.3", "23.4"], ["truth iou", "-", "5.0"]]

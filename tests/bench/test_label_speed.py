@@ -23,8 +23,8 @@ def street():
 def test_single_frame_equals_plain_numpy(street):
     frame, maps = street
     recipe = Recipe(sky=True)
-    fold = Lifter(recipe, OCC3D_GRID, OCC3D).fold(frame, *maps)
-    ours, _ = Fuser(recipe, OCC3D_GRID, OCC3D).fuse(fold, [])
+    evidence = Lifter(recipe, OCC3D_GRID, OCC3D).lift(frame, *maps)
+    ours, _ = Fuser(recipe, OCC3D_GRID, OCC3D).fuse(evidence, [])
     labels, observed = plain_label(frame, maps)
     assert (labels != OCC3D.free_id).sum() > 3000
     different = np.argwhere(labels != ours.labels)

@@ -159,7 +159,7 @@ def test_one_step_on_real_images(shared_data):
     config = load_config(REPOSITORY / "config/easyocc_small.yaml", threads=1, precision="bf16", batch_size=2)
     lines: list[str] = []
     figures = bench_step(config, shared_data("nuscenes_scene0061_1kf"), 2, lines.append)
-    assert len(lines) == 2 and figures["moments_per_s"] == pytest.approx(2 / figures["step_s"])
+    assert len(lines) == 2 and figures["samples_per_s"] == pytest.approx(2 / figures["step_s"])
     assert np.isfinite(list(figures["losses"].values())).all() and figures["losses"]["cross_entropy"] > 0
     assert figures["peak_memory_mb"] > 100 and 0 <= figures["occupied"] <= config.model.grid.cells
     with pytest.raises(InvalidInput, match="no LiDAR sweep"):

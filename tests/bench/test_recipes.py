@@ -69,7 +69,7 @@ def one_by_one(city: Path, recipe: Recipe) -> LabelScores:
 
 @pytest.mark.parametrize("name", ALONE)
 def test_every_figure_is_that_of_labels_made_alone(city, figures, name):
-    """`best without vote` shares its folds with `best`."""
+    """`best without vote` shares its evidence with `best`."""
     found, alone = figures["rows"][name], one_by_one(city, ROWS[name])
     assert found["samples"] == alone.voxels.samples == SCENES * KEYFRAMES - 1  # one keyframe is broken
     for protocol in PROTOCOLS:

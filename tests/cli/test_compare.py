@@ -77,9 +77,9 @@ def test_predictions_are_scored_on_what_both_have(city, predictions, tmp_path):
     said = occ(*predictions, root / "gts", "--html", out)
     assert "one: 1 of 2 predictions left out" in said and "other: 1 of 2 predictions left out" in said
     data = page(out)
-    assert data["scene"]["volumes"] == ["one", "other", "true"] and len(data["scene"]["moments"]) == 1
+    assert data["scene"]["volumes"] == ["one", "other", "true"] and len(data["scene"]["frames"]) == 1
     for folder in predictions:
-        packed = data["scene"]["moments"][0]["volumes"][folder.name]
+        packed = data["scene"]["frames"][0]["volumes"][folder.name]
         with np.load(folder / f"{tokens[1]}.npz") as file:
             labels = file["pred"][file["pred"] != 17]
         np.testing.assert_array_equal(np.frombuffer(zlib.decompress(base64.b64decode(packed["label"])), "u1"), labels)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from occ_core.cli.main import app
 from occ_core.labels.store import LabelStore, StoredLabel
-from occ_core.show.labels import Moment, edge_of_the_unseen, sheet
+from occ_core.show.labels import LabelledFrame, edge_of_the_unseen, sheet
 from occ_core.show.maps import COVER, SKY_RGB, UNKNOWN_RGB, color_classes, color_depth, over_image
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.taxonomy import OCC3D
@@ -113,7 +113,7 @@ def test_training_reads_a_store_as_it_reads_gts(city, store, tmp_path):
     pytest.importorskip("torch", reason="training needs torch: pip install 'occ_ros[torch]'")
     from nano_fixtures import open_scenes
 
-    from occ_core.losses.ray import IGNORE
+    from occ_core.taxonomy import UNLABELED
 
     grid = {"grid_shape": (200, 200, 16), "grid_origin_m": (-40.0, -40.0, -1.0), "voxel_size_m": 0.4}
     config = SMALL.model_copy(update=grid)
@@ -126,7 +126,7 @@ def test_training_reads_a_store_as_it_reads_gts(city, store, tmp_path):
             for number, token in enumerate(scene.tokens):
                 label = LabelStore(store).read(scene.name, token).occupancy
                 kept = scene["labels"][number]
-                assert (kept[~label.observed] == IGNORE).all()
+                assert (kept[~label.observed] == UNLABELED).all()
                 assert (kept[label.observed] == label.labels[label.observed]).all()
                 assert 0 < label.observed.sum() < label.observed.size
 
@@ -139,7 +139,7 @@ def test_picture_shows_votes_and_the_unseen_where_they_are(city):
     votes[150:, 150:, 2] = 255
     changed = StoredLabel(type(label.occupancy)(label.occupancy.grid, OCC3D, label.occupancy.labels, observed), votes)
     frame = NuScenesSource(city)[0]
-    picture = sheet(Moment(frame, changed, None, {}, {}), "title")
+    picture = sheet(LabelledFrame(frame, changed, None, {}, {}), "title")
     side = 1440 // 3
     panels = picture[-side - 52 : -52]
     voted, seen = panels[:, side : 2 * side], panels[:, 2 * side :]

@@ -22,7 +22,7 @@ from occ_core.geometry import pose
 from occ_core.grid import OCC3D_GRID
 from occ_core.inference.predictions import save_prediction
 from occ_core.occupancy import Occupancy
-from occ_core.show.moments import Moments
+from occ_core.show.predicted_frames import PredictedFrames
 from occ_core.sources.open import open_source
 from occ_core.taxonomy import OCC3D
 
@@ -53,35 +53,35 @@ def predictions(tmp_path_factory, bag):
 
 
 def test_a_bag_shows_the_voxels_it_holds(bag):
-    moments = Moments(bag, None)
-    assert len(moments) == 3
-    assert [moment.truth is not None for moment in (moments[i] for i in range(3))] == [True, False, True]
-    np.testing.assert_array_equal(moments[2].truth.labels, TRUTHS[2].labels)
-    np.testing.assert_array_equal(moments[2].truth.observed, TRUTHS[2].observed)
-    assert moments[2].predicted is None
-    assert set(moments[1].frame.images) == set(fx.RIG.names)
+    frames = PredictedFrames(bag, None)
+    assert len(frames) == 3
+    assert [page_frame.truth is not None for page_frame in (frames[i] for i in range(3))] == [True, False, True]
+    np.testing.assert_array_equal(frames[2].truth.labels, TRUTHS[2].labels)
+    np.testing.assert_array_equal(frames[2].truth.observed, TRUTHS[2].observed)
+    assert frames[2].predicted is None
+    assert set(frames[1].frame.images) == set(fx.RIG.names)
 
 
 def test_predictions_of_a_bag_beside_its_truth(bag, predictions):
-    moments = Moments(predictions, bag)
-    assert len(moments) == 2  # the second frame has none
-    np.testing.assert_array_equal(moments[1].predicted.labels, truth(12).labels)
-    np.testing.assert_array_equal(moments[1].predicted.observed, truth(12).observed)
-    np.testing.assert_array_equal(moments[1].truth.labels, TRUTHS[2].labels)
+    frames = PredictedFrames(predictions, bag)
+    assert len(frames) == 2  # the second frame has none
+    np.testing.assert_array_equal(frames[1].predicted.labels, truth(12).labels)
+    np.testing.assert_array_equal(frames[1].predicted.observed, truth(12).observed)
+    np.testing.assert_array_equal(frames[1].truth.labels, TRUTHS[2].labels)
 
 
 def test_what_is_missing_is_named(bag, predictions, tmp_path):
     with pytest.raises(MissingInput, match="need --data"):
-        Moments(predictions, None)
+        PredictedFrames(predictions, None)
     with pytest.raises(MissingInput, match="is a bag and shows itself"):
-        Moments(bag, bag)
+        PredictedFrames(bag, bag)
     with pytest.raises(MissingInput, match="no such folder"):
-        Moments(tmp_path / "absent", bag)
+        PredictedFrames(tmp_path / "absent", bag)
     other = tmp_path / "other"
     other.mkdir()
     save_prediction(other / "unknown.npz", truth(0).labels)
     with pytest.raises(MissingInput, match="no prediction of any of the 3 frames"):
-        Moments(other, bag)
+        PredictedFrames(other, bag)
 
 
 def test_files(bag, tmp_path):
@@ -100,7 +100,7 @@ def test_files(bag, tmp_path):
 def test_a_frame_without_voxels_is_a_picture_of_its_cameras(bag, tmp_path):
     from occ_core.show.pictures import compare
 
-    alone = compare(Moments(bag, None)[1].frame.images, None, None, "cameras only")
+    alone = compare(PredictedFrames(bag, None)[1].frame.images, None, None, "cameras only")
     assert alone.shape[1] == 1440 and alone.std() > 10
 
 

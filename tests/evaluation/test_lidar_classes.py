@@ -43,9 +43,9 @@ def test_classes_of_points_are_compared_with_the_cells_that_they_meet():
     index = OCC3D_GRID.index_of(points)[0]
     for row, label in zip(index[[0, 1, 3]], (WALL, ROAD, WALL), strict=True):
         labels[tuple(row)] = label
-    told = np.array([WALL, WALL, ROAD, 255], dtype=np.uint8)
+    own_classes = np.array([WALL, WALL, ROAD, 255], dtype=np.uint8)
     scores = LidarRayScores()
-    scores.add(labels, returns(points)._replace(classes=told))
+    scores.add(labels, returns(points)._replace(classes=own_classes))
     classes = scores.report()["classes"]
     assert classes["manmade"] == {"returns": 2, "met": 100.0, "agree": 50.0}
     assert classes["driveable_surface"]["met"] == 0 and np.isnan(classes["driveable_surface"]["agree"])

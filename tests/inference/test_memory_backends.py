@@ -54,7 +54,7 @@ def answers(path: Path, runtime: str, drives: Path, remembers: bool = True) -> l
         predictor.memory = None
     given = [predictor.predict_frame(frames[i]) for i in range(len(frames))]
     if predictor.memory is not None:
-        assert predictor.memory.counts == {"no moment before": 1, "used": 2, "another scene": 1, "jump": 2}
+        assert predictor.memory.counts == {"no frame before": 1, "used": 2, "another scene": 1, "jump": 2}
     return given
 
 

@@ -206,7 +206,7 @@ def test_an_engine_remembers_as_torch_does(tmp_path):
     import ros_fixtures as fx
 
     from occ_core.inference.export import export_onnx
-    from occ_core.models.easyocc.past import Moment
+    from occ_core.models.easyocc.past import StampedPose
 
     checkpoint = fx.tiny_model(tmp_path, fx.REMEMBERING)
     exported = export_onnx(checkpoint, tmp_path / "fp32.onnx")
@@ -214,8 +214,8 @@ def test_an_engine_remembers_as_torch_does(tmp_path):
     for index in range(4):
         place = np.eye(4)
         place[0, 3] = 2.0 * index
-        moment = Moment(index * 500_000_000, place)
-        a, b = (predictor.predict(fx.images(index), fx.RIG, moment=moment) for predictor in (slow, fast))
+        stamped = StampedPose(index * 500_000_000, place)
+        a, b = (predictor.predict(fx.images(index), fx.RIG, pose=stamped) for predictor in (slow, fast))
         assert (a.labels == b.labels).mean() >= 0.999 and abs(a.confidence - b.confidence).mean() < 0.002
     assert fast.memory is not None and fast.memory.counts["used"] == 3
 

@@ -71,7 +71,7 @@ def drive(ground, own, places, placed=True, factor=2) -> MaskFinder:
         masks = {"front": own, "bare": own & False}
         images = {name: cv2.resize(looking(at, ground, mask, rng), cam.size) for name, mask in masks.items()}
         stamps = dict.fromkeys(rig.names, number)
-        finder.add(Frame(number, at, rig, images, stamps, dict.fromkeys(rig.names, at), is_placed=placed))
+        finder.add(Frame(number, at, rig, images, stamps, dict.fromkeys(rig.names, at), has_pose=placed))
     return finder
 
 

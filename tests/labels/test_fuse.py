@@ -8,7 +8,7 @@ from label_scenes import CAR, ROAD, SMALL_GRID, WALL
 
 from occ_core.geometry import apply, inverse, pose
 from occ_core.labels.fuse import Fuser, add_resampled, decide
-from occ_core.labels.lift import Fold
+from occ_core.labels.lift import FrameEvidence
 from occ_core.labels.recipes import Recipe
 from occ_core.taxonomy import OCC3D
 
@@ -18,16 +18,16 @@ CELL = (25, 20, 5)
 CENTER = np.array(SMALL_GRID.origin_m) + (np.array(CELL) + 0.5) * 0.4
 
 
-def fold(points=(), classes=(), counts=(), passes=0, at=None, number=0) -> Fold:
+def evidence(points=(), classes=(), counts=(), passes=0, at=None, number=0) -> FrameEvidence:
     """Points of the ego frame; `passes` in every cell."""
-    return Fold(
+    return FrameEvidence(
         f"token{number}", number, np.eye(4) if at is None else at,
         np.array(points, dtype=np.float32).reshape(-1, 3), np.array(classes, dtype=np.uint8),
         np.array(counts, dtype=np.uint16), np.full(SMALL_GRID.shape, passes, dtype=np.uint16),
     )  # fmt: skip
 
 
-def one(own: Fold, others=(), **recipe):
+def one(own: FrameEvidence, others=(), **recipe):
     """label, observed, votes of CELL."""
     occupancy, votes = Fuser(Recipe(**recipe), SMALL_GRID, OCC3D).fuse(own, list(others))
     return int(occupancy.labels[CELL]), bool(occupancy.observed[CELL]), int(votes[CELL])
@@ -90,8 +90,8 @@ def test_resampling_equals_a_look_up_of_every_centre():
 
 def test_votes_of_turned_frames_equal_numpy_add_at():
     rng = np.random.default_rng(2)
-    own = fold(rng.uniform(-9, 9, (500, 3)), rng.choice([ROAD, WALL], 500), rng.integers(1, 9, 500))
-    other = fold(rng.uniform(-9, 9, (900, 3)), rng.choice([ROAD, WALL, CAR], 900), rng.integers(1, 9, 900),
+    own = evidence(rng.uniform(-9, 9, (500, 3)), rng.choice([ROAD, WALL], 500), rng.integers(1, 9, 500))
+    other = evidence(rng.uniform(-9, 9, (900, 3)), rng.choice([ROAD, WALL, CAR], 900), rng.integers(1, 9, 900),
                  at=pose((1.0, 2.0, 0.1), (0.9, 0, 0.1, 0.2)), number=1)  # fmt: skip
     fuser = Fuser(Recipe(), SMALL_GRID, OCC3D)
     occupancy, votes = fuser.fuse(own, [other])
@@ -107,38 +107,42 @@ def test_votes_of_turned_frames_equal_numpy_add_at():
 
 
 def test_three_states():
-    assert one(fold([CENTER], [WALL], [5])) == (WALL, True, 5)
-    assert one(fold(passes=3)) == (FREE, True, 0)
-    assert one(fold()) == (FREE, False, 0)
+    assert one(evidence([CENTER], [WALL], [5])) == (WALL, True, 5)
+    assert one(evidence(passes=3)) == (FREE, True, 0)
+    assert one(evidence()) == (FREE, False, 0)
     # Points that passes outvote, but not by enough to call the cell free: nobody knows.
-    assert one(fold([CENTER], [WALL], [5], passes=20), min_hit_share=0.3, free_hit_share=0.1) == (FREE, False, 0)
-    assert one(fold([CENTER], [WALL], [5], passes=80), min_hit_share=0.3, free_hit_share=0.1) == (FREE, True, 0)
+    assert one(evidence([CENTER], [WALL], [5], passes=20), min_hit_share=0.3, free_hit_share=0.1) == (FREE, False, 0)
+    assert one(evidence([CENTER], [WALL], [5], passes=80), min_hit_share=0.3, free_hit_share=0.1) == (FREE, True, 0)
 
 
 def test_a_moving_thing_is_where_its_own_frame_saw_it():
-    empty = [fold(passes=9, number=n) for n in range(1, 9)]
-    assert one(fold([CENTER], [CAR], [5]), empty, min_hit_share=0.3) == (CAR, True, 5)  # others saw it without the car
-    gone = [fold([CENTER], [CAR], [50], number=1)]
-    assert one(fold(passes=9), gone, min_hit_share=0.3) == (FREE, True, 0)
-    assert one(fold(), gone) == (FREE, False, 0)
+    empty = [evidence(passes=9, number=n) for n in range(1, 9)]
+    assert one(evidence([CENTER], [CAR], [5]), empty, min_hit_share=0.3) == (
+        CAR,
+        True,
+        5,
+    )  # others saw it without the car
+    gone = [evidence([CENTER], [CAR], [50], number=1)]
+    assert one(evidence(passes=9), gone, min_hit_share=0.3) == (FREE, True, 0)
+    assert one(evidence(), gone) == (FREE, False, 0)
 
 
 def test_checked_moving_classes_keep_a_parked_car_and_drop_a_passing_one():
-    parked = [fold([CENTER], [CAR], [5], number=n) for n in range(1, 5)]
-    assert one(fold(), parked, moving="checked", min_hit_share=0.3) == (CAR, True, 20)
-    passing = [fold([CENTER], [CAR], [5], number=1), *(fold(passes=9, number=n) for n in range(2, 5))]
-    assert one(fold(), passing, moving="checked", min_hit_share=0.3)[0] == FREE
+    parked = [evidence([CENTER], [CAR], [5], number=n) for n in range(1, 5)]
+    assert one(evidence(), parked, moving="checked", min_hit_share=0.3) == (CAR, True, 20)
+    passing = [evidence([CENTER], [CAR], [5], number=1), *(evidence(passes=9, number=n) for n in range(2, 5))]
+    assert one(evidence(), passing, moving="checked", min_hit_share=0.3)[0] == FREE
 
 
 def test_a_rare_class_wins_with_less_than_the_majority():
-    both = fold([CENTER, CENTER], [ROAD, OCC3D.id_of("traffic_cone")], [6, 4])
+    both = evidence([CENTER, CENTER], [ROAD, OCC3D.id_of("traffic_cone")], [6, 4])
     assert one(both)[0] == ROAD
     assert one(both, priority=("traffic_cone",), priority_share=0.3)[0] == OCC3D.id_of("traffic_cone")
     assert one(both, priority=("traffic_cone",), priority_share=0.5)[0] == ROAD
 
 
 def test_clamping_paints_walls_that_dropping_does_not():
-    far = fold([(3.0, 70.0, 1.0)], [WALL], [9])
+    far = evidence([(3.0, 70.0, 1.0)], [WALL], [9])
     dropped, _ = Fuser(Recipe(), SMALL_GRID, OCC3D).fuse(far, [])
     clamped, _ = Fuser(Recipe(clamp=True), SMALL_GRID, OCC3D).fuse(far, [])
     assert not dropped.occupied.any()

@@ -9,18 +9,18 @@ import pytest
 from label_scenes import CAR, OPTICAL, ROAD, SMALL_GRID, WALL, camera, frame, look_at_street, maps
 
 from occ_core.geometry import pose
-from occ_core.labels.lift import DROP, PASS, POINT, SKY, Fold, Lifter, sort_pixels
+from occ_core.labels.lift import DROP, PASS, POINT, SKY, FrameEvidence, Lifter, sort_pixels
 from occ_core.labels.recipes import Recipe
 from occ_core.labels.road_scale import road_correction
-from occ_core.taxonomy import OCC3D
-from occ_core.teachers.base import UNKNOWN, ClassMap, DepthMap
+from occ_core.taxonomy import OCC3D, UNLABELED
+from occ_core.teachers.base import ClassMap, DepthMap
 
 FREE = OCC3D.free_id
 
 
-def fold(of, depth_m, class_id, recipe=None, name="CAM_FRONT") -> Fold:
+def lift(of, depth_m, class_id, recipe=None, name="CAM_FRONT") -> FrameEvidence:
     classes, depth = maps(depth_m, class_id)
-    return Lifter(recipe or Recipe(), SMALL_GRID, OCC3D).fold(of, {name: classes}, {name: depth})
+    return Lifter(recipe or Recipe(), SMALL_GRID, OCC3D).lift(of, {name: classes}, {name: depth})
 
 
 def all_points(of, depth_m, name="CAM_FRONT"):
@@ -39,15 +39,15 @@ def test_points_and_counts_equal_a_brute_force_grouping():
     of = frame()
     depth = rng.uniform(1, 9, (64, 96)).astype(np.float32)
     kind = rng.choice([ROAD, WALL, CAR], (64, 96)).astype(np.uint8)
-    folded = fold(of, depth, kind)
+    lifted = lift(of, depth, kind)
     groups: dict[tuple, list] = {}
     for point, what in zip(all_points(of, depth), kind.ravel(), strict=True):
         cell = tuple(np.floor((point - SMALL_GRID.origin_m) / 0.2).astype(int))
         if all(0 <= c < 2 * n for c, n in zip(cell, SMALL_GRID.shape, strict=True)):
             groups.setdefault((*cell, int(what)), []).append(point)
-    assert len(folded.count) == len(groups) > 500
-    assert folded.count.max() > 1
-    for point, what, count in zip(folded.points_ego_m, folded.class_id, folded.count, strict=True):
+    assert len(lifted.count) == len(groups) > 500
+    assert lifted.count.max() > 1
+    for point, what, count in zip(lifted.points_ego_m, lifted.class_id, lifted.count, strict=True):
         cell = tuple(np.floor((point.astype(float) - SMALL_GRID.origin_m) / 0.2).astype(int))
         members = groups[(*cell, int(what))]
         assert len(members) == count
@@ -58,7 +58,7 @@ def test_each_image_is_lifted_with_its_own_pose():
     still, moved = frame(), frame()
     moved.camera_world_from_ego["CAM_FRONT"] = pose((1.0, 0.5, 0.0))
     depth, kind = np.full((64, 96), 4.0, np.float32), np.full((64, 96), WALL, np.uint8)
-    places = [fold(of, depth, kind) for of in (moved, still)]
+    places = [lift(of, depth, kind) for of in (moved, still)]
     middle = [np.average(place.points_ego_m, axis=0, weights=place.count) for place in places]
     np.testing.assert_allclose(middle[0] - middle[1], (1.0, 0.5, 0.0), atol=1e-5)
 
@@ -66,10 +66,10 @@ def test_each_image_is_lifted_with_its_own_pose():
 def test_smaller_maps_see_the_same_wall():
     of = frame(cameras=(camera(size=(96, 64)),))
     for size in ((64, 96), (32, 48), (128, 192)):
-        folded = fold(of, np.full(size, 5.0), np.full(size, WALL))
-        np.testing.assert_allclose(folded.points_ego_m[:, 0], 5.1, atol=1e-5)
+        lifted = lift(of, np.full(size, 5.0), np.full(size, WALL))
+        np.testing.assert_allclose(lifted.points_ego_m[:, 0], 5.1, atol=1e-5)
         half_width_m = 48 / 60 * 5
-        assert abs(folded.points_ego_m[:, 1].max() - half_width_m) < 0.15
+        assert abs(lifted.points_ego_m[:, 1].max() - half_width_m) < 0.15
 
 
 def test_class_map_of_another_resolution_is_read_at_the_same_place():
@@ -77,23 +77,23 @@ def test_class_map_of_another_resolution_is_read_at_the_same_place():
     classes = np.full((32, 48), WALL, dtype=np.uint8)
     classes[:, :24] = CAR  # left half
     pair = maps(np.full((64, 96), 5.0), np.zeros((64, 96)))[1], maps(np.zeros((32, 48)), classes)[0]
-    folded = Lifter(Recipe(), SMALL_GRID, OCC3D).fold(of, {"CAM_FRONT": pair[1]}, {"CAM_FRONT": pair[0]})
-    y = folded.points_ego_m[:, 1]
-    assert (folded.class_id[y > 0.2] == CAR).all() and (folded.class_id[y < -0.2] == WALL).all()
+    lifted = Lifter(Recipe(), SMALL_GRID, OCC3D).lift(of, {"CAM_FRONT": pair[1]}, {"CAM_FRONT": pair[0]})
+    y = lifted.points_ego_m[:, 1]
+    assert (lifted.class_id[y > 0.2] == CAR).all() and (lifted.class_id[y < -0.2] == WALL).all()
 
 
 def test_points_outside_are_dropped_and_only_the_artefact_keeps_them():
     of = frame()
     depth, kind = np.full((64, 96), 30.0), np.full((64, 96), WALL)
-    assert len(fold(of, depth, kind).count) == 0
-    assert fold(of, depth, kind, Recipe(clamp=True)).count.sum() == 64 * 96
+    assert len(lift(of, depth, kind).count) == 0
+    assert lift(of, depth, kind, Recipe(clamp=True)).count.sum() == 64 * 96
 
 
 def test_surface_offset_is_along_the_ray_and_in_metres():
     of = frame()
     depth, kind = np.full((64, 96), 4.0), np.full((64, 96), FREE)
     kind[10, 90] = WALL
-    near, far = fold(of, depth, kind), fold(of, depth, kind, Recipe(surface_offset_m=0.1))
+    near, far = lift(of, depth, kind), lift(of, depth, kind, Recipe(surface_offset_m=0.1))
     moved = (far.points_ego_m - near.points_ego_m)[0]
     ray = near.points_ego_m[0] - of.rig["CAM_FRONT"].ego_from_cam[:3, 3]
     np.testing.assert_allclose(moved, 0.1 * ray / np.linalg.norm(ray), atol=1e-5)
@@ -103,8 +103,8 @@ def test_far_ground_has_no_stripes_once_filled():
     of = frame()
     street = look_at_street(of, "CAM_FRONT", wall_x_m=50.0)
     for fill, whole in ((0.0, False), (0.3, True)):
-        folded = fold(of, *street, Recipe(fill_ground=fill))
-        cells, _ = SMALL_GRID.index_of(folded.points_ego_m[folded.class_id == ROAD])
+        lifted = lift(of, *street, Recipe(fill_ground=fill))
+        cells, _ = SMALL_GRID.index_of(lifted.points_ego_m[lifted.class_id == ROAD])
         assert (set(range(30, 40)) <= set(cells[cells[:, 1] == 20][:, 0])) == whole  # x = 4 .. 8 m straight ahead
         assert set(cells[:, 2]) == {2}
 
@@ -114,8 +114,8 @@ def test_outliers_are_points_with_few_others_around():
     depth, kind = np.full((64, 96), 5.0), np.full((64, 96), FREE)
     kind[30:40, 30:40] = WALL
     kind[5, 90] = CAR
-    assert set(fold(of, depth, kind).class_id) == {WALL, CAR}
-    assert set(fold(of, depth, kind, Recipe(outlier_points=5)).class_id) == {WALL}
+    assert set(lift(of, depth, kind).class_id) == {WALL, CAR}
+    assert set(lift(of, depth, kind, Recipe(outlier_points=5)).class_id) == {WALL}
 
 
 def test_pixels_are_sorted_by_what_they_are_good_for():
@@ -123,7 +123,7 @@ def test_pixels_are_sorted_by_what_they_are_good_for():
         np.array([[5, np.nan, 0, -1, np.inf, 80, 5, 5, 5, 90, np.inf, 5]], np.float32),
         np.array([[1, 1, 1, 1, 1, 1, 1, 1, 0.2, 1, 1, 1]], np.float32),
     )
-    kind = np.array([[CAR, CAR, CAR, CAR, CAR, CAR, UNKNOWN, CAR, CAR, FREE, FREE, FREE]], np.uint8)
+    kind = np.array([[CAR, CAR, CAR, CAR, CAR, CAR, UNLABELED, CAR, CAR, FREE, FREE, FREE]], np.uint8)
     score = np.array([[1, 1, 1, 1, 1, 1, 0, 0.1, 1, 1, 1, 1]], np.float32)
     recipe = Recipe(max_depth_m=50, min_score=0.3, min_confidence=0.5, sky=True)
     expected = [POINT, DROP, DROP, DROP, DROP, PASS, PASS, PASS, DROP, SKY, SKY, DROP]
@@ -181,7 +181,7 @@ def test_road_corrects_a_smooth_error_also_beside_it():
 def test_what_a_frame_hit_it_did_not_see_empty():
     of = frame()
     street = look_at_street(of, "CAM_FRONT")
-    raw, kept = fold(of, *street), fold(of, *street, Recipe(grazing_share=0.01))
+    raw, kept = lift(of, *street), lift(of, *street, Recipe(grazing_share=0.01))
     road = tuple(SMALL_GRID.index_of(raw.points_ego_m[raw.class_id == ROAD])[0].T)
     assert raw.passes[road].max() > 0
     assert kept.passes[road].mean() < raw.passes[road].mean() / 5
@@ -197,8 +197,8 @@ def test_every_return_of_a_lidar_casts_a_ray_however_much_sky_is_seen():
     returns[300::20, ::20] = True  # where a dense map's every 15th ray rarely is
     depth[~returns] = np.nan
     kind[:240] = FREE
-    sky = fold(of, depth, kind, Recipe(sky=True)).passes
-    none = fold(of, depth, np.where(kind == FREE, UNKNOWN, kind), Recipe(sky=True)).passes
+    sky = lift(of, depth, kind, Recipe(sky=True)).passes
+    none = lift(of, depth, np.where(kind == FREE, UNLABELED, kind), Recipe(sky=True)).passes
     low = np.s_[:, :, :6]  # up to 1.4 m: rays into the sky begin above
     np.testing.assert_array_equal(sky[low], none[low])
     at_camera = tuple(((close.ego_from_cam[:3, 3] - SMALL_GRID.origin_m) / 0.4).astype(int))
@@ -215,18 +215,18 @@ def test_images_that_cannot_be_used_are_named_and_the_others_kept():
     nothing = DepthMap(np.full((64, 96), np.nan, np.float32), np.ones((64, 96), np.float32))
     zero = DepthMap(np.zeros((64, 96), np.float32), np.ones((64, 96), np.float32))
     lifter = Lifter(Recipe(), SMALL_GRID, OCC3D)
-    folded = lifter.fold(
+    lifted = lifter.lift(
         of,
         {"CAM_FRONT": good[0], "CAM_BACK": bad_size, "CAM_LEFT": good[0], "CAM_RIGHT": good[0]},
         {"CAM_FRONT": good[1], "CAM_BACK": good[1], "CAM_LEFT": nothing, "CAM_RIGHT": zero},
     )
-    assert [reason.split(":")[0] for reason in folded.skipped] == [
+    assert [reason.split(":")[0] for reason in lifted.skipped] == [
         "token0 CAM_BACK", "token0 CAM_LEFT", "token0 CAM_RIGHT"
     ]  # fmt: skip
-    assert "80 x 64" in folded.skipped[0] and "no value > 0" in folded.skipped[1]
-    alone = fold(frame(), *look_at_street(of, "CAM_FRONT"))
-    np.testing.assert_array_equal(folded.points_ego_m, alone.points_ego_m)
-    np.testing.assert_array_equal(folded.passes, alone.passes)
+    assert "80 x 64" in lifted.skipped[0] and "no value > 0" in lifted.skipped[1]
+    alone = lift(frame(), *look_at_street(of, "CAM_FRONT"))
+    np.testing.assert_array_equal(lifted.points_ego_m, alone.points_ego_m)
+    np.testing.assert_array_equal(lifted.passes, alone.passes)
 
 
 def test_optical_axes_of_the_fixture():
@@ -243,7 +243,7 @@ def test_a_measured_pixel_is_no_edge_and_counts_as_a_share_of_its_image():
     assert sort_pixels(guessed, class_id, classes.score, recipe, FREE)[30, 49:52].tolist() == [DROP, POINT, DROP]
     as_any = recipe.model_copy(update={"measured_share": 0.0})
     assert (sort_pixels(guessed, class_id, classes.score, as_any, FREE)[30, 49:52] == DROP).all()
-    found = Lifter(recipe, SMALL_GRID, OCC3D).fold(of, {"CAM_FRONT": classes}, {"CAM_FRONT": guessed})
+    found = Lifter(recipe, SMALL_GRID, OCC3D).lift(of, {"CAM_FRONT": classes}, {"CAM_FRONT": guessed})
     (far,) = np.flatnonzero(found.points_ego_m[:, 0] > 5)
     assert found.count[far] == round(0.001 * 64 * 96) == 6
     np.testing.assert_allclose(found.points_ego_m[far], all_points(of, depth_m)[30 * 96 + 50], atol=1e-5)
@@ -258,7 +258,7 @@ def test_the_ray_of_a_measured_pixel_counts_as_much_as_its_point():
     measured[20:40:2, 30:60:3] = True
     given = DepthMap(depth_m, np.where(measured, 1, 0.5).astype(np.float32))
     lift = [
-        Lifter(r, SMALL_GRID, OCC3D).fold(of, {"CAM_FRONT": classes}, {"CAM_FRONT": given}) for r in (recipe, Recipe())
+        Lifter(r, SMALL_GRID, OCC3D).lift(of, {"CAM_FRONT": classes}, {"CAM_FRONT": given}) for r in (recipe, Recipe())
     ]
     at_camera = tuple(((of.rig["CAM_FRONT"].ego_from_cam[:3, 3] - SMALL_GRID.origin_m) / 0.4).astype(int))
     more = (lift[0].passes.astype(int) - lift[1].passes)[at_camera]

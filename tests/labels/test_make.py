@@ -27,8 +27,8 @@ from occ_core.labels.store import LabelStore
 from occ_core.parallel import run_in_processes
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.taxonomy import OCC3D
-from occ_core.teachers.asked import AskedClasses
 from occ_core.teachers.base import Teachers
+from occ_core.teachers.guarded import GuardedClasses
 from occ_core.teachers.load import load_teachers
 
 RECIPE = Recipe(past=1, future=1)
@@ -194,7 +194,7 @@ def test_a_teacher_that_raises_costs_its_scene_only(city, tmp_path, monkeypatch)
                 raise RuntimeError("CUDA out of memory")
             return oracle.classes.classes(frame)
 
-    monkeypatch.setattr(making, "load_teachers", lambda *_: Teachers(AskedClasses(Network()), oracle.depth))
+    monkeypatch.setattr(making, "load_teachers", lambda *_: Teachers(GuardedClasses(Network()), oracle.depth))
     done = {each.scene: each for each in make_labels(city, tmp_path / "out", RECIPE, ORACLE, show_progress=False)}
     assert [done[scene].written for scene in (first, second, third)] == [3, 0, 3]
     assert "the class teacher failed on" in done[second].error and "CUDA out of memory" in done[second].error

@@ -34,7 +34,7 @@ def sample(cells: int = 200, seed: int = 0):
 
 
 def volume(logits, target):
-    """The same cells as a grid of two moments."""
+    """The same cells as a grid of two samples."""
     shape = (2, 10, 5, len(target) // 100)
     return logits.reshape(*shape, CLASSES).movedim(-1, 1), target.reshape(shape).to(torch.uint8)
 

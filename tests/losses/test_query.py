@@ -23,10 +23,10 @@ RIG = Rig((camera("f", 0, (32, 16), focal_px=20.0), camera("b", 180, (32, 16), f
 FREE = 2
 
 
-def wall(depth_m: float, moments: int = 1):
+def wall(depth_m: float, samples: int = 1):
     """Teachers' maps of walls across both cameras' axes: class 0 ahead, 1 behind."""
-    depth = torch.full((moments, 2, 16, 32), depth_m)
-    classes = torch.zeros(moments, 2, 16, 32, dtype=torch.uint8)
+    depth = torch.full((samples, 2, 16, 32), depth_m)
+    classes = torch.zeros(samples, 2, 16, 32, dtype=torch.uint8)
     classes[:, 1] = 1
     return depth, classes
 
@@ -37,14 +37,14 @@ def inside(points: torch.Tensor) -> bool:
 
 def test_points_lie_before_and_behind_the_hits():
     torch.manual_seed(0)
-    depth, classes = wall(5.0, moments=2)
+    depth, classes = wall(5.0, samples=2)
     queries = sample_queries(depth, classes, rig_images_of(RIG, 2), GRID, FREE, rays=500, buffer_m=0.5)
     x = queries.points_ego_m[:, 0] - 0.5  # the cameras stand at x = 0.5 m
     occupied = queries.occupied
     assert (x[~occupied].abs() <= 5).all() and (x[~occupied].abs() < 1).any() and (x[~occupied].abs() > 4).any()
     assert (x[occupied].abs() >= 5 - 1e-4).all() and (x[occupied].abs() <= 5.5).all()
     assert (queries.classes[occupied] == (x[occupied] < 0)).all() and (queries.classes[~occupied] == 255).all()
-    assert inside(queries.points_ego_m) and set(queries.moment.tolist()) == {0, 1}
+    assert inside(queries.points_ego_m) and set(queries.sample.tolist()) == {0, 1}
     assert 300 < occupied.sum() < (~occupied).sum() <= 1000
 
 
@@ -73,7 +73,7 @@ def test_sky_is_free_up_to_the_end_of_the_grid_and_unknown_depth_is_nothing():
     depth, classes = wall(5.0)
     depth[:, 0], depth[:, 1] = math.inf, math.nan
     queries = sample_queries(depth, classes, rig_images_of(RIG), GRID, FREE, rays=1000, buffer_m=0.5)
-    assert not queries.occupied.any() and 400 < len(queries.moment) < 600
+    assert not queries.occupied.any() and 400 < len(queries.sample) < 600
     assert torch.isfinite(queries.points_ego_m).all() and inside(queries.points_ego_m)
     assert (queries.points_ego_m[:, 0] >= 0.5).all() and queries.points_ego_m[:, 0].max() > 7
 
@@ -85,7 +85,7 @@ def test_what_the_class_calls_sky_is_free_to_the_end_of_the_grid_unless_the_dept
     classes[:] = FREE
     queries = sample_queries(depth, classes, rig_images_of(RIG), GRID, FREE, rays=500, buffer_m=0.5)
     assert not queries.occupied.any() and (queries.classes == 255).all()
-    assert points * 0.9 <= len(queries.moment) <= points and inside(queries.points_ego_m)
+    assert points * 0.9 <= len(queries.sample) <= points and inside(queries.points_ego_m)
     assert points == 0 or queries.points_ego_m[:, 0].abs().max() > 7  # not only up to a wall
 
 
@@ -101,15 +101,15 @@ def test_trilinear_is_the_loop_over_corners():
     rng = np.random.default_rng(0)
     volume = torch.from_numpy(rng.normal(size=(2, 3, 16, 16, 4))).float()
     points = rng.uniform(GRID.origin_m, GRID.upper_m, (50, 3))
-    moment = rng.integers(0, 2, 50)
-    ours = trilinear(volume, torch.from_numpy(moment), torch.from_numpy(points).float(), GRID)
+    sample = rng.integers(0, 2, 50)
+    ours = trilinear(volume, torch.from_numpy(sample), torch.from_numpy(points).float(), GRID)
     for q in range(50):
         at = np.clip((points[q] - GRID.origin_m) / 1.0 - 0.5, 0, np.array(GRID.shape) - 1)
         expected = np.zeros(3)
         for cell in itertools.product(*(range(n) for n in GRID.shape)):
             weight = np.prod(np.maximum(0, 1 - np.abs(at - cell)))
             if weight:
-                expected += weight * volume[(moment[q], slice(None), *cell)].numpy()
+                expected += weight * volume[(sample[q], slice(None), *cell)].numpy()
         np.testing.assert_allclose(ours[q].numpy(), expected, atol=1e-5)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from map_fixtures import GRID, HERE, STAMP, center_m, moment, random_moment, turned, walked
+from map_fixtures import GRID, HERE, STAMP, center_m, occupancy_of_cells, random_occupancy, turned, walked
 
 from occ_core.errors import CannotWrite, CorruptInput, InvalidInput, MissingInput
 from occ_core.geometry import apply
@@ -62,7 +62,7 @@ def test_column_costs_against_plain_loops():
     rng = np.random.default_rng(3)
     found = set()
     for _ in range(5):
-        seen = random_moment(rng)
+        seen = random_occupancy(rng)
         seen.observed[rng.random(GRID.shape[:2]) < 0.3] = False
         costs = column_costs(seen, (-0.3, 0.8), COSTS)
         levels = [k for k in range(4) if -0.3 <= -0.8 + (k + 0.5) * 0.4 <= 0.8]
@@ -77,7 +77,7 @@ def test_column_costs_against_plain_loops():
 def test_column_costs_in_the_world_against_plain_loops():
     """Axes of the world, whole multiples of the cell, band over the robot: each column by the cells at its centres."""
     rng = np.random.default_rng(4)
-    seen, world_from_ego, band_m = random_moment(rng), turned(33.3, -7.7, 0.6, 5.1, 0.1), (-0.3, 0.8)
+    seen, world_from_ego, band_m = random_occupancy(rng), turned(33.3, -7.7, 0.6, 5.1, 0.1), (-0.3, 0.8)
     costs, grid = column_costs_in_world(seen, world_from_ego, band_m, COSTS)
     first = np.array(grid.origin_m[:2]) / 0.4
     np.testing.assert_allclose(first, np.round(first), atol=1e-9)
@@ -103,7 +103,7 @@ def test_an_obstacle_stays_where_it_is_however_the_robot_turns():
         world_from_ego = turned(10.0, 20.0, yaw)
         wall_world_m = np.array([[10.6, 20.2, 0.6]])
         index, _ = GRID.index_of(apply(np.linalg.inv(world_from_ego), wall_world_m))
-        seen = moment([tuple(index[0][:2]) + (z,) for z in range(4)])
+        seen = occupancy_of_cells([tuple(index[0][:2]) + (z,) for z in range(4)])
         costs, grid = column_costs_in_world(seen, world_from_ego, (-0.5, 0.5), COSTS)
         away_m = [np.abs(center_m((*cell, 0), grid)[:2] - wall_world_m[0, :2]).max() for cell in np.argwhere(costs > 0)]
         assert away_m and max(away_m) <= 0.4 * np.sqrt(2)
@@ -111,9 +111,9 @@ def test_an_obstacle_stays_where_it_is_however_the_robot_turns():
 
 def test_band_without_a_level_is_refused():
     with pytest.raises(InvalidInput, match="band 5.00..6.00 m holds no voxel centre of -0.60..0.60"):
-        column_costs(moment(), (5.0, 6.0), COSTS)
+        column_costs(occupancy_of_cells(), (5.0, 6.0), COSTS)
     with pytest.raises(InvalidInput, match="band 5.00..6.00 m"):
-        column_costs_in_world(moment(), HERE, (5.0, 6.0), COSTS)
+        column_costs_in_world(occupancy_of_cells(), HERE, (5.0, 6.0), COSTS)
 
 
 def assert_same(one, other):
@@ -130,11 +130,11 @@ def test_saved_map_comes_back_and_goes_on(tmp_path):
     pose = turned(*(np.array(saved.grid.origin_m) + 4.0)[:2], 0.2, 0.4)
     for each in (saved, loaded):
         each._stamp_ns = None  # else time has passed for the one
-        each.fuse(random_moment(np.random.default_rng(6)), pose, STAMP)
+        each.fuse(random_occupancy(np.random.default_rng(6)), pose, STAMP)
     assert_same(saved, loaded)
     year_ns = 365 * 86_400 * 1_000_000_000
     load_map(tmp_path / "new" / "street.npz", loaded, "odom")
-    loaded.fuse(moment(observed=False), pose, STAMP + year_ns)
+    loaded.fuse(occupancy_of_cells(observed=False), pose, STAMP + year_ns)
     assert loaded.occupancy().occupied.any()  # a map of last year is not a year forgotten
 
 

@@ -16,8 +16,8 @@ from map_fixtures import (
     TREE,
     WALL,
     center_m,
-    moment,
-    random_moment,
+    occupancy_of_cells,
+    random_occupancy,
     random_walk,
     turned,
 )
@@ -52,7 +52,7 @@ def label_at(occupancy, point_world_m):
 def test_static_wall_adds_up_to_the_clamp(times):
     rolling_map = RollingMap(GRID, OCC3D, FOREVER)
     for _ in range(times):
-        rolling_map.fuse(moment([(7, 5, 2)]), HERE, STAMP)
+        rolling_map.fuse(occupancy_of_cells([(7, 5, 2)]), HERE, STAMP)
     s = rolling_map.settings
     assert log_odds_at(rolling_map, center_m((7, 5, 2))) == pytest.approx(min(times * s.hit, s.highest), abs=1e-5)
     assert log_odds_at(rolling_map, center_m((3, 5, 2))) == pytest.approx(max(times * s.miss, s.lowest), abs=1e-5)
@@ -66,24 +66,24 @@ def test_static_wall_adds_up_to_the_clamp(times):
 def test_contradiction_is_the_sum_and_near_zero_is_unobserved():
     rolling_map = RollingMap(GRID, OCC3D, FOREVER)
     for cells in ([(7, 5, 2)], [(7, 5, 2)], [], []):
-        rolling_map.fuse(moment(cells), HERE, STAMP)
+        rolling_map.fuse(occupancy_of_cells(cells), HERE, STAMP)
     assert log_odds_at(rolling_map, center_m((7, 5, 2))) == pytest.approx(0.0, abs=1e-6)
     assert label_at(rolling_map.occupancy(), center_m((7, 5, 2))) is None
-    rolling_map.fuse(moment([]), HERE, STAMP)
+    rolling_map.fuse(occupancy_of_cells([]), HERE, STAMP)
     assert label_at(rolling_map.occupancy(), center_m((7, 5, 2))) == "free"
 
 
 def test_unobserved_moments_change_nothing_but_time():
     rolling_map = RollingMap(GRID, OCC3D, MapSettings(half_life_s=10, dynamic_half_life_s=2))
-    labels = moment([(7, 5, 2)]).labels
+    labels = occupancy_of_cells([(7, 5, 2)]).labels
     labels[2, 2, 2] = CAR
     rolling_map.fuse(Occupancy(GRID, OCC3D, labels, np.ones(GRID.shape, bool)), HERE, STAMP)
     for later in range(1, 5):
-        rolling_map.fuse(moment(observed=False), HERE, STAMP + later * SECOND)
+        rolling_map.fuse(occupancy_of_cells(observed=False), HERE, STAMP + later * SECOND)
     assert log_odds_at(rolling_map, center_m((7, 5, 2))) == pytest.approx(0.85 * 0.5 ** (4 / 10), rel=1e-5)
     assert log_odds_at(rolling_map, center_m((3, 3, 3))) == pytest.approx(-0.85 * 0.5 ** (4 / 10), rel=1e-5)
     assert log_odds_at(rolling_map, center_m((2, 2, 2))) == pytest.approx(3 * 0.85 * 0.5 ** (4 / 2), rel=1e-5)
-    rolling_map.fuse(moment(observed=False), HERE, STAMP + 1000 * SECOND)
+    rolling_map.fuse(occupancy_of_cells(observed=False), HERE, STAMP + 1000 * SECOND)
     assert not rolling_map.occupancy().observed.any()
 
 
@@ -91,9 +91,9 @@ def test_moving_car_leaves_no_trail():
     """It stands until that is certain, then drives off, a cell a frame, into cells that are as certainly free."""
     rolling_map = RollingMap(GRID, OCC3D, FOREVER)
     for _ in range(20):
-        rolling_map.fuse(moment([(1, 5, 1)], CAR), HERE, STAMP)
+        rolling_map.fuse(occupancy_of_cells([(1, 5, 1)], CAR), HERE, STAMP)
     for x in range(2, 10):
-        rolling_map.fuse(moment([(x, 5, 1)], CAR), HERE, STAMP)
+        rolling_map.fuse(occupancy_of_cells([(x, 5, 1)], CAR), HERE, STAMP)
         for left in range(1, x - 1):  # two frames after it left a cell, that is free
             assert label_at(rolling_map.occupancy(), center_m((left, 5, 1))) == "free"
         assert label_at(rolling_map.occupancy(), center_m((x, 5, 1))) == "car"
@@ -102,9 +102,9 @@ def test_moving_car_leaves_no_trail():
 def test_wall_outlasts_as_many_misses_as_its_certainty_is_worth():
     rolling_map = RollingMap(GRID, OCC3D, FOREVER)
     for _ in range(20):
-        rolling_map.fuse(moment([(1, 5, 1)]), HERE, STAMP)
+        rolling_map.fuse(occupancy_of_cells([(1, 5, 1)]), HERE, STAMP)
     for misses in range(1, 10):
-        rolling_map.fuse(moment(), HERE, STAMP)
+        rolling_map.fuse(occupancy_of_cells(), HERE, STAMP)
         expected = 3.5 - 0.85 * misses
         name = "manmade" if expected >= 0.2 else "free" if expected <= -0.2 else None
         assert label_at(rolling_map.occupancy(), center_m((1, 5, 1))) == name
@@ -116,7 +116,7 @@ def test_same_wall_from_two_poses_is_the_same_cells():
     for world_from_ego in (turned(3.2, 0.0, 0.0), turned(4.0, 1.2, -math.pi / 2), turned(5.2, 0.0, math.pi)):
         index, inside = GRID.index_of(apply(np.linalg.inv(world_from_ego), wall_world_m))
         assert inside.all()
-        rolling_map.fuse(moment([tuple(cell) for cell in index]), world_from_ego, STAMP)
+        rolling_map.fuse(occupancy_of_cells([tuple(cell) for cell in index]), world_from_ego, STAMP)
     seen = rolling_map.occupancy()
     index, _ = seen.grid.index_of(wall_world_m)
     assert {tuple(cell) for cell in np.argwhere(seen.occupied)} == {tuple(cell) for cell in index}
@@ -128,7 +128,7 @@ def test_label_is_the_majority_and_a_change_wins_in_bounded_time():
 
     def see(class_id, times):
         for _ in range(times):
-            rolling_map.fuse(moment([(5, 5, 2)], class_id), HERE, STAMP)
+            rolling_map.fuse(occupancy_of_cells([(5, 5, 2)], class_id), HERE, STAMP)
         return label_at(rolling_map.occupancy(), center_m((5, 5, 2)))
 
     assert see(TREE, 2) == "vegetation"
@@ -149,7 +149,7 @@ def test_fast_update_is_the_plain_one_to_the_last_bit():
     rng = np.random.default_rng(0)
     for world_from_ego, stamp_ns in random_walk(rng, 40):
         for _ in range(2):
-            seen = random_moment(rng)
+            seen = random_occupancy(rng)
             fast.fuse(seen, world_from_ego, stamp_ns)
             plain.fuse(seen, world_from_ego, stamp_ns)
         for name, ours, theirs in zip(fast.state()._fields, fast.state(), plain.state(), strict=True):
@@ -203,7 +203,7 @@ def test_against_a_map_written_out_cell_by_cell():
     written = WrittenOutMap(GRID, rolling_map.shape, settings)
     rng = np.random.default_rng(1)
     for world_from_ego, stamp_ns in random_walk(rng, 12):
-        seen = random_moment(rng)
+        seen = random_occupancy(rng)
         rolling_map.fuse(seen, world_from_ego, stamp_ns)
         written.fuse(seen, world_from_ego, stamp_ns)
         state = rolling_map.state()
@@ -218,7 +218,7 @@ def test_against_a_map_written_out_cell_by_cell():
 
 def test_turned_grid_is_sampled_by_the_nearest_center():
     rng = np.random.default_rng(2)
-    seen = random_moment(rng)
+    seen = random_occupancy(rng)
     world_from_ego = turned(7.3, -2.1, 0.7, 0.4, 0.15)
     world_grid = VoxelGrid((4.0, -5.6, -1.2), 0.4, (17, 18, 8))
     found = resampled(seen, world_from_ego, world_grid)
@@ -239,29 +239,29 @@ def test_turned_grid_is_sampled_by_the_nearest_center():
 def test_map_follows_by_whole_cells_and_forgets_what_it_leaves():
     rolling_map = RollingMap(GRID, OCC3D, MapSettings(size_m=(6.0, 6.0, 2.0), half_life_s=1e9))
     held = sum(array.nbytes for array in rolling_map.state()[1:])
-    rolling_map.fuse(moment([(0, 5, 2), (9, 5, 2)]), HERE, STAMP)
+    rolling_map.fuse(occupancy_of_cells([(0, 5, 2), (9, 5, 2)]), HERE, STAMP)
     near, far = center_m((9, 5, 2)), center_m((0, 5, 2))
-    rolling_map.fuse(moment(observed=False), turned(1.9, 0.0, 0.0), STAMP)
+    rolling_map.fuse(occupancy_of_cells(observed=False), turned(1.9, 0.0, 0.0), STAMP)
     first = np.array(rolling_map.grid.origin_m) / 0.4
     np.testing.assert_allclose(first, np.round(first), atol=1e-9)
     assert label_at(rolling_map.occupancy(), near) == "manmade"
     assert not rolling_map.grid.index_of(far[None])[1][0]
-    rolling_map.fuse(moment(observed=False), HERE, STAMP)
+    rolling_map.fuse(occupancy_of_cells(observed=False), HERE, STAMP)
     assert label_at(rolling_map.occupancy(), far) is None  # it had been left
     assert label_at(rolling_map.occupancy(), near) == "manmade"
-    rolling_map.fuse(moment(observed=False), turned(1e5, -1e5, 0.0), STAMP)
+    rolling_map.fuse(occupancy_of_cells(observed=False), turned(1e5, -1e5, 0.0), STAMP)
     assert not rolling_map.occupancy().observed.any()
     assert sum(array.nbytes for array in rolling_map.state()[1:]) == held
 
 
 def test_time_set_back_starts_a_new_map_and_a_late_moment_does_not():
     rolling_map = RollingMap(GRID, OCC3D)
-    rolling_map.fuse(moment([(5, 5, 2)]), HERE, STAMP)
-    rolling_map.fuse(moment(observed=False), HERE, STAMP - SECOND // 2)
+    rolling_map.fuse(occupancy_of_cells([(5, 5, 2)]), HERE, STAMP)
+    rolling_map.fuse(occupancy_of_cells(observed=False), HERE, STAMP - SECOND // 2)
     assert label_at(rolling_map.occupancy(), center_m((5, 5, 2))) == "manmade"
-    rolling_map.fuse(moment(observed=False), HERE, STAMP - 100 * SECOND)
+    rolling_map.fuse(occupancy_of_cells(observed=False), HERE, STAMP - 100 * SECOND)
     assert not rolling_map.occupancy().observed.any()
-    rolling_map.fuse(moment([(5, 5, 2)]), HERE, STAMP - 100 * SECOND)
+    rolling_map.fuse(occupancy_of_cells([(5, 5, 2)]), HERE, STAMP - 100 * SECOND)
     rolling_map.reset()
     assert not rolling_map.occupancy().observed.any()
 
@@ -269,11 +269,11 @@ def test_time_set_back_starts_a_new_map_and_a_late_moment_does_not():
 def test_what_cannot_be_fused_says_why():
     rolling_map = RollingMap(GRID, OCC3D)
     with pytest.raises(InvalidInput, match="the map is of occ3d in VoxelGrid"):
-        rolling_map.fuse(moment(grid=VoxelGrid(GRID.origin_m, 0.4, (9, 10, 4))), HERE, STAMP)
+        rolling_map.fuse(occupancy_of_cells(grid=VoxelGrid(GRID.origin_m, 0.4, (9, 10, 4))), HERE, STAMP)
     with pytest.raises(InvalidInput, match="world_from_ego must be finite"):
-        rolling_map.fuse(moment(), np.full((4, 4), np.nan), STAMP)
+        rolling_map.fuse(occupancy_of_cells(), np.full((4, 4), np.nan), STAMP)
     with pytest.raises(InvalidInput, match="limit 1e\\+07 m"):
-        rolling_map.fuse(moment(), pose((1e9, 0, 0)), STAMP)
+        rolling_map.fuse(occupancy_of_cells(), pose((1e9, 0, 0)), STAMP)
     with pytest.raises(InvalidInput, match="limit 1024 MiB"):
         RollingMap(OCC3D_GRID, OCC3D, MapSettings(size_m=(1000, 1000, 100)))
     with pytest.raises(InvalidInput, match="map setting 'half_life_s': input should be greater than 0, got -1"):

@@ -141,10 +141,10 @@ def test_answer_follows_from_the_logits():
     with torch.no_grad():
         model.to_occupied.bias.normal_()
         model.threshold.normal_()
-        model.trust.fill_(0.1)  # else the untrained hazards call every cell in view free
-        model.sight.fill_(3.0)
+        model.hazard_weight.fill_(0.1)  # else the untrained hazards call every cell in view free
+        model.reached_weight.fill_(3.0)
         model.to_observed.bias.normal_(1.0, 2.0)
-        model.seen.fill_(0.3)
+        model.observed_threshold.fill_(0.3)
         cells = model.logits(*inputs())
         labels, confidence, observed = Answer(model)(*inputs())
     assert labels.shape == (1, *SMALL.grid_shape) and labels.dtype == torch.uint8

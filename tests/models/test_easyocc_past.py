@@ -9,7 +9,7 @@ from model_fixtures import SMALL, camera, ring_rig
 from occ_core.camera import Rig
 from occ_core.errors import InvalidInput
 from occ_core.geometry import apply, inverse, pose
-from occ_core.models.easyocc.past import MAX_AGE_S, Memory, Moment, empty_past, refusal, then_from_now
+from occ_core.models.easyocc.past import MAX_AGE_S, Memory, StampedPose, empty_past, refusal, then_from_now
 
 torch = pytest.importorskip("torch")
 
@@ -176,27 +176,27 @@ def test_a_memory_beyond_all_reason_is_refused():
 # --- whether it may be used ------------------------------------------------------------------------------------------
 
 
-def moment(seconds: float, x_m: float = 0.0, yaw_rad: float = 0.0, **other) -> Moment:
-    return Moment(round(1e18 + seconds * 1e9), at(x_m, 0.0, yaw_rad), **other)
+def stamped_pose(seconds: float, x_m: float = 0.0, yaw_rad: float = 0.0, **other) -> StampedPose:
+    return StampedPose(round(1e18 + seconds * 1e9), at(x_m, 0.0, yaw_rad), **other)
 
 
 @pytest.mark.parametrize(
     ("now", "kind"),
     [
-        (moment(0.5, 10.0, 0.4), None),
-        (moment(MAX_AGE_S), None),
-        (moment(MAX_AGE_S + 0.01), "gap"),
-        (moment(0.0), "time did not go on"),
-        (moment(-0.5), "time did not go on"),
-        (moment(0.1, 20.0), "jump"),
-        (moment(0.1, yaw_rad=1.0), "jump"),
-        (Moment(10**18 + HALF_S, pose((0, 0, 0), (np.cos(0.2), np.sin(0.2), 0.0, 0.0))), "jump"),
-        (moment(0.5, scene="other"), "another scene"),
-        (moment(0.5, rig="other"), "another calibration"),
+        (stamped_pose(0.5, 10.0, 0.4), None),
+        (stamped_pose(MAX_AGE_S), None),
+        (stamped_pose(MAX_AGE_S + 0.01), "gap"),
+        (stamped_pose(0.0), "time did not go on"),
+        (stamped_pose(-0.5), "time did not go on"),
+        (stamped_pose(0.1, 20.0), "jump"),
+        (stamped_pose(0.1, yaw_rad=1.0), "jump"),
+        (StampedPose(10**18 + HALF_S, pose((0, 0, 0), (np.cos(0.2), np.sin(0.2), 0.0, 0.0))), "jump"),
+        (stamped_pose(0.5, scene="other"), "another scene"),
+        (stamped_pose(0.5, rig="other"), "another calibration"),
     ],
 )
 def test_what_was_seen_then_counts_now_unless(now, kind):
-    found = refusal(moment(0.0), now)
+    found = refusal(stamped_pose(0.0), now)
     assert (found and found.kind) == kind
 
 
@@ -209,22 +209,22 @@ def test_a_state_is_renewed_at_the_rhythm_of_training_whatever_the_cameras():
     memory = Memory(CONFIG)
     ages = []
     for tenth in range(12):
-        now = moment(0.1 * tenth, x_m=0.5 * tenth)
+        now = stamped_pose(0.1 * tenth, x_m=0.5 * tenth)
         past = memory.before(now)
         ages.append(past.then_from_now[0, 0, 2] / 5.0 if past.state.any() else None)
         memory.keep(state_of(1.0), now)
     assert ages[0] is None
     np.testing.assert_allclose(ages[1:], [0.1, 0.2, 0.3, 0.4, 0.1, 0.2, 0.3, 0.4, 0.1, 0.2, 0.3], atol=1e-6)
-    assert memory.counts == {"no moment before": 1, "used": 11} and memory.refusal is None
+    assert memory.counts == {"no frame before": 1, "used": 11} and memory.refusal is None
 
 
 def test_what_is_no_number_is_not_remembered():
     memory = Memory(CONFIG)
-    memory.before(moment(0.0))
-    memory.keep(state_of(float("nan")), moment(0.0))
-    assert not memory.before(moment(0.5)).state.any() and str(memory.refusal) == "no moment before"
+    memory.before(stamped_pose(0.0))
+    memory.keep(state_of(float("nan")), stamped_pose(0.0))
+    assert not memory.before(stamped_pose(0.5)).state.any() and str(memory.refusal) == "no frame before"
     with pytest.raises(InvalidInput, match="world_from_ego must be finite"):
-        memory.before(Moment(0, np.full((4, 4), np.nan)))
+        memory.before(StampedPose(0, np.full((4, 4), np.nan)))
 
 
 @pytest.fixture(scope="module")
@@ -248,41 +248,41 @@ def test_a_predictor_remembers_and_starts_afresh_where_it_must(checkpoint):
     def fresh(*steps):
         memory = predictor.memory
         predictor.memory = Memory(CONFIG)
-        answers = [predictor.predict(pictures(seed), rig_, moment=now) for seed, rig_, now in steps]
+        answers = [predictor.predict(pictures(seed), rig_, pose=now) for seed, rig_, now in steps]
         predictor.memory = memory
         return answers[-1].labels
 
     predictor.prepare(rig)
-    predictor.predict(pictures(0), rig, moment=moment(0.0))
-    second = predictor.predict(pictures(1), rig, moment=moment(0.5, 2.0)).labels
+    predictor.predict(pictures(0), rig, pose=stamped_pose(0.0))
+    second = predictor.predict(pictures(1), rig, pose=stamped_pose(0.5, 2.0)).labels
     assert predictor.memory.refusal is None
     alone = predictor.session.run(predictor.images_of({n: predictor.preprocess_one(p, rig[n]) for n, p in
                                                        pictures(1).items()}, rig), rig, frozenset())[0]  # fmt: skip
     assert (second != alone).mean() > 0.01
-    assert np.array_equal(second, fresh((0, rig, moment(0.0)), (1, rig, moment(0.5, 2.0))))
+    assert np.array_equal(second, fresh((0, rig, stamped_pose(0.0)), (1, rig, stamped_pose(0.5, 2.0))))
     breaks = [
-        (2, rig, moment(2.0), "gap"),
-        (3, rig, moment(1.0), "time did not go on"),
-        (4, rig, moment(1.1, 50.0), "jump"),
-        (5, other, moment(1.2, 50.0), "another calibration"),
+        (2, rig, stamped_pose(2.0), "gap"),
+        (3, rig, stamped_pose(1.0), "time did not go on"),
+        (4, rig, stamped_pose(1.1, 50.0), "jump"),
+        (5, other, stamped_pose(1.2, 50.0), "another calibration"),
         (6, other, None, "no odometry"),
-        (7, other, moment(1.4, 50.0), "no moment before"),
-        (8, other, moment(1.5, 50.0, scene="b"), "another scene"),
+        (7, other, stamped_pose(1.4, 50.0), "no frame before"),
+        (8, other, stamped_pose(1.5, 50.0, scene="b"), "another scene"),
     ]
     for seed, rig_, now, kind in breaks:
-        answer = predictor.predict(pictures(seed), rig_, moment=now)
+        answer = predictor.predict(pictures(seed), rig_, pose=now)
         assert predictor.memory.refusal.kind == kind
         assert np.array_equal(answer.labels, fresh((seed, rig_, now)))
 
 
 def test_a_camera_that_is_lost_for_a_moment_does_not_end_the_memory(checkpoint):
     predictor, rig = Predictor.load(checkpoint, "torch", 1), ring_rig()
-    predictor.predict(pictures(0), rig, moment=moment(0.0))
+    predictor.predict(pictures(0), rig, pose=stamped_pose(0.0))
     part = {name: image for name, image in pictures(1).items() if name != "f"}
-    with_past = predictor.predict(part, rig, moment=moment(0.5)).labels
+    with_past = predictor.predict(part, rig, pose=stamped_pose(0.5)).labels
     assert predictor.memory.refusal is None
     predictor.memory = Memory(CONFIG)
-    assert not np.array_equal(with_past, predictor.predict(part, rig, moment=moment(0.5)).labels)
+    assert not np.array_equal(with_past, predictor.predict(part, rig, pose=stamped_pose(0.5)).labels)
 
 
 def test_a_fault_of_the_backend_is_not_remembered(checkpoint):
@@ -296,7 +296,7 @@ def test_a_fault_of_the_backend_is_not_remembered(checkpoint):
 
     predictor.session.run_after = with_labels
     with pytest.raises(InvalidInput, match="label 99"):
-        predictor.predict(pictures(0), rig, moment=moment(0.0))
+        predictor.predict(pictures(0), rig, pose=stamped_pose(0.0))
     predictor.session.run_after = broken
-    predictor.predict(pictures(1), rig, moment=moment(0.5))
-    assert predictor.memory.refusal.kind == "no moment before"
+    predictor.predict(pictures(1), rig, pose=stamped_pose(0.5))
+    assert predictor.memory.refusal.kind == "no frame before"

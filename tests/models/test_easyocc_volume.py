@@ -38,9 +38,9 @@ def tiny(**fields) -> EasyOccVolumeConfig:
     return parse(EasyOccVolumeConfig, TINY | fields)
 
 
-def rig_images(moments: int = 1):
+def rig_images(samples: int = 1):
     yaws_deg = {"f": 0, "l": 90, "b": 180, "r": -90}
-    return rig_images_of(Rig(tuple(camera(n, yaw, (64, 32), focal_px=40.0) for n, yaw in yaws_deg.items())), moments)
+    return rig_images_of(Rig(tuple(camera(n, yaw, (64, 32), focal_px=40.0) for n, yaw in yaws_deg.items())), samples)
 
 
 def opinionated(**fields) -> EasyOccVolume:
@@ -53,9 +53,9 @@ def opinionated(**fields) -> EasyOccVolume:
     return model
 
 
-def targets(moments: int = 1) -> Targets:
+def targets(samples: int = 1) -> Targets:
     """A wall 4 m ahead, nothing before it, hidden cells behind it; the rest is free."""
-    labels = torch.full((moments, 16, 16, 4), FREE, dtype=torch.uint8)
+    labels = torch.full((samples, 16, 16, 4), FREE, dtype=torch.uint8)
     labels[:, 12] = 15
     labels[:, 13:] = 255
     return Targets(labels=labels, class_weights=torch.ones(18))
@@ -82,7 +82,7 @@ def test_answer_is_the_most_likely_class_with_its_probability():
     p = cells.classes[0].movedim(0, -1).softmax(-1)
     for cell in observed[0].nonzero().tolist()[::37]:
         x, y, z = cell
-        assert cells.observed[0, x, y, z] > model.seen_logit
+        assert cells.observed[0, x, y, z] > model.observed_threshold
         row = p[x, y, z].tolist()
         assert labels[0, x, y, z] == row.index(max(row))
         free = labels[0, x, y, z] == FREE
@@ -104,7 +104,7 @@ def test_labels_that_know_few_cells_do_not_hide_the_rest_of_what_they_know():
     assert 0.95 < (observed[known] == 1).float().mean() < 1
     with torch.no_grad():
         logit = model.cells(images).observed[known].numpy()
-    assert np.quantile(logit, 0.0) < float(model.seen_logit) < np.quantile(logit, 0.05)
+    assert np.quantile(logit, 0.0) < float(model.observed_threshold) < np.quantile(logit, 0.05)
 
 
 def test_without_the_observed_output_all_in_view_is_observed():
@@ -134,7 +134,7 @@ def test_all_parameters_are_taught(shape):
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_a_few_steps_teach_one_moment():
+def test_a_few_steps_teach_one_sample():
     torch.manual_seed(0)
     model, images, truth = EasyOccVolume(tiny(loss={"observed": 1.0})), rig_images(), targets()
     optimiser = torch.optim.AdamW(model.parameters(), 0.01)

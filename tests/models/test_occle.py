@@ -58,7 +58,7 @@ def sweep() -> torch.Tensor:
     return torch.from_numpy(np.concatenate([points, np.full((1, 5), np.nan)])).float()[None]
 
 
-def moment():
+def sample():
     rig_images, targets = room()
     origin_m = torch.from_numpy(ORIGIN_M).float()[None]
     return replace(rig_images, lidar=sweep()), replace(targets, lidar_origin_m=origin_m)
@@ -93,7 +93,7 @@ def test_points_are_voxelised_as_by_hand():
 
 def test_depth_evidence_tells_before_and_behind_surfaces():
     """Against the room's exact depth at the pixel of each cell's centre."""
-    rig_images, targets = moment()
+    rig_images, targets = sample()
     depths = image_depths(rig_images, (12, 8))
     centers_m = cell_centers_m(ROOM_GRID)
     evidence = depth_evidence(centers_m, rig_images, depths)[0]
@@ -113,7 +113,7 @@ def test_depth_evidence_tells_before_and_behind_surfaces():
 
 
 def test_points_that_a_camera_cannot_see_are_left_out():
-    rig_images, _ = moment()
+    rig_images, _ = sample()
     far = torch.tensor([[[30.0, 0.3, 1.6, 0, 0], [8.0, 0.2, 1.55, 0, 0], [8.3, 0.2, 1.55, 0, 0]]])  # in one direction
     depths = image_depths(replace(rig_images, lidar=far), (12, 8))
     assert sorted(depths.point.tolist()) == [1, 2]
@@ -122,7 +122,7 @@ def test_points_that_a_camera_cannot_see_are_left_out():
 
 
 def test_lidar_evidence_agrees_with_the_room():
-    rig_images, targets = moment()
+    rig_images, targets = sample()
     torch.manual_seed(0)
     evidence = lidar_evidence(rig_images.lidar, targets.lidar_origin_m, ROOM_GRID, 2000)
     labels = targets.labels[0].flatten()[evidence.cell]
@@ -132,7 +132,7 @@ def test_lidar_evidence_agrees_with_the_room():
 
 
 def test_evidence_is_of_the_newest_sweep():
-    rig_images, targets = moment()
+    rig_images, targets = sample()
     old = rig_images.lidar + torch.tensor([0, 0, 0, 0, 0.5])
     old[..., :2] *= 0.3
     both = torch.cat([rig_images.lidar, old], dim=1)
@@ -144,7 +144,7 @@ def test_evidence_is_of_the_newest_sweep():
 
 
 def test_points_teach_the_class_of_their_pixel_to_their_cell_and_around_it():
-    rig_images, targets = moment()
+    rig_images, targets = sample()
     depths = image_depths(rig_images, (12, 8))
     taught = points_taught(rig_images, depths, targets.class_map, ROOM_GRID, FREE)
     own = cells_at(rig_images.lidar[0, :, :3], ROOM_GRID)[0]
@@ -160,7 +160,7 @@ def test_points_teach_the_class_of_their_pixel_to_their_cell_and_around_it():
 
 
 def test_pseudo_labels_teach_the_classes_of_what_they_call_occupied():
-    rig_images, targets = moment()
+    rig_images, targets = sample()
     nobody = replace(targets, labels=torch.full_like(targets.labels, 255))
     made = replace(nobody, pseudo_labels=targets.labels)
     taught = voxels_taught(targets.labels, FREE)
@@ -169,7 +169,9 @@ def test_pseudo_labels_teach_the_classes_of_what_they_call_occupied():
     model = network(loss={"distil_answer": 1.0})
     losses = model(rig_images, made, 0.5)
     hidden = model.hidden(rig_images)
-    every = blocks_to_cells(model.classes(hidden.what, hidden.shown).flatten(4), model.config.block, 17).flatten(0, 3)
+    every = blocks_to_cells(
+        model.classes(hidden.fused_semantic, hidden.lifted_log_probs).flatten(4), model.config.block, 17
+    ).flatten(0, 3)
     weights = torch.cat([targets.pixel_weights[:FREE], targets.pixel_weights[FREE + 1 :]])
     counts = targets.pixel_weights[taught.classes] > 0
     plain = torch.nn.functional.cross_entropy(every[taught.cell[counts]], taught.classes[counts], weight=weights)
@@ -233,8 +235,8 @@ def test_joint_log_probabilities_are_probabilities():
 
 
 def trained(steps=24, keep_labels=True, **changes):
-    """Losses of the first and the last step, the network and the moment; the average is its copy."""
-    rig_images, targets = moment()
+    """Losses of the first and the last step, the network and the sample; the average is its copy."""
+    rig_images, targets = sample()
     if not keep_labels:
         targets = replace(targets, labels=torch.full_like(targets.labels, 255))
     model = network(**changes).train()
@@ -259,11 +261,11 @@ def test_classes_of_some_cells_are_those_of_all_cells():
     model = network()
     channels, lattice, block = model.config.volume_channels, model.config.lattice, model.config.block
     torch.manual_seed(0)
-    volume, shown = torch.randn(2, channels, *lattice), torch.randn(2, *lattice, 17)
-    every = blocks_to_cells(model.classes(volume, shown).flatten(4), block, 17)  # [2, X, Y, Z, 17]
+    volume, lifted_log_probs = torch.randn(2, channels, *lattice), torch.randn(2, *lattice, 17)
+    every = blocks_to_cells(model.classes(volume, lifted_log_probs).flatten(4), block, 17)  # [2, X, Y, Z, 17]
     index = torch.randint(2 * ROOM_GRID.cells, (500,))
-    torch.testing.assert_close(model.classes_of(volume, shown, index), every.flatten(0, 3)[index])
-    assert model.classes_of(volume, shown, index[:0]).shape == (0, 17)
+    torch.testing.assert_close(model.classes_of(volume, lifted_log_probs, index), every.flatten(0, 3)[index])
+    assert model.classes_of(volume, lifted_log_probs, index[:0]).shape == (0, 17)
 
 
 def test_every_part_learns_the_room():
@@ -317,13 +319,13 @@ def test_terms_of_weight_zero_need_nothing():
     off = dict.fromkeys(terms, 0.0)
     model = network(loss=off)
     assert model.config.needs == {"labels"} and not model.config.mean_teacher
-    rig_images, targets = moment()
+    rig_images, targets = sample()
     only = replace(targets, class_map=None, lidar_origin_m=None, pixel_weights=None)
     assert set(model(rig_images, only, 0.0)) == {"cross_entropy", "lovasz", "geometry_labels"}
 
 
 def test_classes_that_never_occur_are_no_reason_to_diverge():
-    rig_images, targets = moment()
+    rig_images, targets = sample()
     nothing = replace(targets, pixel_weights=torch.zeros(18), labels=torch.full_like(targets.labels, 255))
     losses = network()(rig_images, nothing, 0.5)
     assert all(bool(term.isfinite()) for term in losses.values()) and losses["distil_3d"] == 0
@@ -339,8 +341,8 @@ def test_a_cloud_is_asked_for_if_only_that_of_no_points():
     assert torch.equal(answers[0], answers[1]) and not torch.equal(answers[0], answers[2])
 
 
-def test_only_moments_that_the_averaged_network_teaches_are_disturbed():
-    rig_images, _ = moment()
+def test_only_samples_that_the_averaged_network_teaches_are_disturbed():
+    rig_images, _ = sample()
     three = _stacked([rig_images] * 3)
     torch.manual_seed(0)
     changed = disturbed(three, torch.tensor([False, True, False]))
@@ -353,13 +355,13 @@ def test_only_moments_that_the_averaged_network_teaches_are_disturbed():
     assert 0.65 < points[0].sum() / points[1].sum() < 0.85
 
 
-def test_a_moment_without_points_is_no_evidence_and_spoils_no_loss():
-    rig_images, targets = moment()
+def test_a_sample_without_points_is_no_evidence_and_spoils_no_loss():
+    rig_images, targets = sample()
     nothing = torch.full_like(rig_images.lidar, torch.nan)
     two = _stacked([rig_images, replace(rig_images, lidar=nothing)])
     taught = _stacked([targets, replace(targets, lidar_origin_m=torch.full((1, 3), torch.nan))])
     evidence = lidar_evidence(two.lidar, taught.lidar_origin_m, ROOM_GRID, 2000)
-    assert len(evidence.cell) > 2500 and evidence.cell.max() < ROOM_GRID.cells  # of the first moment alone
+    assert len(evidence.cell) > 2500 and evidence.cell.max() < ROOM_GRID.cells  # of the first sample alone
     taught = replace(taught, labels=torch.full_like(taught.labels, 255))
     model = network(lidar={"dropout": 0.2})
     losses = model(two, taught, 0.5, copy.deepcopy(model))
@@ -404,7 +406,7 @@ def test_a_checkpoint_answers_alike(tmp_path):
     from occ_core.inference.backends.torch_backend import load_model
     from occ_core.models.checkpoint import describe, save_checkpoint
 
-    rig_images, _ = moment()
+    rig_images, _ = sample()
     model = network(seed=3).eval()
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, model.state_dict(), describe(model.config, {"data": {"cameras": 4}}))
@@ -414,7 +416,7 @@ def test_a_checkpoint_answers_alike(tmp_path):
 
 
 def test_activations_computed_twice_give_the_same_gradients():
-    rig_images, targets = moment()
+    rig_images, targets = sample()
     gradients = []
     for checkpoint in (False, True):
         model = network(checkpoint=checkpoint).train()

@@ -32,7 +32,7 @@ def points_around(count: int, seed: int = 0):
 
 def test_projection_is_the_camera_s():
     points = points_around(500)
-    pixels, depth_m, visible = project(points, rig_images_of(RIG, moments=2))
+    pixels, depth_m, visible = project(points, rig_images_of(RIG, samples=2))
     for n, camera in enumerate(RIG.cameras):
         cam_from_ego = np.linalg.inv(camera.ego_from_cam)
         points_cam_m = points.double().numpy() @ cam_from_ego[:3, :3].T + cam_from_ego[:3, 3]
@@ -67,7 +67,7 @@ def bilinear(feature: np.ndarray, u: float, v: float, stride: int) -> np.ndarray
 
 @pytest.mark.parametrize("per_moment", [False, True])
 def test_lifting_is_the_mean_over_cameras_of_bilinear_samples(per_moment):
-    rig_images = rig_images_of(RIG, moments=2)
+    rig_images = rig_images_of(RIG, samples=2)
     rig_images.present[1, 0] = False
     features = torch.randn(2, 4, 3, 8, 12, generator=torch.Generator().manual_seed(0))  # stride 8
     points = torch.stack([points_around(60, 1), points_around(60, 2)]) if per_moment else points_around(60, 1)

@@ -18,8 +18,8 @@ from tiny_models import EASYOCC, OCCLE, OCCNERF, SELFOCC  # noqa: E402
 from occ_core.inference.predictor import Predictor  # noqa: E402
 from occ_core.models.build import build_model, parse_config  # noqa: E402
 from occ_core.models.checkpoint import describe, save_checkpoint  # noqa: E402
-from occ_core.training.data import read_sample  # noqa: E402
-from occ_core.training.moments import Augmentation, Moments, collate  # noqa: E402
+from occ_core.training.augment import read_sample  # noqa: E402
+from occ_core.training.samples import Augmentation, SampleDataset, collate  # noqa: E402
 
 torch.set_num_threads(1)
 CAMERA_NETWORKS = {
@@ -101,21 +101,23 @@ def test_fisheyes_beside_pinholes_are_answered_and_see_to_their_sides(predictor)
 
 
 def test_a_camera_network_trains_on_a_bag_like_frame_of_a_fisheye(tmp_path):
-    """A moment of a rig with a fisheye: views with their own images, neighbours and blind pixels, in one batch with
+    """A sample of a rig with a fisheye: views with their own images, neighbours and blind pixels, in one batch with
     others."""
     tiny.make_data(tmp_path, scenes=1, keyframes=3, sweeps=1)
     frames = tiny_frames(tmp_path)
-    from occ_core.training.keyframes import Keyframe, MomentSource
+    from occ_core.training.keyframes import Keyframe, KeyframeSource
 
     listed = [Keyframe(frames.scenes[0], "", i) for i in range(3)]
-    moments = Moments([MomentSource(frames, listed)], tiny.TinyConfig(), frozenset({"neighbours"}), Augmentation())
-    rig_images, targets = moments[0, 1]
+    samples = SampleDataset(
+        [KeyframeSource(frames, listed)], tiny.TinyConfig(), frozenset({"neighbours"}), Augmentation()
+    )
+    rig_images, targets = samples[0, 1]
     views = len(rig_images.images) - 1  # CAM_BACK stays what it is
     assert views >= 2 and rig_images.sees.shape == rig_images.images.shape[:3]
     assert targets.neighbours.shape[:2] == (views + 1, 2) and targets.neighbour_present.all()
     blind = ~rig_images.sees
     assert blind.any() and not rig_images.images[blind].any()
-    # The same world point, seen from both moments: the lens' motion, in the axes of each view.
+    # The same world point, seen from both samples: the lens' motion, in the axes of each view.
     for i in range(len(rig_images.images)):
         ego_from_cam = rig_images.ego_from_cam[i].double().numpy()
         near_from_cam = targets.neighbour_from_cam[i, 1].double().numpy()
@@ -123,7 +125,7 @@ def test_a_camera_network_trains_on_a_bag_like_frame_of_a_fisheye(tmp_path):
         assert 0.5 < moved < 6.0 and np.allclose(np.linalg.det(near_from_cam[:3, :3]), 1, atol=1e-5)
         ahead = -ego_from_cam[:3, :3] @ near_from_cam[:3, 3] / moved  # where the lens went, in the ego frame
         assert ahead[0] > 0.9
-    batch = collate([moments[0, 0], moments[0, 1]])
+    batch = collate([samples[0, 0], samples[0, 1]])
     assert batch.rig_images.sees.shape == batch.rig_images.images.shape[:4]
 
 

@@ -1,4 +1,4 @@
-"""SelfOcc: its cells and depth against analytic fields, its training on one small moment."""
+"""SelfOcc: its cells and depth against analytic fields, its training on one small sample."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from occ_core.models.selfocc.config import SelfOccConfig
 
 torch = pytest.importorskip("torch")
 
-from selfocc_fixtures import config, moment  # noqa: E402
+from selfocc_fixtures import config, sample  # noqa: E402
 
 from occ_core.models.selfocc.head import Volume  # noqa: E402
 from occ_core.models.selfocc.model import SelfOcc, hat_functions  # noqa: E402
@@ -57,7 +57,7 @@ def test_interpolation_to_cells_is_exact_for_linear_fields():
 
 def test_rendered_depth_of_a_wall_and_a_sphere_is_analytic_and_better_with_larger_s():
     c = config(samples=200, vertices=(81, 81, 33))
-    rig_images, _ = moment(cameras=1)
+    rig_images, _ = sample(cameras=1)
     wall = 5.0 - vertex_points_m(c)[..., 0]  # the camera looks along x from 0.5
     depth_m = model_with(c, wall).rendered_depth(rig_images, (16, 8))
     assert depth_m.shape == (1, 1, 8, 16)
@@ -81,7 +81,7 @@ def test_rendered_depth_of_a_wall_and_a_sphere_is_analytic_and_better_with_large
 
 def test_depth_ends_where_the_grid_ends_and_absent_cameras_have_none():
     c = config(samples=64)
-    rig_images, _ = moment(cameras=2)
+    rig_images, _ = sample(cameras=2)
     rig_images = dataclasses.replace(rig_images, present=torch.tensor([[True, False]]))
     depth_m = model_with(c, torch.full(c.vertices, 5.0)).rendered_depth(rig_images, (9, 5))
     assert depth_m[0, 1].isnan().all()
@@ -95,7 +95,7 @@ def test_answer_is_the_sign_of_the_field_the_best_class_and_what_is_in_view():
     logits = torch.zeros(*c.vertices, 17)
     logits[..., 11] = 1.0
     logits[..., 13] = points[..., 1] + 1  # more than class 11 to the left of the car
-    rig_images, _ = moment(cameras=2)
+    rig_images, _ = sample(cameras=2)
     labels, confidence, observed = model_with(c, sdf_m, logits, v=0.2).answer(rig_images)
     centers = torch.from_numpy(c.grid.centers_m())
     in_view = np.zeros(c.grid_shape, dtype=bool)
@@ -116,7 +116,7 @@ def test_without_semantics_all_that_is_occupied_is_the_first_class():
     loss = {"semantic": 0.0}
     c = config(semantics=False, loss=loss)
     model = model_with(c, vertex_points_m(c)[..., 2], torch.zeros(*c.vertices, 0))
-    labels = model.answer(moment()[0]).labels
+    labels = model.answer(sample()[0]).labels
     assert set(labels.unique().tolist()) == {0, 17}
 
 
@@ -201,11 +201,11 @@ def test_class_loss_by_hand():
         {"encoder": "tpv", "mvs": False, "loss": {"labels": 1.0, "smoothness": 0.1}},
     ],
 )
-def test_a_few_steps_lower_the_loss_on_one_moment(changes):
+def test_a_few_steps_lower_the_loss_on_one_sample(changes):
     torch.manual_seed(0)
     c = config(**changes)
     model = SelfOcc(c).train()
-    rig_images, targets = moment()
+    rig_images, targets = sample()
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
     totals = []
     for step in range(12):
@@ -225,7 +225,7 @@ def test_recomputing_instead_of_keeping_changes_no_gradient():
     for again in (False, True):
         torch.manual_seed(0)
         model = SelfOcc(config(checkpoint=again)).eval()  # batch norm and jitter aside
-        rig_images, targets = moment(batch=2)
+        rig_images, targets = sample(batch=2)
         torch.stack(list(model(rig_images, targets, 0.5).values())).sum().backward()
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
@@ -235,7 +235,7 @@ def test_recomputing_instead_of_keeping_changes_no_gradient():
 def test_reduced_precision_changes_little_and_no_distance_is_rounded():
     torch.manual_seed(0)
     model = SelfOcc(config()).eval()
-    rig_images, targets = moment()
+    rig_images, targets = sample()
     with torch.no_grad():
         exact = model(rig_images, targets, 0.5)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -250,7 +250,7 @@ def test_reduced_precision_changes_little_and_no_distance_is_rounded():
 def test_absent_cameras_are_not_looked_at():
     torch.manual_seed(0)
     model = SelfOcc(config()).eval()
-    rig_images, targets = moment(cameras=2)
+    rig_images, targets = sample(cameras=2)
     one = dataclasses.replace(rig_images, present=torch.tensor([[True, False]]))
     other_images = rig_images.images.clone()
     other_images[:, 1] = 255 - other_images[:, 1]
@@ -266,7 +266,7 @@ def test_absent_cameras_are_not_looked_at():
 
 
 def test_missing_targets_and_foreign_grids_are_named():
-    rig_images, targets = moment()
+    rig_images, targets = sample()
     model = SelfOcc(config(loss={"labels": 1.0}))
     assert model.config.needs == {"labels", "class_map", "neighbours"}
     for field, term in (
@@ -286,7 +286,7 @@ def test_needs_follow_the_weights():
     alone = {"photometric": 0, "rgb": 0, "semantic": 0, "labels": 1.0}
     assert config(loss=alone).needs == {"labels"} and not config(loss=alone).loss.renders
     torch.manual_seed(0)
-    rig_images, targets = moment()
+    rig_images, targets = sample()
     labels = Targets(labels=targets.labels, class_weights=targets.class_weights)
     losses = SelfOcc(config(loss=alone))(rig_images, labels, 0.0)
     assert set(losses) == {"eikonal", "hessian", "sparsity", "cross_entropy", "lovasz"}

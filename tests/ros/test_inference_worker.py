@@ -25,7 +25,7 @@ from occ_core.clouds import LIDAR_POINT
 from occ_core.geometry import pose
 from occ_core.images import decode_compressed
 from occ_core.inference.predictor import Predictor
-from occ_core.models.easyocc.past import Moment
+from occ_core.models.easyocc.past import StampedPose
 from occ_core.sync import SyncedSet
 from occ_core.transforms import TransformTree
 from occ_ros.calibration import Calibration
@@ -308,13 +308,13 @@ def test_what_is_remembered_moves_with_the_robot(tmp_path):
     def answer(there: Predictor, index: int, x_m: float | None) -> np.ndarray:
         decoded = {name: decode_compressed(fx.jpeg(image)) for name, image in fx.images(index).items()}
         stamp_ns = max(fx.stamps(index).values())
-        moment = None if x_m is None else Moment(stamp_ns, pose((x_m, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0)))
-        return there.predict(decoded, fx.rig_over_tf(), moment=moment).confidence
+        stamped = None if x_m is None else StampedPose(stamp_ns, pose((x_m, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0)))
+        return there.predict(decoded, fx.rig_over_tf(), pose=stamped).confidence
 
     try:
         drive(-0.1, 1.2, 0.0)
         drive(1.3, 2.2, 60.0)
-        why = ["no moment before", "", "", "jump: 62.5 m in 0.500 s, limit 70.0 m/s", ""]
+        why = ["no frame before", "", "", "jump: 62.5 m in 0.500 s, limit 70.0 m/s", ""]
         for index in range(5):
             setup.send()
             x_m = 5.0 * (max(fx.stamps(index).values()) - fx.START) / 1e9 + (60.0 if index >= 3 else 0.0)
@@ -329,7 +329,7 @@ def test_what_is_remembered_moves_with_the_robot(tmp_path):
         np.testing.assert_array_equal(setup.outputs.answers[-1][0].confidence, answer(alone, 10, None))
         ended = setup.worker.counts()[1]
         assert {how: count for how, count in ended.items() if "memory" in how} == {
-            "without memory: no moment before": 1, "with memory": 3, "without memory: jump": 1,
+            "without memory: no frame before": 1, "with memory": 3, "without memory: jump": 1,
             "without memory: no odometry": 1,
         }  # fmt: skip
     finally:

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2 (pip install -e '.[ros]')")
 
 import rclpy
-from map_fixtures import CAR, GRID, STAMP, WALL, center_m, moment, random_moment, turned
+from map_fixtures import CAR, GRID, STAMP, WALL, center_m, occupancy_of_cells, random_occupancy, turned
 from nav_msgs.msg import OccupancyGrid
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
@@ -31,7 +31,7 @@ from occ_core.taxonomy import OCC3D
 from occ_core.transforms import TransformTree
 from occ_ros.map_server import COUNTS, MAP_PARAMETERS, MapServer
 from occ_ros.messages import points_of, stamp_ns_of
-from occ_ros.nav_grid import GRID_PARAMETERS, moment_grid
+from occ_ros.nav_grid import GRID_PARAMETERS, answer_grid
 
 DOMAIN = own_domain()
 VALUES = {p.name: p.default for p in (*MAP_PARAMETERS, *GRID_PARAMETERS)} | {
@@ -123,12 +123,12 @@ def test_map_topics_hold_the_fused_map_in_its_frame(nodes, served):
         lambda: all(each.get_subscription_count() for each in (server._cloud, server._markers, server._grid)),
         what="discovery",
     )
-    labels = moment().labels
+    labels = occupancy_of_cells().labels
     labels[3:6, 3:6, 0:3] = WALL  # 27 cells; the one in the middle cannot be seen
     labels[8, 8, 1] = CAR
     feed(server, Occupancy(GRID, OCC3D, labels, np.ones(GRID.shape, bool)), 3)
     time.sleep(0.05)
-    feed(server, moment(observed=False))
+    feed(server, occupancy_of_cells(observed=False))
     expected = server._map.occupancy()
     wait_for(lambda: all(len(messages) >= 1 for messages, _ in heard.values()), what="all three topics")
     time.sleep(0.2)
@@ -161,14 +161,14 @@ def test_map_topics_hold_the_fused_map_in_its_frame(nodes, served):
 @pytest.mark.ros
 def test_without_a_transform_nothing_is_fused_and_the_link_is_named(served):
     server = served(tf=False)
-    server.add(moment([(5, 5, 2)]), STAMP)
+    server.add(occupancy_of_cells([(5, 5, 2)]), STAMP)
     wait_for(lambda: server.status()[0], what="warning")
     level, text, values = server.status()
     assert (level, values["fused"], values["not fused: no transform"]) == (1, 0, 1)
     assert "no transform 'odom' <- 'base_link'" in text
     assert not server._map.occupancy().observed.any()
     server._tree.set("odom", "base_link", STAMP, POSE)
-    feed(server, moment([(5, 5, 2)]))
+    feed(server, occupancy_of_cells([(5, 5, 2)]))
     assert server.status()[:2] == (0, "ok")
 
 
@@ -176,7 +176,7 @@ def test_without_a_transform_nothing_is_fused_and_the_link_is_named(served):
 def test_a_transform_that_comes_late_is_waited_for(served):
     server = served(tf=False)
     server._tree.set("odom", "base_link", STAMP - 10**9, POSE)
-    server.add(moment([(5, 5, 2)]), STAMP)
+    server.add(occupancy_of_cells([(5, 5, 2)]), STAMP)
     time.sleep(0.03)
     server._tree.set("odom", "base_link", STAMP, POSE)
     fused(server, 1)
@@ -185,9 +185,9 @@ def test_a_transform_that_comes_late_is_waited_for(served):
 @pytest.mark.ros
 def test_answers_that_come_too_fast_are_counted(served):
     server = served()
-    feed(server, moment())  # numba has compiled
+    feed(server, occupancy_of_cells())  # numba has compiled
     for _ in range(50):
-        server.add(moment(), STAMP)
+        server.add(occupancy_of_cells(), STAMP)
     wait_for(lambda: not server._waiting, what="idle")
     values = server.status()[2]
     assert values["offered"] == 51 == sum(values[name] for name in COUNTS[1:])
@@ -197,10 +197,10 @@ def test_answers_that_come_too_fast_are_counted(served):
 @pytest.mark.ros
 def test_a_bad_moment_does_not_stop_the_map(served):
     server = served()
-    server.add(moment(grid=type(GRID)(GRID.origin_m, 0.4, (3, 3, 3))), STAMP)
+    server.add(occupancy_of_cells(grid=type(GRID)(GRID.origin_m, 0.4, (3, 3, 3))), STAMP)
     wait_for(lambda: server.status()[2]["not fused: failed"], what="failure")
     assert "the map is of occ3d" in server.status()[1]
-    feed(server, moment())
+    feed(server, occupancy_of_cells())
     assert server.status()[0] == 0
 
 
@@ -226,7 +226,7 @@ def call(nodes):
 @pytest.mark.ros
 def test_save_reset_load(served, call, tmp_path):
     server = served()
-    feed(server, moment([(5, 5, 2)]), 3)
+    feed(server, occupancy_of_cells([(5, 5, 2)]), 3)
     before = server._map.occupancy()
     answer = call("save")
     assert answer.success and answer.message == f"map saved to {tmp_path / 'map.npz'}"
@@ -251,14 +251,14 @@ def test_services_say_what_is_wrong(served, call, tmp_path):
     (tmp_path / "map.npz").mkdir()
     blocked = call("save")
     assert not blocked.success and "map.npz: cannot write" in blocked.message
-    feed(server, moment())  # it lives
+    feed(server, occupancy_of_cells())  # it lives
 
 
 @pytest.mark.ros
 def test_a_full_disk_leaves_the_last_map(served, call, tmp_path):
     """A limit on the size of files, which a process meets as it meets a full disk: in the middle of a write."""
     server = served()
-    feed(server, moment([(5, 5, 2)]), 3)
+    feed(server, occupancy_of_cells([(5, 5, 2)]), 3)
     assert call("save").success
     whole = (tmp_path / "map.npz").read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -287,15 +287,15 @@ def test_map_size_parameter_is_checked(nodes):
 
 
 def test_grid_of_one_moment_in_its_own_frame_and_in_odom():
-    seen, costs, tree = random_moment(np.random.default_rng(8)), class_costs(OCC3D, ["terrain:30"]), TransformTree()
+    seen, costs, tree = random_occupancy(np.random.default_rng(8)), class_costs(OCC3D, ["terrain:30"]), TransformTree()
     band_m = (-0.3, 0.8)
-    own = moment_grid(seen, STAMP, "base_link", "", tree, band_m, costs)
+    own = answer_grid(seen, STAMP, "base_link", "", tree, band_m, costs)
     assert own.header.frame_id == "base_link" and own.info.origin.position.z == 0
     expected = column_costs(seen, band_m, costs)
     with pytest.raises(MissingTransform, match="'odom' <- 'base_link'"):
-        moment_grid(seen, STAMP, "base_link", "odom", tree, band_m, costs)
+        answer_grid(seen, STAMP, "base_link", "odom", tree, band_m, costs)
     tree.set("odom", "base_link", STAMP, POSE)
-    fixed = moment_grid(seen, STAMP, "base_link", "odom", tree, band_m, costs)
+    fixed = answer_grid(seen, STAMP, "base_link", "odom", tree, band_m, costs)
     in_world, world_grid = column_costs_in_world(seen, POSE, band_m, costs)
     for message, cells, grid in ((own, expected, GRID), (fixed, in_world, world_grid)):
         message = deserialize_message(serialize_message(message), OccupancyGrid)

@@ -1,4 +1,4 @@
-"""The animation shows each moment at the drive's own speed, and a map that keeps what earlier moments said."""
+"""The animation shows each moment at the drive's own speed, and a map that keeps what earlier frames said."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from occ_core.errors import InvalidInput, MissingInput
 from occ_core.grid import OCC3D_GRID
 from occ_core.inference.predictions import save_prediction
 from occ_core.show import animation
-from occ_core.show.moments import Moments
+from occ_core.show.predicted_frames import PredictedFrames
 from occ_core.sources.open import open_source
 from occ_core.taxonomy import OCC3D
 
@@ -49,7 +49,7 @@ def drive(tmp_path_factory):
 
 
 def test_the_map_keeps_what_the_moment_does_not_see_and_each_scene_has_its_own(drive):
-    frames = [picture for _, picture in animation.drawn(Moments(drive / "predictions", drive / "city"))]
+    frames = [picture for _, picture in animation.drawn(PredictedFrames(drive / "predictions", drive / "city"))]
     assert len(frames) == 4
     cars = []
     for frame in frames:
@@ -74,21 +74,21 @@ def test_the_file_plays_as_the_drive_went(drive):
         durations.append(file.info["duration"])
     assert durations == [500, animation.LONGEST_MS, 500, animation.LONGEST_MS]
     assert file.info["loop"] == 0
-    drawn = [picture for _, picture in animation.drawn(Moments(drive / "predictions", drive / "city"))]
+    drawn = [picture for _, picture in animation.drawn(PredictedFrames(drive / "predictions", drive / "city"))]
     for frame, picture in zip(frames, drawn, strict=True):
         assert np.abs(frame - picture).mean() < 6
     assert [item.name for item in drive.iterdir() if item.suffix == ".webp"] == ["drive.webp"]
 
 
 def test_what_cannot_be_shown_is_named(drive, tmp_path):
-    moments = Moments(drive / "predictions", drive / "city")
+    frames = PredictedFrames(drive / "predictions", drive / "city")
     with pytest.raises(InvalidInput, match=r"a \.webp file, not .*drive\.mp4"):
-        animation.write_animation(moments, tmp_path / "drive.mp4")
+        animation.write_animation(frames, tmp_path / "drive.mp4")
     bag = ros_fixtures.write_bag(tmp_path / "bag", 1)  # without odometry
     with pytest.raises(MissingInput, match="no moment has a prediction"):
-        animation.write_animation(Moments(bag, None), tmp_path / "drive.webp")
+        animation.write_animation(PredictedFrames(bag, None), tmp_path / "drive.webp")
     (name,) = open_source(bag).names
     save_prediction(tmp_path / "of_bag" / f"{name}.npz", np.full(OCC3D_GRID.shape, ROAD, np.uint8))
     with pytest.raises(InvalidInput, match="nobody says where the robot was"):
-        animation.write_animation(Moments(tmp_path / "of_bag", bag), tmp_path / "drive.webp")
+        animation.write_animation(PredictedFrames(tmp_path / "of_bag", bag), tmp_path / "drive.webp")
     assert not list(tmp_path.glob("*.webp"))

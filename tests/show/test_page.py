@@ -19,10 +19,10 @@ from occ_core.errors import CorruptInput, InvalidInput
 from occ_core.grid import OCC3D_GRID, VoxelGrid
 from occ_core.inference.predictions import save_prediction
 from occ_core.occupancy import Occupancy, load_occ3d
-from occ_core.show.moments import Moments
-from occ_core.show.page import page_moments, write_page
-from occ_core.show.page_data import PageMoment
+from occ_core.show.page import page_frames, write_page
+from occ_core.show.page_data import PageFrame
 from occ_core.show.page_figures import Figures, PageTable, curve_of
+from occ_core.show.predicted_frames import PredictedFrames
 from occ_core.taxonomy import OCC3D
 
 
@@ -78,14 +78,14 @@ def page(city, predictions):
 
 def test_the_voxels_are_those_of_the_files(city, predictions, page):
     root, tokens = city
-    assert len(page.data["scene"]["moments"]) == len(tokens) and page.data["scene"]["volumes"] == ["predicted", "true"]
+    assert len(page.data["scene"]["frames"]) == len(tokens) and page.data["scene"]["volumes"] == ["predicted", "true"]
     assert page.data["scene"]["grid"] == {"origin_m": [-40, -40, -1], "voxel_size_m": 0.4, "shape": [200, 200, 16]}
-    for token, moment in zip(tokens, page.data["scene"]["moments"], strict=True):
+    for token, page_frame in zip(tokens, page.data["scene"]["frames"], strict=True):
         truth = load_occ3d(next(root.glob(f"gts/*/{token}/labels.npz")))
         with np.load(predictions / f"{token}.npz") as file:
             made = {"predicted": (file["pred"], file["observed"]), "true": (truth.labels, truth.observed)}
         for name, (labels, observed) in made.items():
-            packed = moment["volumes"][name]
+            packed = page_frame["volumes"][name]
             cells = np.cumsum(unpacked(packed["steps"], "<u4"))
             expected = np.where(observed, labels, 17).ravel()
             assert len(cells) > 0
@@ -98,8 +98,8 @@ def test_the_voxels_are_those_of_the_files(city, predictions, page):
 
 
 def test_views_are_the_cells_that_project_into_an_image(city, predictions, page):
-    frame = Moments(predictions, city[0])[1].frame
-    packed = page.data["scene"]["moments"][1]["volumes"]["predicted"]
+    frame = PredictedFrames(predictions, city[0])[1].frame
+    packed = page.data["scene"]["frames"][1]["volumes"]["predicted"]
     cells = np.cumsum(unpacked(packed["steps"], "<u4"))
     views = unpacked(packed["views"], "<u4")
     places = np.stack(np.unravel_index(cells, OCC3D_GRID.shape), axis=1)
@@ -117,8 +117,8 @@ def test_views_are_the_cells_that_project_into_an_image(city, predictions, page)
 
 
 def test_images_are_those_of_the_cameras(city, predictions, page):
-    frame = Moments(predictions, city[0])[2].frame
-    for name, packed in page.data["scene"]["moments"][2]["images"].items():
+    frame = PredictedFrames(predictions, city[0])[2].frame
+    for name, packed in page.data["scene"]["frames"][2]["images"].items():
         image = cv2.imdecode(np.frombuffer(base64.b64decode(packed), np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
         assert image.shape == frame.images[name].shape  # small already: not enlarged
         assert abs(image.mean() - frame.images[name].mean()) < 3
@@ -172,9 +172,9 @@ def test_nothing_is_loaded_from_elsewhere(page):
 
 def test_texts_of_data_stay_texts(city, predictions, tmp_path):
     hostile = '</script><script>alert(1)</script>{{data}}<b title="'
-    moments = list(page_moments(Moments(predictions, city[0]), count=1))
+    frames = list(page_frames(PredictedFrames(predictions, city[0]), count=1))
     figures = Figures([PageTable(hostile, [hostile], [[hostile]])], [hostile])
-    write_page(tmp_path / "p.html", hostile, moments, figures)
+    write_page(tmp_path / "p.html", hostile, frames, figures)
     text = (tmp_path / "p.html").read_text()
     found = Page(text)
     assert found.data["title"] == found.data["notes"][0] == found.data["tables"][0]["rows"][0][0] == hostile
@@ -182,31 +182,31 @@ def test_texts_of_data_stay_texts(city, predictions, tmp_path):
 
 
 def test_confidence_and_further_volumes(city, predictions, tmp_path):
-    frame = Moments(predictions, city[0])[0].frame
+    frame = PredictedFrames(predictions, city[0])[0].frame
     labels, confidence = np.full(OCC3D_GRID.shape, 17, np.uint8), np.zeros(OCC3D_GRID.shape, np.float32)
     labels[5, 6, 7], labels[5, 6, 9] = 4, 11
     confidence[5, 6, 7], confidence[5, 6, 9] = 0.5, 1.0
     sure = Occupancy(OCC3D_GRID, OCC3D, labels, np.ones(OCC3D_GRID.shape, bool), confidence)
-    write_page(tmp_path / "p.html", "x", [PageMoment(frame, {"before": None, "after": sure, "labels": sure})])
+    write_page(tmp_path / "p.html", "x", [PageFrame(frame, {"before": None, "after": sure, "labels": sure})])
     data = Page((tmp_path / "p.html").read_text()).data
     assert data["scene"]["volumes"] == ["after", "labels"]  # nothing has a `before`
-    packed = data["scene"]["moments"][0]["volumes"]["labels"]
+    packed = data["scene"]["frames"][0]["volumes"]["labels"]
     assert unpacked(packed["steps"], "<u4").tolist() == [(5 * 200 + 6) * 16 + 7, 2]
     assert unpacked(packed["confidence"], "u1").tolist() == [128, 255]
 
 
 def test_pages_that_make_no_sense_are_refused(city, predictions, tmp_path):
-    frame = Moments(predictions, city[0])[0].frame
-    with pytest.raises(InvalidInput, match="needs moments or figures"):
+    frame = PredictedFrames(predictions, city[0])[0].frame
+    with pytest.raises(InvalidInput, match="needs frames or figures"):
         write_page(tmp_path / "p.html", "x", [])
-    with pytest.raises(InvalidInput, match="none of 1 moments has any"):
-        write_page(tmp_path / "p.html", "x", [PageMoment(frame, {"true": None})])
+    with pytest.raises(InvalidInput, match="none of 1 frames has any"):
+        write_page(tmp_path / "p.html", "x", [PageFrame(frame, {"true": None})])
     one, other = (
         Occupancy(VoxelGrid((0, 0, 0), 1.0, (n, 2, 2)), OCC3D, np.zeros((n, 2, 2), np.uint8), np.ones((n, 2, 2), bool))
         for n in (2, 3)
     )
     with pytest.raises(InvalidInput, match="one grid"):
-        write_page(tmp_path / "p.html", "x", [PageMoment(frame, {"predicted": one, "true": other})])
+        write_page(tmp_path / "p.html", "x", [PageFrame(frame, {"predicted": one, "true": other})])
     assert not list(tmp_path.iterdir())
 
 

@@ -16,7 +16,7 @@ import small_nuscenes
 from occ_core.grid import OCC3D_GRID
 from occ_core.occupancy import Occupancy
 from occ_core.show.page import write_page
-from occ_core.show.page_data import PageMoment, visible
+from occ_core.show.page_data import PageFrame, visible
 from occ_core.show.page_figures import Figures, PageTable
 from occ_core.sources.open import open_source
 from occ_core.taxonomy import OCC3D
@@ -37,11 +37,11 @@ def volume(seed: int) -> Occupancy:
 
 
 @pytest.fixture(scope="module")
-def moments(tmp_path_factory):
+def frames(tmp_path_factory):
     root = tmp_path_factory.mktemp("browser") / "city"
     small_nuscenes.make(root, keyframes=2)
     source = open_source(root)
-    return [PageMoment(source[i], {"predicted": volume(i), "true": volume(i + 2)}) for i in range(2)]
+    return [PageFrame(source[i], {"predicted": volume(i), "true": volume(i + 2)}) for i in range(2)]
 
 
 def figures(folder: Path) -> Figures:
@@ -57,12 +57,12 @@ def figures(folder: Path) -> Figures:
 
 
 @pytest.fixture(scope="module")
-def told(moments, tmp_path_factory):
+def told(frames, tmp_path_factory):
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)}")
     folder = tmp_path_factory.mktemp("visit")
-    write_page(folder / "report.html", "visited", moments, figures(folder))
+    write_page(folder / "report.html", "visited", frames, figures(folder))
     with open(folder / "report.html", "a") as file:
         file.write(f"<script>{VISITOR.read_text()}</script>")
     command = [browser, *FLAGS, f"--user-data-dir={folder / 'profile'}", (folder / "report.html").as_uri()]
@@ -72,13 +72,13 @@ def told(moments, tmp_path_factory):
     return json.loads(html.unescape(found[1]))
 
 
-def expected(moment: PageMoment, keep) -> list[int]:
-    return [int((o.occupied & keep(o)).sum()) for o in moment.volumes.values()]
+def expected(page_frame: PageFrame, keep) -> list[int]:
+    return [int((o.occupied & keep(o)).sum()) for o in page_frame.volumes.values()]
 
 
 @pytest.mark.slow
-def test_it_shows_what_is_chosen(told, moments):
-    first, layer = moments[0], np.arange(OCC3D_GRID.shape[2])
+def test_it_shows_what_is_chosen(told, frames):
+    first, layer = frames[0], np.arange(OCC3D_GRID.shape[2])
     assert told["problem"] == ""
     assert told["start"]["counts"] == expected(first, lambda o: True)
     assert told["without road"]["counts"] == expected(first, lambda o: o.labels != ROAD)
@@ -102,9 +102,9 @@ def test_it_draws(told):
 
 
 @pytest.mark.slow
-def test_it_plays(told, moments):
+def test_it_plays(told, frames):
     assert told["when"].startswith("2 of 2: ")
-    assert told["second"]["counts"] == expected(moments[1], lambda o: True)
+    assert told["second"]["counts"] == expected(frames[1], lambda o: True)
     assert told["images"] == [small_nuscenes.SIZE[0]] * 2
 
 

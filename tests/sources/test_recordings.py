@@ -18,7 +18,7 @@ from occ_core.problems import Unusable
 from occ_core.sources.bag import BagSource
 from occ_core.sources.bag_report import BagReport
 from occ_core.sources.bag_sets import wild_stamps
-from occ_core.sources.bag_survey import Place
+from occ_core.sources.bag_survey import LogEntry
 from occ_core.sources.open import Choice, left_out, open_source
 
 
@@ -85,11 +85,11 @@ def test_a_clock_that_jumps_once_costs_one_image(tmp_path):
 
 def test_pauses_and_loops_are_no_wild_stamps():
     def places(stamps_s):
-        return [Place(round(stamp_s * S), round((100 + stamp_s) * S)) for stamp_s in stamps_s]
+        return [LogEntry(round(stamp_s * S), round((100 + stamp_s) * S)) for stamp_s in stamps_s]
 
     paused = [0, 0.1, 60, 60.1, 60.2, 200, 200.1, 200.2, 500]
     assert not wild_stamps(places(paused)).any()
-    looped = [Place(p.stamp_ns, (100 + i) * S) for i, p in enumerate(places([5, 6, 7, 8, 9, 5, 6, 7, 8, 9]))]
+    looped = [LogEntry(p.stamp_ns, (100 + i) * S) for i, p in enumerate(places([5, 6, 7, 8, 9, 5, 6, 7, 8, 9]))]
     assert not wild_stamps(looped).any()
     jumped = places([0, 0.1, 0.2, 0.3, 0.4, 0.5])
     jumped[2] = jumped[2]._replace(stamp_ns=-40 * S)

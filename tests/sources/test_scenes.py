@@ -50,7 +50,7 @@ def test_a_pause_gives_few_keyframes_and_a_turn_on_the_spot_is_none():
 
 def test_without_poses_nobody_knows_of_pauses():
     stamps_s = np.arange(0, 10, 0.1)
-    assert keyframes_of((1e9 * stamps_s).astype(np.int64), driven(stamps_s, 0 * stamps_s), is_placed=False).sum() == 20
+    assert keyframes_of((1e9 * stamps_s).astype(np.int64), driven(stamps_s, 0 * stamps_s), has_pose=False).sum() == 20
     assert keyframes_of(np.zeros(0, np.int64), np.zeros((0, 4, 4))).sum() == 0
 
 
@@ -63,7 +63,11 @@ def test_a_bags_keyframes_and_their_reference_are_those_of_its_data_set(tmp_path
     assert recording.scenes == ["scene-0001"] and list(ours.tokens) == list(theirs.tokens)
     for index in range(3):
         a, b = theirs[index], ours[index]
-        assert (a.stamp_ns, a.token) == (b.stamp_ns, b.token) == (ours.source.moment(ours.places[index])[0], a.token)
+        assert (
+            (a.stamp_ns, a.token)
+            == (b.stamp_ns, b.token)
+            == (ours.source.stamp_and_pose(ours.source_indices[index])[0], a.token)
+        )
         np.testing.assert_allclose(a.world_from_ego, b.world_from_ego, atol=1e-9)
         for name in a.images:
             np.testing.assert_array_equal(a.images[name], b.images[name.lower()])

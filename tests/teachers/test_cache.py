@@ -9,8 +9,8 @@ import pytest
 from teacher_fixtures import make_frame
 
 from occ_core.frame import Frame, LidarSweep
-from occ_core.taxonomy import OCC3D
-from occ_core.teachers.base import UNKNOWN, ClassMap, DepthMap, seen_key
+from occ_core.taxonomy import OCC3D, UNLABELED
+from occ_core.teachers.base import ClassMap, DepthMap, seen_key
 from occ_core.teachers.cache import CachedClasses, CachedDepth, decode_depth, encode_depth
 from occ_core.teachers.completed import CompletedDepth
 from occ_core.teachers.lidar import LidarClasses, LidarDepth
@@ -35,7 +35,7 @@ class Teacher:
         maps = {}
         for name, image in frame.images.items():
             rng, shape = self._rng(frame, name), image.shape[:2]
-            class_id = rng.choice(np.array([0, 4, 11, 17, UNKNOWN], np.uint8), shape)
+            class_id = rng.choice(np.array([0, 4, 11, 17, UNLABELED], np.uint8), shape)
             maps[name] = ClassMap(class_id, rng.random(shape).astype(np.float32))
         return maps
 

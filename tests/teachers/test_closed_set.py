@@ -13,8 +13,8 @@ import tiny_networks
 from teacher_fixtures import make_frame
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
-from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI, Taxonomy
-from occ_core.teachers.base import UNKNOWN, ClassMap
+from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI, UNLABELED, Taxonomy
+from occ_core.teachers.base import ClassMap
 from occ_core.teachers.closed_set import THIN, OnTop, load_closed_set
 from occ_core.teachers.closed_set_table import ADE20K, CITYSCAPES, MAPILLARY, classes_of
 from occ_core.teachers.load import load_teachers
@@ -84,7 +84,7 @@ def test_labels_that_mean_nothing_here_leave_a_pixel_unknown(tmp_path):
     with torch.no_grad():
         teacher.model.decode_head.classifier.bias[list(MAPILLARY).index("ego vehicle")] = 1e4
     found = teacher.classes(make_frame({"A": image()}))["A"]
-    assert (found.class_id == UNKNOWN).all() and (found.score == 0).all()
+    assert (found.class_id == UNLABELED).all() and (found.score == 0).all()
 
 
 def test_cameras_of_two_sizes_and_both_taxonomies(tmp_path):
@@ -198,7 +198,7 @@ def test_on_top_stands_what_the_upper_teacher_says():
         def classes(self, frame):
             return {"A": self.map}
 
-    teacher = OnTop(Says([1, 2, UNKNOWN], [0.9, 0.8, 0]), Says([5, UNKNOWN, UNKNOWN], [0.3, 0, 0]))
+    teacher = OnTop(Says([1, 2, UNLABELED], [0.9, 0.8, 0]), Says([5, UNLABELED, UNLABELED], [0.3, 0, 0]))
     found = teacher.classes(make_frame({"A": image()}))["A"]
-    np.testing.assert_array_equal(found.class_id, [[5, 2, UNKNOWN]])
+    np.testing.assert_array_equal(found.class_id, [[5, 2, UNLABELED]])
     np.testing.assert_allclose(found.score, [[0.3, 0.8, 0]])

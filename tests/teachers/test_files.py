@@ -15,14 +15,14 @@ from occ_core.frame import Frame
 from occ_core.labels.recipes import Recipe
 from occ_core.labels.scene import label_scene
 from occ_core.sources.kitti import SemanticKittiSource
-from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI
-from occ_core.teachers.base import UNKNOWN, NoMaps
+from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI, UNLABELED
+from occ_core.teachers.base import NoMaps
 from occ_core.teachers.lidar import project, read_kitti_labels
 from occ_core.teachers.load import load_parts, load_teachers
 from occ_core.teachers.vocabulary import ID_LISTS, MEANS, class_id_of
 
 IDS = np.arange(96 * 64).reshape(64, 96) % 5  # of the test camera's size
-MEANT = np.array([ROAD, CAR, OCC3D.free_id, UNKNOWN, UNKNOWN], dtype=np.uint8)[IDS]
+MEANT = np.array([ROAD, CAR, OCC3D.free_id, UNLABELED, UNLABELED], dtype=np.uint8)[IDS]
 CLASSES = "classes: {0: road, 1: car, 2: sky, 3: unknown}\n"
 DEPTH_M = np.linspace(1, 60, 96 * 64).reshape(64, 96)
 
@@ -86,7 +86,7 @@ def test_class_maps_are_found_and_read_in_every_form(tmp_path, one, name, conten
     put(tmp_path, name, content())
     found = classes(tmp_path, one)["CAM_FRONT"]
     np.testing.assert_array_equal(found.class_id, MEANT)
-    np.testing.assert_array_equal(found.score, MEANT != UNKNOWN)
+    np.testing.assert_array_equal(found.score, MEANT != UNLABELED)
 
 
 def test_scores_come_from_an_npz_or_a_picture_beside(tmp_path, one):
@@ -96,7 +96,7 @@ def test_scores_come_from_an_npz_or_a_picture_beside(tmp_path, one):
     put(tmp_path / "b", "CAM_FRONT/1500000000.score.png", png((16 * score).astype(np.uint8)), None)
     for folder in ("a", "b"):
         found = classes(tmp_path / folder, one)["CAM_FRONT"]
-        np.testing.assert_array_equal(found.score, np.where(MEANT == UNKNOWN, 0, score))
+        np.testing.assert_array_equal(found.score, np.where(MEANT == UNLABELED, 0, score))
 
 
 def test_the_ids_of_known_label_scripts_need_no_list(tmp_path, one):
@@ -104,15 +104,15 @@ def test_the_ids_of_known_label_scripts_need_no_list(tmp_path, one):
     ids[:10], ids[10:20], ids[20:30] = 16, 2, 15
     put(tmp_path, "samples/CAM_FRONT/a.b_mask.bin", ids.tobytes(), "classes: occnerf\n")
     found = classes(tmp_path, one)["CAM_FRONT"].class_id
-    assert [int(found[row, 0]) for row in (0, 10, 20, 40)] == [17, 11, 8, UNKNOWN]
+    assert [int(found[row, 0]) for row in (0, 10, 20, 40)] == [17, 11, 8, UNLABELED]
     in_kitti = classes(tmp_path, one, SEMANTIC_KITTI)["CAM_FRONT"].class_id
-    assert [int(in_kitti[row, 0]) for row in (0, 10, 20, 40)] == [0, 9, UNKNOWN, UNKNOWN]
+    assert [int(in_kitti[row, 0]) for row in (0, 10, 20, 40)] == [0, 9, UNLABELED, UNLABELED]
 
 
 def test_every_known_name_is_a_class_of_both_taxonomies_or_unknown():
     for taxonomy in (OCC3D, SEMANTIC_KITTI):
         for name in {*MEANS, *(n for ids in ID_LISTS.values() for n in ids.values()), "Traffic-Light"}:
-            assert class_id_of(name, taxonomy) in (*range(len(taxonomy)), UNKNOWN)
+            assert class_id_of(name, taxonomy) in (*range(len(taxonomy)), UNLABELED)
     with pytest.raises(InvalidInput, match="'hovercraft' is no class of 'occ3d'"):
         class_id_of("hovercraft", OCC3D)
 
@@ -232,7 +232,7 @@ def test_a_real_network_agrees_with_real_points(tmp_path, shared_data):
     shares = []
     for class_id in (found.class_id, found.class_id[:, ::-1]):
         said = class_id[rows * h // height, columns * w // width]
-        known = (said != UNKNOWN) & (truth != UNKNOWN)
+        known = (said != UNLABELED) & (truth != UNLABELED)
         assert known.mean() > 0.6
         shares.append((said == truth)[known].mean())
     assert shares[0] > 0.6 and shares[0] > shares[1] + 0.1

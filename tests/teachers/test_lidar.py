@@ -9,8 +9,7 @@ from teacher_fixtures import EGO_FROM_CAM, make_frame
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.frame import LidarSweep
 from occ_core.geometry import pose
-from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI
-from occ_core.teachers.base import UNKNOWN
+from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI, UNLABELED
 from occ_core.teachers.lidar import MIN_RANGE_M, LidarClasses, LidarDepth, read_kitti_labels
 from occ_core.teachers.load import load_teachers
 
@@ -110,15 +109,15 @@ def test_labels_lie_where_their_points_do(tmp_path, points_m):
     teacher = load_teachers("lidar", tmp_path, SEMANTIC_KITTI).classes
     found = teacher.classes(frame_of(points_m, scene="08", token="000003"))["CAM"]
     names = {10: "car", 40: "road", 252: "car"}
-    expected = np.full(found.class_id.shape, UNKNOWN)
+    expected = np.full(found.class_id.shape, UNLABELED)
     for (v, u), (_, number) in one_by_one(points_m).items():
         if raw[number] in names:
             expected[v, u] = SEMANTIC_KITTI.id_of(names[raw[number]])
     np.testing.assert_array_equal(found.class_id, expected)
-    np.testing.assert_array_equal(found.score, expected != UNKNOWN)
+    np.testing.assert_array_equal(found.score, expected != UNLABELED)
     as_occ3d = LidarClasses(tmp_path, OCC3D).classes(frame_of(points_m, scene="08", token="000003"))["CAM"]
     assert (as_occ3d.class_id[expected == SEMANTIC_KITTI.id_of("road")] == OCC3D.id_of("driveable_surface")).all()
-    assert ((as_occ3d.class_id == UNKNOWN) == (expected == UNKNOWN)).all()
+    assert ((as_occ3d.class_id == UNLABELED) == (expected == UNLABELED)).all()
     with pytest.raises(MissingInput, match="000004.label"):
         teacher.classes(frame_of(points_m, scene="08", token="000004"))
     with pytest.raises(CorruptInput, match="4000 labels for 3999 points"):
@@ -130,14 +129,14 @@ def test_labels_lie_where_their_points_do(tmp_path, points_m):
 
 def test_without_labels_the_classes_say_nothing(tmp_path, points_m):
     found = load_teachers("lidar", tmp_path, OCC3D).classes.classes(frame_of(points_m))["CAM"]
-    assert (found.class_id == UNKNOWN).all() and (found.score == 0).all()
+    assert (found.class_id == UNLABELED).all() and (found.score == 0).all()
 
 
 def test_real_labels_name_the_ground_road_and_the_height_building(shared_data):
     folder = shared_data("semantickitti_seq08_10f") / "sequences/08"
     labels = read_kitti_labels(folder / "labels/000000.label")
     points = np.fromfile(folder / "velodyne/000000.bin", "<f4").reshape(-1, 4)
-    assert len(labels) == len(points) and (labels != UNKNOWN).mean() > 0.9
+    assert len(labels) == len(points) and (labels != UNLABELED).mean() > 0.9
     road, building = (points[labels == SEMANTIC_KITTI.id_of(name), 2] for name in ("road", "building"))
     assert len(road) > 5000 and np.median(road) == pytest.approx(-1.73, abs=0.2)  # the LiDAR's height above ground
     assert len(building) > 1000 and np.median(building) > np.median(road) + 1

@@ -123,7 +123,7 @@ def test_a_drive_in_files(tmp_path):
     other = replace(frame, camera_world_from_ego=frame.camera_world_from_ego | {"CAM_FRONT": moved_away})
     assert seen_key(teacher, frame) == key != seen_key(teacher, other)
     with pytest.raises(InvalidInput, match="odometry"):
-        MotionDepth(tmp_path).depth(replace(frame, is_placed=False))
+        MotionDepth(tmp_path).depth(replace(frame, has_pose=False))
 
 
 def test_looked_up_is_the_projection():

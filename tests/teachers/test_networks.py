@@ -13,9 +13,8 @@ import tiny_networks
 from teacher_fixtures import make_frame
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, MissingPackage, OccError
-from occ_core.taxonomy import OCC3D, Taxonomy
+from occ_core.taxonomy import OCC3D, UNLABELED, Taxonomy
 from occ_core.teachers import grounded_sam
-from occ_core.teachers.base import UNKNOWN
 from occ_core.teachers.grounded_sam import Boxes, GroundingDino, load_grounded_sam, paint, survivors
 from occ_core.teachers.load import load_teachers
 from occ_core.teachers.networks import Batches
@@ -179,10 +178,10 @@ def test_paint_gives_each_pixel_the_best_mask():
         for u in range(11):
             over = [n for n in range(12) if masks[n, v, u]]
             best = max(over, key=lambda n: scores[n]) if over else None
-            assert found.class_id[v, u] == (UNKNOWN if best is None else ids[best])
+            assert found.class_id[v, u] == (UNLABELED if best is None else ids[best])
             assert found.score[v, u] == (0 if best is None else scores[best])
     nothing = paint([], ids[:0], scores[:0], (9, 11))
-    assert (nothing.class_id == UNKNOWN).all()
+    assert (nothing.class_id == UNLABELED).all()
 
 
 def test_sam_gives_the_masks_of_its_own_processor(transformers, folder):
@@ -241,8 +240,8 @@ def test_grounded_sam_labels_every_camera(folder):
     alone = teacher.classes(make_frame({"C": second}))["C"]
     assert (maps["C"].class_id == alone.class_id).mean() > 0.999
     seen = set(np.unique(maps["A"].class_id))
-    assert seen and seen <= {0, 1, 3, UNKNOWN}  # class 2 has no prompt
-    assert ((maps["A"].score > 0.2) == (maps["A"].class_id != UNKNOWN)).all()
+    assert seen and seen <= {0, 1, 3, UNLABELED}  # class 2 has no prompt
+    assert ((maps["A"].score > 0.2) == (maps["A"].class_id != UNLABELED)).all()
 
 
 def test_version_tells_weights_apart(folder, tmp_path):

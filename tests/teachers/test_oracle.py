@@ -11,7 +11,7 @@ from occ_core.camera import Camera, Rig
 from occ_core.frame import Frame
 from occ_core.labels.scene import taught_frame
 from occ_core.rig_file import rig_text
-from occ_core.teachers.base import UNKNOWN
+from occ_core.taxonomy import UNLABELED
 from occ_core.teachers.oracle import Oracle
 from occ_core.teachers.realistic import Realistic
 from occ_core.world.city import build_city
@@ -75,7 +75,7 @@ def test_views_of_a_fisheye_have_the_depth_and_class_of_a_pinhole_there(root, fr
         if camera.name == FRONT.name:
             continue
         truth, found, depth_m = seen(camera), classes[camera.name].class_id, depth[camera.name].depth_m
-        shown = found != UNKNOWN
+        shown = found != UNLABELED
         assert (np.isnan(depth_m) | shown).all() and shown.mean() > 0.5
         assert (~shown == camera.blind).all() if camera.blind is not None else shown.all()
         assert (found == truth.class_id)[shown].mean() > 0.95

@@ -7,8 +7,8 @@ import pytest
 from teacher_fixtures import make_truth
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
-from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI
-from occ_core.teachers.base import UNKNOWN, ClassMap, DepthMap
+from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI, UNLABELED
+from occ_core.teachers.base import ClassMap, DepthMap
 from occ_core.teachers.error_model import CONFUSED_WITH, ErrorModel, segments, smooth_field
 from occ_core.teachers.load import load_teachers
 from occ_core.teachers.oracle import Oracle
@@ -90,7 +90,7 @@ def test_truth_is_read_once_for_a_frame_and_kept_for_one_frame_only(tmp_path, na
     classes = teachers.classes.classes(first)["CAM"].class_id
     (tmp_path / "truth/s0/t0/CAM.npz").unlink()
     np.testing.assert_array_equal(teachers.depth.depth(first)["CAM"].depth_m, expected)
-    teachers.classes.classes(first)["CAM"].class_id[:] = UNKNOWN  # the caller's to write to
+    teachers.classes.classes(first)["CAM"].class_id[:] = UNLABELED  # the caller's to write to
     np.testing.assert_array_equal(teachers.classes.classes(first)["CAM"].class_id, classes)
     assert not np.array_equal(teachers.depth.depth(second)["CAM"].depth_m, expected)
     with pytest.raises(MissingInput, match="CAM.npz"):
@@ -185,7 +185,7 @@ def test_sky_seems_near_or_nothing_as_often_as_said(tmp_path):
     assert (np.array(near) < 61).mean() == pytest.approx(0.1, abs=0.03)
     assert ((np.array(near) >= 19.9) & (np.array(near) < 150.1)).all()
     missed = [classes_of(tmp_path, model, truth, scene=f"s{s}") for s in range(150)]
-    assert (np.array(missed) == UNKNOWN).mean() == pytest.approx(0.2, abs=0.04)
+    assert (np.array(missed) == UNLABELED).mean() == pytest.approx(0.2, abs=0.04)
 
 
 def test_sky_grows_in_half_of_the_places(tmp_path):
@@ -225,7 +225,7 @@ def test_objects_are_confused_whole_and_as_often_as_the_table_says(tmp_path):
 def test_surfaces_are_confused_by_patches_in_the_tables_shares(tmp_path):
     maps = np.array([classes_of(tmp_path, only(confusion=1.0), plane(20, 13), scene=f"s{s}") for s in range(150)])
     for name, share in CONFUSED_WITH["sidewalk"]:
-        target = OCC3D.id_of(name) if name else UNKNOWN
+        target = OCC3D.id_of(name) if name else UNLABELED
         assert (maps == target).mean() == pytest.approx(share, abs=0.03)
     flips = (maps[:, :, 1:] != maps[:, :, :-1]).mean()
     assert flips < 0.05  # a pixel mostly errs as its neighbour does
@@ -244,7 +244,7 @@ def test_small_objects_are_missed_more_often(tmp_path):
     for side in (4, 12):
         truth = objects(CAR, side)
         found = np.array([classes_of(tmp_path, model, truth, scene=f"s{s}") for s in range(60)])
-        lost = (found[:, truth[0] == CAR] == UNKNOWN).mean()
+        lost = (found[:, truth[0] == CAR] == UNLABELED).mean()
         expected = 0.1 + 0.9 * np.exp(-(side * side * 100) / 5000)
         assert lost == pytest.approx(expected, abs=0.06)
 
@@ -253,7 +253,7 @@ def test_missed_objects_are_filled_with_what_is_behind(tmp_path):
     model = only(missed=1.0, missed_filled=0.3)
     truth = objects(CAR)
     found = np.array([classes_of(tmp_path, model, truth, scene=f"s{s}") for s in range(40)])[:, truth[0] == CAR]
-    assert set(np.unique(found)) == {ROAD, UNKNOWN}
+    assert set(np.unique(found)) == {ROAD, UNLABELED}
     assert (found == ROAD).mean() == pytest.approx(0.3, abs=0.07)
 
 

@@ -25,7 +25,7 @@ import tiny_camera_network as tiny  # noqa: E402
 from bag_robot import T0, S, robot  # noqa: E402
 from model_fixtures import COARSE_NANO  # noqa: E402
 from nano_fixtures import open_scenes  # noqa: E402
-from sky_moments import moments_of  # noqa: E402
+from sky_samples import samples_of  # noqa: E402
 from small_kitti import make_kitti  # noqa: E402
 from tiny_camera_network import kitti_config  # noqa: E402
 from tiny_models import EASYOCC, OCCNERF, SELFOCC  # noqa: E402
@@ -40,7 +40,7 @@ from occ_core.training import loop  # noqa: E402
 from occ_core.training.config import load_config  # noqa: E402
 from occ_core.training.data_sets import open_data  # noqa: E402
 from occ_core.training.label_files import LabelFiles, open_labels  # noqa: E402
-from occ_core.training.moments import NEEDS, collate  # noqa: E402
+from occ_core.training.samples import NEEDS, collate  # noqa: E402
 
 torch.set_num_threads(1)
 BY_NAME = [1, 0]  # cameras of a bag are in the order of their names: back, front
@@ -129,18 +129,18 @@ def test_a_bag_that_cannot_be_placed_or_names_a_token_like_a_path(tmp_path):
     assert frames.names == [f"bag_{T0}", "good-1", f"bag_{T0 + 200_000_000}"]
 
 
-def test_a_moment_of_a_bag_is_that_of_the_data_set_it_was_made_from(city, bag):
+def test_a_sample_of_a_bag_is_that_of_the_data_set_it_was_made_from(city, bag):
     labels = LabelFiles(city / "labels")
     layout, frames = NuScenesSource(city), open_source(bag)
-    theirs = moments_of(layout, tiny.TinyConfig(), labels)
-    ours = moments_of(frames, tiny.TinyConfig(), labels)
+    theirs = samples_of(layout, tiny.TinyConfig(), labels)
+    ours = samples_of(frames, tiny.TinyConfig(), labels)
     place = {token: i for i, token in enumerate(frames.names)}
     assert len(ours) == 7 and [layout.names[0], layout.names[2]] == [frames.names[0], frames.names[6]]
     for i, token in enumerate(layout.names):
         expected, found = theirs[0, i], ours[0, place[token]]
         assert torch.equal(found.rig_images.images, expected.rig_images.images[BY_NAME])
         torch.testing.assert_close(found.rig_images.intrinsics, expected.rig_images.intrinsics[BY_NAME])
-        # a bag's moment is that of its key camera, a keyframe's that of its LiDAR: one motion lies between all cameras
+        # a bag's sample is that of its key camera, a keyframe's that of its LiDAR: one motion lies between all cameras
         moved = found.rig_images.ego_from_cam @ expected.rig_images.ego_from_cam[BY_NAME].inverse()
         torch.testing.assert_close(moved, moved[:1].expand_as(moved), atol=1e-4, rtol=0)
         assert moved[0, :3, 3].norm() < 0.5 and (moved[0, :3, :3] - torch.eye(3)).abs().max() < 0.02
@@ -157,8 +157,8 @@ def test_a_slow_cameras_image_is_no_neighbour_of_itself(tmp_path):
         entry for entry in made.messages
         if entry[1] != "/right/image_raw" or (entry[0] - T0) // (S // 10) % 4 == 1
     ]  # fmt: skip
-    moments = moments_of(open_source(made.write(tmp_path / "bag")), tiny.TinyConfig(), needs={"neighbours"})
-    present = torch.stack([moments[0, i].targets.neighbour_present for i in range(6)])
+    samples = samples_of(open_source(made.write(tmp_path / "bag")), tiny.TinyConfig(), needs={"neighbours"})
+    present = torch.stack([samples[0, i].targets.neighbour_present for i in range(6)])
     assert present[:, 0].tolist() == [[False, True], *[[True, True]] * 4, [True, False]]
     assert not present[:, 1].any()  # its only images are 0.4 s apart: frames beside each other share one or have none
 
@@ -166,16 +166,16 @@ def test_a_slow_cameras_image_is_no_neighbour_of_itself(tmp_path):
 # --- SemanticKITTI ---------------------------------------------------------------------------------------------------
 
 
-def test_a_moment_of_kitti_has_its_voxels_and_the_frames_beside_it(tmp_path):
+def test_a_sample_of_kitti_has_its_voxels_and_the_frames_beside_it(tmp_path):
     frames, config = open_source(make_kitti(tmp_path)), kitti_config()
     files = open_labels(tmp_path, frames, "voxels", config)
     there = [files.path(scene, token).is_file() for scene, token in frames.samples]
     assert there == [True, False, True]
-    moments = moments_of(frames, config, files)
-    labels = moments.labels(0)
+    samples = samples_of(frames, config, files)
+    labels = samples.labels(0)
     assert (labels[:128, :, :-1] == SEMANTIC_KITTI.id_of("road")).all() and (labels[128:, :, :-1] == 0).all()
     assert (labels[:, :, -1] == 255).all()
-    ends = moments_of(frames, config, needs={"neighbours"})
+    ends = samples_of(frames, config, needs={"neighbours"})
     assert [ends[0, i].targets.neighbour_present[0].tolist() for i in (0, 1, 2)] == [
         [False, True], [True, True], [True, False],
     ]  # fmt: skip
@@ -188,17 +188,17 @@ def test_a_moment_of_kitti_has_its_voxels_and_the_frames_beside_it(tmp_path):
 
 def test_neighbours_of_real_frames_move_as_poses_txt_says(shared_data):
     root = shared_data("semantickitti_seq08_10f")
-    moments = moments_of(open_source(root), kitti_config(), needs={"neighbours"})
+    samples = samples_of(open_source(root), kitti_config(), needs={"neighbours"})
     poses = [np.vstack([row.reshape(3, 4), (0, 0, 0, 1)]) for row in np.loadtxt(root / "sequences/08/poses.txt")]
     p2 = next(x for x in (root / "sequences/08/calib.txt").read_text().splitlines() if x.startswith("P2"))
     p2 = np.array(p2.split()[1:], dtype=float).reshape(3, 4)
     beside = np.eye(4)
     beside[:3, 3] = np.linalg.inv(p2[:, :3]) @ p2[:, 3]  # camera 2 from camera 0
-    moved = moments[0, 4].targets.neighbour_from_cam[0].double().numpy()
+    moved = samples[0, 4].targets.neighbour_from_cam[0].double().numpy()
     for side, there in enumerate((3, 5)):
         expected = beside @ np.linalg.inv(poses[there]) @ poses[4] @ np.linalg.inv(beside)
         np.testing.assert_allclose(moved[side], expected, atol=1e-4)
-    assert moments[0, 4].targets.neighbour_present.all() and 0.3 < np.linalg.norm(moved[0][:3, 3]) < 3
+    assert samples[0, 4].targets.neighbour_present.all() and 0.3 < np.linalg.norm(moved[0][:3, 3]) < 3
 
 
 def test_voxels_of_another_grid_or_taxonomy_than_the_models_are_refused(city, tmp_path):
@@ -226,18 +226,18 @@ def test_every_network_learns_from_one_camera_ahead_of_it(tmp_path, kind):
     """A grid that begins at the ego, a free class that is the first, no camera to the sides."""
     fields = NETWORKS[kind] | COARSE | {"name": "kitti", "kind": kind, "taxonomy": "semantic_kitti"}
     config = parse_config(fields)
-    moment = collate([moments_of(open_source(make_kitti(tmp_path)), config, needs=NEEDS - {"labels"})[0, 1]])
+    sample = collate([samples_of(open_source(make_kitti(tmp_path)), config, needs=NEEDS - {"labels"})[0, 1]])
     labels = torch.zeros(1, *config.grid_shape, dtype=torch.uint8)
     labels[..., 0], labels[:, -1] = SEMANTIC_KITTI.id_of("road"), 255
     ones = torch.ones(len(SEMANTIC_KITTI))
     torch.manual_seed(0)
     network = build_model(config).train()
-    targets = replace(moment.targets, labels=labels, class_weights=ones, pixel_weights=ones)
-    losses = network(moment.rig_images, targets, 0.5)
+    targets = replace(sample.targets, labels=labels, class_weights=ones, pixel_weights=ones)
+    losses = network(sample.rig_images, targets, 0.5)
     assert len(losses) >= 2 and all(torch.isfinite(loss) for loss in losses.values()), losses
     sum(losses.values()).backward()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in network.parameters())
-    answer = network.eval().answer(moment.rig_images)
+    answer = network.eval().answer(sample.rig_images)
     assert answer.labels.shape == labels.shape and answer.labels.max() < 20
     seen = answer.observed[0].bool()
     assert (answer.labels[0][~seen] == 0).all() and seen[4:12, 8, 1].any()
@@ -270,12 +270,12 @@ def predicted(checkpoint: Path, data: Path, out: Path) -> dict[str, np.ndarray]:
 
 
 def test_a_bag_and_its_data_set_teach_the_same_and_are_answered_alike(city, bag, tmp_path, monkeypatch):
-    """One step on one moment without chance, but for the order of the cameras, which this network does not see."""
+    """One step on one sample without chance, but for the order of the cameras, which this network does not see."""
     monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, features: features)
     same = {"steps": 1, "validation_scenes": 0, "color_jitter": 0, "camera_dropout": 0, "labels": str(city / "labels")}
     layout = loop.train(tiny.run_config(city, **same), tmp_path / "layout")
     recorded = loop.train(tiny.run_config(bag, workers=1, **same), tmp_path / "recorded")
-    assert total(recorded.parent) == pytest.approx(total(layout.parent), rel=1e-3)  # other moments of reference
+    assert total(recorded.parent) == pytest.approx(total(layout.parent), rel=1e-3)  # other samples of reference
     theirs, ours = (predicted(recorded, data, tmp_path / data.name) for data in (city, bag))
     assert len(theirs) == 3 and len(ours) == 7 and set(theirs) < set(ours)
     assert all(name.startswith("scene-0001_1700000000") for name in set(ours) - set(theirs))
@@ -290,7 +290,7 @@ def test_sequences_that_are_held_out_can_be_named(tmp_path):
         run.write_text(f"validation_scenes: {asked}\n")
         config = load_config(run, data=(root,), labels="voxels", model=kitti_config())
         held = open_data(config, frozenset({"labels"}), lambda _: None)
-        parts = [{name[:2] for name in moments.names} for moments in (held.training, held.validation)]
+        parts = [{name[:2] for name in samples.names} for samples in (held.training, held.validation)]
         assert parts == [{"03", "04", "05"} - held_out, held_out] and set(held.held_out_scenes) == held_out
     run.write_text("validation_scenes: ['08']\n")
     with pytest.raises(InvalidInput, match=r"validation_scenes names '08', which is none of the 3: 03 \.\. 05"):
@@ -346,7 +346,7 @@ def test_nano_learns_from_a_bag_what_it_learns_from_its_data_set(city, bag, tmp_
     assert np.array_equal(ours["images"], theirs["images"][:, BY_NAME])
     assert np.array_equal(ours["labels"], theirs["labels"])
     pixels = [scene["pixel_class"][:, order] for scene, order in ((ours, [0, 1]), (theirs, BY_NAME))]
-    assert (pixels[0] == pixels[1]).mean() > 0.9  # a bag's moment is that of its key camera: all is shifted a little
+    assert (pixels[0] == pixels[1]).mean() > 0.9  # a bag's sample is that of its key camera: all is shifted a little
     path = nano(bag, str(tmp_path / "gts"), tmp_path / "out")
     assert all(np.isfinite(total(path.parent)))
     record = json.loads(path.with_suffix(".json").read_text())["training"]["data"]

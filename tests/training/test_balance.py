@@ -31,7 +31,7 @@ def test_the_balance_makes_held_out_cells_likelier_and_no_scene_leaves_it():
     def loss() -> float:
         total = 0.0
         for inputs, targets in judged(scene):
-            hidden = model.in_turn().hidden(inputs)
+            hidden = model.sequential().hidden(inputs)
             _, ray = verdicts(model, hidden.columns)
             seen = torch.from_numpy(in_sight(inputs, targets, SMALL)) & (ray[0] > -30)
             occupied = targets.labels[0] != SMALL.classes.free_id
@@ -47,7 +47,7 @@ def test_the_balance_makes_held_out_cells_likelier_and_no_scene_leaves_it():
     assert model.balance.tolist() == [[1.0] * 8, [1.0] * 8, [0.0] * 8]
 
 
-def test_without_moments_what_was_fitted_at_the_start_stays():
+def test_without_samples_what_was_fitted_at_the_start_stays():
     model = EasyOcc(SMALL).eval()
     given = {name: torch.rand_like(model.get_buffer(name)) for name in sorted(SMALL.fitted)}
     for name, value in given.items():

@@ -1,4 +1,4 @@
-"""LiDAR from files to a network, in training and prediction; moments without labels. With a network of a few lines."""
+"""LiDAR from files to a network, in training and prediction; samples without labels. With a network of a few lines."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors.torch")
 
 import tiny_camera_network as tiny  # noqa: E402
-from sky_moments import moments_of  # noqa: E402
+from sky_samples import samples_of  # noqa: E402
 from small_kitti import make_kitti  # noqa: E402
 
 from occ_core.inference.predictor import Predictor  # noqa: E402
@@ -27,7 +27,7 @@ from occ_core.models import build  # noqa: E402
 from occ_core.models.config import LidarInput, parse  # noqa: E402
 from occ_core.training import loop  # noqa: E402
 from occ_core.training.data_sets import data_record, needs_of, open_data  # noqa: E402
-from occ_core.training.moments import Augmentation, collate  # noqa: E402
+from occ_core.training.samples import Augmentation, collate  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -82,12 +82,12 @@ def barriers(cloud: np.ndarray) -> set[tuple[int, ...]]:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_moment_has_the_cloud_and_a_batch_pads_it(city):
+def test_a_sample_has_the_cloud_and_a_batch_pads_it(city):
     source = NuScenesSource(city)
-    moments = moments_of(source, LidarConfig(), needs=())
-    one, two = moments[0, 0], moments[0, 2]
-    for moment, index in ((one, 0), (two, 2)):
-        np.testing.assert_array_equal(moment.rig_images.lidar.numpy(), expected_cloud(city, index))
+    samples = samples_of(source, LidarConfig(), needs=())
+    one, two = samples[0, 0], samples[0, 2]
+    for sample, index in ((one, 0), (two, 2)):
+        np.testing.assert_array_equal(sample.rig_images.lidar.numpy(), expected_cloud(city, index))
     batch = collate([one, two]).rig_images
     few, many = len(one.rig_images.lidar), len(two.rig_images.lidar)
     assert batch.lidar.shape == (2, many, 5) and 190 < few < 210 and many > 590
@@ -97,18 +97,18 @@ def test_a_moment_has_the_cloud_and_a_batch_pads_it(city):
     assert moved.lidar.device.type == "meta" and two.rig_images.batch().lidar.shape == (1, many, 5)
     np.testing.assert_array_equal(batch.first().lidar, batch.lidar[:1])
     few_points = LidarConfig(lidar=LidarInput(sweeps=3, points=50))
-    assert moments_of(source, few_points, needs=())[0, 2].rig_images.lidar.shape == (50, 5)
-    blind = moments_of(source, LidarConfig(lidar=None), needs=())
+    assert samples_of(source, few_points, needs=())[0, 2].rig_images.lidar.shape == (50, 5)
+    blind = samples_of(source, LidarConfig(lidar=None), needs=())
     assert blind[0, 0].rig_images.lidar is None and collate([blind[0, 0]] * 2).rig_images.lidar is None
 
 
-def test_dropout_takes_the_whole_cloud_of_some_moments(city):
-    moments = moments_of(NuScenesSource(city), LidarConfig(), needs=())
-    moments.augmentation = Augmentation(lidar_dropout=0.3, seed=1)
-    absent = [bool(moments[draw, 1].rig_images.lidar.isnan().all()) for draw in range(60)]
+def test_dropout_takes_the_whole_cloud_of_some_samples(city):
+    samples = samples_of(NuScenesSource(city), LidarConfig(), needs=())
+    samples.augmentation = Augmentation(lidar_dropout=0.3, seed=1)
+    absent = [bool(samples[serial, 1].rig_images.lidar.isnan().all()) for serial in range(60)]
     assert 8 <= sum(absent) <= 28
-    assert absent == [bool(moments[draw, 1].rig_images.lidar.isnan().all()) for draw in range(60)]
-    kept = moments[absent.index(False), 1].rig_images.lidar
+    assert absent == [bool(samples[serial, 1].rig_images.lidar.isnan().all()) for serial in range(60)]
+    kept = samples[absent.index(False), 1].rig_images.lidar
     np.testing.assert_array_equal(kept.numpy(), expected_cloud(city, 1))
 
 
@@ -126,20 +126,20 @@ def test_training_reads_the_cloud_and_names_the_frame_that_has_none(city, tmp_pa
             loop.train(config, tmp_path / f"{name}-out")
 
 
-def test_a_moment_without_a_sweep_ends_training_unless_the_network_learns_to_do_without(tmp_path):
+def test_a_sample_without_a_sweep_ends_training_unless_the_network_learns_to_do_without(tmp_path):
     pytest.importorskip("rosbags")
     bag = open_source(robot_with_clouds(tmp_path / "drive", [0, 4]))
     needs = {"lidar_origin_m"}
-    strict = moments_of(bag, LidarConfig(), needs=needs)
+    strict = samples_of(bag, LidarConfig(), needs=needs)
     with pytest.raises(InvalidInput, match=rf"drive, frame '{bag.names[2]}': it has no LiDAR sweep, but 'with-lidar'"):
         strict[0, 2]
-    learning = moments_of(bag, LidarConfig(lidar=LidarInput(sweeps=3, dropout=0.1)), needs=needs)
-    for draw, present in ((0, True), (2, False), (4, True)):
-        moment = learning[0, draw]
-        assert bool(moment.rig_images.lidar.isfinite().all()) == present
-        assert bool(moment.rig_images.lidar.isnan().all()) != present
+    learning = samples_of(bag, LidarConfig(lidar=LidarInput(sweeps=3, dropout=0.1)), needs=needs)
+    for serial, present in ((0, True), (2, False), (4, True)):
+        sample = learning[0, serial]
+        assert bool(sample.rig_images.lidar.isfinite().all()) == present
+        assert bool(sample.rig_images.lidar.isnan().all()) != present
         expected = (0.5, 0.2, 1.0) if present else (np.nan,) * 3  # where its left camera is
-        np.testing.assert_allclose(moment.targets.lidar_origin_m, expected, atol=1e-5)
+        np.testing.assert_allclose(sample.targets.lidar_origin_m, expected, atol=1e-5)
     batch = collate([learning[0, 0], learning[0, 2]])
     assert batch.rig_images.lidar.shape == (2, 1, 5) and batch.targets.lidar_origin_m.isnan().any(1).tolist() == [0, 1]
 
@@ -167,8 +167,8 @@ def test_intensity_of_a_bag_is_scaled_alike_to_train_and_to_predict(tmp_path, mo
     for intensity_max, expected in ((255.0, 0.5 / 255), (1.0, 0.5), (0.25, 1.0)):
         lidar = {"intensity_max": intensity_max}
         config = tiny.run_config(bag, model=LidarConfig(lidar=lidar), validation_scenes=0)
-        moments = open_data(config, frozenset(), lambda _: None).training
-        assert moments[0, 0].rig_images.lidar[:, 3].tolist() == pytest.approx([expected])
+        samples = open_data(config, frozenset(), lambda _: None).training
+        assert samples[0, 0].rig_images.lidar[:, 3].tolist() == pytest.approx([expected])
         seen.clear()
         predicted(checkpoint(tmp_path / f"at-{intensity_max}", lidar=lidar), bag, tmp_path / f"of-{intensity_max}")
         assert seen == [pytest.approx([expected])] * 2
@@ -189,7 +189,7 @@ def robot_with_clouds(path: Path, steps) -> Path:
     return made.write(path)
 
 
-# --- moments without labels -------------------------------------------------------------------------------------------
+# --- samples without labels -------------------------------------------------------------------------------------------
 
 
 class WhereLabelled(LidarNetwork):
@@ -198,7 +198,7 @@ class WhereLabelled(LidarNetwork):
         return {"cells": loss * (targets.labels != 255).any()}
 
 
-def test_moments_without_labels_are_taken_where_the_run_says_so(city, tmp_path, monkeypatch):
+def test_samples_without_labels_are_taken_where_the_run_says_so(city, tmp_path, monkeypatch):
     labels = tmp_path / "labels"
     tokens = NuScenesSource(city).tokens
     tiny.write_labels(tmp_path, "labels", tokens[:1], 3)
@@ -220,7 +220,7 @@ def test_moments_without_labels_are_taken_where_the_run_says_so(city, tmp_path, 
     assert seen == {"few": {True}, "all": {True, False}}
 
 
-def test_moments_without_labels_have_the_pseudo_labels_of_the_run(city, tmp_path):
+def test_samples_without_labels_have_the_pseudo_labels_of_the_run(city, tmp_path):
     tokens = NuScenesSource(city).tokens
     tiny.write_labels(tmp_path, "few", tokens[:1], 3)
     tiny.write_labels(tmp_path, "made", tokens[:2], 3, ground=13)  # of the third keyframe nothing could be made
@@ -234,7 +234,7 @@ def test_moments_without_labels_have_the_pseudo_labels_of_the_run(city, tmp_path
     assert (labelled.pseudo_labels == 255).all() and (nothing.pseudo_labels == 255).all()
     assert (made.pseudo_labels == 13).sum() == (labelled.labels == 11).sum()
     assert (made.pseudo_labels == 255).sum() == (labelled.labels == 255).sum()
-    model = LidarConfig(needs=("pseudo_labels",))  # no loss reads labels: to the run, no moment has any
+    model = LidarConfig(needs=("pseudo_labels",))  # no loss reads labels: to the run, no sample has any
     config = tiny.run_config(city, model=model, validation_labels="gts", **some)
     data = open_data(config, needs_of(config), lambda what: None)
     assert data_record(data)["unlabelled"] == len(data.training) == 3
@@ -275,7 +275,7 @@ def test_no_label_at_all_is_refused_by_the_folders_name(city, tmp_path):
     (tmp_path / "nothing").mkdir()
     for unlabelled in (False, True):
         config = tiny.run_config(city, labels=str(tmp_path / "nothing"), unlabelled=unlabelled, validation_scenes=0)
-        with pytest.raises(InvalidInput, match="no moment to train on has labels: none of 2 scenes in .*nothing"):
+        with pytest.raises(InvalidInput, match="no sample to train on has labels: none of 2 scenes in .*nothing"):
             loop.train(config, tmp_path / "out")
     with pytest.raises(MissingInput, match="no labels: neither"):
         loop.train(tiny.run_config(city, labels="nowhere", unlabelled=True), tmp_path / "out")
@@ -316,7 +316,7 @@ def test_occ_predict_gives_the_network_the_sweeps_of_any_data_set(city, tmp_path
     of_bag = predicted(path, tmp_path / "scene-0001", tmp_path / "recorded")
     bag = open_source(tmp_path / "scene-0001")
     assert sorted(of_bag) == sorted(bag.names)
-    for token in source.tokens[:3]:  # the bag's moment is its front camera's, 35 ms earlier
+    for token in source.tokens[:3]:  # the bag's sample is its front camera's, 35 ms earlier
         cells, there = (set(map(tuple, np.argwhere(a[token] == 1).tolist())) for a in (of_bag, answers))
         assert len(cells & there) > 0.8 * len(cells | there)
     kitti = make_kitti(tmp_path / "kitti")

@@ -28,8 +28,8 @@ from occ_core.models import build  # noqa: E402
 from occ_core.training import loop, state  # noqa: E402
 from occ_core.training.config import load_config  # noqa: E402
 from occ_core.training.counts import cell_weights  # noqa: E402
-from occ_core.training.lessons import Lessons  # noqa: E402
 from occ_core.training.log import Clock, Log  # noqa: E402
+from occ_core.training.task import TrainingTask  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -65,7 +65,7 @@ def test_training_learns_logs_and_its_checkpoint_predicts(data, tmp_path):
     assert record["model"]["kind"] == "tiny" and record["training"]["step"] == 30
     assert record["training"]["metrics"]["iou"] == 100.0  # the ground is all there is to learn
     assert record["training"]["data"]["held_out_scenes"] == ["scene-0003"]
-    assert record["training"]["data"]["cells_per_class"][11] == 4 * 18 * 20  # four moments, 18 of 20 rows observed
+    assert record["training"]["data"]["cells_per_class"][11] == 4 * 18 * 20  # four samples, 18 of 20 rows observed
     assert record["training"]["host"]["peak_memory_mb"] > 50 and str(data.parent) not in json.dumps(record)
     from occ_core.sources.nuscenes import NuScenesSource
 
@@ -146,9 +146,9 @@ def test_confusion_is_shared_among_processes_and_counts_observed_cells_once(tmp_
     average = tiny.Tiny(tiny.TinyConfig()).eval()
     parts = []
     for rank, world in ((0, 1), (0, 2), (1, 2)):
-        lessons = Lessons(config, loop.Ranks(0, 1, torch.device("cpu")), lambda what: None)
-        lessons.ranks = loop.Ranks(rank, world, torch.device("cpu"))
-        parts.append(lessons.confusion(average))
+        task = TrainingTask(config, loop.Ranks(0, 1, torch.device("cpu")), lambda what: None)
+        task.ranks = loop.Ranks(rank, world, torch.device("cpu"))
+        parts.append(task.confusion(average))
     assert np.array_equal(parts[0], parts[1] + parts[2]) and parts[1].any() and parts[2].any()
     assert parts[0].sum() == 4 * 18 * 20 * 2 and parts[0][13].sum() == 4 * 18 * 20 and parts[0][11].sum() == 0
 
@@ -224,9 +224,9 @@ def test_accumulated_gradients_are_those_of_one_larger_batch(data, tmp_path, mon
 
 def test_targets_get_weights_counted_over_the_training_labels(data):
     seen = []
-    lessons = Lessons(tiny.run_config(data), loop.Ranks(0, 1, torch.device("cpu")), lambda what: None)
-    batch = next(lessons.batches(0))
-    lessons.losses(lambda rig, targets, progress: seen.append(targets) or {}, batch, 0.0, torch.nn.Identity())
+    task = TrainingTask(tiny.run_config(data), loop.Ranks(0, 1, torch.device("cpu")), lambda what: None)
+    batch = next(task.batches(0))
+    task.losses(lambda rig, targets, progress: seen.append(targets) or {}, batch, 0.0, torch.nn.Identity())
     (targets,) = seen
     assert targets.class_weights[11] == 1 and targets.class_weights[17] == 1 and targets.class_weights.sum() == 2
     assert torch.equal(targets.labels, replace(batch.targets).labels)

@@ -1,4 +1,4 @@
-"""Moments in a row: how they are drawn, what they teach, and how a network that remembers is judged."""
+"""Samples in a row: how they are drawn, what they teach, and how a network that remembers is judged."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from occ_core.training.cache import SceneCache
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-from occ_core.models.easyocc.following import last_columns  # noqa: E402
+from occ_core.models.easyocc.inputs import SampleSequence  # noqa: E402
 from occ_core.models.easyocc.losses import cell_losses  # noqa: E402
 from occ_core.models.easyocc.model import EasyOcc  # noqa: E402
-from occ_core.models.easyocc.samples import Chain  # noqa: E402
+from occ_core.models.easyocc.sequence import last_columns  # noqa: E402
 from occ_core.training import loop  # noqa: E402
+from occ_core.training.augment import mirror, read_sample, turn  # noqa: E402
 from occ_core.training.config import TrainingConfig  # noqa: E402
-from occ_core.training.data import mirror, read_sample, turn  # noqa: E402
-from occ_core.training.lessons import Lessons  # noqa: E402
-from occ_core.training.moments import Moment  # noqa: E402
 from occ_core.training.ranks import ALONE, Ranks  # noqa: E402
-from occ_core.training.tabulated import chained, stacked, targets_of  # noqa: E402
+from occ_core.training.samples import Sample  # noqa: E402
+from occ_core.training.tabulated import sequence_batch, stacked, targets_of  # noqa: E402
+from occ_core.training.task import TrainingTask  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -43,38 +43,40 @@ def with_arrays(scene: SceneCache, **arrays) -> SceneCache:
 
 
 def settings(batch_size=1, **of_nano) -> TrainingConfig:
-    of_nano = {"memory_steps": 1, "memory_moments": 3, "columns": 400, **of_nano}
+    of_nano = {"memory_steps": 1, "memory_frames": 3, "columns": 400, **of_nano}
     return TrainingConfig(model=CONFIG, batch_size=batch_size, nano=of_nano, color_jitter=0.0, camera_dropout=0.0)
 
 
-# --- chains ----------------------------------------------------------------------------------------------------------
+# --- sequences ----------------------------------------------------------------------------------------------------------
 
 
 def number(images: torch.Tensor, scene: SceneCache) -> int:
     return next(i for i in range(len(scene.tokens)) if np.array_equal(scene["images"][i], images))
 
 
-def test_chains_are_moments_in_a_row_of_all_lengths():
+def test_sequences_are_samples_in_a_row_of_all_lengths():
     scene = hand_made("s", 5)
-    draw = drawn([scene], settings(flip=0.0), "chains")
+    serial = drawn([scene], settings(flip=0.0), "sequences")
     lengths = set()
     for _ in range(40):
-        chain, targets = next(draw)
-        numbers = [number(moment.images, scene) for moment in chain.moments]
-        assert numbers == list(range(numbers[0], numbers[-1] + 1)) and chain.linked.all()
+        sequence, targets = next(serial)
+        numbers = [number(frame.images, scene) for frame in sequence.frames]
+        assert numbers == list(range(numbers[0], numbers[-1] + 1)) and sequence.linked.all()
         lengths.add((numbers[-1], len(numbers)))
-        assert len(targets.columns) == 400 and len(targets.depth) == 4  # of the newest moment
-        for k, motion in enumerate(chain.then_from_now[:, 0]):
+        assert len(targets.columns) == 400 and len(targets.depth) == 4  # of the newest sample
+        for k, motion in enumerate(sequence.then_from_now[:, 0]):
             a, b = scene["world_from_ego"][numbers[k]], scene["world_from_ego"][numbers[k + 1]]
             np.testing.assert_allclose(motion, then_from_now(a, b))
-    assert {length for _, length in lengths} == {1, 2, 3, 4}  # memory_moments before it, or fewer, or none
+    assert {length for _, length in lengths} == {1, 2, 3, 4}  # memory_frames before it, or fewer, or none
     assert all(length <= last + 1 for last, length in lengths)
-    last = next(drawn([scene], settings(flip=0.0), "chains", step=39)).rig_images
-    assert np.array_equal(last.moments[-1].images, chain.moments[-1].images) and len(last.moments) == len(chain.moments)
+    last = next(drawn([scene], settings(flip=0.0), "sequences", step=39)).rig_images
+    assert np.array_equal(last.frames[-1].images, sequence.frames[-1].images) and len(last.frames) == len(
+        sequence.frames
+    )
 
 
 @pytest.mark.parametrize("broken", ["stamp_ns", "world_from_ego", "rig"])
-def test_chains_end_where_a_deployed_network_forgets(broken):
+def test_sequences_end_where_a_deployed_network_forgets(broken):
     scene = hand_made("s", 4)
     array = np.array(scene[broken])
     array[2:] += 5 * PERIOD_NS if broken == "stamp_ns" else 1
@@ -83,25 +85,25 @@ def test_chains_end_where_a_deployed_network_forgets(broken):
         array[2:, 0, 3] += 200.0
     tables = {name: np.repeat(scene[name], 2, axis=0) for name in ("voxel_index", "pillar_index", "rays")}
     scene = with_arrays(scene, **{broken: array}, **tables)
-    draw = drawn([scene], settings(flip=0.0), "chains")
-    seen = {tuple(number(moment.images, scene) for moment in next(draw).rig_images.moments) for _ in range(40)}
+    serial = drawn([scene], settings(flip=0.0), "sequences")
+    seen = {tuple(number(frame.images, scene) for frame in next(serial).rig_images.frames) for _ in range(40)}
     assert seen == {(0,), (1,), (2,), (3,), (0, 1), (2, 3)}
 
 
-def test_a_batch_of_chains_of_unlike_length_is_each_chain_by_itself():
+def test_a_batch_of_sequences_of_unlike_length_is_each_sequence_by_itself():
     torch.manual_seed(0)
     model, scene = EasyOcc(CONFIG), hand_made("s", 3)
     with torch.no_grad():
         model.birds_eye.memory.change.weight.normal_()
     config = settings(batch_size=2, flip=0.0)
-    chains = (batch.rig_images for batch in drawn([scene], config, "chains"))
-    chain = next(c for c in chains if len(c.moments) == 3 and not c.linked.all())
-    both = last_columns(model, chain)
+    sequences = (batch.rig_images for batch in drawn([scene], config, "sequences"))
+    sequence = next(c for c in sequences if len(c.frames) == 3 and not c.linked.all())
+    both = last_columns(model, sequence)
     for b in range(2):
-        alone = [moment for k, moment in enumerate(chain.moments) if k == 2 or chain.linked[k:, b].all()]
-        numbers = [number(moment.images[4 * b : 4 * b + 4], scene) for moment in alone]
-        follower = model.eval().in_turn()
-        hidden = [follower.hidden(inputs) for inputs, _ in judged(part(scene, numbers))][-1]
+        alone = [frame for k, frame in enumerate(sequence.frames) if k == 2 or sequence.linked[k:, b].all()]
+        numbers = [number(frame.images[4 * b : 4 * b + 4], scene) for frame in alone]
+        sequential = model.eval().sequential()
+        hidden = [sequential.hidden(inputs) for inputs, _ in judged(part(scene, numbers))][-1]
         torch.testing.assert_close(both[b], hidden.columns[0], rtol=1e-3, atol=1e-3)
 
 
@@ -121,30 +123,30 @@ def test_a_mirrored_robot_drives_the_mirrored_way():
     swap = np.diag([1.0, -1.0, 1.0, 1.0])
     np.testing.assert_allclose(inverse(flipped[0]) @ flipped[1], swap @ inverse(plain[0]) @ plain[1] @ swap, atol=1e-9)
     assert then_from_now(*plain)[1, 0] > 0.05 and then_from_now(*flipped)[1, 0] < -0.05  # a bend to the other side
-    never, always = (next(drawn([scene], settings(flip=p), "chains", step=3)).rig_images.moments for p in (0.0, 1.0))
+    never, always = (next(drawn([scene], settings(flip=p), "sequences", step=3)).rig_images.frames for p in (0.0, 1.0))
     for a, b in zip(never, always, strict=True):
         assert torch.equal(a.images.flip(2), b.images)
 
 
-def test_the_moments_of_a_chain_are_turned_alike():
+def test_the_samples_of_a_sequence_are_turned_alike():
     scene = hand_made("s", 4)
     plain, turned = (
-        drawn([scene], settings(flip=0.0), "chains"),
-        drawn([scene], settings(flip=0.0, turn=1.0), "chains"),
+        drawn([scene], settings(flip=0.0), "sequences"),
+        drawn([scene], settings(flip=0.0, turn=1.0), "sequences"),
     )
     quarters_met = set()
     for _ in range(30):
         before, after = next(plain).rig_images, next(turned).rig_images
-        numbers = [number(moment.images, scene) for moment in after.moments]
-        assert numbers == [number(moment.images, scene) for moment in before.moments]
+        numbers = [number(frame.images, scene) for frame in after.frames]
+        assert numbers == [number(frame.images, scene) for frame in before.frames]
         samples = [read_sample(scene, i, CONFIG) for i in numbers]
         alike = [[turn(sample, quarters, CONFIG) for sample in samples] for quarters in (1, 2, 3)]
-        (quarters,) = (q for q, row in enumerate(alike, 1) if np.array_equal(row[0].table.rays, after.moments[0].rays))
+        (quarters,) = (q for q, row in enumerate(alike, 1) if np.array_equal(row[0].table.rays, after.frames[0].rays))
         quarters_met.add(quarters)
-        for sample, moment in zip(alike[quarters - 1], after.moments, strict=True):
-            assert np.array_equal(sample.table.rays, moment.rays)
-            assert np.array_equal(sample.table.voxel_index, moment.voxel_index)
-        expected = chained([alike[quarters - 1]], CONFIG)
+        for sample, frame in zip(alike[quarters - 1], after.frames, strict=True):
+            assert np.array_equal(sample.table.rays, frame.rays)
+            assert np.array_equal(sample.table.voxel_index, frame.voxel_index)
+        expected = sequence_batch([alike[quarters - 1]], CONFIG)
         np.testing.assert_array_equal(after.then_from_now, expected.then_from_now)
         spin = np.linalg.matrix_power(np.array([[0.0, -1], [1, 0]]), quarters)
         for a, b in zip(before.then_from_now[:, 0].numpy(), after.then_from_now[:, 0].numpy(), strict=True):
@@ -153,7 +155,7 @@ def test_the_moments_of_a_chain_are_turned_alike():
 
 
 def test_what_stands_still_stays_where_it_is_around_a_turned_robot():
-    """A place in the world lies in the turned grids of two moments where their motion says."""
+    """A place in the world lies in the turned grids of two samples where their motion says."""
     scene = hand_made("s", 2)
     cell_m, corner_m = SMALL.voxel_size_m, np.array(SMALL.grid_origin_m[:2])
     then_from_moved = np.array([[0.0, -1, 0, 5 * cell_m], [1, 0, 0, -3 * cell_m], [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -197,9 +199,9 @@ def test_the_image_network_stands_still_and_what_is_kept_learns_from_what_it_was
     model, config = EasyOcc(CONFIG), settings(flip=0.0)
     memory = model.birds_eye.memory
     torch.nn.init.normal_(memory.change.weight, std=0.1)
-    chain = next(c for c in drawn([hand_made("s", 4)], config, "chains") if len(c.rig_images.moments) == 3)
+    sequence = next(c for c in drawn([hand_made("s", 4)], config, "sequences") if len(c.rig_images.frames) == 3)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    geometry(model, chain).backward()
+    geometry(model, sequence).backward()
     learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     image_parts = ("backbone.", "neck.", "to_hazard.", "to_context.", "to_pixel_class.")
     assert not any(name.startswith(image_parts) for name in learned)
@@ -208,8 +210,8 @@ def test_the_image_network_stands_still_and_what_is_kept_learns_from_what_it_was
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
-def test_a_network_learns_from_the_moment_before_what_this_one_does_not_show():
-    """Two drives that differ in their first moment alone, but in the truth of the second: how far is the wall?"""
+def test_a_network_learns_from_the_sample_before_what_this_one_does_not_show():
+    """Two drives that differ in their first sample alone, but in the truth of the second: how far is the wall?"""
     torch.manual_seed(0)
     noise = np.random.default_rng(0).integers(0, 120, (2, 4, 64, 128, 3), dtype=np.uint8)
     scenes = []
@@ -224,8 +226,8 @@ def test_a_network_learns_from_the_moment_before_what_this_one_does_not_show():
     config = settings(flip=0.0)
     contested = np.arange(26 * 40, 34 * 40)
     rows = [[read_sample(s, i, CONFIG) for i in range(2)] for s in scenes]
-    near, far = (Moment(chained([row], CONFIG), targets_of(row[1:], [contested], config.nano)) for row in rows)
-    assert torch.equal(near.rig_images.moments[1].images, far.rig_images.moments[1].images)
+    near, far = (Sample(sequence_batch([row], CONFIG), targets_of(row[1:], [contested], config.nano)) for row in rows)
+    assert torch.equal(near.rig_images.frames[1].images, far.rig_images.frames[1].images)
     model = EasyOcc(network)
     find_range(model, scenes)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -237,14 +239,14 @@ def test_a_network_learns_from_the_moment_before_what_this_one_does_not_show():
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    assert loss < 0.2  # of the second moment alone: at least 2 x ln 2 x 7/8 = 1.2, for 7 of 8 heights could be either
+    assert loss < 0.2  # of the second sample alone: at least 2 x ln 2 x 7/8 = 1.2, for 7 of 8 heights could be either
     (_, now), linked, motion = near.rig_images
-    others = Chain((far.rig_images.moments[0], now), linked, motion)
-    alone = Chain((now,), linked[1:], motion[1:])
+    others = SampleSequence((far.rig_images.frames[0], now), linked, motion)
+    alone = SampleSequence((now,), linked[1:], motion[1:])
     with torch.no_grad():
         # the past of the other drive makes it say what is true there
-        assert geometry(model, Moment(others, near.targets)) > 1.2
-        assert geometry(model, Moment(alone, near.targets)) > 0.2
+        assert geometry(model, Sample(others, near.targets)) > 1.2
+        assert geometry(model, Sample(alone, near.targets)) > 0.2
 
 
 def find_range(model: EasyOcc, scenes: list[SceneCache]) -> None:
@@ -257,9 +259,9 @@ def find_range(model: EasyOcc, scenes: list[SceneCache]) -> None:
         model.logits(inputs.images, *inputs.table, inputs.rays)
 
 
-def geometry(model: EasyOcc, chain: Moment) -> torch.Tensor:
-    targets = replace(chain.targets, class_weights=torch.ones(18))
-    return cell_losses(model, last_columns(model, chain.rig_images), targets)["geometry"]
+def geometry(model: EasyOcc, sequence: Sample) -> torch.Tensor:
+    targets = replace(sequence.targets, class_weights=torch.ones(18))
+    return cell_losses(model, last_columns(model, sequence.rig_images), targets)["geometry"]
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -274,7 +276,7 @@ def run(tmp_path, monkeypatch):
     base |= {"log_every": 1, "learning_rate": 4e-3, "model": CONFIG}
 
     def start(out: str, resume=False, **changes):
-        nano_part = {"threshold_scenes": 1, "columns": 400, "memory_moments": 2} | changes.pop("nano", {})
+        nano_part = {"threshold_scenes": 1, "columns": 400, "memory_frames": 2} | changes.pop("nano", {})
         path = loop.train(TrainingConfig(**{**base, **changes, "nano": nano_part}), tmp_path / out, resume)
         return tmp_path / out, json.loads(path.with_suffix(".json").read_text())
 
@@ -293,7 +295,7 @@ def test_a_run_with_memory_goes_through_three_phases_and_resumes_to_the_same_bit
     header = rows[0].split(",")
     depth, geometry = header.index("depth"), header.index("geometry")
     filled = [(bool(row.split(",")[depth]), bool(row.split(",")[geometry])) for row in rows[1:]]
-    assert filled == [(True, False), (True, True)] + [(False, True)] * 3  # images; all; moments in a row
+    assert filled == [(True, False), (True, True)] + [(False, True)] * 3  # images; all; samples in a row
     assert record["model"]["memory_channels"] == 6 and record["training"]["metrics"]["step"] == 5
     original = loop.train_step
 
@@ -341,7 +343,7 @@ def test_memory_steps_and_memory_channels_need_each_other(run):
 
 
 def test_processes_judge_whole_scenes_of_a_network_that_remembers(monkeypatch):
-    """Two of them together what one judges alone, though a moment is answered with what was before it."""
+    """Two of them together what one judges alone, though a sample is answered with what was before it."""
     scenes = [hand_made(name, 3, seed) for seed, name in enumerate("abc")]
     use_scenes(monkeypatch, scenes[:1], [], scenes)
     torch.manual_seed(0)
@@ -351,14 +353,14 @@ def test_processes_judge_whole_scenes_of_a_network_that_remembers(monkeypatch):
         model.to_class.weight.normal_(0, 5.0)
         model.to_occupied.bias.fill_(20.0)
         model.to_observed.bias.fill_(9.0)
-    lessons = Lessons(settings(), ALONE, print)
-    whole = lessons.confusion(model)
+    task = TrainingTask(settings(), ALONE, print)
+    whole = task.confusion(model)
     parts = []
     for rank in range(2):
-        lessons.ranks = Ranks(rank, 2, ALONE.device)
-        parts.append(lessons.confusion(model))
+        task.ranks = Ranks(rank, 2, ALONE.device)
+        parts.append(task.confusion(model))
     assert np.array_equal(whole, parts[0] + parts[1]) and parts[0].sum() == 2 * parts[1].sum() > 0
-    one_by_one = [moment.rig_images for moment in judged(*scenes, config=CONFIG)]
-    follower = model.in_turn()
-    turns = [(follower.answer(inputs).labels, model.answer(inputs).labels) for inputs in one_by_one]
+    one_by_one = [frame.rig_images for frame in judged(*scenes, config=CONFIG)]
+    sequential = model.sequential()
+    turns = [(sequential.answer(inputs).labels, model.answer(inputs).labels) for inputs in one_by_one]
     assert [torch.equal(*answers) for answers in turns] == [True, False, False] * 3

@@ -58,10 +58,10 @@ def test_lovasz_is_the_lovasz_extension_of_the_jaccard_loss():
         truth = target == c
         errors = np.abs(truth - p[:, c])
         order = np.argsort(-errors)
-        value, before, chain = 0.0, 0.0, frozenset()
-        for i in order:  # the definition: sum of sorted errors times the growth of the set function along the chain
-            chain |= {int(i)}
-            now = jaccard_loss_of_set(chain, truth)
+        value, before, sequence = 0.0, 0.0, frozenset()
+        for i in order:  # the definition: sum of sorted errors times the growth of the set function along the sequence
+            sequence |= {int(i)}
+            now = jaccard_loss_of_set(sequence, truth)
             value, before = value + errors[i] * (now - before), now
         expected.append(value)
     got = lovasz_softmax(torch.from_numpy(p), torch.from_numpy(target))
@@ -234,7 +234,7 @@ def test_thresholds_are_fitted_on_what_is_deployed():
     with torch.no_grad():
         model.to_observed.weight.normal_()
         model.to_observed.bias.normal_(0, 2)
-        model.sight.fill_(2.0)
+        model.reached_weight.fill_(2.0)
     fit_thresholds(model, judged(scene), torch.ones(17))
     lost, occupied = 0, 0
     for i, (inputs, targets) in enumerate(judged(scene)):
@@ -244,7 +244,7 @@ def test_thresholds_are_fitted_on_what_is_deployed():
         lost, occupied = lost + (hidden & inside).sum(), occupied + inside.sum()
     assert 0.005 < lost / occupied < 0.015
     classes = model.threshold.clone()
-    model.seen.fill_(99.0)  # every cell is called hidden, so no border of a class can matter
+    model.observed_threshold.fill_(99.0)  # every cell is called hidden, so no border of a class can matter
     fit_classes(model, judged(scene), torch.ones(17))
     assert len(model.threshold.unique()) == 1 and not torch.equal(model.threshold, classes)
 

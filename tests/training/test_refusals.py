@@ -148,7 +148,7 @@ def test_settings_that_do_not_fit_data_or_machine_are_named(data, tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(InvalidInput, match="taxonomy 'semantic_kitti', the model's is 'occ3d'"):
         loop.train(tiny.run_config(data, labels=stored(grid=same, taxonomy="semantic_kitti")), tmp_path / "out")
-    with pytest.raises(InvalidInput, match="no moment to train on has labels: none of 3 scenes"):
+    with pytest.raises(InvalidInput, match="no sample to train on has labels: none of 3 scenes"):
         loop.train(tiny.run_config(data, labels=stored(grid=same)), tmp_path / "out")
     with pytest.raises(MissingInput, match="no labels"):
         loop.train(tiny.run_config(data, labels="nowhere"), tmp_path / "out")
@@ -160,7 +160,7 @@ def test_settings_that_do_not_fit_data_or_machine_are_named(data, tmp_path):
 def test_phases_and_samples_that_a_network_cannot_learn_from_are_named(data, tmp_path, monkeypatch):
     with pytest.raises(InvalidInput, match="'small' learns from labels alone, the run has 'unlabelled: true'"):
         loop.train(tiny.run_config(data, model=SMALL, unlabelled=True), tmp_path / "out")
-    monkeypatch.setattr(tiny.TinyConfig, "phases", lambda *_: (Phase("images", 1), Phase("moments", 1)))
+    monkeypatch.setattr(tiny.TinyConfig, "phases", lambda *_: (Phase("images", 1), Phase("samples", 1)))
     with pytest.raises(InvalidInput, match="'tiny' asks for a phase on images, which only networks by table have"):
         loop.train(tiny.run_config(data), tmp_path / "out")
 

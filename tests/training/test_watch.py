@@ -64,8 +64,8 @@ def test_a_run_leaves_curves_pictures_and_a_page(data, tmp_path):
             np.testing.assert_array_equal(file["pred"], said.labels)
             np.testing.assert_array_equal(file["observed"], said.observed)
     shown = page(out)
-    assert shown["scene"]["volumes"] == ["predicted", "label"] and len(shown["scene"]["moments"]) == 2
-    label = shown["scene"]["moments"][0]["volumes"]["label"]
+    assert shown["scene"]["volumes"] == ["predicted", "label"] and len(shown["scene"]["frames"]) == 2
+    label = shown["scene"]["frames"][0]["volumes"]["label"]
     cells = np.cumsum(np.frombuffer(zlib.decompress(base64.b64decode(label["steps"])), "<u4"))
     x, y, z = np.unravel_index(cells, tiny.GRID.shape)
     assert len(cells) == 18 * 20 and x.min() == 2 and not z.any()  # ground, but for two rows that nobody observed
@@ -99,7 +99,7 @@ def test_ctrl_c_leaves_a_page_of_what_was_learned(data, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "train_step", original)
     loop.train(tiny.run_config(data, steps=5), tmp_path / "out", resume=True)
     shown = page(tmp_path / "out")
-    assert shown["curves"][0]["x"]["values"] == [1, 2, 3, 4, 5] and len(shown["scene"]["moments"]) == 2
+    assert shown["curves"][0]["x"]["values"] == [1, 2, 3, 4, 5] and len(shown["scene"]["frames"]) == 2
 
 
 def test_a_run_that_holds_out_nothing_has_curves_alone(data, tmp_path):
@@ -143,11 +143,11 @@ def test_tensorboard_has_what_log_and_scores_say(data, tmp_path):
     assert name != other and [event.step for event in board.Images(name)] == [2, 4]
 
 
-def test_moments_of_tables_are_found_in_their_data(tmp_path):
-    """The order of a table's moments, scene by scene, is that of their keyframes."""
+def test_samples_of_tables_are_found_in_their_data(tmp_path):
+    """The order of a table's samples, scene by scene, is that of their keyframes."""
     from model_fixtures import COARSE_NANO
 
-    from occ_core.training.lessons import needs_of
+    from occ_core.training.task import needs_of
 
     tiny.make_data(tmp_path / "set", scenes=3, keyframes=2, grid=COARSE_NANO.grid)
     config = tiny.run_config(tmp_path / "set", model=COARSE_NANO, cache=tmp_path / "cache", validation_scenes=1)
@@ -155,6 +155,6 @@ def test_moments_of_tables_are_found_in_their_data(tmp_path):
     for part in (held.training, held.validation):
         for index in range(len(part)):
             source, keyframe = part.keyframe(index)
-            scene, place = part.places[index]
+            scene, place = part.indices[index]
             assert part.scenes[scene].tokens[place] == keyframe.token
-            assert source.frames.samples[keyframe.place] == (keyframe.scene, keyframe.token)
+            assert source.frames.samples[keyframe.frame_index] == (keyframe.scene, keyframe.token)

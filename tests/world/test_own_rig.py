@@ -56,8 +56,8 @@ def small_rig(blind: np.ndarray | None) -> Rig:
 @pytest.fixture(scope="module")
 def view_of():
     city = build_city(12, 3.0)
-    moment = Tracer(city).at(1.0)
-    return lambda camera: render(moment, camera, city.world_from_ego(1.0) @ camera.ego_from_cam)
+    snapshot = Tracer(city).at(1.0)
+    return lambda camera: render(snapshot, camera, city.world_from_ego(1.0) @ camera.ego_from_cam)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The renderer against independent geometry: rays, depths, thin things, textures, film."""
+"""The renderer against independent geometry: rays, depths, thin things, textures, isp."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ pytest.importorskip("embreex", reason="the simulated city needs embreex: pip ins
 from occ_core.geometry import apply, inverse
 from occ_core.world import materials as m
 from occ_core.world.city import City, build_city
-from occ_core.world.film import Film, develop
 from occ_core.world.ground import TILE, Ground
+from occ_core.world.isp import IspModel, apply_isp
 from occ_core.world.lidar import sweep
 from occ_core.world.noise import keep, noise2
 from occ_core.world.render import render
@@ -28,7 +28,7 @@ def city() -> City:
 
 
 @pytest.fixture(scope="module")
-def moment(city):
+def snapshot(city):
     return Tracer(city).at(1.0)
 
 
@@ -48,13 +48,13 @@ class Plain:
         return np.eye(4)
 
 
-def test_depth_is_along_the_rays_of_the_camera(city, moment):
+def test_depth_is_along_the_rays_of_the_camera(city, snapshot):
     """Points unprojected by Camera.rays and the depth map lie on the ground raster where the map says ground."""
     rig = nuscenes_rig(SIZE, city.seed)
     for name in ("CAM_FRONT", "CAM_BACK_LEFT"):
         camera = rig[name]
         world_from_cam = city.world_from_ego(1.0) @ camera.ego_from_cam
-        view = render(moment, camera, world_from_cam)
+        view = render(snapshot, camera, world_from_cam)
         road = (view.class_id == 11) & (view.depth_m < 40) & (view.instance < 0)
         assert road.sum() > 2000
         pixels = camera.pixel_grid()[road.ravel()]
@@ -70,9 +70,9 @@ def test_box_and_cylinder_are_where_geometry_says(city):
     build = Builder()
     build.box([30.0, 0.0, 5.0], [2.0, 30.0, 10.0], 15, m.CONCRETE, [0.4, 0.4, 0.4])
     build.cylinder([20.0, 1.0, 2.0], [0.1, 0.1, 4.0], 15, m.METAL, [0.05, 0.05, 0.05])
-    moment = Tracer(Plain(city, build.solids())).at(0.0)
+    snapshot = Tracer(Plain(city, build.solids())).at(0.0)
     camera = nuscenes_rig((800, 450), 0)["CAM_FRONT"]
-    view = render(moment, camera, camera.ego_from_cam)
+    view = render(snapshot, camera, camera.ego_from_cam)
     cam_from_ego = inverse(camera.ego_from_cam)
     top = camera.project(apply(cam_from_ego, np.array([[19.95, 1.0, 3.0]])))[0][0]
     u, v = np.rint(top).astype(int)
@@ -89,9 +89,9 @@ def test_box_and_cylinder_are_where_geometry_says(city):
         assert luma[v, u - 1 : u + 2].min() < 0.75 * luma[v, u + 20]
 
 
-def test_classes_and_instances_belong_to_what_is_hit(city, moment):
+def test_classes_and_instances_belong_to_what_is_hit(city, snapshot):
     camera = nuscenes_rig(SIZE, city.seed)["CAM_FRONT"]
-    view = render(moment, camera, city.world_from_ego(1.0) @ camera.ego_from_cam)
+    view = render(snapshot, camera, city.world_from_ego(1.0) @ camera.ego_from_cam)
     for i in np.unique(view.instance[view.instance >= 0]):
         classes = set(np.unique(view.class_id[view.instance == i]).tolist())
         assert classes <= set(city.actors[i].solids.class_id.tolist())
@@ -114,7 +114,7 @@ def nearest_triangle_m(origin: np.ndarray, direction: np.ndarray, triangles: np.
     return float(distance[hit].min(initial=np.inf))
 
 
-def test_hits_match_brute_force(city, moment):
+def test_hits_match_brute_force(city, snapshot):
     """Every triangle of the nearby static city tried one by one, without embree."""
     near = np.linalg.norm(city.solids.parent_from_solid[:, :2, 3] - city.world_from_ego(1.0)[:2, 3], axis=1) < 25
     mesh = city.solids[near].mesh()
@@ -124,7 +124,7 @@ def test_hits_match_brute_force(city, moment):
     angle = rng.uniform(0, 2 * np.pi, 40)
     directions = np.stack([np.cos(angle), np.sin(angle), rng.uniform(-0.05, 0.3, 40)], axis=1)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    hits = moment.cast(origin, directions)
+    hits = snapshot.cast(origin, directions)
     checked = 0
     for solid, distance_m, direction in zip(hits.solid, hits.distance_m, directions, strict=True):
         if 0 <= solid < len(city.solids) and near[solid] and distance_m < 22:
@@ -134,15 +134,15 @@ def test_hits_match_brute_force(city, moment):
     assert checked >= 5
 
 
-def test_lidar_points_lie_on_surfaces(city, moment):
+def test_lidar_points_lie_on_surfaces(city, snapshot):
     world_from_lidar = city.world_from_ego(1.0) @ ego_from_lidar(city.seed)
-    points = sweep(moment, world_from_lidar, np.random.default_rng(0))
+    points = sweep(snapshot, world_from_lidar, np.random.default_rng(0))
     assert points.dtype == np.float32
     assert 10_000 < len(points) < len(lidar_directions()[0])
     assert set(np.unique(points[:, 4])) <= set(range(32))
     assert points[:, 3].min() >= 0 and points[:, 3].max() <= 255
     distance = np.linalg.norm(points[:, :3], axis=1)
-    hits = moment.cast(world_from_lidar[:3, 3], (points[:, :3] / distance[:, None]) @ world_from_lidar[:3, :3].T)
+    hits = snapshot.cast(world_from_lidar[:3, 3], (points[:, :3] / distance[:, None]) @ world_from_lidar[:3, :3].T)
     error = distance - hits.distance_m
     assert np.median(np.abs(error)) < 0.02
     assert abs(np.median(error)) < 0.002
@@ -156,11 +156,11 @@ def test_stamps_without_sweeps_are_keyframes_only():
 
 
 def test_night_is_darker_and_noisier_than_day(city):
-    """Film: a dim scene stays dim and grainy, though exposure is automatic."""
-    camera_film = Film.of(1, 0)
+    """IspModel: a dim scene stays dim and grainy, though exposure is automatic."""
+    camera_isp = IspModel.of(1, 0)
     grey = np.full((90, 160, 3), 0.2, dtype=np.float32)
-    by_day = develop(grey, camera_film, _weather(city, night=False), np.random.default_rng(0))
-    by_night = develop(grey * 0.02, camera_film, _weather(city, night=True), np.random.default_rng(0))
+    by_day = apply_isp(grey, camera_isp, _weather(city, night=False), np.random.default_rng(0))
+    by_night = apply_isp(grey * 0.02, camera_isp, _weather(city, night=True), np.random.default_rng(0))
     assert by_night.mean() < 0.8 * by_day.mean()
     assert by_night[40:50, 70:90].std() / by_night.mean() > 2 * by_day[40:50, 70:90].std() / by_day.mean()
 

@@ -108,7 +108,7 @@ def test_nuscenes_car_is_what_it_was():
 
 @pytest.fixture(scope="module")
 def scene():
-    """A city, a robot whose first camera sees itself, and the moment."""
+    """A city, a robot whose first camera sees itself, and the snapshot."""
     seed = next(
         s for s in range(100, 300) if hidden_shares((r := random_robot((320, 180), s)).body, [*r.rig])[0] > 0.15
     )
@@ -117,9 +117,9 @@ def scene():
 
 
 def test_own_body_is_seen_where_it_is_and_has_no_class(scene):
-    city, robot, moment = scene
+    city, robot, snapshot = scene
     camera = robot.rig["CAM_0"]
-    view = render(moment, camera, city.world_from_ego(1.0) @ camera.ego_from_cam)
+    view = render(snapshot, camera, city.world_from_ego(1.0) @ camera.ego_from_cam)
     mine = view.class_id == OWN_BODY
     assert mine.mean() == pytest.approx(hidden_shares(robot.body, [camera])[0], abs=0.03)
     assert (view.instance[mine] == -1).all()
@@ -131,8 +131,8 @@ def test_own_body_is_seen_where_it_is_and_has_no_class(scene):
 
 
 def test_lidar_does_not_return_from_the_own_body(scene):
-    city, robot, moment = scene
-    points = sweep(moment, city.world_from_ego(1.0) @ robot.ego_from_lidar, np.random.default_rng(0))
+    city, robot, snapshot = scene
+    points = sweep(snapshot, city.world_from_ego(1.0) @ robot.ego_from_lidar, np.random.default_rng(0))
     inside = apply(robot.ego_from_lidar, points[:, :3].astype(np.float64))
     lower, upper = robot.body.bounds_m()
     box = (inside > lower.min(axis=0) - 0.05).all(axis=1) & (inside < upper.max(axis=0) + 0.05).all(axis=1)

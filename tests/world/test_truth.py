@@ -11,7 +11,7 @@ from occ_core.geometry import apply, inverse
 from occ_core.grid import OCC3D_GRID, VoxelGrid
 from occ_core.world.city import City, build_city
 from occ_core.world.classes import FREE
-from occ_core.world.truth import SUB, Targets, look, occupancy_truth, voxelize
+from occ_core.world.truth import SUB, Targets, mark_visible, occupancy_truth, voxelize
 
 TIME_S = 2.0
 EGO_FROM_LIDAR = np.array([[1.0, 0, 0, 0.94], [0, 1, 0, 0], [0, 0, 1, 1.84], [0, 0, 0, 1]])
@@ -140,7 +140,7 @@ def test_a_look_sees_what_small_steps_see(voxels):
     for pick in rng.permutation(len(targets.points_m))[:400]:
         direction = targets.points_m[pick] - origin
         seen = np.zeros(solid.shape, dtype=bool)
-        look(solid, origin, targets, np.arange(len(targets.points_m)) == pick, OCC3D_GRID, seen)
+        mark_visible(solid, origin, targets, np.arange(len(targets.points_m)) == pick, OCC3D_GRID, seen)
         if direction @ targets.normals[pick] >= 0:
             assert not seen.any()  # it looks away
             continue

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from occ_core.models.easyocc.logits import NEVER
-from occ_core.models.easyocc.thresholds import Judged, in_sight, labels_of
+from occ_core.models.easyocc.thresholds import LabelledSamples, in_sight, labels_of
 
 if TYPE_CHECKING:
     from occ_core.models.easyocc.model import EasyOcc
@@ -24,14 +24,14 @@ RIDGE = 0.01  # of the cells' number: where there are few, the weights stay near
 
 
 @torch.no_grad()
-def fit_balance(model: EasyOcc, moments: Judged) -> None:
-    """Set the model's `balance` by cells in sight; without moments, grid and ray count as training left them."""
+def fit_balance(model: EasyOcc, samples: LabelledSamples) -> None:
+    """Set the model's `balance` by cells in sight; without samples, grid and ray count as training left them."""
     heights = model.config.grid_shape[2]
     model.balance.copy_(torch.tensor([[1.0], [1.0], [0.0]]).repeat(1, heights))
     rows: list[list[np.ndarray]] = [[] for _ in range(heights)]
-    follower = model.in_turn()
-    for inputs, targets in moments:
-        grid, ray = (part[0].numpy() for part in verdicts(model, follower.hidden(inputs).columns))
+    sequential = model.sequential()
+    for inputs, targets in samples:
+        grid, ray = (part[0].numpy() for part in verdicts(model, sequential.hidden(inputs).columns))
         seen = in_sight(inputs, targets, model.config) & (ray > NEVER)
         occupied = labels_of(targets) != model.config.classes.free_id
         for z, mine in enumerate(rows):
@@ -48,7 +48,7 @@ def verdicts(model: EasyOcc, columns: Tensor) -> tuple[Tensor, Tensor]:
     heights = model.config.grid_shape[2]
     hazard, reached = columns[..., -2 * heights : -heights], columns[..., -heights:]
     grid = model.to_occupied(model.head(columns[..., : -2 * heights]))
-    return grid, torch.where(reached > 0, model.trust * hazard, NEVER)
+    return grid, torch.where(reached > 0, model.hazard_weight * hazard, NEVER)
 
 
 def regress(grid: np.ndarray, ray: np.ndarray, occupied: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ class EasyOccConfig(NetworkConfig):
 
     input_multiple: ClassVar[int] = 32
     by_table: ClassVar[bool] = True
-    fitted: ClassVar[frozenset[str]] = frozenset({"balance", "threshold", "class_bias", "seen"})
+    fitted: ClassVar[frozenset[str]] = frozenset({"balance", "threshold", "class_bias", "observed_threshold"})
     needs: ClassVar[frozenset[str]] = frozenset({"labels"})
     pixel_ratio_limit: ClassVar[float] = 10.0
 
@@ -39,7 +39,7 @@ class EasyOccConfig(NetworkConfig):
     neck_channels: Count = 64
     bev_channels: tuple[Count, Count, Count] = (48, 96, 112)  # at 1/2, 1/4 and 1/8 of the grid
     head_channels: Count = 48  # of a column of cells, before height comes out of the channels
-    memory_channels: Annotated[int, Field(ge=0, le=4096)] = 0  # kept of the moments before; 0: each stands alone
+    memory_channels: Annotated[int, Field(ge=0, le=4096)] = 0  # kept of the samples before; 0: each stands alone
     # what is kept is renewed when it is this old: faster cameras must not wear it out more often than training does
     memory_interval_s: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.4
 
@@ -65,7 +65,7 @@ class EasyOccConfig(NetworkConfig):
         return self.memory_channels > 0
 
     def phases(self, steps: int, nano: NanoTraining) -> tuple[Phase, ...]:
-        """On single images, on whole moments and, with memory, on moments in a row."""
+        """On single images, on whole samples and, with memory, on samples in a row."""
         if bool(nano.memory_steps) != self.remembers:
             raise InvalidInput(
                 f"nano.memory_steps is {nano.memory_steps}, the model's memory_channels {self.memory_channels}: one "
@@ -73,8 +73,8 @@ class EasyOccConfig(NetworkConfig):
             )
         if nano.memory_steps > steps:
             raise InvalidInput(f"nano.memory_steps are the last of all {steps} steps, got {nano.memory_steps}")
-        first = Phase("images", nano.image_steps), Phase("moments", steps - nano.memory_steps)
-        return (*first, Phase("chains", nano.memory_steps)) if self.remembers else first
+        first = Phase("images", nano.image_steps), Phase("samples", steps - nano.memory_steps)
+        return (*first, Phase("sequences", nano.memory_steps)) if self.remembers else first
 
     @property
     def pillar_grid_shape(self) -> tuple[int, int, int]:

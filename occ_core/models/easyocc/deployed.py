@@ -46,7 +46,7 @@ class Deployed(nn.Module):
         of_grid, of_ray, constant = model.balance
         model.to_occupied.weight.data *= of_grid[:, None]
         model.to_occupied.bias.data = of_grid * model.to_occupied.bias.data + constant
-        model.trust.data *= of_ray
+        model.hazard_weight.data *= of_ray
         model.to_class.bias.data += model.class_bias.repeat(config.grid_shape[2])
         for parameter in model.to_class.parameters():  # height by height -> class by class
             by_height = parameter.data.unflatten(0, (config.grid_shape[2], -1))
@@ -119,9 +119,9 @@ class Deployed(nn.Module):
         logit, seen = verdicts[..., :heights], verdicts[..., heights:]
         classes = classes.reshape(1, x, y, -1, heights).argmax(dim=3).int()
         threshold = model.threshold.index_select(0, classes.reshape(-1)).reshape(1, x, y, heights)
-        logit = logit + model.trust * hazard
-        seen = seen + model.sight * (reached - 0.5)
-        observed = torch.where(reached > 0, seen, torch.full((), NEVER)) > model.seen
+        logit = logit + model.hazard_weight * hazard
+        seen = seen + model.reached_weight * (reached - 0.5)
+        observed = torch.where(reached > 0, seen, torch.full((), NEVER)) > model.observed_threshold
         occupied = (logit > threshold) & observed
         classes = classes + (classes >= free).to(classes.dtype)
         labels = torch.where(occupied, classes, torch.full((), free, dtype=classes.dtype)).float()

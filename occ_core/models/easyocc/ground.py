@@ -22,13 +22,13 @@ def over_depth(
     log_depth: Tensor,  # [D, 1, 1]: of the depth bins' middles in m
 ) -> Tensor:  # [N, D, h, w]
     """The logits at the depth bins, between two places by a straight line; 0 where a ray meets no ground."""
-    place = places(ground, log_depth)
+    position = places(ground, log_depth)
     none = torch.zeros_like(logits[:, :1])
     logits = torch.cat([none, logits, none, none], dim=1)
-    first = place.floor()
+    first = position.floor()
     index = first.long()
     low, high = logits.gather(1, index), logits.gather(1, index + 1)
-    return low + (place - first) * (high - low)
+    return low + (position - first) * (high - low)
 
 
 def over_depth_rows(
@@ -37,12 +37,12 @@ def over_depth_rows(
     log_depth: Tensor,  # [1, D]
 ) -> Tensor:  # [K, D]
     """The same of K rays, as runtimes like it: a gather from one vector, for which they have fast code."""
-    place = places(ground, log_depth)
+    position = places(ground, log_depth)
     logits = F.pad(logits, (1, 2))
-    first = place.floor()
+    first = position.floor()
     index = first.int() + logits.shape[1] * torch.arange(logits.shape[0], dtype=torch.int32)[:, None]
-    low, high = (logits.reshape(-1).index_select(0, i.reshape(-1)).reshape(place.shape) for i in (index, index + 1))
-    return low + (place - first) * (high - low)
+    low, high = (logits.reshape(-1).index_select(0, i.reshape(-1)).reshape(position.shape) for i in (index, index + 1))
+    return low + (position - first) * (high - low)
 
 
 def places(ground: Tensor, log_depth: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Hidden(NamedTuple):
 
     columns: Tensor  # [B, X, Y, C + 2 Z]: bird's-eye features, and what its ray says of each cell: hazard, reached
     views: Views
-    state: Tensor | None  # [B, memory channels + 1, X / 2, Y / 2] for the moment after; None: there is no memory
+    state: Tensor | None  # [B, memory channels + 1, X / 2, Y / 2] for the frame after; None: there is no memory
 
 
 class Cells(NamedTuple):

@@ -7,24 +7,25 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from occ_core.losses.ray import IGNORE, depth_loss, pixel_class_loss
+from occ_core.losses.ray import depth_loss, pixel_class_loss
 from occ_core.losses.voxel import geometry_loss, lovasz_softmax, observed_loss, semantic_loss
-from occ_core.models.easyocc.following import last_columns
+from occ_core.models.easyocc.inputs import SampleSequence, TableImages, TableTargets
 from occ_core.models.easyocc.logits import NEVER, Views
-from occ_core.models.easyocc.samples import Chain, TableImages, TableTargets
+from occ_core.models.easyocc.sequence import last_columns
+from occ_core.taxonomy import UNLABELED
 
 if TYPE_CHECKING:
     from occ_core.models.easyocc.model import EasyOcc
 
 
-def losses(model: EasyOcc, inputs: TableImages | Chain, targets: TableTargets) -> dict[str, Tensor]:
-    """Weighted terms: of cells alone for moments in a row, of rays alone for images that have no grid, else of both."""
-    if isinstance(inputs, Chain):
+def losses(model: EasyOcc, inputs: TableImages | SampleSequence, targets: TableTargets) -> dict[str, Tensor]:
+    """Weighted terms: of cells alone for samples in a row, of rays alone for images that have no grid, else of both."""
+    if isinstance(inputs, SampleSequence):
         terms = cell_losses(model, last_columns(model, inputs), targets)
     elif inputs.voxel_index is None:
         terms = ray_losses(model.views(inputs.images, inputs.rays), targets)
     else:
-        terms = moment_losses(model, inputs, targets)
+        terms = sample_losses(model, inputs, targets)
     return {name: getattr(targets.settings.loss, name) * term for name, term in terms.items()}
 
 
@@ -37,8 +38,8 @@ def ray_losses(views: Views, targets: TableTargets) -> dict[str, Tensor]:
     }
 
 
-def moment_losses(model: EasyOcc, inputs: TableImages, targets: TableTargets) -> dict[str, Tensor]:
-    """Losses on cells and rays of whole moments, of cells alone if the image network is frozen."""
+def sample_losses(model: EasyOcc, inputs: TableImages, targets: TableTargets) -> dict[str, Tensor]:
+    """Losses on cells and rays of whole samples, of cells alone if the image network is frozen."""
     frozen = targets.settings.freeze_images
     if frozen:
         for part in (model.backbone, model.neck):  # with its batch norms
@@ -61,7 +62,7 @@ def cell_losses(
     others = torch.tensor(model.config.classes.occupied_ids, device=weights.device)
     cells = model.cells(columns.reshape(-1, columns.shape[-1])[targets.columns])
     labels = targets.column_labels.reshape(-1)
-    observed = labels != IGNORE
+    observed = labels != UNLABELED
     observed_logit = cells.observed.reshape(-1)
     in_view = observed_logit > NEVER
     known = torch.nonzero(observed)[:, 0]

@@ -1,4 +1,4 @@
-"""What EasyOcc nano knows of the moments before: bird's-eye features, moved to where their places are now.
+"""What EasyOcc nano knows of the frames before: bird's-eye features, moved to where their places are now.
 
 One recurrent state in place of stored frames, as GDFusion (arXiv 2504.12959) has it. Where the state knows nothing, the
 network computes exactly what one without memory does; so a state of zeros is none, and there is one set of weights.
@@ -15,7 +15,7 @@ from occ_core.models.easyocc.config import EasyOccConfig
 
 
 class MemoryFusion(nn.Module):
-    """Joins the moved state with the features of the moment, and says what to keep of what came of it.
+    """Joins the moved state with the features of the frame, and says what to keep of what came of it.
 
     The state, [B, memory channels + 1, X/2, Y/2], lies in -1..1; its last channel says where it knows something, 0..1.
     """
@@ -35,10 +35,10 @@ class MemoryFusion(nn.Module):
         self.keep = nn.Conv2d(channels, kept, 1)
         for parameter in self.change.parameters():  # until it has learned, a memory changes nothing
             nn.init.zeros_(parameter)
-        places = _centers_m(config)
+        centers_m = _centers_m(config)
         low_m, high_m = (torch.tensor(corner[:2]) for corner in (config.grid.origin_m, config.grid.upper_m))
         scale = 2 / (high_m - low_m)
-        self.register_buffer("centers_m", places[None], persistent=False)
+        self.register_buffer("centers_m", centers_m[None], persistent=False)
         # grid_sample wants (y, x), for y is the last axis, each -1..1 from edge to edge of the grid
         self.register_buffer("to_unit", torch.diag(scale)[:, [1, 0]], persistent=False)
         self.register_buffer("corner", (-low_m * scale - 1)[[1, 0]], persistent=False)

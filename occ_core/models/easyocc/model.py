@@ -3,7 +3,7 @@
 After Easy3D-Labels (arXiv 2509.26087): direct supervision by 3D labels, no rendering. What differs is chosen for small
 computers: lifting is a gather through a table that is an input of the network (the calibration is data, not weights),
 features are weighted by where their rays end as in Lift-Splat (arXiv 2008.05711), and height lives in channels as in
-FlashOcc (arXiv 2311.12058). With a memory (`memory.py`), features of the moments before join those of this one.
+FlashOcc (arXiv 2311.12058). With a memory (`memory.py`), features of the samples before join those of this one.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from occ_core.models.backbones import build_backbone, load_backbone, statistics
 from occ_core.models.easyocc import ground
 from occ_core.models.easyocc.balance import fit_balance
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
-from occ_core.models.easyocc.following import Follower
+from occ_core.models.easyocc.inputs import SampleSequence, TableImages, TableTargets
 from occ_core.models.easyocc.logits import NEVER, Cells, Hidden, Lifted, Views
 from occ_core.models.easyocc.losses import losses
 from occ_core.models.easyocc.memory import MemoryFusion
-from occ_core.models.easyocc.samples import Chain, TableImages, TableTargets
+from occ_core.models.easyocc.sequence import SequentialModel
 from occ_core.models.easyocc.table import GROUND, RAY_CHANNELS
 from occ_core.models.easyocc.thresholds import fit_thresholds
 from occ_core.models.lifting import gather_rows, ray_evidence
@@ -74,7 +74,7 @@ class Neck(nn.Module):
 class BirdsEyeNet(nn.Module):
     """UNet over the ground plane: geometry at the grid's resolution, everything else at 1/2, 1/4, 1/8 of it."""
 
-    where: Tensor
+    position: Tensor
 
     def __init__(self, config: EasyOccConfig):
         super().__init__()
@@ -93,7 +93,7 @@ class BirdsEyeNet(nn.Module):
         x, y = (torch.linspace(-1, 1, n) for n in config.pillar_grid_shape[:2])
         self.memory = MemoryFusion(config) if config.memory_channels else None
         x, y = torch.meshgrid(x, y, indexing="ij")
-        self.register_buffer("where", torch.stack([x, y, torch.hypot(x, y)])[None], persistent=False)
+        self.register_buffer("position", torch.stack([x, y, torch.hypot(x, y)])[None], persistent=False)
 
     def forward(
         self,
@@ -101,8 +101,8 @@ class BirdsEyeNet(nn.Module):
         context: Tensor,  # [B, heights * C, X / 2, Y / 2]
         past: Tensor | None = None,  # [B, memory channels + 1, X / 2, Y / 2], moved to where things are now
     ) -> tuple[Tensor, Tensor | None]:  # [B, C, X, Y], and what the memory keeps, [B, memory channels, X / 2, Y / 2]
-        where = self.where.expand(geometry.shape[0], -1, -1, -1)
-        x1 = self.enter(torch.cat([self.geometry(geometry), self.context(context), where], dim=1))
+        position = self.position.expand(geometry.shape[0], -1, -1, -1)
+        x1 = self.enter(torch.cat([self.geometry(geometry), self.context(context), position], dim=1))
         x1 = self.block1(x1)
         if self.memory is not None and past is not None:
             x1 = self.memory(x1, past)
@@ -124,7 +124,7 @@ class EasyOcc(nn.Module):
     balance: Tensor
     threshold: Tensor
     class_bias: Tensor
-    seen: Tensor
+    observed_threshold: Tensor
 
     def __init__(self, config: EasyOccConfig):
         super().__init__()
@@ -149,8 +149,8 @@ class EasyOcc(nn.Module):
         self.to_occupied = nn.Linear(wide, heights)
         self.to_class = nn.Linear(wide, heights * (len(config.classes) - 1))
         self.to_observed = nn.Linear(wide, heights)
-        self.trust = nn.Parameter(torch.ones(heights))  # in the viewing ray's own verdict on a cell
-        self.sight = nn.Parameter(torch.full((heights,), 8.0))  # trust in its having come so far
+        self.hazard_weight = nn.Parameter(torch.ones(heights))  # in the viewing ray's own verdict on a cell
+        self.reached_weight = nn.Parameter(torch.full((heights,), 8.0))  # trust in its having come so far
         if self.to_ground is not None:  # learned beside what `to_hazard` may know already
             nn.init.zeros_(self.to_ground.weight)
             nn.init.zeros_(self.to_ground.get_parameter("bias"))
@@ -159,7 +159,9 @@ class EasyOcc(nn.Module):
         self.register_buffer("balance", balance)  # of the grid's and the ray's verdict; see balance.py
         self.register_buffer("threshold", torch.zeros(len(config.classes) - 1))  # see thresholds.py
         self.register_buffer("class_bias", torch.zeros(len(config.classes) - 1))  # added to class logits; there too
-        self.register_buffer("seen", torch.zeros(()))  # logit above which a cell counts as observed; there too
+        self.register_buffer(
+            "observed_threshold", torch.zeros(())
+        )  # logit above which a cell counts as observed; there too
 
     def load_backbone(self, weights: str | Path) -> None:
         """See `backbones.load_backbone`."""
@@ -194,7 +196,7 @@ class EasyOcc(nn.Module):
         voxel_index: Tensor,  # [B * X * Y * Z] into (N, h, w, depth bins); see occ_core.models.easyocc.table
         pillar_index: Tensor,  # [B * X/2 * Y/2 * heights] into (N, h, w)
         rays: Tensor,  # [N, RAY_CHANNELS, h, w]
-        state: Tensor | None = None,  # Hidden.state of a moment before; zeros are none
+        state: Tensor | None = None,  # Hidden.state of a sample before; zeros are none
         then_from_now: Tensor | None = None,  # [B, 2, 3], see MemoryFusion.moved
     ) -> Hidden:
         views = self.views(images, rays)
@@ -241,8 +243,8 @@ class EasyOcc(nn.Module):
         hazard, reached = columns[..., -2 * heights : -heights], columns[..., -heights:]
         classes = self.to_class(x)
         of_grid, of_ray, constant = self.balance
-        occupied = of_grid * self.to_occupied(x) + of_ray * self.trust * hazard + constant
-        observed = self.to_observed(x) + self.sight * (reached - 0.5)
+        occupied = of_grid * self.to_occupied(x) + of_ray * self.hazard_weight * hazard + constant
+        observed = self.to_observed(x) + self.reached_weight * (reached - 0.5)
         observed = torch.where(reached > 0, observed, torch.full_like(observed, NEVER))
         return Cells(occupied, classes.reshape(*classes.shape[:-1], heights, -1), observed)
 
@@ -250,32 +252,34 @@ class EasyOcc(nn.Module):
         """Logits of every cell: occupied and observed [B, X, Y, Z], classes [B, X, Y, Z, classes - 1]."""
         return self.cells(self.hidden(images, voxel_index, pillar_index, rays).columns)
 
-    def forward(self, inputs: TableImages | Chain, targets: TableTargets, progress: float) -> dict[str, Tensor]:
+    def forward(
+        self, inputs: TableImages | SampleSequence, targets: TableTargets, progress: float
+    ) -> dict[str, Tensor]:
         """Weighted loss terms by name; their sum is what training minimises. `progress` changes nothing here."""
         return losses(self, inputs, targets)
 
     @torch.no_grad()
     def answer(self, inputs: TableImages) -> VoxelAnswer:
-        """What is deployed says of moments without a past; set the model to eval mode first."""
-        return self.in_turn().answer(inputs)
+        """What is deployed says of samples without a past; set the model to eval mode first."""
+        return self.sequential().answer(inputs)
 
-    def in_turn(self) -> Follower:
-        """The network as it meets moments one after the other, with its memory, if it has one."""
-        return Follower(self, Answer(self).of)
+    def sequential(self) -> SequentialModel:
+        """The network as it meets samples one after the other, with its memory, if it has one."""
+        return SequentialModel(self, Answer(self).of)
 
     @torch.no_grad()
-    def fit(self, moments: Iterable[tuple[TableImages, TableTargets]], class_weights: Tensor) -> None:
-        """Set the tensors that the config calls `fitted`; without moments they stay, as they were at the start.
+    def fit(self, samples: Iterable[tuple[TableImages, TableTargets]], class_weights: Tensor) -> None:
+        """Set the tensors that the config calls `fitted`; without samples they stay, as they were at the start.
 
         Args:
-            moments: one by one, in order of scene and time, with `labels`; of scenes that did not train the weights.
+            samples: one by one, in order of scene and time, with `labels`; of scenes that did not train the weights.
                 They are met several times.
             class_weights: [classes], by which the losses on cells weighed them.
         """
-        if next(iter(moments), None) is None:
+        if next(iter(samples), None) is None:
             return
-        fit_balance(self, moments)
-        fit_thresholds(self, moments, class_weights[list(self.config.classes.occupied_ids)])
+        fit_balance(self, samples)
+        fit_thresholds(self, samples, class_weights[list(self.config.classes.occupied_ids)])
 
 
 def channels_last(model: EasyOcc) -> EasyOcc:
@@ -302,7 +306,7 @@ class Answer(nn.Module):
         """Labels, confidence (255 x probability of being occupied, or free) and observed (0 or 1).
 
         All uint8 [B, X, Y, Z]; a cell that is not observed is labelled free with confidence 0. A network with memory
-        gives a fourth: `state` for the moment after.
+        gives a fourth: `state` for the sample after.
         """
         hidden = self.model.hidden(images, voxel_index, pillar_index, rays, state, then_from_now)
         answer = self.of(self.model.cells(hidden.columns))
@@ -313,7 +317,7 @@ class Answer(nn.Module):
         free = self.model.config.classes.free_id
         classes = (cells.classes + self.model.class_bias).argmax(dim=-1)
         threshold = self.model.threshold.index_select(0, classes.reshape(-1)).reshape(classes.shape)
-        observed = cells.observed > self.model.seen
+        observed = cells.observed > self.model.observed_threshold
         occupied = (cells.occupied > threshold) & observed
         classes = classes + (classes >= free).to(classes.dtype)  # the free class has no logit of its own
         labels = torch.where(occupied, classes, torch.full_like(classes, free))

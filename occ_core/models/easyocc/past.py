@@ -1,4 +1,4 @@
-"""Whether what a network remembers may be used at a moment: the one judgement for node, command line and training.
+"""Whether what a network remembers may be used at a frame: the one judgement for node, command line and training.
 
 A state is a picture of the ground around the robot, seen from where it stood. It may be used as long as one knows how
 the robot moved since, the cameras are the same, and it is not old.
@@ -22,13 +22,13 @@ MAX_TURN_RAD_S, SLACK_RAD = math.pi, 0.1
 MAX_TILT_RAD = 0.3  # between the two grounds, which are taken for one plane
 
 
-class Moment(NamedTuple):
+class StampedPose(NamedTuple):
     """When and where the robot was.
 
     Attributes:
         stamp_ns: reference time of the images.
         world_from_ego: (4, 4) at `stamp_ns`, in a world that does not jump (`odom`).
-        scene: of a data set; moments of two scenes have nothing to do with each other.
+        scene: of a data set; frames of two scenes have nothing to do with each other.
         rig: fingerprint of the calibration.
     """
 
@@ -38,9 +38,9 @@ class Moment(NamedTuple):
     rig: str = ""
 
     @classmethod
-    def of(cls, frame: Frame) -> Moment | None:
+    def of(cls, frame: Frame) -> StampedPose | None:
         """Of a source's frame; None where nobody said where the robot was."""
-        if not frame.is_placed:
+        if not frame.has_pose:
             return None
         return cls(frame.stamp_ns, frame.world_from_ego, frame.scene, frame.rig.fingerprint)
 
@@ -62,64 +62,64 @@ class Refusal(NamedTuple):
         return f"{self.kind}: {self.detail}" if self.detail else self.kind
 
 
-FIRST = Refusal("no moment before")
+FIRST = Refusal("no frame before")
 NO_ODOMETRY = Refusal("no odometry")
 
 
 class Memory:
-    """Keeps one state between the moments of one robot, and hands it out where it may be used.
+    """Keeps one state between the frames of one robot, and hands it out where it may be used.
 
     Attributes:
         empty: what the network is given where there is nothing to remember.
-        refusal: why the last moment had to do without; None if it did not.
-        counts: moments that it was `used` at, and how often each kind of refusal came.
+        refusal: why the last frame had to do without; None if it did not.
+        counts: frames that it was `used` at, and how often each kind of refusal came.
     """
 
     def __init__(self, config: EasyOccConfig) -> None:
         self._interval_ns = round(config.memory_interval_s * 1e9)
         self.empty = empty_past(config)
-        self._kept: tuple[np.ndarray, Moment] | None = None
+        self._kept: tuple[np.ndarray, StampedPose] | None = None
         self.refusal: Refusal | None = FIRST
         self.counts: Counter[str] = Counter()
 
-    def before(self, moment: Moment | None) -> Past:
-        """What to give the network at a moment; None: nobody knows where the robot is. What may not be used is
+    def before(self, pose: StampedPose | None) -> Past:
+        """What to give the network at a frame; None: nobody knows where the robot is. What may not be used is
         forgotten.
 
         Raises:
             InvalidInput: its pose is no rigid transform.
         """
         past, self.refusal = self.empty, NO_ODOMETRY
-        if moment is not None:
-            require_rigid("world_from_ego", moment.world_from_ego)
-            self.refusal = FIRST if self._kept is None else refusal(self._kept[1], moment)
+        if pose is not None:
+            require_rigid("world_from_ego", pose.world_from_ego)
+            self.refusal = FIRST if self._kept is None else refusal(self._kept[1], pose)
         if self.refusal is not None:
             self.forget()
-        elif self._kept is not None and moment is not None:
+        elif self._kept is not None and pose is not None:
             state, then = self._kept
-            past = Past(state, then_from_now(then.world_from_ego, moment.world_from_ego)[None])
+            past = Past(state, then_from_now(then.world_from_ego, pose.world_from_ego)[None])
         self.counts["used" if self.refusal is None else self.refusal.kind] += 1
         return past
 
-    def keep(self, state: np.ndarray, moment: Moment | None) -> None:
-        """Take what the network says after a moment, if it is time to, and if it is sound."""
-        if moment is None or not np.isfinite(state).all():
+    def keep(self, state: np.ndarray, pose: StampedPose | None) -> None:
+        """Take what the network says after a frame, if it is time to, and if it is sound."""
+        if pose is None or not np.isfinite(state).all():
             self.forget()
-        elif self._kept is None or moment.stamp_ns - self._kept[1].stamp_ns >= self._interval_ns:
-            self._kept = state, moment
+        elif self._kept is None or pose.stamp_ns - self._kept[1].stamp_ns >= self._interval_ns:
+            self._kept = state, pose
 
     def forget(self) -> None:
         self._kept = None
 
 
 def empty_past(config: EasyOccConfig) -> Past:
-    """Of a moment with none before it."""
+    """Of a frame with none before it."""
     x, y, _ = config.pillar_grid_shape
     stays = np.eye(2, 3, dtype=np.float32)[None]
     return Past(np.zeros((1, config.memory_channels + 1, x, y), dtype=np.float32), stays)
 
 
-def refusal(then: Moment, now: Moment) -> Refusal | None:
+def refusal(then: StampedPose, now: StampedPose) -> Refusal | None:
     """Why what was seen then says nothing about now; None: it does."""
     if then.scene != now.scene:
         return Refusal("another scene")

@@ -33,7 +33,7 @@ class NanoTraining(BaseModel):
     image_batch: Positive = 8  # images a step of these
     # of `steps`, the last: of all but the image network, which stands still, on moments in a row, for a memory to learn
     memory_steps: NotNegative = 0
-    memory_moments: Annotated[int, Field(gt=0, le=100)] = 4  # up to so many before the one that is learned from
+    memory_frames: Annotated[int, Field(gt=0, le=100)] = 4  # up to so many before the one that is learned from
     columns: Positive = 8192  # of the grid, per sample, on which the loss is computed
     lovasz_cells: Positive = 20000
     flip: Share = 0.5

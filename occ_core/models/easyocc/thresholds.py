@@ -8,7 +8,7 @@ Losses weigh rare classes up, so the network names them too often; how much of t
 class that would be wrong nearly always is not named at all, whatever its IoU gains by it: a planner has no use for
 bicycles painted along every kerb.
 
-Labels made of many moments know cells that are hidden at this one, where a network can but guess. Lines drawn for these
+Labels made of many samples know cells that are hidden at this one, where a network can but guess. Lines drawn for these
 would fill the space behind every wall; so only cells in sight count, which is also what the network is judged by.
 """
 
@@ -21,16 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from occ_core.losses.ray import IGNORE
 from occ_core.models.easyocc.config import EasyOccConfig
+from occ_core.models.easyocc.inputs import TableImages, TableTargets
 from occ_core.models.easyocc.logits import NEVER, Cells
-from occ_core.models.easyocc.samples import TableImages, TableTargets
+from occ_core.taxonomy import UNLABELED
 
 if TYPE_CHECKING:
     from occ_core.models.easyocc.model import EasyOcc
 
-Judged = Iterable[tuple[TableImages, TableTargets]]
-"""Moments one by one, in order of scene and time, with labels; they can be met more than once."""
+LabelledSamples = Iterable[tuple[TableImages, TableTargets]]
+"""Samples one by one, in order of scene and time, with labels; they can be met more than once."""
 
 BORDERS = np.linspace(-4.0, 3.0, 141)  # logits that are tried
 SWEEPS = 5
@@ -43,39 +43,39 @@ TAKEN_BACK = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the logarithm of the classes' wei
 @torch.no_grad()
 def fit_thresholds(
     model: EasyOcc,
-    moments: Judged,
+    samples: LabelledSamples,
     weights: Tensor,  # [classes - 1] of the occupied classes, by which the losses weighed them
 ) -> None:
-    """Set the model's thresholds and class bias to the best on moments that did not train its weights; without any,
+    """Set the model's thresholds and class bias to the best on samples that did not train its weights; without any,
     logit 0 and no bias."""
-    if next(iter(moments), None) is None:
+    if next(iter(samples), None) is None:
         return
-    fit_observed(model, moments)
-    fit_classes(model, moments, weights)
+    fit_observed(model, samples)
+    fit_classes(model, samples, weights)
 
 
 @torch.no_grad()
-def fit_observed(model: EasyOcc, moments: Judged) -> None:
+def fit_observed(model: EasyOcc, samples: LabelledSamples) -> None:
     """The threshold below which lie LOST of the occupied cells in sight: to overlook one is worse than to guess."""
     logits = []
-    for moment, labels, cells in _answers(model, moments):
+    for sample, labels, cells in _answers(model, samples):
         logit = cells.observed[0].numpy()
-        occupied = in_sight(*moment, model.config) & (labels != model.config.classes.free_id)
+        occupied = in_sight(*sample, model.config) & (labels != model.config.classes.free_id)
         logits.append(logit[occupied & (logit > NEVER)])
-    model.seen.fill_(float(np.quantile(np.concatenate(logits), LOST)))
+    model.observed_threshold.fill_(float(np.quantile(np.concatenate(logits), LOST)))
 
 
 @torch.no_grad()
-def fit_classes(model: EasyOcc, moments: Judged, weights: Tensor) -> None:
+def fit_classes(model: EasyOcc, samples: LabelledSamples, weights: Tensor) -> None:
     """The thresholds of the classes and what is added to their logits, given the threshold of observed cells."""
     biases = [torch.where(weights > 0, -share * weights.log(), NEVER) for share in TAKEN_BACK]  # no label: no name
-    named, there = count_named(model, moments, biases)
+    named, there = count_named(model, samples, biases)
     fits = [best_thresholds(counts, there) for counts in named]
     best = max(range(len(fits)), key=lambda i: fits[i].score)
     bias = biases[best].clone()
     if (in_vain := fits[best].precision < LEAST_PRECISION).any():  # their cells are of the class that comes next
         bias[torch.from_numpy(in_vain)] = NEVER
-        named, there = count_named(model, moments, [bias])
+        named, there = count_named(model, samples, [bias])
         fits, best = [best_thresholds(named[0], there)], 0
     model.class_bias.copy_(bias)
     model.threshold.copy_(torch.from_numpy(fits[best].thresholds))
@@ -90,30 +90,34 @@ class Named(NamedTuple):
     filled: np.ndarray
 
 
-def count_named(model: EasyOcc, moments: Judged, biases: list[Tensor]) -> tuple[list[Named], np.ndarray]:
+def count_named(model: EasyOcc, samples: LabelledSamples, biases: list[Tensor]) -> tuple[list[Named], np.ndarray]:
     """With each of some class biases, what the network names; and how many cells are of each class, (C,)."""
     taxonomy = model.config.classes
     ids = np.array(taxonomy.occupied_ids)
     counts = [Named(*np.zeros((3, len(ids), len(BORDERS) + 1))) for _ in biases]
     there = np.zeros(len(ids))
 
-    def add(histogram: np.ndarray, name: np.ndarray, place: np.ndarray) -> None:
-        histogram += np.bincount(name * histogram.shape[1] + place, minlength=histogram.size).reshape(histogram.shape)
+    def add(histogram: np.ndarray, name: np.ndarray, border_index: np.ndarray) -> None:
+        histogram += np.bincount(name * histogram.shape[1] + border_index, minlength=histogram.size).reshape(
+            histogram.shape
+        )
 
-    for moment, labels, cells in _answers(model, moments):
-        seen = in_sight(*moment, model.config)
+    for sample, labels, cells in _answers(model, samples):
+        seen = in_sight(*sample, model.config)
         truth = labels[seen]
-        place = np.searchsorted(BORDERS, cells.occupied[0].numpy()[seen])
-        place[cells.observed[0].numpy()[seen] <= float(model.seen)] = 0  # below all borders: never called occupied
+        border_index = np.searchsorted(BORDERS, cells.occupied[0].numpy()[seen])
+        border_index[cells.observed[0].numpy()[seen] <= float(model.observed_threshold)] = (
+            0  # below all borders: never called occupied
+        )
         filled = truth != taxonomy.free_id
         there += np.array([(truth == c).sum() for c in ids])
         logits = cells.classes[0][torch.from_numpy(seen)]
         for bias, count in zip(biases, counts, strict=True):
             name = (logits + bias).argmax(dim=-1).numpy()
             hit = ids[name] == truth
-            add(count.said, name, place)
-            add(count.right, name[hit], place[hit])
-            add(count.filled, name[filled], place[filled])
+            add(count.said, name, border_index)
+            add(count.right, name[hit], border_index[hit])
+            add(count.filled, name[filled], border_index[filled])
     return counts, there
 
 
@@ -125,20 +129,22 @@ def in_sight(inputs: TableImages, targets: TableTargets, config: EasyOccConfig) 
     pixel, near = np.divmod(np.where(in_view, voxel_index, 0), count)
     end = depth.reshape(-1)[pixel]  # bin; `count` if the ray leaves the grid
     reach_m = config.depth_edges_m[np.minimum(end, count)] + config.voxel_size_m
-    before = in_view & (end != IGNORE) & (config.depth_edges_m[near] <= reach_m)
-    return before.reshape(labels.shape) & (labels != IGNORE)
+    before = in_view & (end != UNLABELED) & (config.depth_edges_m[near] <= reach_m)
+    return before.reshape(labels.shape) & (labels != UNLABELED)
 
 
 def labels_of(targets: TableTargets) -> np.ndarray:
-    """Of one moment, uint8 (X, Y, Z)."""
+    """Of one sample, uint8 (X, Y, Z)."""
     assert targets.labels is not None
     return targets.labels[0].numpy()
 
 
-def _answers(model: EasyOcc, moments: Judged) -> Iterator[tuple[tuple[TableImages, TableTargets], np.ndarray, Cells]]:
-    follower = model.in_turn()
-    for inputs, targets in moments:
-        yield (inputs, targets), labels_of(targets), model.cells(follower.hidden(inputs).columns)
+def _answers(
+    model: EasyOcc, samples: LabelledSamples
+) -> Iterator[tuple[tuple[TableImages, TableTargets], np.ndarray, Cells]]:
+    sequential = model.sequential()
+    for inputs, targets in samples:
+        yield (inputs, targets), labels_of(targets), model.cells(sequential.hidden(inputs).columns)
 
 
 class Fit(NamedTuple):

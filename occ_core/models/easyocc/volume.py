@@ -22,7 +22,7 @@ from occ_core.models.voxel_answer import VoxelAnswer
 from occ_core.network_input.projection import cell_centers_m, in_view, lift
 from occ_core.network_input.rig_images import RigImages, Targets
 
-OBSERVED_CELLS = 1 << 16  # random cells of a moment on which the loss of the observed output is computed
+OBSERVED_CELLS = 1 << 16  # random cells of a sample on which the loss of the observed output is computed
 SEEN_RECALL = 0.98
 """Share of the cells known to the labels that the observed output is to call seen. Labels never know a hidden cell, but
 miss many seen ones, most when few sweeps made them: the logit tells cells apart, its zero says nothing."""
@@ -42,7 +42,7 @@ class EasyOccVolume(nn.Module):
     points_ego_m: Tensor
     position: Tensor
     centers_m: Tensor
-    seen_logit: Tensor
+    observed_threshold: Tensor
 
     def __init__(self, config: EasyOccVolumeConfig):
         super().__init__()
@@ -56,7 +56,7 @@ class EasyOccVolume(nn.Module):
         self.register_buffer("points_ego_m", points_ego_m, persistent=False)  # [K, 3] of the lifted features
         self.register_buffer("position", position_channels(points_ego_m, extent_m), persistent=False)
         self.register_buffer("centers_m", centers_m, persistent=False)  # [X * Y * Z, 3]
-        self.register_buffer("seen_logit", torch.zeros(()))  # a cell with more counts as seen
+        self.register_buffer("observed_threshold", torch.zeros(()))  # a cell with more counts as seen
 
     def cells(self, rig_images: RigImages) -> VolumeCells:
         features = self.image_network(rig_images.images)
@@ -100,7 +100,7 @@ class EasyOccVolume(nn.Module):
         visible = in_view(self.centers_m[some], rig_images)  # [B, S]
         logit, known = logits.flatten(1)[:, some][visible], (labels.flatten(1)[:, some] != 255)[visible]
         if self.training and known.any():
-            self.seen_logit.lerp_(logit[known].detach().float().quantile(1 - SEEN_RECALL), SEEN_RATE)
+            self.observed_threshold.lerp_(logit[known].detach().float().quantile(1 - SEEN_RECALL), SEEN_RATE)
         return observed_loss(logit, known)
 
     @torch.no_grad()
@@ -110,7 +110,7 @@ class EasyOccVolume(nn.Module):
         cells = self.cells(rig_images)
         observed = in_view(self.centers_m, rig_images).reshape(-1, *self.config.grid_shape)
         if cells.observed is not None:
-            observed = observed & (cells.observed > self.seen_logit)
+            observed = observed & (cells.observed > self.observed_threshold)
         labels = torch.where(observed, cells.classes.argmax(dim=1), free)
         p_free = (cells.classes[:, free] - cells.classes.logsumexp(dim=1)).exp()
         confidence = torch.where(labels == free, p_free, 1 - p_free) * observed * 255

@@ -20,7 +20,7 @@ class EasyOccLoss(BaseModel):
     observed_only: bool = True  # False: cells that the labels do not know count as free (for comparison)
     observed: Weight = 0.2  # seen by a camera against hidden, of cells in view
     query: Weight = 0.0  # on points along viewing rays, from the teachers' maps; see losses.query
-    query_rays: Annotated[int, Field(gt=0)] = 16_384  # of all cameras of one moment
+    query_rays: Annotated[int, Field(gt=0)] = 16_384  # of all cameras of one sample
     query_buffer_m: Annotated[float, Field(gt=0, le=10)] = 0.4  # behind a hit, where its class is asked for
 
     @model_validator(mode="after")

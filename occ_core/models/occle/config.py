@@ -20,14 +20,14 @@ class OccleLoss(BaseModel):
     label_terms: LabelLossWeights = LabelLossWeights(free_share=0.7)  # free_share: geometry_* by labels and LiDAR, too
     geometry_labels: Weight = 0.5  # of the geometry branch alone, where cells are labelled
     geometry_lidar: Weight = 0.5  # elsewhere: what LiDAR rays meet is occupied, what they pass is free
-    geometry_consistency: Weight = 0.5  # in moments without label: what the averaged network says
+    geometry_consistency: Weight = 0.5  # in samples without label: what the averaged network says
     distil_2d: Weight = 0.2  # the class teacher's maps, on the images
     distil_3d: Weight = 0.1  # the same at LiDAR points and around them, of the semantic branch alone
-    distil_answer: Weight = 0.6  # in moments without label: the answer's classes against pseudo-labels, where given
-    projection: Weight = 0.2  # in moments without label: the answer accumulated along pixels' rays against the maps
-    lidar_rays: Annotated[int, Field(gt=0)] = 4096  # LiDAR points of a step, in each moment
-    pixel_rays: Annotated[int, Field(gt=0)] = 2048  # pixels of the projection, of all cameras of a moment
-    consistency_cells: Annotated[int, Field(gt=0)] = 65_536  # in each moment
+    distil_answer: Weight = 0.6  # in samples without label: the answer's classes against pseudo-labels, where given
+    projection: Weight = 0.2  # in samples without label: the answer accumulated along pixels' rays against the maps
+    lidar_rays: Annotated[int, Field(gt=0)] = 4096  # LiDAR points of a step, in each sample
+    pixel_rays: Annotated[int, Field(gt=0)] = 2048  # pixels of the projection, of all cameras of a sample
+    consistency_cells: Annotated[int, Field(gt=0)] = 65_536  # in each sample
 
 
 class OccleConfig(CameraModelConfig):

@@ -90,9 +90,9 @@ class DualStage(nn.Module):
 
     def forward(self, pair: Tensor) -> Tensor:  # [2, B, x, y, z, C]: semantic, geometry -> the same
         semantic, geometry = pair
-        what = semantic + self.semantic(semantic + self.from_geometry(geometry))
-        where = geometry + self.geometry(geometry + self.from_semantic(semantic))
-        return torch.stack([what, where])
+        new_semantic = semantic + self.semantic(semantic + self.from_geometry(geometry))
+        new_geometry = geometry + self.geometry(geometry + self.from_semantic(semantic))
+        return torch.stack([new_semantic, new_geometry])
 
 
 class DualFusion(nn.Module):
@@ -130,11 +130,11 @@ class DualFusion(nn.Module):
         for stage in self.stages:
             pair = checkpointing.run(stage, pair, self.checkpoint)
         added = [up(x) for up, x in zip(self.up, self.norm(pair), strict=True)]
-        what, where = (
+        new_semantic, new_geometry = (
             F.relu(volume + blocks_to_cells(rows, (2, 2, 2), self.volume_channels).movedim(-1, 1))
             for volume, rows in zip(volumes, added, strict=True)
         )
-        return what, where
+        return new_semantic, new_geometry
 
 
 def _halved(volume: Tensor) -> Tensor:

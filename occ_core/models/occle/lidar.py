@@ -17,9 +17,9 @@ HIDDEN_SHARE, HIDDEN_M = 0.05, 0.5  # a point so much deeper than another in its
 
 
 class Points(NamedTuple):
-    """The points of all moments that lie in the grid, in a row."""
+    """The points of all samples that lie in the grid, in a row."""
 
-    moment: Tensor  # [Q] int64
+    sample: Tensor  # [Q] int64
     rows: Tensor  # [Q, 5]: x, y, z in metres in the ego frame, intensity, age in seconds
     cell: Tensor  # [Q, 3] int64
 
@@ -30,8 +30,8 @@ def points_in_grid(
 ) -> Points:
     """Points outside the grid are left out."""
     cell, inside = cells_at(lidar[..., :3], grid)
-    moment, row = inside.nonzero().unbind(1)
-    return Points(moment, lidar[moment, row], cell[moment, row])
+    sample, row = inside.nonzero().unbind(1)
+    return Points(sample, lidar[sample, row], cell[sample, row])
 
 
 def cells_at(
@@ -49,7 +49,7 @@ def voxel_channels(block: tuple[int, int, int]) -> int:
     return 6 + block[0] * block[1] * block[2]
 
 
-def voxelise(points: Points, moments: int, grid: VoxelGrid, block: tuple[int, int, int]) -> Tensor:
+def voxelise(points: Points, samples: int, grid: VoxelGrid, block: tuple[int, int, int]) -> Tensor:
     """Of each block of cells: how many points, and how they lie in it.
 
     Returns:
@@ -59,17 +59,17 @@ def voxelise(points: Points, moments: int, grid: VoxelGrid, block: tuple[int, in
     size = torch.tensor(block, device=points.cell.device)
     x, y, z = (n // b for n, b in zip(grid.shape, block, strict=True))
     lower = torch.div(points.cell, size, rounding_mode="floor")
-    index = ((points.moment * x + lower[:, 0]) * y + lower[:, 1]) * z + lower[:, 2]
+    index = ((points.sample * x + lower[:, 0]) * y + lower[:, 1]) * z + lower[:, 2]
     edge_m = size * grid.voxel_size_m
     offset = ((points.rows[:, :3] - points.rows.new_tensor(grid.origin_m)) / edge_m - lower) * 2 - 1
-    blocks = moments * x * y * z
+    blocks = samples * x * y * z
     sums = offset.new_zeros(blocks, 5).index_add_(0, index, torch.cat([offset, points.rows[:, 3:]], dim=1))
     i, j, k = (points.cell - lower * size).unbind(1)
     cells = block[0] * block[1] * block[2]
     sub = index * cells + (i * block[1] + j) * block[2] + k
     counts = torch.bincount(sub, minlength=blocks * cells).reshape(blocks, cells).float()
     count = counts.sum(1, keepdim=True)
-    return torch.cat([sums / count.clamp(min=1), count.log1p(), counts.log1p()], dim=1).unflatten(0, (moments, -1))
+    return torch.cat([sums / count.clamp(min=1), count.log1p(), counts.log1p()], dim=1).unflatten(0, (samples, -1))
 
 
 class ImageDepths(NamedTuple):
@@ -77,7 +77,7 @@ class ImageDepths(NamedTuple):
 
     nearest_m: Tensor  # [B, N, h, w]
     farthest_m: Tensor  # [B, N, h, w], of the points that the nearest one does not hide
-    moment: Tensor  # [S] int64: which points are seen, once for each camera that sees them
+    sample: Tensor  # [S] int64: which points are seen, once for each camera that sees them
     camera: Tensor  # [S]
     point: Tensor  # [S] row in the cloud
     pixel: Tensor  # [S, 2] u, v
@@ -93,15 +93,15 @@ def image_depths(rig_images: RigImages, size: tuple[int, int]) -> ImageDepths:
     w, h = size
     pixels, depth_m, visible = project(lidar[..., :3], rig_images)
     b, n, _ = visible.shape
-    moment, camera, point = visible.nonzero().unbind(1)
-    pixel, depth_m = pixels[moment, camera, point], depth_m[moment, camera, point]
-    index = _image_cell(pixel, moment * n + camera, rig_images, size)
+    sample, camera, point = visible.nonzero().unbind(1)
+    pixel, depth_m = pixels[sample, camera, point], depth_m[sample, camera, point]
+    index = _image_cell(pixel, sample * n + camera, rig_images, size)
     nearest = depth_m.new_full((b * n * h * w,), torch.inf).scatter_reduce_(0, index, depth_m, "amin")
     seen = depth_m <= nearest[index] * (1 + HIDDEN_SHARE) + HIDDEN_M
-    moment, camera, point, pixel, index = (t[seen] for t in (moment, camera, point, pixel, index))
+    sample, camera, point, pixel, index = (t[seen] for t in (sample, camera, point, pixel, index))
     farthest = torch.zeros_like(nearest).scatter_reduce_(0, index, depth_m[seen], "amax")
     nearest, farthest = (t.reshape(b, n, h, w) for t in (nearest, farthest))
-    return ImageDepths(nearest, farthest, moment, camera, point, pixel)
+    return ImageDepths(nearest, farthest, sample, camera, point, pixel)
 
 
 def depth_evidence(
@@ -117,16 +117,16 @@ def depth_evidence(
     """
     b, n, h, w = depths.nearest_m.shape
     pixels, depth_m, visible = project(points_ego_m, rig_images)
-    moment, camera, point = visible.nonzero().unbind(1)
-    index = _image_cell(pixels[moment, camera, point], moment * n + camera, rig_images, (w, h))
+    sample, camera, point = visible.nonzero().unbind(1)
+    index = _image_cell(pixels[sample, camera, point], sample * n + camera, rig_images, (w, h))
     nearest, farthest = depths.nearest_m.flatten()[index], depths.farthest_m.flatten()[index]
     known = nearest.isfinite()
-    moment, camera, point, nearest, farthest = (t[known] for t in (moment, camera, point, nearest, farthest))
-    depth_m = depth_m[moment, camera, point]
+    sample, camera, point, nearest, farthest = (t[known] for t in (sample, camera, point, nearest, farthest))
+    depth_m = depth_m[sample, camera, point]
     scales = depth_m.new_tensor(DEPTH_SCALES_M)
     behind = [torch.tanh((depth_m - end)[:, None] / scales) for end in (nearest, farthest)]
     rows = torch.cat([torch.ones_like(depth_m)[:, None], *behind], dim=1)
-    target = moment * len(points_ego_m) + point
+    target = sample * len(points_ego_m) + point
     sums = rows.new_zeros(b * len(points_ego_m), DEPTH_CHANNELS).index_add_(0, target, rows)
     return (sums / sums[:, :1].clamp(min=1)).unflatten(0, (b, -1))
 

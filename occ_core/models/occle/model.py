@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from occ_core.errors import InvalidInput
-from occ_core.losses.labels import UNOBSERVED, cell_losses
+from occ_core.losses.labels import cell_losses
 from occ_core.losses.projection import projection_losses
-from occ_core.losses.query import UNKNOWN
 from occ_core.losses.ray import pixel_class_loss
 from occ_core.losses.voxel import semantic_loss
 from occ_core.models import checkpointing
@@ -42,12 +41,13 @@ from occ_core.models.occle.supervision import (
     evidence_loss,
     lidar_evidence,
     points_taught,
-    trust,
+    teacher_weight,
     voxels_taught,
 )
 from occ_core.models.voxel_answer import VoxelAnswer
 from occ_core.network_input.projection import cell_centers_m, in_view, lift
 from occ_core.network_input.rig_images import RigImages, Targets
+from occ_core.taxonomy import UNLABELED
 
 Classes = Callable[[Tensor], Tensor]  # logits [Q, C - 1] of cells with flat indices [Q], without the free class
 UNSEEN = 0.01  # added to the probabilities of lifted pixels: where no camera looks, all classes are alike
@@ -57,12 +57,12 @@ class Hidden(NamedTuple):
     """What comes before the cells; the losses of the branches read it."""
 
     pixel_logits: Tensor  # [B, N, C, h, w]
-    shown: Tensor  # [B, x, y, z, C - 1] logarithms of what the pixels show that see each lattice cell
+    lifted_log_probs: Tensor  # [B, x, y, z, C - 1] logarithms of what the pixels show that see each lattice cell
     depths: ImageDepths | None
     semantic: Tensor  # [B, V, x, y, z] of the branch alone
     geometry: Tensor
-    what: Tensor  # [B, V, x, y, z], fused
-    where: Tensor
+    fused_semantic: Tensor  # [B, V, x, y, z], fused
+    fused_geometry: Tensor
 
 
 class Occle(nn.Module):
@@ -96,7 +96,7 @@ class Occle(nn.Module):
         cells = config.block[0] * config.block[1] * config.block[2]
         self.to_classes = _head(v, cells * (classes - 1))
         self.to_occupied = _head(v, cells)
-        self.trust_in_pixels = nn.Parameter(torch.ones(()))
+        self.pixel_weight = nn.Parameter(torch.ones(()))
         points_ego_m, centers_m = cell_centers_m(config.grid, config.block), cell_centers_m(config.grid)
         extent_m = torch.tensor([config.grid.origin_m, config.grid.upper_m]).abs().amax(0)
         self.register_buffer("points_ego_m", points_ego_m, persistent=False)  # [K, 3] of the lattice
@@ -117,14 +117,24 @@ class Occle(nn.Module):
         lifted = lift(seen, self.points_ego_m, rig_images)[0].transpose(1, 2)  # [B, K, c + classes]
         image, classes = lifted.split([self.config.feature_channels, len(self.config.classes)], dim=2)
         free = self.config.classes.free_id
-        shown = (torch.cat([classes[..., :free], classes[..., free + 1 :]], dim=2) + UNSEEN).log()
+        lifted_log_probs = (torch.cat([classes[..., :free], classes[..., free + 1 :]], dim=2) + UNSEEN).log()
         position = self.position.T.expand(len(lifted), -1, -1)
         side, depths = (position, None) if self.config.lidar is None else self._lidar_side(rig_images, position)
         semantic_side = side if depths is None else side[..., :-DEPTH_CHANNELS]
         semantic = self.semantic(lifted, semantic_side)
         geometry = self.geometry(image, side)
-        what, where = (semantic, geometry) if self.fusion is None else self.fusion(semantic, geometry)
-        return Hidden(pixel_logits, shown.unflatten(1, self.config.lattice), depths, semantic, geometry, what, where)
+        fused_semantic, fused_geometry = (
+            (semantic, geometry) if self.fusion is None else self.fusion(semantic, geometry)
+        )
+        return Hidden(
+            pixel_logits,
+            lifted_log_probs.unflatten(1, self.config.lattice),
+            depths,
+            semantic,
+            geometry,
+            fused_semantic,
+            fused_geometry,
+        )
 
     def _lidar_side(self, rig_images: RigImages, position: Tensor) -> tuple[Tensor, ImageDepths | None]:
         """[B, K, side + depth] of each lattice cell: where it is, its points, and its place on the viewing rays."""
@@ -142,24 +152,24 @@ class Occle(nn.Module):
         """Logits [B, X, Y, Z] of a volume [B, V, x, y, z]: is anything in the cell?"""
         return blocks_to_cells(self._rows(self.to_occupied, volume), self.config.block, 1)[..., 0]
 
-    def classes(self, volume: Tensor, shown: Tensor) -> Tensor:
+    def classes(self, volume: Tensor, lifted_log_probs: Tensor) -> Tensor:
         """Logits [B, x, y, z, block, C - 1] of a volume [B, V, x, y, z]: if anything is in a cell, what? Without the
         free class. Cells stay in blocks: to put so many numbers in the grid's order takes longer than to find them."""
-        rows = self._rows(self.to_classes, volume).unflatten(-1, (-1, shown.shape[-1]))
-        return rows + (self.trust_in_pixels * shown)[..., None, :]
+        rows = self._rows(self.to_classes, volume).unflatten(-1, (-1, lifted_log_probs.shape[-1]))
+        return rows + (self.pixel_weight * lifted_log_probs)[..., None, :]
 
-    def classes_of(self, volume: Tensor, shown: Tensor, index: Tensor) -> Tensor:
-        """The same of some cells only, [Q, C - 1]; flat indices [Q] over moments and the grid."""
+    def classes_of(self, volume: Tensor, lifted_log_probs: Tensor, index: Tensor) -> Tensor:
+        """The same of some cells only, [Q, C - 1]; flat indices [Q] over samples and the grid."""
         block = len(self.row_of_cell) // len(self.points_ego_m)
         cell = index % len(self.row_of_cell)
         row = index - cell + self.row_of_cell[cell]
         feature = torch.div(row, block, rounding_mode="floor")
-        asked = torch.zeros(len(shown) * len(self.points_ego_m), dtype=torch.bool, device=index.device)
+        asked = torch.zeros(len(lifted_log_probs) * len(self.points_ego_m), dtype=torch.bool, device=index.device)
         asked[feature] = True
-        place, used = asked.cumsum(0)[feature] - 1, asked.nonzero()[:, 0]
+        used_row, used = asked.cumsum(0)[feature] - 1, asked.nonzero()[:, 0]
         rows = self.to_classes(volume.movedim(1, -1).flatten(0, 3).index_select(0, used)).unflatten(1, (block, -1))
-        rows = rows + (self.trust_in_pixels * shown.flatten(0, 3).index_select(0, used))[:, None]
-        return rows.flatten(0, 1).index_select(0, place * block + row % block)
+        rows = rows + (self.pixel_weight * lifted_log_probs.flatten(0, 3).index_select(0, used))[:, None]
+        return rows.flatten(0, 1).index_select(0, used_row * block + row % block)
 
     def _rows(self, head: nn.Module, volume: Tensor) -> Tensor:
         checkpoint = self.config.checkpoint
@@ -173,25 +183,25 @@ class Occle(nn.Module):
 
         Args:
             progress: 0..1 of the run.
-            teacher: the averaged network, asked of moments without label; None: no consistency.
+            teacher: the averaged network, asked of samples without label; None: no consistency.
 
         Raises:
             InvalidInput: targets lack what a loss needs, or their labels have another grid.
         """
         loss, shape = self.config.loss, (len(rig_images.images), *self.config.grid_shape)
-        labels = rig_images.images.new_full((), UNOBSERVED).expand(shape)
+        labels = rig_images.images.new_full((), UNLABELED).expand(shape)
         if "labels" in self.config.needs:
             labels = targets.labels_of(self.config.grid_shape, "labels" if loss.labels > 0 else "geometry_labels")
-        bare = (labels == UNOBSERVED).flatten(1).all(dim=1)  # [B]: moments without any label
-        asks = teacher is not None and self.config.mean_teacher and bool(bare.any())
-        hidden = self.hidden(disturbed(rig_images, bare) if asks else rig_images)
-        occupied, alone = self.occupied(hidden.where), self.occupied(hidden.geometry)
-        classes_of = partial(self.classes_of, hidden.what, hidden.shown)
+        unlabelled = (labels == UNLABELED).flatten(1).all(dim=1)  # [B]: samples without any label
+        asks = teacher is not None and self.config.mean_teacher and bool(unlabelled.any())
+        hidden = self.hidden(disturbed(rig_images, unlabelled) if asks else rig_images)
+        occupied, alone = self.occupied(hidden.fused_geometry), self.occupied(hidden.geometry)
+        classes_of = partial(self.classes_of, hidden.fused_semantic, hidden.lifted_log_probs)
         losses: dict[str, Tensor] = {}
         if loss.labels > 0:
             losses |= self._label_losses(occupied, classes_of, labels, targets)
         if loss.geometry_labels > 0:
-            known = labels != UNOBSERVED
+            known = labels != UNLABELED
             truth = labels[known] != self.config.classes.free_id
             losses["geometry_labels"] = loss.geometry_labels * balanced_occupancy(
                 alone[known], truth, loss.label_terms.free_share
@@ -200,31 +210,33 @@ class Occle(nn.Module):
             origin_m = targets.need("lidar_origin_m", "geometry_lidar")
             evidence = lidar_evidence(rig_images.lidar, origin_m, self.config.grid, loss.lidar_rays)
             halves = [
-                evidence_loss(logit, evidence, labels == UNOBSERVED, loss.label_terms.free_share)
+                evidence_loss(logit, evidence, labels == UNLABELED, loss.label_terms.free_share)
                 for logit in (occupied, alone)
             ]
             losses["geometry_lidar"] = loss.geometry_lidar * (halves[0] + halves[1]) / 2
         if self.config.mean_teacher:
-            term = self._consistency(teacher, rig_images, occupied, bare) if teacher and asks else occupied.sum() * 0
-            losses["geometry_consistency"] = loss.geometry_consistency * trust(progress) * term
-        return losses | self._map_losses(rig_images, targets, hidden, occupied, classes_of, bare)
+            term = (
+                self._consistency(teacher, rig_images, occupied, unlabelled) if teacher and asks else occupied.sum() * 0
+            )
+            losses["geometry_consistency"] = loss.geometry_consistency * teacher_weight(progress) * term
+        return losses | self._map_losses(rig_images, targets, hidden, occupied, classes_of, unlabelled)
 
     def _label_losses(
         self, occupied: Tensor, classes_of: Classes, labels: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
         """On labelled cells alone, so that what the two heads say is joined for these alone."""
         loss, free = self.config.loss, self.config.classes.free_id
-        index = (labels != UNOBSERVED).flatten().nonzero()[:, 0]
+        index = (labels != UNLABELED).flatten().nonzero()[:, 0]
         rows = joint_log_probabilities(occupied.flatten()[index], classes_of(index), free)
         weights = targets.need("class_weights", "labels")
         terms = cell_losses(rows.float(), labels.flatten()[index].long(), weights, loss.label_terms, free)
         return {name: loss.labels * term for name, term in terms.items()}
 
-    def _consistency(self, teacher: Occle, rig_images: RigImages, occupied: Tensor, bare: Tensor) -> Tensor:
+    def _consistency(self, teacher: Occle, rig_images: RigImages, occupied: Tensor, unlabelled: Tensor) -> Tensor:
         """Against the averaged network, which sees what nobody disturbed."""
         with torch.no_grad():
-            taught = teacher.occupied(teacher.hidden(rig_images).where)
-        asked = bare[:, None, None, None].expand_as(occupied)
+            taught = teacher.occupied(teacher.hidden(rig_images).fused_geometry)
+        asked = unlabelled[:, None, None, None].expand_as(occupied)
         cells = self.config.loss.consistency_cells
         return consistency_loss(occupied, taught, asked, self.centers_m, rig_images, cells)
 
@@ -235,7 +247,7 @@ class Occle(nn.Module):
         hidden: Hidden,
         occupied: Tensor,
         classes_of: Classes,
-        bare: Tensor,
+        unlabelled: Tensor,
     ) -> dict[str, Tensor]:
         """What the class teacher's maps teach."""
         loss, free, grid = self.config.loss, self.config.classes.free_id, self.config.grid
@@ -249,15 +261,19 @@ class Occle(nn.Module):
             term = pixel_class_loss(hidden.pixel_logits.flatten(0, 1), sampled.flatten(0, 1), weights)
             losses["distil_2d"] = loss.distil_2d * term
         if loss.distil_3d > 0 and hidden.depths is not None:
-            index, said = points_taught(rig_images, hidden.depths, class_map, grid, free).known(weights)
-            alone = self.classes_of(hidden.semantic, hidden.shown, index)
-            losses["distil_3d"] = loss.distil_3d * semantic_loss(alone, named(said, free), without(weights, free))
+            index, taught = points_taught(rig_images, hidden.depths, class_map, grid, free).known(weights)
+            alone = self.classes_of(hidden.semantic, hidden.lifted_log_probs, index)
+            losses["distil_3d"] = loss.distil_3d * semantic_loss(
+                alone, occupied_class_index(taught, free), without_free_class(weights, free)
+            )
         if loss.distil_answer > 0 and targets.pseudo_labels is not None:
-            index, said = voxels_taught(targets.pseudo_labels, free).known(weights)
-            term = semantic_loss(classes_of(index), named(said, free), without(weights, free))
+            index, taught = voxels_taught(targets.pseudo_labels, free).known(weights)
+            term = semantic_loss(
+                classes_of(index), occupied_class_index(taught, free), without_free_class(weights, free)
+            )
             losses["distil_answer"] = loss.distil_answer * term
         if loss.projection > 0:
-            class_map = torch.where(bare[:, None, None, None], class_map, UNKNOWN)
+            class_map = torch.where(unlabelled[:, None, None, None], class_map, UNLABELED)
             rays = loss.pixel_rays
             terms = projection_losses(occupied, classes_of, class_map, rig_images, grid, free, rays, weights)
             losses |= {name: loss.projection * term for name, term in terms.items()}
@@ -269,13 +285,18 @@ class Occle(nn.Module):
         first."""
         free = self.config.classes.free_id
         hidden = self.hidden(rig_images)
-        logit, named = self.occupied(hidden.where), self.classes(hidden.what, hidden.shown).argmax(dim=-1)
-        named = blocks_to_cells(named, self.config.block, 1)[..., 0]
+        logit, best_class = (
+            self.occupied(hidden.fused_geometry),
+            self.classes(hidden.fused_semantic, hidden.lifted_log_probs).argmax(dim=-1),
+        )
+        best_class = blocks_to_cells(best_class, self.config.block, 1)[..., 0]
         observed = in_view(self.centers_m, rig_images).reshape(-1, *self.config.grid_shape)
         if rig_images.lidar is not None:  # which looks all around
             observed = observed | rig_images.lidar[..., 0].isfinite().any(dim=1)[:, None, None, None]
         occupied = observed & (logit > 0)
-        labels = torch.where(occupied, named + (named >= free).long(), free)  # the free class has no logit of its own
+        labels = torch.where(
+            occupied, best_class + (best_class >= free).long(), free
+        )  # the free class has no logit of its own
         confidence = torch.sigmoid(logit.abs()) * observed * 255
         return VoxelAnswer(labels.to(torch.uint8), confidence.to(torch.uint8), observed.to(torch.uint8))
 
@@ -286,16 +307,18 @@ def joint_log_probabilities(
     free_id: int,
 ) -> Tensor:  # [..., C]
     """log P(class) of all classes: P(free) = 1 - P(occupied), P(c) = P(occupied) P(c | occupied)."""
-    named = F.log_softmax(classes, dim=-1) + F.logsigmoid(occupied)[..., None]
-    return torch.cat([named[..., :free_id], F.logsigmoid(-occupied)[..., None], named[..., free_id:]], dim=-1)
+    log_probabilities = F.log_softmax(classes, dim=-1) + F.logsigmoid(occupied)[..., None]
+    return torch.cat(
+        [log_probabilities[..., :free_id], F.logsigmoid(-occupied)[..., None], log_probabilities[..., free_id:]], dim=-1
+    )
 
 
-def named(classes: Tensor, free_id: int) -> Tensor:
+def occupied_class_index(classes: Tensor, free_id: int) -> Tensor:
     """Class ids as they are among classes without the free one."""
     return classes - (classes > free_id).long()
 
 
-def without(rows: Tensor, free_id: int) -> Tensor:
+def without_free_class(rows: Tensor, free_id: int) -> Tensor:
     """The rows of all classes but the free one."""
     return torch.cat([rows[:free_id], rows[free_id + 1 :]])
 

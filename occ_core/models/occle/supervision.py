@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from occ_core.grid import VoxelGrid
-from occ_core.losses.labels import UNOBSERVED
 from occ_core.losses.voxel import geometry_loss
 from occ_core.models.occle.lidar import ImageDepths, cells_at
 from occ_core.network_input.projection import flat_cell, in_view
 from occ_core.network_input.rig_images import RigImages
+from occ_core.taxonomy import UNLABELED
 
 FREE_SAMPLES = 8  # on the way to each LiDAR point
 MARGIN_CELLS = 2.0  # before a LiDAR point, where its ray is not said to be free
@@ -27,7 +27,7 @@ RAMP = 0.5  # of the run, over which the averaged network comes to be trusted
 class Evidence(NamedTuple):
     """Cells that are known to be free or occupied."""
 
-    cell: Tensor  # [E] int64, flat over moments and cells
+    cell: Tensor  # [E] int64, flat over samples and cells
     occupied: Tensor  # [E] bool
 
 
@@ -38,23 +38,23 @@ def lidar_evidence(
     grid: VoxelGrid,
     rays: int,
 ) -> Evidence:
-    """Of at most `rays` random points of each moment's newest sweep: their cells, and cells on the way to them.
+    """Of at most `rays` random points of each sample's newest sweep: their cells, and cells on the way to them.
 
     A cell that holds any point is never called free.
     """
-    moments, cells = len(lidar), grid.cells
+    samples, cells = len(lidar), grid.cells
     points, age_s = lidar[..., :3], lidar[..., 4].nan_to_num(torch.inf)
     newest = (age_s == age_s.amin(1, keepdim=True)) & points.isfinite().all(-1)
-    moment, row = newest.nonzero()[_some(newest, rays)].unbind(1)
-    end, start = points[moment, row], origin_m[moment]
+    sample, row = newest.nonzero()[_some(newest, rays)].unbind(1)
+    end, start = points[sample, row], origin_m[sample]
     length_m = (end - start).norm(dim=1)
     free_m = (length_m - MARGIN_CELLS * grid.voxel_size_m).clamp(min=0)
     share = torch.rand(len(end), FREE_SAMPLES, device=lidar.device) * (free_m / length_m.clamp(min=1e-6))[:, None]
     way = start[:, None] + share[..., None] * (end - start)[:, None]
     (hit, hit_in), (way, way_in), (any_hit, any_in) = (cells_at(p, grid) for p in (end, way, points))
-    every = torch.arange(moments, device=lidar.device)[:, None]
-    hit, way, any_hit = (flat_cell(c, m, grid) for c, m in ((hit, moment), (way, moment[:, None]), (any_hit, every)))
-    held = torch.zeros(moments * cells, dtype=torch.bool, device=lidar.device)
+    every = torch.arange(samples, device=lidar.device)[:, None]
+    hit, way, any_hit = (flat_cell(c, m, grid) for c, m in ((hit, sample), (way, sample[:, None]), (any_hit, every)))
+    held = torch.zeros(samples * cells, dtype=torch.bool, device=lidar.device)
     held[any_hit[any_in]] = True
     hit, way = hit[hit_in], way[way_in & (free_m > 0)[:, None]]
     way = way[~held[way]]
@@ -95,7 +95,7 @@ def balanced_occupancy(
 class Taught(NamedTuple):
     """Cells of which a teacher says: if they are occupied, then by that."""
 
-    cell: Tensor  # [Q] int64, flat over moments and cells
+    cell: Tensor  # [Q] int64, flat over samples and cells
     classes: Tensor  # [Q] int64
 
     def known(self, weights: Tensor) -> Taught:
@@ -120,15 +120,15 @@ def points_taught(
     assert rig_images.lidar is not None
     column, row = depths.pixel.round().long().unbind(1)
     height, width = class_map.shape[2:]
-    classes = class_map[depths.moment, depths.camera, row.clamp(0, height - 1), column.clamp(0, width - 1)].long()
-    cell, inside = cells_at(rig_images.lidar[depths.moment, depths.point, :3], grid)
-    told = inside & (classes != UNOBSERVED) & (classes != free_id)
-    moment, cell, classes = (torch.cat([of[told], of[told]]) for of in (depths.moment, cell, classes))
+    classes = class_map[depths.sample, depths.camera, row.clamp(0, height - 1), column.clamp(0, width - 1)].long()
+    cell, inside = cells_at(rig_images.lidar[depths.sample, depths.point, :3], grid)
+    known = inside & (classes != UNLABELED) & (classes != free_id)
+    sample, cell, classes = (torch.cat([of[known], of[known]]) for of in (depths.sample, cell, classes))
     spread = (torch.randn(cell.shape, device=cell.device) * SPREAD_CELLS).round().long()
     spread[: len(cell) // 2] = 0
     cell = cell + spread
     kept = ((cell >= 0) & (cell < torch.tensor(grid.shape, device=cell.device))).all(1)
-    return Taught(flat_cell(cell[kept], moment[kept], grid), classes[kept])
+    return Taught(flat_cell(cell[kept], sample[kept], grid), classes[kept])
 
 
 def voxels_taught(
@@ -137,7 +137,7 @@ def voxels_taught(
 ) -> Taught:
     """The cells that pseudo-labels call occupied."""
     classes = pseudo_labels.flatten()
-    cell = ((classes != UNOBSERVED) & (classes != free_id)).nonzero()[:, 0]
+    cell = ((classes != UNLABELED) & (classes != free_id)).nonzero()[:, 0]
     return Taught(cell, classes[cell].long())
 
 
@@ -146,7 +146,7 @@ def disturbed(
     rig_images: RigImages,
     chosen: Tensor,  # [B] bool
 ) -> RigImages:
-    """In chosen moments each camera brighter or darker, and a part of the LiDAR points gone: what the averaged network
+    """In chosen samples each camera brighter or darker, and a part of the LiDAR points gone: what the averaged network
     does not see."""
     images = rig_images.images
     low, high = (math.log(limit) for limit in BRIGHTNESS)
@@ -178,6 +178,6 @@ def consistency_loss(
     return (halves[0] + halves[1]) / 2
 
 
-def trust(progress: float) -> float:
+def teacher_weight(progress: float) -> float:
     """Of the averaged network, 0..1: it knows little at first (the ramp of Laine and Aila, arXiv 1610.02242)."""
     return math.exp(-5 * (1 - min(1.0, progress / RAMP)) ** 2)

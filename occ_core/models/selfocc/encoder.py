@@ -56,12 +56,12 @@ class ImageAttention(nn.Module):
         logits = logits.movedim(-1, 2)  # [B, Q, R, heads, L]
         values = [self.value(level.flatten(0, 1)).unflatten(0, level.shape[:2]) for level in levels]
         attended = [
-            self._one_moment(offsets[b].flatten(0, 1), logits[b].flatten(0, 1), sight, [v[b] for v in values])
+            self._one_sample(offsets[b].flatten(0, 1), logits[b].flatten(0, 1), sight, [v[b] for v in values])
             for b, sight in enumerate(sights)
         ]
         return self.out(torch.stack(attended))
 
-    def _one_moment(
+    def _one_sample(
         self,
         offsets: Tensor,  # [Q * R, heads, L, 2]
         logits: Tensor,  # [Q * R, heads, L]
@@ -119,7 +119,7 @@ class PlaneLayer(nn.Module):
         ]
         query = self.norms[0](query + self.between(query, references, planes))
         parts = zip(self.images, query.split(counts, dim=1), sights, strict=True)
-        query = self.norms[1](query + torch.cat([look(part, sight, levels) for look, part, sight in parts], dim=1))
+        query = self.norms[1](query + torch.cat([attend(part, sight, levels) for attend, part, sight in parts], dim=1))
         return self.norms[2](query + self.think(query))
 
 

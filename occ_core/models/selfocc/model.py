@@ -129,13 +129,13 @@ class SelfOcc(nn.Module):
     def _tables(self, volume: Volume) -> list[Tables]:  # [B]
         gradient = sdf_gradient(volume.sdf_m, self.config.spacing_m)
         geometry = torch.cat([volume.sdf_m[..., None], gradient], dim=-1).flatten(1, 3)
-        looks = torch.cat([volume.rgb, volume.class_logits.softmax(dim=-1)], dim=-1).flatten(1, 3)
-        return [Tables(g, look) for g, look in zip(geometry, looks, strict=True)]
+        appearance = torch.cat([volume.rgb, volume.class_logits.softmax(dim=-1)], dim=-1).flatten(1, 3)
+        return [Tables(g, a) for g, a in zip(geometry, appearance, strict=True)]
 
     def _render(
         self, tables: Tables, rig_images: RigImages, b: int, n: int, pixels: Tensor, anneal: float
     ) -> RenderedRays:
-        """Rays of camera `n` of moment `b` through `pixels` [R, 2]."""
+        """Rays of camera `n` of sample `b` through `pixels` [R, 2]."""
         rays = camera_rays(pixels, rig_images.intrinsics[b, n], rig_images.ego_from_cam[b, n])
         box = Box(self.lower_m, self.upper_m, self.config.vertices)
         jitter = torch.rand(len(pixels), 1, device=pixels.device) if self.training else pixels.new_full((1, 1), 0.5)
@@ -156,7 +156,7 @@ class SelfOcc(nn.Module):
                     terms.setdefault(name, []).append(loss)
         weights = self.config.loss
         names = [name for name in ("photometric", "rgb", "semantic", "smoothness") if getattr(weights, name)]
-        nothing = volume.sdf_m.sum() * 0  # a moment without cameras, or neighbours
+        nothing = volume.sdf_m.sum() * 0  # a sample without cameras, or neighbours
         return {
             name: getattr(weights, name) * (torch.stack(terms[name]).mean() if name in terms else nothing)
             for name in names

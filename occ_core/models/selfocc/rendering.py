@@ -46,7 +46,7 @@ class Tables(NamedTuple):
     """A volume as rows of vertices, in order [x, y, z]."""
 
     geometry: Tensor  # [V, 4]: distance, metres, and its gradient along x, y, z
-    looks: Tensor  # [V, 3 + classes - 1]: colour 0..1, then probabilities of classes
+    appearance: Tensor  # [V, 3 + classes - 1]: colour 0..1, then probabilities of classes
 
 
 def pixel_grid(
@@ -135,5 +135,5 @@ def render(
     weights = torch.cat([weights[:, :-1], weights[:, -1:] + passed[:, None]], dim=-1)
     # One bag of 8 S rows a ray: the looks of single samples are never made.
     every = (weights[..., None] * shares.view(*weights.shape, 8)).flatten(1)
-    looks = read(tables.looks, rows.view(len(weights), -1), every)
-    return RenderedRays((weights * depth_m).sum(dim=-1), depth_m, weights, passed, looks[:, :3], looks[:, 3:])
+    appearance = read(tables.appearance, rows.view(len(weights), -1), every)
+    return RenderedRays((weights * depth_m).sum(dim=-1), depth_m, weights, passed, appearance[:, :3], appearance[:, 3:])

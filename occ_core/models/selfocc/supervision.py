@@ -17,13 +17,13 @@ from occ_core.losses.photometric import (
     sample_image,
 )
 from occ_core.models.selfocc.rendering import RenderedRays
+from occ_core.taxonomy import UNLABELED
 
 SMALLEST = 1e-6  # probability
-UNKNOWN = 255
 
 
 class View(NamedTuple):
-    """One camera at one moment."""
+    """One camera at one sample."""
 
     pixels: Tensor  # [h, w, 2], of the rays
     image: Tensor  # [1, 3, H, W], 0..1
@@ -119,7 +119,7 @@ def ray_class_loss(
     Classes are rendered as probabilities (a mixture of the vertices' soft-maxes), so no soft-max follows; ours.
     """
     target = class_map.long()
-    known = target != UNKNOWN
+    known = target != UNLABELED
     target = torch.where(known, target, free_id)
     weights = pixel_weights[target] * known
     column = torch.where(target > free_id, target - 1, target).clamp(max=rays.classes.shape[1] - 1)

@@ -12,16 +12,16 @@ const refuse = (error) => tell(`This page cannot be shown: ${error.message}`);
 // Moments as they come: each is asked for when the one before is drawn, so that a slow browser misses some.
 function listen() {
   let common;
-  const socket = new WebSocket(`ws://${location.host}/moments`);
+  const socket = new WebSocket(`ws://${location.host}/frames`);
   socket.onmessage = async (event) => {
     const { frame, moment, told } = JSON.parse(event.data), text = JSON.stringify({ ...frame, frusta: null });
     $("told").textContent = told;
     if (text === common) { // what is chosen stays, though cameras may turn
-      Object.assign(scene, { moments: [moment], frusta: frame.frusta });
+      Object.assign(scene, { frames: [moment], frusta: frame.frusta });
       await refresh();
     } else {
       common = text;
-      await openScene({ ...frame, moments: [moment] });
+      await openScene({ ...frame, frames: [moment] });
     }
     socket.send("next");
   };

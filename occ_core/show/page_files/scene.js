@@ -39,9 +39,9 @@ function keeps(volume) {
 }
 
 async function refresh() {
-  const now = chosen.moment, moment = scene.moments[now];
+  const now = chosen.moment, moment = scene.frames[now];
   const found = await Promise.all(scene.volumes.map((name) => volumeOf(moment.volumes[name])));
-  if (moment !== scene.moments[chosen.moment]) return; // another moment was chosen, or came, meanwhile
+  if (moment !== scene.frames[chosen.moment]) return; // another moment was chosen, or came, meanwhile
   const colors = scene.classes.map((c) => c.color);
   const meshes = found.map((volume) => volume && facesOf(volume, scene.grid.shape, colors, keeps(volume)));
   stage.show(meshes, outlines());
@@ -49,7 +49,7 @@ async function refresh() {
     const count = meshes[i] ? `${meshes[i].shown} of ${found[i].index.length} cells` : "none at this moment";
     $("panels").children[i].querySelector("span").textContent = ` ${count}`;
   });
-  $("when").textContent = data.live ? moment.name : `${now + 1} of ${scene.moments.length}: ${moment.name}`;
+  $("when").textContent = data.live ? moment.name : `${now + 1} of ${scene.frames.length}: ${moment.name}`;
   $("time").value = now;
   for (const figure of $("cameras").children) {
     const jpeg = moment.images[figure.dataset.camera], image = figure.querySelector("img");
@@ -57,7 +57,7 @@ async function refresh() {
     if (jpeg) image.src = `data:image/jpeg;base64,${jpeg}`;
     figure.classList.toggle("chosen", figure.dataset.camera === chosen.camera);
   }
-  $("confidence-row").hidden = !scene.moments.some((m) => Object.values(m.volumes).some((v) => v.confidence));
+  $("confidence-row").hidden = !scene.frames.some((m) => Object.values(m.volumes).some((v) => v.confidence));
   showSliders();
   document.body.dataset.shown = now; // for tests: this moment is complete
 }
@@ -93,15 +93,15 @@ function play() {
   if (timer) {
     clearInterval(timer);
     timer = undefined;
-  } else timer = setInterval(() => choose({ moment: (chosen.moment + 1) % scene.moments.length }), 500);
+  } else timer = setInterval(() => choose({ moment: (chosen.moment + 1) % scene.frames.length }), 500);
   $("play").textContent = timer ? "stop" : "play";
 }
 
 function buildControls() {
-  $("time").max = scene.moments.length - 1;
+  $("time").max = scene.frames.length - 1;
   $("time").oninput = (event) => choose({ moment: +event.target.value });
   $("play").onclick = play;
-  $("time-row").hidden = data.live || scene.moments.length < 2;
+  $("time-row").hidden = data.live || scene.frames.length < 2;
   $("confidence").oninput = (event) => choose({ confidence: +event.target.value });
   chosen.high = scene.grid.shape[2] - 1;
   for (const side of ["low", "high"]) {

@@ -8,28 +8,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from occ_core.models.easyocc.past import Moment
+from occ_core.models.easyocc.past import StampedPose
 from occ_core.models.easyocc.settings import NanoTraining
 from occ_core.network_input.rig_images import each_tensor
 
 
 @dataclass(frozen=True, eq=False)
 class TableImages:
-    """Images of B moments on top of each other, N in all, with the table of their rigs; see `models.easyocc.table`.
+    """Images of B frames on top of each other, N in all, with the table of their rigs; see `models.easyocc.table`.
 
     Attributes:
         images: uint8 [N, H, W, 3], RGB.
         rays: float32 [N, RAY_CHANNELS, h, w].
         voxel_index: int32 [B * X * Y * Z]; pillar_index: int32 [B * X/2 * Y/2 * heights]. None: images of any cameras
-            of any moments, which are not brought into a grid.
-        moment: when and where one moment was; None: nobody asks, or nobody knows.
+            of any frames, which are not brought into a grid.
+        pose: when and where one frame was; None: nobody asks, or nobody knows.
     """
 
     images: Tensor
     rays: Tensor
     voxel_index: Tensor | None = None
     pillar_index: Tensor | None = None
-    moment: Moment | None = None
+    pose: StampedPose | None = None
 
     @property
     def table(self) -> tuple[Tensor, Tensor]:
@@ -45,32 +45,32 @@ class TableImages:
         return each_tensor(self, Tensor.pin_memory)
 
 
-class Chain(NamedTuple):
-    """K moments of B robots, the newest last.
+class SampleSequence(NamedTuple):
+    """K frames of B robots, the newest last.
 
     Attributes:
-        linked: bool [K - 1, B], whether there was something before; where not, the moment before stands in for nothing.
-        then_from_now: float32 [K - 1, B, 2, 3], from each moment but the first to the one before.
+        linked: bool [K - 1, B], whether there was something before; where not, the frame before stands in for nothing.
+        then_from_now: float32 [K - 1, B, 2, 3], from each frame but the first to the one before.
     """
 
-    moments: tuple[TableImages, ...]
+    frames: tuple[TableImages, ...]
     linked: Tensor
     then_from_now: Tensor
 
-    def to(self, device: torch.device) -> Chain:
-        moments = tuple(moment.to(device) for moment in self.moments)
-        return Chain(moments, self.linked.to(device), self.then_from_now.to(device))
+    def to(self, device: torch.device) -> SampleSequence:
+        frames = tuple(frame.to(device) for frame in self.frames)
+        return SampleSequence(frames, self.linked.to(device), self.then_from_now.to(device))
 
 
 @dataclass(frozen=True, eq=False)
 class TableTargets:
-    """What the same moments, or the newest ones of chains, are taught with.
+    """What the same frames, or the newest ones of sequences, are taught with.
 
     Attributes:
         depth, pixel_class: uint8 [N, h, w], what each pixel's viewing ray meets; see `training.rays`.
         columns: int64 [K] into (B, X, Y), those that the losses on cells look at. column_labels: uint8 [K, Z], 255
             where unobserved.
-        labels: uint8 [B, X, Y, Z]; of moments that are judged.
+        labels: uint8 [B, X, Y, Z]; of frames that are judged.
         class_weights, pixel_weights: float32 [classes], in losses on cells and on pixels.
         settings: of the run, how its losses are weighed and what stands still.
     """

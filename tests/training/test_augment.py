@@ -1,4 +1,4 @@
-"""What nano's training is given: the cache, batches, and what is done to moments and images on the way."""
+"""What nano's training is given: the cache, batches, and what is done to samples and images on the way."""
 
 from dataclasses import replace
 
@@ -16,9 +16,9 @@ from occ_core.network_input.preprocess import Preprocess
 torch = pytest.importorskip("torch")
 
 from occ_core.models.easyocc.model import EasyOcc  # noqa: E402
-from occ_core.training import data  # noqa: E402
+from occ_core.training import augment  # noqa: E402
+from occ_core.training.augment import mirror, pick_columns, read_sample, retextured, turn, zoomed  # noqa: E402
 from occ_core.training.config import TrainingConfig  # noqa: E402
-from occ_core.training.data import mirror, pick_columns, read_sample, retextured, turn, zoomed  # noqa: E402
 from occ_core.training.rays import ray_targets  # noqa: E402
 from occ_core.training.tabulated import stacked  # noqa: E402
 
@@ -44,7 +44,7 @@ def test_mirroring_twice_is_nothing_and_once_swaps_left_and_right():
     assert mirror(sample, SMALL).labels[22, 40 - 1 - 11, 2] == CAR
 
 
-def test_a_moment_is_turned_with_all_that_belongs_to_it():
+def test_a_sample_is_turned_with_all_that_belongs_to_it():
     """As if the robot, and its cameras with it, had stood turned clockwise in the same world."""
     rig, scene = ring_rig(), hand_made("s")
     sample = read_sample(scene, 1, SMALL)
@@ -81,8 +81,8 @@ def test_a_batch_of_two_answers_as_two_batches_of_one():
 def test_every_epoch_visits_every_sample_once_and_a_resumed_stream_goes_on():
     scenes = [hand_made("a", 2), hand_made("b", 3)]
     config = TrainingConfig(model=SMALL, color_jitter=0, camera_dropout=0, nano={"flip": 0, "columns": 10})
-    draw = drawn(scenes, config)
-    firsts = [next(draw).rig_images.images.numpy() for _ in range(5)]
+    serial = drawn(scenes, config)
+    firsts = [next(serial).rig_images.images.numpy() for _ in range(5)]
     known = np.concatenate([scene["images"] for scene in scenes])
     assert sorted(next(k for k in range(5) if np.array_equal(known[k], f)) for f in firsts) == [0, 1, 2, 3, 4]
     assert np.array_equal(next(drawn(scenes, config, step=3)).rig_images.images, firsts[3])
@@ -91,8 +91,8 @@ def test_every_epoch_visits_every_sample_once_and_a_resumed_stream_goes_on():
 def test_single_images_are_drawn_once_an_epoch_and_mirrored_with_their_rays():
     scenes = [hand_made("a", 2), hand_made("b", 1)]
     config = TrainingConfig(model=SMALL, color_jitter=0, nano={"flip": 0, "image_batch": 4})
-    draw = drawn(scenes, config, "images")
-    batches = [next(draw) for _ in range(3)]
+    serial = drawn(scenes, config, "images")
+    batches = [next(serial) for _ in range(3)]
     images = np.concatenate([batch.rig_images.images for batch in batches])
     known = np.concatenate([scene["images"].reshape(-1, *images.shape[1:]) for scene in scenes])
     assert sorted(next(k for k in range(12) if np.array_equal(known[k], image)) for image in images) == list(range(12))
@@ -127,7 +127,7 @@ def test_cache_is_built_once_from_a_data_set_and_mirrors_its_labels(tmp_path):
 
 
 def test_an_image_zoomed_by_nothing_is_itself(monkeypatch):
-    monkeypatch.setattr(data, "MOST_ZOOM", 1.0)
+    monkeypatch.setattr(augment, "MOST_ZOOM", 1.0)
     scene = hand_made("s")
     image, depth, classes, rays = zoomed(scene, 1, 2, SMALL, np.random.default_rng(0))
     for name, array in (("images", image), ("depth", depth), ("pixel_class", classes)):
@@ -156,10 +156,10 @@ def test_a_zoomed_image_its_rays_and_what_they_meet_belong_together():
     scene, camera = hand_made("s"), Preprocess(SMALL.input_width, SMALL.input_height).camera(ring_rig()["f"])
     u, v = np.meshgrid(np.arange(SMALL.input_width), np.arange(SMALL.input_height))
     ramp = np.broadcast_to(np.stack([u, v, u], axis=-1).astype(np.uint8), (3, 4, 64, 128, 3))
-    told = data.SceneCache("s", scene.tokens, lambda name: ramp if name == "images" else scene[name])
-    image, depth, classes, rays = zoomed(told, 1, 0, SMALL, np.random.default_rng(0))
+    painted = augment.SceneCache("s", scene.tokens, lambda name: ramp if name == "images" else scene[name])
+    image, depth, classes, rays = zoomed(painted, 1, 0, SMALL, np.random.default_rng(0))
     zoom = float(rays[3, 0, 0] / scene["rays"][0, 0, 3, 0, 0])
-    assert 1.05 < zoom < data.MOST_ZOOM
+    assert 1.05 < zoom < augment.MOST_ZOOM
     w, h = SMALL.feature_size
     places = image.reshape(h, 8, w, 8, 3)[:, 3:5, :, 3:5, :2].mean(axis=(1, 3))
     seen = camera.rays(places.reshape(-1, 2)) @ camera.ego_from_cam[:3, :3].T
@@ -178,9 +178,9 @@ def test_own_pixels_stay_unknown_in_a_zoomed_image():
     scene = hand_made("s")
     own = np.zeros((1, 4, *SMALL.feature_size[::-1]), dtype=bool)
     own[:, :, 4:] = True
-    told = data.SceneCache("s", scene.tokens, lambda name: own if name == "own" else scene[name])
+    painted = augment.SceneCache("s", scene.tokens, lambda name: own if name == "own" else scene[name])
     rng = np.random.default_rng
-    (_, depth, classes, _), (_, free_depth, _, _) = (zoomed(s, 0, 0, SMALL, rng(5)) for s in (told, scene))
+    (_, depth, classes, _), (_, free_depth, _, _) = (zoomed(s, 0, 0, SMALL, rng(5)) for s in (painted, scene))
     lost = (depth == UNSEEN) & (free_depth != UNSEEN)
     assert lost.any(axis=1).sum() >= 3 and not lost[0].any()
     assert (classes[lost] == UNSEEN).all()

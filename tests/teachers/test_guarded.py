@@ -11,9 +11,9 @@ import pytest
 from teacher_fixtures import make_frame
 
 from occ_core.errors import CorruptInput, OccError
-from occ_core.teachers.asked import AskedClasses, AskedDepth
 from occ_core.teachers.base import ClassMap
 from occ_core.teachers.cache import CachedClasses, default_cache, folder_for, size_of
+from occ_core.teachers.guarded import GuardedClasses, GuardedDepth
 from occ_core.teachers.names import is_network, processes_for
 
 FRAME = make_frame({"A": np.zeros((8, 8, 3), np.uint8)}, token="t7")
@@ -47,18 +47,18 @@ class Network:
 )
 def test_any_exception_becomes_ours_and_names_the_frame(error, said):
     with pytest.raises(OccError, match=f"^the class teacher failed on 't7': {said}"):
-        AskedClasses(Network(error)).classes(FRAME)
+        GuardedClasses(Network(error)).classes(FRAME)
     with pytest.raises(OccError, match=f"^the depth teacher failed on 't7': {said}"):
-        AskedDepth(Network(error)).depth(FRAME)
+        GuardedDepth(Network(error)).depth(FRAME)
 
 
 def test_ctrl_c_stays_what_it_is():
     with pytest.raises(KeyboardInterrupt):
-        AskedClasses(Network(KeyboardInterrupt())).classes(FRAME)
+        GuardedClasses(Network(KeyboardInterrupt())).classes(FRAME)
 
 
 def test_answers_and_version_are_the_teachers(tmp_path):
-    asked = AskedClasses(Network())
+    asked = GuardedClasses(Network())
     assert asked.version == "network-1" and asked.classes(FRAME) is MAPS and asked.reads(FRAME) == []
     cached = CachedClasses(asked, tmp_path)
     cached.classes(FRAME)

@@ -19,20 +19,20 @@ from occ_core.errors import OccError
 from occ_core.evaluation.voxel_iou import confusion_matrix
 from occ_core.models.voxel_answer import VoxelAnswer
 from occ_core.occupancy import Occupancy
+from occ_core.taxonomy import UNLABELED
 from occ_core.training.config import TrainingConfig
 from occ_core.training.counts import count_classes
 from occ_core.training.data_sets import data_record, needs_of, open_data
-from occ_core.training.label_files import IGNORE
-from occ_core.training.moments import Moment
 from occ_core.training.ranks import Ranks
-from occ_core.training.steps import Steps
+from occ_core.training.sampler import BatchSampler
+from occ_core.training.samples import Sample
 from occ_core.training.tabulated import Samples
 from occ_core.training.watch import shown_of
 
 Keys = list[tuple[int, int]]  # of `Samples.batch`
 
 
-class Lessons:
+class TrainingTask:
     """Data of one run and how a network learns from it.
 
     Attributes:
@@ -41,22 +41,22 @@ class Lessons:
         fitted: tensors of the averaged network that `fit` sets, and that are no averages.
         taxonomy: classes of the confusion matrix.
         record: what the json beside the checkpoint says of the data.
-        answers: of the last `confusion`, to the held-out moments that the first process shows, by index.
+        answers: of the last `confusion`, to the held-out samples that the first process shows, by index.
     """
 
-    def __init__(self, config: TrainingConfig, ranks: Ranks, told: Callable[[str], None]) -> None:
+    def __init__(self, config: TrainingConfig, ranks: Ranks, on_progress: Callable[[str], None]) -> None:
         self.config, self.ranks, self.model = config, ranks, config.model
         self.taxonomy, self.fitted = self.model.classes, self.model.fitted
         self._parts = self.model.phases(config.steps, config.nano)
         self.phases = tuple(part.steps for part in self._parts)
-        self.data = open_data(config, needs_of(config), told, ranks)
-        told("how often each class occurs")
+        self.data = open_data(config, needs_of(config), on_progress, ranks)
+        on_progress("how often each class occurs")
         counts = count_classes(self.data.training, self.model, ranks)
         self.record = data_record(self.data) | counts.record
         self.answers: dict[int, Occupancy] = {}
         self.weights = {name: tensor.to(ranks.device) for name, tensor in counts.weights.items()}
 
-    def batches(self, first_step: int) -> Iterator[Moment]:
+    def batches(self, first_step: int) -> Iterator[Sample]:
         """This process's share of the steps that are left, `accumulate` batches a step, that depends on seed, step and
         rank alone; read by `workers` processes, ahead of the steps."""
         c, (rank, world), begin = self.config, (self.ranks.rank, self.ranks.world), 0
@@ -67,10 +67,10 @@ class Lessons:
             samples = self.data.training.of(part.samples)
             sizes = samples.batch_size, c.accumulate
             share = samples.labelled, c.labelled_share
-            order = Steps(len(samples), c.seed, *sizes, rank, world, done, *share, samples.order)
+            order = BatchSampler(len(samples), c.seed, *sizes, rank, world, done, *share, samples.order_stream)
             yield from islice(self._loader(samples, order), (part.steps - done) * c.accumulate)
 
-    def losses(self, network: nn.Module, batch: Moment, progress: float, average: nn.Module) -> dict[str, Tensor]:
+    def losses(self, network: nn.Module, batch: Sample, progress: float, average: nn.Module) -> dict[str, Tensor]:
         """The network's own weighted terms by name.
 
         Args:
@@ -93,14 +93,14 @@ class Lessons:
 
     @torch.inference_mode()
     def confusion(self, average: nn.Module) -> np.ndarray | None:
-        """Cells by (truth, prediction) that a camera observes, of this process's share of the held-out moments; None:
+        """Cells by (truth, prediction) that a camera observes, of this process's share of the held-out samples; None:
         nothing is held out."""
         held_out = self.data.validation
         if not len(held_out):
             return None
         network = cast(Any, average.eval())
         if self.model.remembers:
-            network = network.in_turn()
+            network = network.sequential()
         matrix = np.zeros((len(self.taxonomy), len(self.taxonomy)), dtype=np.int64)
         share = self._share(held_out)
         shown = set(shown_of(share) if self.ranks.first else ())
@@ -109,7 +109,7 @@ class Lessons:
             if index in shown:
                 self.answers[index] = self._occupancy(answer)
             truth = batch.targets.labels.numpy()
-            matrix += confusion_matrix(truth, answer.labels.cpu().numpy(), truth != IGNORE, len(self.taxonomy))
+            matrix += confusion_matrix(truth, answer.labels.cpu().numpy(), truth != UNLABELED, len(self.taxonomy))
         return matrix
 
     def _occupancy(self, answer: VoxelAnswer) -> Occupancy:
@@ -120,7 +120,7 @@ class Lessons:
         return Occupancy(self.model.grid, self.taxonomy, labels, observed.astype(bool), share)
 
     def _share(self, samples: Samples) -> list[int]:
-        """Every so many moments; for a network that remembers those before, every so many scenes."""
+        """Every so many samples; for a network that remembers those before, every so many scenes."""
         rank, world = self.ranks.rank, self.ranks.world
         if not self.model.remembers:
             return list(range(rank, len(samples), world))
@@ -128,16 +128,16 @@ class Lessons:
         own = set(list(dict.fromkeys(of))[rank::world])
         return [index for index, scene in enumerate(of) if scene in own]
 
-    def _loader(self, samples: Samples, order: Iterable[Keys]) -> Iterator[Moment]:
+    def _loader(self, samples: Samples, order: Iterable[Keys]) -> Iterator[Sample]:
         """Batches in order.
 
         Raises:
-            MissingInput, CorruptInput, InvalidInput: of a moment that cannot be read, wherever it was read.
+            MissingInput, CorruptInput, InvalidInput: of a sample that cannot be read, wherever it was read.
         """
         loader = DataLoader(
             _Readable(samples),
             batch_sampler=cast(Any, order),
-            collate_fn=cast(Any, _as_it_is),
+            collate_fn=cast(Any, _unchanged),
             num_workers=self.config.workers,
             worker_init_fn=_begin_worker,
             pin_memory=self.ranks.device.type == "cuda",
@@ -154,14 +154,14 @@ class _Readable(Dataset):
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
-    def __getitems__(self, keys: Keys) -> Moment | OccError:
+    def __getitems__(self, keys: Keys) -> Sample | OccError:
         try:
             return self.samples.batch(keys)
         except OccError as error:
             return error
 
 
-def _as_it_is(batch: Moment | OccError) -> Moment | OccError:
+def _unchanged(batch: Sample | OccError) -> Sample | OccError:
     return batch
 
 

@@ -1,6 +1,6 @@
-"""Moments of data sets as camera networks are given them: images, calibration, targets.
+"""Samples of data sets as camera networks are given them: images, calibration, targets.
 
-Nothing is kept decoded: a moment is read when it is asked for, by as many worker processes as the run has.
+Nothing is kept decoded: a sample is read when it is asked for, by as many worker processes as the run has.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from occ_core.network_input.preprocess import Preprocess
 from occ_core.network_input.rig_images import RigImages, Targets
 from occ_core.network_input.rig_inputs import rig_inputs
 from occ_core.sources.open import frame_files
-from occ_core.teachers.base import UNKNOWN, Teachers
-from occ_core.training.data import recolour
-from occ_core.training.keyframes import Keyframe, MomentSource, names_of
-from occ_core.training.label_files import IGNORE
+from occ_core.taxonomy import UNLABELED
+from occ_core.teachers.base import Teachers
+from occ_core.training.augment import recolour
+from occ_core.training.keyframes import Keyframe, KeyframeSource, names_of
 from occ_core.training.neighbours import neighbours_of
 
 NEEDS = frozenset({"labels", "pseudo_labels", "class_map", "depth_m", "neighbours", "lidar_origin_m"})
 """What a network's losses can be taught with, by fields of `Targets`."""
 
 
-class Moment(NamedTuple):
-    """What a network is given and taught with: one moment, or a batch (the tensors' first axis, which one lacks)."""
+class Sample(NamedTuple):
+    """What a network is given and taught with: one sample, or a batch (the tensors' first axis, which one lacks)."""
 
-    rig_images: Any  # RigImages; of a network by table, TableImages or a Chain
+    rig_images: Any  # RigImages; of a network by table, TableImages or a SampleSequence
     targets: Any  # Targets or TableTargets
 
-    def to(self, device: torch.device) -> Moment:
-        return Moment(self.rig_images.to(device), self.targets.to(device))
+    def to(self, device: torch.device) -> Sample:
+        return Sample(self.rig_images.to(device), self.targets.to(device))
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is changed at random; the same draw of the same run is always changed alike."""
+    """What is changed at random; the same serial number of the same run is always changed alike."""
 
     color_jitter: float = 0.0
     camera_dropout: float = 0.0
@@ -57,21 +57,21 @@ class Augmentation:
     seed: int = 0
 
 
-class Moments(Dataset):
-    """Map-style data set over `sources`: `moments[draw, index]` reads the keyframe `index` as the draw's number has it.
+class SampleDataset(Dataset):
+    """Map-style data set over `sources`: `samples[serial, index]` reads the keyframe `index` as its serial number in the sampler's list has it.
 
     Args:
         needs: fields of Targets to read, of NEEDS.
-        augmentation: None: moments are given as they are.
+        augmentation: None: samples are given as they are.
     """
 
     counted_cells, counted_pixels = 400, 100
     """Over how many, evenly chosen, classes are counted: reading labels is cheap, maps are not."""
-    order = 2  # number of a random stream
+    order_stream = 2  # number of a random stream
 
     def __init__(
         self,
-        sources: Sequence[MomentSource],
+        sources: Sequence[KeyframeSource],
         config: CameraModelConfig,
         needs: frozenset[str],
         augmentation: Augmentation | None = None,
@@ -99,8 +99,8 @@ class Moments(Dataset):
         """Indices of the keyframes that have labels."""
         return [i for i in range(len(self)) if self._has_label(i)]
 
-    def keyframe(self, index: int) -> tuple[MomentSource, Keyframe]:
-        """Which moment of which data set."""
+    def keyframe(self, index: int) -> tuple[KeyframeSource, Keyframe]:
+        """Which sample of which data set."""
         return self._keys[index]
 
     def scene_of(self, index: int) -> tuple[int, str]:
@@ -110,28 +110,28 @@ class Moments(Dataset):
 
     def fewest_cameras(self) -> int:
         """As the first keyframe of each scene tells."""
-        firsts = [(source, of[0].place) for source in self.sources for of in source.scenes.values()]
-        return min(len(source.frames[place].rig) for source, place in firsts)
+        firsts = [(source, of[0].frame_index) for source in self.sources for of in source.scenes.values()]
+        return min(len(source.frames[frame_index].rig) for source, frame_index in firsts)
 
     def files(self) -> Iterator[Path]:
         """What is read of each keyframe itself."""
-        for source, (scene, token, place, labelled) in self._keys:
-            yield from frame_files(source.frames, place, self.config.lidar is not None)
+        for source, (scene, token, frame_index, labelled) in self._keys:
+            yield from frame_files(source.frames, frame_index, self.config.lidar is not None)
             if source.labels is not None and labelled:
                 yield from source.labels.files(scene, token)
 
-    def of(self, kind: str) -> Moments:
+    def of(self, kind: str) -> SampleDataset:
         """Samples of a phase.
 
         Raises:
             InvalidInput: there are none of this kind.
         """
-        if kind != "moments":
+        if kind != "samples":
             raise InvalidInput(f"'{self.config.name}' asks for a phase on {kind}, which only networks by table have")
         return self
 
-    def batch(self, keys: Sequence[tuple[int, int]]) -> Moment:
-        """Moments by (number of the draw, index)."""
+    def batch(self, keys: Sequence[tuple[int, int]]) -> Sample:
+        """Samples by (serial number, index)."""
         return collate([self[key] for key in keys])
 
     def neighbour_gap_s(self) -> float | None:
@@ -141,15 +141,15 @@ class Moments(Dataset):
         """
         gaps_ns = []
         for source, neighbours in self._neighbours.items():
-            place = source.keyframes[0].place
-            frame = source.frames[place]
-            gaps_ns += [neighbour.gap_ns(frame) for neighbour in neighbours.around(frame, place)]
+            frame_index = source.keyframes[0].frame_index
+            frame = source.frames[frame_index]
+            gaps_ns += [neighbour.gap_ns(frame) for neighbour in neighbours.around(frame, frame_index)]
         return float(np.median(gaps_ns)) / 1e9 if gaps_ns else None
 
-    def __getitem__(self, key: tuple[int, int]) -> Moment:
-        draw, index = key
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        serial, index = key
         source, keyframe = self._keys[index]
-        whole = source.frames[keyframe.place]
+        whole = source.frames[keyframe.frame_index]
         frame = pinhole_frame(whole, self._size)
         images, present = self._preprocess.rig(frame.images, frame.rig.names)
         arrays: dict[str, np.ndarray] = {}
@@ -162,24 +162,24 @@ class Moments(Dataset):
         if source.teachers is not None and "depth_m" in self.needs:
             arrays["depth_m"] = self._depth(frame, source.teachers)
         if "neighbours" in self.needs:
-            arrays |= self._neighbour_arrays(source, whole, keyframe.place)
+            arrays |= self._neighbour_arrays(source, whole, keyframe.frame_index)
         lidar = None
         if self.config.lidar is not None:
-            lidar, origin_m = self._lidar(self.config.lidar, source, frame, keyframe.place)
+            lidar, origin_m = self._lidar(self.config.lidar, source, frame, keyframe.frame_index)
             if "lidar_origin_m" in self.needs:
                 arrays["lidar_origin_m"] = origin_m
         if self.augmentation is not None:
-            rng = np.random.default_rng([self.augmentation.seed, 1, draw])
+            rng = np.random.default_rng([self.augmentation.seed, 1, serial])
             _recolour(images, arrays.get("neighbours"), self.augmentation.color_jitter, rng)
             _drop_cameras(images, present, arrays, self.augmentation.camera_dropout, rng)
             images[~present] = 0  # recoloured black is not black
             if lidar is not None and rng.random() < self.augmentation.lidar_dropout:
                 lidar = absent_points()
         rig_images = rig_inputs(images, present, frame.rig_at_stamps, self._preprocess, lidar)
-        return Moment(rig_images, Targets(**{name: torch.from_numpy(array) for name, array in arrays.items()}))
+        return Sample(rig_images, Targets(**{name: torch.from_numpy(array) for name, array in arrays.items()}))
 
     def labels(self, index: int) -> np.ndarray:
-        """Labels of a keyframe alone, uint8 (X, Y, Z), IGNORE where the cameras did not look or nobody labelled.
+        """Labels of a keyframe alone, uint8 (X, Y, Z), UNLABELED where the cameras did not look or nobody labelled.
 
         Raises:
             MissingInput, CorruptInput; InvalidInput: the data was opened without labels.
@@ -192,7 +192,7 @@ class Moments(Dataset):
         return source.labels.read(keyframe.scene, keyframe.token, self.config)
 
     def _pseudo_labels(self, index: int) -> np.ndarray:
-        """As `labels`; IGNORE where a keyframe has a label that is read, and where the teachers could make none."""
+        """As `labels`; UNLABELED where a keyframe has a label that is read, and where the teachers could make none."""
         source, keyframe = self._keys[index]
         files = source.pseudo_labels
         assert files is not None
@@ -205,14 +205,14 @@ class Moments(Dataset):
         return source.labels is not None and keyframe.labelled
 
     def _unknown(self) -> np.ndarray:
-        return np.full(self.config.grid_shape, IGNORE, dtype=np.uint8)
+        return np.full(self.config.grid_shape, UNLABELED, dtype=np.uint8)
 
     def class_map(self, index: int) -> np.ndarray:
         """What the class teacher says of a keyframe's pixels, uint8 (N, H, W)."""
         source, keyframe = self._keys[index]
         if source.teachers is None:
             raise InvalidInput(f"keyframe {keyframe.token} was opened without teachers")
-        return self._class_map(pinhole_frame(source.frames[keyframe.place], self._size), source.teachers)
+        return self._class_map(pinhole_frame(source.frames[keyframe.frame_index], self._size), source.teachers)
 
     @property
     def _size(self) -> tuple[int, int]:
@@ -223,12 +223,12 @@ class Moments(Dataset):
         return self.config.input_height, self.config.input_width
 
     def _class_map(self, frame: Frame, teachers: Teachers) -> np.ndarray:
-        out = np.full((len(frame.rig), *self._shape), UNKNOWN, dtype=np.uint8)
+        out = np.full((len(frame.rig), *self._shape), UNLABELED, dtype=np.uint8)
         maps = teachers.classes.classes(frame)
         for i, camera in enumerate(frame.rig):
             if camera.name in maps:
                 out[i] = self._preprocess.nearest(maps[camera.name].class_id, camera.size)
-                out[i][self._blind(camera)] = UNKNOWN
+                out[i][self._blind(camera)] = UNLABELED
         return out
 
     def _depth(self, frame: Frame, teachers: Teachers) -> np.ndarray:
@@ -247,7 +247,7 @@ class Moments(Dataset):
         return self._preprocess.nearest(camera.blind, camera.size)
 
     def _lidar(
-        self, asked: LidarInput, source: MomentSource, frame: Frame, place: int
+        self, asked: LidarInput, source: KeyframeSource, frame: Frame, frame_index: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Cloud float32 (P, 5), and where its newest sweep was taken, float32 (3,), both in the ego frame; without a
         point what stands for no cloud, and NaN.
@@ -256,20 +256,20 @@ class Moments(Dataset):
             InvalidInput: no sweep or an empty one where the network cannot do without, naming the frame; and what the
                 source raises.
         """
-        sweeps = source.frames.sweeps_before(place, asked.sweeps)
+        sweeps = source.frames.sweeps_before(frame_index, asked.sweeps)
         points = lidar_points(sweeps, frame.stamp_ns, frame.world_from_ego, asked.points)
         if len(points):
             return points, _lidar_origin_m(frame, sweeps[0])
         if asked.dropout > 0:
             return absent_points(), np.full(3, np.nan, dtype=np.float32)
         what = "LiDAR sweep is empty" if sweeps else "it has no LiDAR sweep"
-        name = f"{frame.scene}, frame '{source.frames.names[place]}'"
+        name = f"{frame.scene}, frame '{source.frames.names[frame_index]}'"
         raise InvalidInput(
             f"{name}: {what}, but '{self.config.name}' takes LiDAR (lidar: null takes none, lidar.dropout > 0 does "
             "without where there is none)"
         )
 
-    def _neighbour_arrays(self, source: MomentSource, frame: Frame, place: int) -> dict[str, np.ndarray]:
+    def _neighbour_arrays(self, source: KeyframeSource, frame: Frame, frame_index: int) -> dict[str, np.ndarray]:
         """The same cameras' images before and after, and how the camera moved in between."""
         views = [views_of(c, self._size) if c.distortion_model not in PINHOLE else () for c in frame.rig]
         first = np.cumsum([0, *(len(of) or 1 for of in views)])  # row of each camera, or of its first view
@@ -277,7 +277,7 @@ class Moments(Dataset):
         images = np.zeros((n, 2, *self._shape, 3), dtype=np.uint8)
         moved = np.tile(np.eye(4, dtype=np.float32), (n, 2, 1, 1))
         present = np.zeros((n, 2), dtype=bool)
-        for neighbour in self._neighbours[source].around(frame, place):
+        for neighbour in self._neighbours[source].around(frame, frame_index):
             row, from_cam = first[neighbour.camera], neighbour.from_cam(frame)
             present[row : first[neighbour.camera + 1], neighbour.side] = True
             if not views[neighbour.camera]:
@@ -316,36 +316,41 @@ def _drop_cameras(
         dropped[:] = False
     present[dropped] = False
     images[dropped] = 0
-    for name, nothing in (("class_map", UNKNOWN), ("depth_m", np.nan), ("neighbours", 0), ("neighbour_present", False)):
+    for name, nothing in (
+        ("class_map", UNLABELED),
+        ("depth_m", np.nan),
+        ("neighbours", 0),
+        ("neighbour_present", False),
+    ):
         if name in arrays:
             arrays[name][dropped] = nothing
 
 
-def collate(moments: list[Moment]) -> Moment:
+def collate(samples: list[Sample]) -> Sample:
     """One batch. Where rigs differ in size, missing cameras are absent, with the last camera's calibration; where
     clouds do, rows of NaN follow.
 
     Raises:
         InvalidInput: an empty batch.
     """
-    if not moments:
-        raise InvalidInput("a batch needs at least one moment, got none")
-    cameras = max(len(moment.rig_images.present) for moment in moments)
+    if not samples:
+        raise InvalidInput("a batch needs at least one sample, got none")
+    cameras = max(len(sample.rig_images.present) for sample in samples)
     rig_images: dict[str, Any] = {
-        f.name: torch.stack([_padded(getattr(m.rig_images, f.name), cameras, f.name) for m in moments])
+        f.name: torch.stack([_padded(getattr(m.rig_images, f.name), cameras, f.name) for m in samples])
         for f in fields(RigImages)
         if f.name not in ("lidar", "sees")
     }
-    rig_images["lidar"] = _clouds([moment.rig_images.lidar for moment in moments])
-    rig_images["sees"] = _seeing([moment.rig_images for moment in moments], cameras)
+    rig_images["lidar"] = _clouds([sample.rig_images.lidar for sample in samples])
+    rig_images["sees"] = _seeing([sample.rig_images for sample in samples], cameras)
     targets = {}
     for f in fields(Targets):
-        parts = [getattr(m.targets, f.name) for m in moments]
+        parts = [getattr(m.targets, f.name) for m in samples]
         if any(part is None for part in parts):
             continue
         whole = f.name in OF_THE_MOMENT
         targets[f.name] = torch.stack([p if whole else _padded(p, cameras, f.name) for p in parts])
-    return Moment(RigImages(**rig_images), Targets(**targets))
+    return Sample(RigImages(**rig_images), Targets(**targets))
 
 
 def _clouds(clouds: list[Tensor | None]) -> Tensor | None:
@@ -355,7 +360,7 @@ def _clouds(clouds: list[Tensor | None]) -> Tensor | None:
 
 
 def _seeing(parts: list[RigImages], cameras: int) -> Tensor | None:
-    """`RigImages.sees` of a batch; None if all pixels of all moments show the world."""
+    """`RigImages.sees` of a batch; None if all pixels of all samples show the world."""
     if all(part.sees is None for part in parts):
         return None
     whole = [torch.ones(part.images.shape[:3], dtype=torch.bool) if part.sees is None else part.sees for part in parts]
@@ -363,7 +368,7 @@ def _seeing(parts: list[RigImages], cameras: int) -> Tensor | None:
 
 
 OF_THE_MOMENT = ("labels", "pseudo_labels", "lidar_origin_m")  # all other targets have a row for each camera
-FILLING = {"intrinsics": None, "ego_from_cam": None, "neighbour_from_cam": None, "class_map": UNKNOWN,
+FILLING = {"intrinsics": None, "ego_from_cam": None, "neighbour_from_cam": None, "class_map": UNLABELED,
            "depth_m": float("nan")}  # fmt: skip
 
 

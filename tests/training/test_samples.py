@@ -1,4 +1,4 @@
-"""Moments against the files and the drive that they come from, batches against their definition."""
+"""Samples against the files and the drive that they come from, batches against their definition."""
 
 import json
 import math
@@ -21,10 +21,10 @@ torch = pytest.importorskip("torch")
 import tiny_camera_network as tiny  # noqa: E402
 
 from occ_core.network_input.rig_inputs import calibration  # noqa: E402
-from occ_core.training.keyframes import Keyframe, MomentSource  # noqa: E402
+from occ_core.training.keyframes import Keyframe, KeyframeSource  # noqa: E402
 from occ_core.training.label_files import LabelFiles  # noqa: E402
-from occ_core.training.moments import NEEDS, Augmentation, Moments, collate  # noqa: E402
-from occ_core.training.steps import Steps  # noqa: E402
+from occ_core.training.sampler import BatchSampler  # noqa: E402
+from occ_core.training.samples import NEEDS, Augmentation, SampleDataset, collate  # noqa: E402
 
 FRONT, BACK = "CAM_FRONT", "CAM_BACK"
 
@@ -46,17 +46,17 @@ class Painter:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("moments")
+    root = tmp_path_factory.mktemp("samples")
     tiny.make_data(root, scenes=1, keyframes=3, sweeps=2)
     return root
 
 
-def opened(root, needs=NEEDS, augmentation=None, keyframes=3) -> Moments:
+def opened(root, needs=NEEDS, augmentation=None, keyframes=3) -> SampleDataset:
     frames = NuScenesSource(root)
     scene = frames.scenes[0]
     listed = [Keyframe(scene, token, i) for i, token in enumerate(frames.tokens[:keyframes])]
-    source = MomentSource(frames, listed, LabelFiles(root / "gts"), Teachers(Painter(), Painter()))
-    return Moments([source], tiny.TinyConfig(), frozenset(needs), augmentation)
+    source = KeyframeSource(frames, listed, LabelFiles(root / "gts"), Teachers(Painter(), Painter()))
+    return SampleDataset([source], tiny.TinyConfig(), frozenset(needs), augmentation)
 
 
 def files(root, channel) -> list[tuple[int, np.ndarray]]:
@@ -66,9 +66,9 @@ def files(root, channel) -> list[tuple[int, np.ndarray]]:
     return [(at, Preprocess(64, 32).image(np.ascontiguousarray(read[at]))) for at in sorted(read)]
 
 
-def test_a_moment_holds_the_files_images_and_its_neighbours_in_time(root):
-    moment = opened(root)[0, 1]
-    rig, targets = moment
+def test_a_sample_holds_the_files_images_and_its_neighbours_in_time(root):
+    sample = opened(root)[0, 1]
+    rig, targets = sample
     assert rig.images.shape == (2, 32, 64, 3) and rig.images.dtype == torch.uint8 and rig.present.all()
     for i, channel in enumerate((FRONT, BACK)):
         drive = files(root, channel)
@@ -84,10 +84,10 @@ def test_a_moment_holds_the_files_images_and_its_neighbours_in_time(root):
 
 def test_neighbours_are_keyframes_where_there_are_no_sweeps(tmp_path):
     tiny.make_data(tmp_path, scenes=1, keyframes=3, sweeps=0)
-    moment = opened(tmp_path)[0, 1]
+    sample = opened(tmp_path)[0, 1]
     drive = files(tmp_path, FRONT)
     for side, place in enumerate((0, 2)):
-        assert np.abs(moment.targets.neighbours[0, side].int().numpy() - drive[place][1]).max() <= 2
+        assert np.abs(sample.targets.neighbours[0, side].int().numpy() - drive[place][1]).max() <= 2
 
 
 def test_a_sweep_that_is_not_there_gives_way_to_the_next_one_and_times_are_known(tmp_path):
@@ -99,10 +99,10 @@ def test_a_sweep_that_is_not_there_gives_way_to_the_next_one_and_times_are_known
     expected = files(tmp_path, FRONT)
     sorted(tmp_path.glob(f"sweeps/{FRONT}/*.jpg"))[1].unlink()  # the last before the second keyframe
     sorted(tmp_path.glob(f"sweeps/{FRONT}/*.jpg"))[1].write_bytes(b"")  # the first after it
-    moment = opened(tmp_path)[0, 1]
+    sample = opened(tmp_path)[0, 1]
     for side, place in enumerate((1, 5)):
-        assert np.abs(moment.targets.neighbours[0, side].int().numpy() - expected[place][1]).max() <= 2
-    assert moment.targets.neighbour_present.all()
+        assert np.abs(sample.targets.neighbours[0, side].int().numpy() - expected[place][1]).max() <= 2
+    assert sample.targets.neighbour_present.all()
     for path in tmp_path.glob("sweeps/*/*.jpg"):
         path.unlink()
     assert opened(tmp_path).neighbour_gap_s() == pytest.approx(0.5, abs=1e-3)
@@ -123,8 +123,8 @@ def test_an_image_through_another_lens_is_no_neighbour(tmp_path):
 
 def test_a_point_seen_by_a_camera_is_where_its_neighbour_sees_it(root):
     """Through the world along the drive's own formula, not through the tables."""
-    moments = opened(root)
-    moved = moments[0, 1].targets.neighbour_from_cam.double().numpy()
+    samples = opened(root)
+    moved = samples[0, 1].targets.neighbour_from_cam.double().numpy()
     rig = NuScenesSource(root)[1].rig
     points_cam = np.random.default_rng(0).uniform((-5, -2, 3), (5, 2, 30), (50, 3))
     for i, channel in enumerate((FRONT, BACK)):
@@ -202,8 +202,8 @@ def test_a_lens_that_distorts_is_refused_by_name():
 def test_an_absent_camera_is_black_and_teaches_nothing_and_one_is_always_left(root):
     half = opened(root, augmentation=Augmentation(camera_dropout=0.5, seed=1))
     kept = set()
-    for draw in range(12):
-        rig, targets = half[draw, 1]
+    for serial in range(12):
+        rig, targets = half[serial, 1]
         gone = ~rig.present
         kept.add(tuple(rig.present.tolist()))
         assert rig.present.any() and not rig.images[gone].any() and rig.images[rig.present].any()
@@ -232,8 +232,8 @@ def test_colours_change_alike_in_an_image_and_its_neighbours(tmp_path):
 
 
 def test_a_batch_of_rigs_of_two_sizes_fills_up_with_absent_cameras(root):
-    moments = opened(root)
-    whole = moments[0, 0]
+    samples = opened(root)
+    whole = samples[0, 0]
     rig, targets = whole
     single = type(whole)(
         type(rig)(*(getattr(rig, name)[:1] for name in ("images", "intrinsics", "ego_from_cam", "present"))),
@@ -245,27 +245,27 @@ def test_a_batch_of_rigs_of_two_sizes_fills_up_with_absent_cameras(root):
     assert batch.targets.depth_m[0, 1].isnan().all() and batch.targets.labels.shape == (2, 20, 20, 2)
     assert batch.rig_images.intrinsics[0, 1].det() != 0  # can be inverted
     assert torch.equal(batch.rig_images.images[1], rig.images) and batch.targets.neighbours is None
-    with pytest.raises(InvalidInput, match="at least one moment"):
+    with pytest.raises(InvalidInput, match="at least one sample"):
         collate([])
 
 
 def batches_of(count, steps, accumulate=1, rank=0, world=1, batch_size=1, first=0, labelled=(), share=None):
-    found = iter(Steps(count, 7, batch_size, accumulate, rank, world, first, labelled, share))
+    found = iter(BatchSampler(count, 7, batch_size, accumulate, rank, world, first, labelled, share))
     return [next(found) for _ in range(steps * accumulate)]
 
 
-def test_every_epoch_visits_every_moment_once_and_a_resumed_stream_goes_on():
+def test_every_epoch_visits_every_sample_once_and_a_resumed_stream_goes_on():
     keys = [key for batch in batches_of(5, 15, batch_size=2) for key in batch]
-    assert [draw for draw, _ in keys] == list(range(30))
+    assert [serial for serial, _ in keys] == list(range(30))
     epochs = [[index for _, index in keys[e * 5 : e * 5 + 5]] for e in range(6)]
     assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs) and len({tuple(epoch) for epoch in epochs}) > 3
     assert batches_of(5, 6, accumulate=2, first=4) == batches_of(5, 10, accumulate=2)[8:]
 
 
-def test_labelled_moments_get_their_share_of_the_draws():
+def test_labelled_samples_get_their_share_of_the_draws():
     labelled = [3, 8]
     found = [index for batch in batches_of(10, 80, labelled=labelled, share=0.25) for _, index in batch]
-    at = [draw for draw, index in enumerate(found) if index in labelled]
+    at = [serial for serial, index in enumerate(found) if index in labelled]
     assert len(at) == 20 and set(np.diff(at)) == {4} and all(found.count(index) == 10 for index in labelled)
     assert {found.count(index) for index in set(range(10)) - set(labelled)} == {7, 8}
     later = [index for batch in batches_of(10, 30, first=50, labelled=labelled, share=0.25) for _, index in batch]
@@ -288,7 +288,7 @@ def test_processes_and_accumulation_share_out_the_same_samples(share):
 
 @pytest.mark.parametrize("share", [0.5, 0.25, 0.1])
 @pytest.mark.parametrize("world", range(1, 9))
-def test_every_process_sees_its_share_of_labelled_moments(world, share):
+def test_every_process_sees_its_share_of_labelled_samples(world, share):
     labelled = [3, 8]
     for rank in range(world):
         batches = batches_of(40, 800, rank=rank, world=world, labelled=labelled, share=share)

@@ -1,4 +1,4 @@
-"""Which moments each step takes."""
+"""Which samples each step takes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 from occ_core.training.ranks import batch_of_all
 
 
-class Steps:
-    """Batch sampler of one process: which moments each of its batches takes, an endless list from `first_step` on.
+class BatchSampler:
+    """Batch sampler of one process: which samples each of its batches takes, an endless list from `first_step` on.
 
-    Depends on seed and place alone, so that a resumed run sees what an unbroken one would have seen, and any division
+    Depends on seed and position alone, so that a resumed run sees what an unbroken one would have seen, and any division
     of the same samples among processes and accumulated batches sees the same samples in a step.
 
     Args:
-        count: moments of the data.
-        batch_size, accumulate: moments in a batch, batches in a step of one process.
+        count: samples of the data.
+        batch_size, accumulate: samples in a batch, batches in a step of one process.
         rank, world: which of how many processes.
-        labelled: indices of the labelled moments. labelled_share: of all draws, evenly spread, that take one of these;
-            the others take the rest. None, or if all or none are labelled: each moment as often as any other.
+        labelled: indices of the labelled samples. labelled_share: of all draws, evenly spread, that take one of these;
+            the others take the rest. None, or if all or none are labelled: each sample as often as any other.
         stream: number of the random stream of their order.
     """
 
@@ -50,22 +50,22 @@ class Steps:
         batch = self.first_step * self.accumulate
         while True:
             first = batch_of_all(batch, self.rank, self.world, self.seed) * self.batch_size
-            yield [(draw, self._moment(draw)) for draw in range(first, first + self.batch_size)]
+            yield [(serial, self._sample_index(serial)) for serial in range(first, first + self.batch_size)]
             batch += 1
 
-    def _moment(self, draw: int) -> int:
+    def _sample_index(self, serial: int) -> int:
         if self.share is None:
-            return self._nth(0, draw)
-        before, until = math.floor(draw * self.share), math.floor((draw + 1) * self.share)
-        return self._nth(1, before) if until > before else self._nth(0, draw - before)
+            return self._nth(0, serial)
+        before, until = math.floor(serial * self.share), math.floor((serial + 1) * self.share)
+        return self._nth(1, before) if until > before else self._nth(0, serial - before)
 
-    def _nth(self, pool: int, place: int) -> int:
-        """Of an endless list in which each moment of the pool comes once in every epoch."""
-        moments = self._pools[pool]
+    def _nth(self, pool: int, position: int) -> int:
+        """Of an endless list in which each sample of the pool comes once in every epoch."""
+        samples = self._pools[pool]
         epoch, order = self._orders[pool]
-        if place // len(moments) != epoch:
-            epoch = place // len(moments)
+        if position // len(samples) != epoch:
+            epoch = position // len(samples)
             salt = [pool] if pool else []
-            order = moments[np.random.default_rng([self.seed, self.stream, epoch, *salt]).permutation(len(moments))]
+            order = samples[np.random.default_rng([self.seed, self.stream, epoch, *salt]).permutation(len(samples))]
             self._orders[pool] = epoch, order
-        return int(order[place % len(moments)])
+        return int(order[position % len(samples)])

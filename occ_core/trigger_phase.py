@@ -1,4 +1,4 @@
-"""When in their common period the cameras of a rig fire, learned from their stamps: which images are of one turn."""
+"""When in their common period the cameras of a rig fire, learned from their stamps: which images are of one cycle."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SAME_PERIOD = 0.1
 HEARD_PERIODS = 8  # ago: a camera that has been silent for longer takes no part
 FRESH_PERIODS = 2  # ago: an older stamp says little about when in its period a camera fires
 CLEARLY = 0.1
-"""Of a period, by which another pause has to be longer to end the turn: at even distances jitter would move the end."""
+"""Of a period, by which another pause has to be longer to end the cycle: at even distances jitter would move the end."""
 
 
-class Rhythm:
-    """Cameras of one period that fire one after the other: a turn begins after the longest pause.
+class TriggerPhases:
+    """Cameras of one period that fire one after the other: a cycle begins after the longest pause.
 
     Nothing is known before each living camera has been heard `ENOUGH_GAPS` + 1 times, nor of different periods.
 
@@ -29,10 +29,10 @@ class Rhythm:
         self._gaps_ns = {camera: deque[int](maxlen=KEPT_GAPS) for camera in cameras}
         self._last_ns: dict[str, int] = {}
         self._after_start_ns: dict[str, int] = {}
-        self._first = ""  # the camera that begins a turn
+        self._first = ""  # the camera that begins a cycle
         self.period_ns: int | None = None
 
-    def hear(self, camera: str, stamp_ns: int) -> None:
+    def observe(self, camera: str, stamp_ns: int) -> None:
         """An image of the camera; older ones than its last change nothing."""
         last_ns = self._last_ns.get(camera)
         if last_ns is not None and stamp_ns <= last_ns:
@@ -46,8 +46,8 @@ class Rhythm:
         """Time was set: what came before cannot be compared. The rhythm stays."""
         self._last_ns = {}
 
-    def turn_starts_ns(self, camera: str, stamp_ns: int) -> int | None:
-        """When the turn began that an image of this stamp is of; None: not known."""
+    def cycle_start_ns(self, camera: str, stamp_ns: int) -> int | None:
+        """When the cycle began that an image of this stamp is of; None: not known."""
         after_start_ns = self._after_start_ns.get(camera)
         return None if self.period_ns is None or after_start_ns is None else stamp_ns - after_start_ns
 

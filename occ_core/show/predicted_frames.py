@@ -1,4 +1,4 @@
-"""What there is to look at: moments of a data set or a bag, with what was predicted and what is true."""
+"""What there is to look at: frames of a data set or a bag, with what was predicted and what is true."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ DOCTOR_FRAMES = 4
 SAME_NS = 100_000_000  # a cloud belongs to the frame whose stamp it has within this
 
 
-class Moment(NamedTuple):
-    """What is known of one moment; voxels are in the ego frame, on Occ3D's grid or SemanticKITTI's."""
+class PredictedFrame(NamedTuple):
+    """What is known of one frame; voxels are in the ego frame, on Occ3D's grid or SemanticKITTI's."""
 
     frame: Frame
     predicted: Occupancy | None
     truth: Occupancy | None
 
 
-class Moments:
-    """The moments of `path` in time order: `len(moments)`, `moments[i]`.
+class PredictedFrames:
+    """The frames of `path` in time order: `len(frames)`, `frames[i]`.
 
     Args:
         path: folder of predictions (one npz a frame, as `occ predict` writes them), or a ROS 2 bag: what was published
@@ -94,7 +94,7 @@ class Moments:
         """How the doctor judges a bag's cameras, see `doctor_rows`; of other data none."""
         return doctor_rows(self._source) if isinstance(self._source, BagFrames) else []
 
-    def __getitem__(self, index: int) -> Moment:
+    def __getitem__(self, index: int) -> PredictedFrame:
         number = self._indices[index]
         frame = self._source[number]
         path = self._files.get(self._source.names[number])
@@ -104,7 +104,7 @@ class Moments:
         if self._clouds is not None:
             predicted = predicted or self._clouds.near(VOXEL_POINT, frame.stamp_ns)
             truth = truth or self._clouds.near(TRUTH_POINT, frame.stamp_ns)
-        return Moment(frame, predicted, truth)
+        return PredictedFrame(frame, predicted, truth)
 
     def _true(self, frame: Frame) -> Occupancy | None:
         """What files say of a frame, where there are any."""
@@ -152,16 +152,16 @@ class _Clouds:
 
     def __init__(self, frames: BagFrames) -> None:
         self._reader = frames.bag.reader
-        self._places: dict[tuple[str, ...], list[tuple[int, int, str]]] = {}  # by fields: stamp, log time, topic
+        self._stamps: dict[tuple[str, ...], list[tuple[int, int, str]]] = {}  # by fields: stamp, log time, topic
         topics = [topic for topic in self._reader.of_type(CLOUD) if topic.endswith("/occupancy")]
         for topic, log_ns, message in self._reader.messages(topics):
             fields = tuple(field.name for field in message.fields)
-            self._places.setdefault(fields, []).append((stamp_of(message), log_ns, topic))
+            self._stamps.setdefault(fields, []).append((stamp_of(message), log_ns, topic))
 
     def near(self, layout: np.dtype, stamp_ns: int) -> Occupancy | None:
         """The voxels of this layout that belong to a frame."""
-        places = self._places.get(layout.names or (), [])
-        nearest = min(places, key=lambda place: abs(place[0] - stamp_ns), default=None)
+        stamps = self._stamps.get(layout.names or (), [])
+        nearest = min(stamps, key=lambda stamp: abs(stamp[0] - stamp_ns), default=None)
         if nearest is None or abs(nearest[0] - stamp_ns) > SAME_NS:
             return None
         found, log_ns, topic = nearest
@@ -179,7 +179,7 @@ def _voxels_of(message: Any, layout: np.dtype, topic: str) -> Occupancy:
         raise InvalidInput(f"'{topic}' at {stamp_of(message)} ns holds no voxels of {OCC3D.name}: {error}") from error
 
 
-def write_pictures(moments: Moments, out: Path, pictures: int, recording: bool) -> list[Path]:
+def write_pictures(frames: PredictedFrames, out: Path, pictures: int, recording: bool) -> list[Path]:
     """Write `out/pictures/<scene>_<n>.png` and `out/recording.rrd`.
 
     Args:
@@ -190,12 +190,12 @@ def write_pictures(moments: Moments, out: Path, pictures: int, recording: bool) 
     """
 
     def draw(index: int) -> tuple[str, np.ndarray]:
-        frame, predicted, truth = moments[index]
+        frame, predicted, truth = frames[index]
         title = f"{frame.scene}, {frame.token[:8] or frame.stamp_ns}"
         return frame.scene, compare(frame.images, predicted, truth, title)
 
     def record(stream: Recording, index: int) -> None:
-        frame, predicted, truth = moments[index]
+        frame, predicted, truth = frames[index]
         stream.log(frame.stamp_ns, frame.images, predicted, truth)
 
-    return write_album(out, "occupancy", range(len(moments)), pictures, draw, record if recording else None)
+    return write_album(out, "occupancy", range(len(frames)), pictures, draw, record if recording else None)

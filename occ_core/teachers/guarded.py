@@ -19,7 +19,7 @@ from occ_core.teachers.base import ClassMap, ClassTeacher, DepthMap, DepthTeache
 Maps = TypeVar("Maps")
 
 
-class AskedClasses:
+class GuardedClasses:
     """A class teacher whose library's exceptions are ours."""
 
     def __init__(self, teacher: ClassTeacher) -> None:
@@ -33,7 +33,7 @@ class AskedClasses:
         return _ask(self.teacher.classes, frame, "class")
 
 
-class AskedDepth:
+class GuardedDepth:
     """A depth teacher whose library's exceptions are ours."""
 
     def __init__(self, teacher: DepthTeacher) -> None:

@@ -1,7 +1,7 @@
-"""Moments in a row, for a network with memory: how it learns from them, and how it meets them one by one.
+"""Frames in a row, for a network with memory: how it learns from them, and how it meets them one by one.
 
-A chain is a moment and some before it. The image network stands still and the batch norms with it, so what is kept of a
-moment is what a deployed network keeps. Gradients reach back through one step: what is kept is learned from what it was
+A sequence is a frame and some before it. The image network stands still and the batch norms with it, so what is kept of a
+frame is what a deployed network keeps. Gradients reach back through one step: what is kept is learned from what it was
 good for.
 """
 
@@ -13,33 +13,33 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from occ_core.models.easyocc.inputs import SampleSequence, TableImages
 from occ_core.models.easyocc.logits import Cells, Hidden
 from occ_core.models.easyocc.past import Memory
-from occ_core.models.easyocc.samples import Chain, TableImages
 from occ_core.models.voxel_answer import VoxelAnswer
 
 if TYPE_CHECKING:
     from occ_core.models.easyocc.model import EasyOcc
 
 
-def last_columns(model: EasyOcc, chain: Chain) -> Tensor:
-    """`Hidden.columns` of the chain's newest moment, with what the network remembers of the others."""
+def last_columns(model: EasyOcc, sequence: SampleSequence) -> Tensor:
+    """`Hidden.columns` of the sequence's newest frame, with what the network remembers of the others."""
     model.eval()
     state: Tensor | None = None
     motion: Tensor | None = None
-    for k, moment in enumerate(chain.moments):
+    for k, frame in enumerate(sequence.frames):
         if state is not None:
-            motion = chain.then_from_now[k - 1]
-            state = state * chain.linked[k - 1, :, None, None, None]
+            motion = sequence.then_from_now[k - 1]
+            state = state * sequence.linked[k - 1, :, None, None, None]
         with torch.no_grad():
-            lifted = model.lifted(model.views(moment.images, moment.rays), *moment.table)
-        with torch.set_grad_enabled(k + 2 >= len(chain.moments)):
+            lifted = model.lifted(model.views(frame.images, frame.rays), *frame.table)
+        with torch.set_grad_enabled(k + 2 >= len(sequence.frames)):
             columns, state = model.columns(lifted, state, motion)
     return columns
 
 
-class Follower:
-    """A network, in eval mode, that meets moments one by one in order of scene and time, as a robot does: one with
+class SequentialModel:
+    """A network, in eval mode, that meets frames one by one in order of scene and time, as a robot does: one with
     memory remembers those before."""
 
     def __init__(self, model: EasyOcc, answer_of: Callable[[Cells], tuple[Tensor, Tensor, Tensor]]) -> None:
@@ -50,10 +50,10 @@ class Follower:
     def hidden(self, inputs: TableImages) -> Hidden:
         past: list[Tensor] = []
         if self._memory is not None:
-            past = [torch.from_numpy(array).to(inputs.images.device) for array in self._memory.before(inputs.moment)]
+            past = [torch.from_numpy(array).to(inputs.images.device) for array in self._memory.before(inputs.pose)]
         hidden = self._model.hidden(inputs.images, *inputs.table, inputs.rays, *past)
         if self._memory is not None and hidden.state is not None:
-            self._memory.keep(hidden.state.cpu().numpy(), inputs.moment)
+            self._memory.keep(hidden.state.cpu().numpy(), inputs.pose)
         return hidden
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from occ_core.world.streets import Painter
 CLAIM_M = 0.5  # cell of the map of taken places
 
 
-class Site:
+class SceneBuilder:
     """The ground, the plan, the solids collected so far and a map of taken places."""
 
     def __init__(self, road: Road, ground: Ground, painter: Painter) -> None:

@@ -1,4 +1,4 @@
-"""A cached moment as a network by table is given it: mirrored, turned, recoloured, cameras dropped, images zoomed."""
+"""A cached sample as a network by table is given it: mirrored, turned, recoloured, cameras dropped, images zoomed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from occ_core.losses.ray import IGNORE
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
 from occ_core.models.easyocc.table import Table, mirrored, turned, zoomed_rays
+from occ_core.taxonomy import UNLABELED
 from occ_core.training.cache import SceneCache
 from occ_core.training.rays import march
 
@@ -20,8 +20,8 @@ QUARTER = np.array([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) 
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
-    """One moment as the network sees it; arrays as in SceneCache, without the sample axis."""
+class TabulatedSample:
+    """One sample as the network sees it; arrays as in SceneCache, without the sample axis."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -31,15 +31,15 @@ class Sample:
     world_from_ego: np.ndarray
 
 
-def read_sample(scene: SceneCache, i: int, config: EasyOccConfig, dropped: Sequence[int] = ()) -> Sample:
+def read_sample(scene: SceneCache, i: int, config: EasyOccConfig, dropped: Sequence[int] = ()) -> TabulatedSample:
     """Sample `i` of a scene; cameras that have no image, and `dropped` ones, see nothing."""
     rig = int(scene["rig"][i])
     table = Table(*(scene[name][rig] for name in ("voxel_index", "pillar_index", "rays")))
     blind = set(np.flatnonzero(~scene["present"][i]).tolist()) | set(dropped)
     images, labels, depth, pixel_class = (np.array(scene[k][i]) for k in ("images", "labels", "depth", "pixel_class"))
-    depth[~scene["present"][i]] = pixel_class[~scene["present"][i]] = IGNORE
+    depth[~scene["present"][i]] = pixel_class[~scene["present"][i]] = UNLABELED
     table = without_cameras(table, blind, config)
-    return Sample(images, labels, depth, pixel_class, table, np.array(scene["world_from_ego"][i]))
+    return TabulatedSample(images, labels, depth, pixel_class, table, np.array(scene["world_from_ego"][i]))
 
 
 def without_cameras(table: Table, blind: set[int], config: EasyOccConfig) -> Table:
@@ -57,10 +57,10 @@ def without_cameras(table: Table, blind: set[int], config: EasyOccConfig) -> Tab
     return Table(cut(table.voxel_index, h * w * config.depth_bins), cut(table.pillar_index, h * w), table.rays)
 
 
-def mirror(sample: Sample, config: EasyOccConfig) -> Sample:
-    """The same moment in a mirror: left and right of the ego swapped, and of the world, where it will turn left."""
+def mirror(sample: TabulatedSample, config: EasyOccConfig) -> TabulatedSample:
+    """The same sample in a mirror: left and right of the ego swapped, and of the world, where it will turn left."""
     swap = np.diag([1.0, -1, 1, 1])
-    return Sample(
+    return TabulatedSample(
         np.ascontiguousarray(sample.images[:, :, ::-1]),
         np.ascontiguousarray(sample.labels[:, ::-1]),
         np.ascontiguousarray(sample.depth[..., ::-1]),
@@ -70,8 +70,8 @@ def mirror(sample: Sample, config: EasyOccConfig) -> Sample:
     )
 
 
-def turn(sample: Sample, quarters: int, config: EasyOccConfig) -> Sample:
-    """The same moment on a robot that stands turned clockwise: the world turned counter-clockwise around it."""
+def turn(sample: TabulatedSample, quarters: int, config: EasyOccConfig) -> TabulatedSample:
+    """The same sample on a robot that stands turned clockwise: the world turned counter-clockwise around it."""
     labels = np.ascontiguousarray(np.rot90(sample.labels, quarters))
     world_from_turned = sample.world_from_ego @ np.linalg.matrix_power(QUARTER, -quarters)
     return replace(
@@ -118,7 +118,7 @@ def pick_columns(labels: np.ndarray, count: int, rare: np.ndarray, rng: np.rando
         labels: uint8 (X, Y, Z). rare: bool (256,) by label.
     """
     columns = labels.reshape(-1, labels.shape[-1])
-    in_view = (columns != IGNORE).any(axis=1)
+    in_view = (columns != UNLABELED).any(axis=1)
     observed, hidden = np.flatnonzero(in_view), rng.permutation(np.flatnonzero(~in_view))[: count // 8]
     special = rare[columns[observed]].any(axis=1)
     first, rest = observed[special], observed[~special]
@@ -148,5 +148,5 @@ def zoomed(
     directions = rays[:3].transpose(1, 2, 0).astype(np.float64)
     depth, classes = march(scene["labels"][i], scene["origins_ego_m"][rig, camera], directions, config)
     own = scene["own"][rig, camera][rows.round().astype(int)[:, None], columns.round().astype(int)]
-    ignored = np.uint8(IGNORE)
+    ignored = np.uint8(UNLABELED)
     return image, np.where(own, ignored, depth), np.where(own, ignored, classes), rays

@@ -13,7 +13,7 @@ JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True)
-class Film:
+class IspModel:
     """How one camera of one car turns light into pixels.
 
     Attributes:
@@ -29,13 +29,13 @@ class Film:
     shot_noise: float
 
     @staticmethod
-    def of(seed: int, camera_index: int) -> Film:
+    def of(seed: int, camera_index: int) -> IspModel:
         """The camera's own character, fixed by the seed of the scene."""
         rng = np.random.default_rng((seed, 105, camera_index))
         shared = np.random.default_rng((seed, 105))
         cast = shared.normal(0, 0.09)
         red, blue = 1 + cast + rng.normal(0, 0.02), 1 - cast + rng.normal(0, 0.03)
-        return Film(
+        return IspModel(
             (red, 1.0, blue),
             float(np.exp(shared.normal(np.log(0.17), 0.25))),
             float(rng.uniform(0.15, 0.4)),
@@ -45,18 +45,18 @@ class Film:
         )
 
 
-def develop(radiance: np.ndarray, film: Film, weather: Weather, rng: np.random.Generator) -> np.ndarray:
+def apply_isp(radiance: np.ndarray, isp: IspModel, weather: Weather, rng: np.random.Generator) -> np.ndarray:
     """RGB uint8 (h, w, 3) of linear light float32 (h, w, 3)."""
     h, w = radiance.shape[:2]
-    gain = _exposure(radiance, film.key, weather.night)
+    gain = _exposure(radiance, isp.key, weather.night)
     light = np.minimum(radiance, 60.0) * np.float32(gain)
     light = _bloom(light, 0.06 if weather.night else 0.02)
-    light *= np.array(film.balance, dtype=np.float32) * _vignette(h, w, film.vignette)[:, :, None]
+    light *= np.array(isp.balance, dtype=np.float32) * _vignette(h, w, isp.vignette)[:, :, None]
     if weather.wetness > 0.5:
         light = _rain(light, rng)
-    light = np.asarray(cv2.GaussianBlur(light, (0, 0), film.blur_px * w / 800), dtype=np.float32)
+    light = np.asarray(cv2.GaussianBlur(light, (0, 0), isp.blur_px * w / 800), dtype=np.float32)
     strain = 1.0 + 0.6 * max(0.0, np.log2(gain / 4.0))  # a sensor that has to amplify is noisier
-    sigma = np.sqrt((film.read_noise * strain) ** 2 + light * film.shot_noise**2 * strain)
+    sigma = np.sqrt((isp.read_noise * strain) ** 2 + light * isp.shot_noise**2 * strain)
     light += sigma * rng.standard_normal(light.shape, dtype=np.float32)
     light = np.maximum(light, 0.0)
     light = light * (1 + light / 6.25) / (1 + light)  # Reinhard's curve with white at 2.5
