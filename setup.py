@@ -11,9 +11,15 @@ from setuptools import find_packages, setup
 PACKAGE = "occ_ros"
 
 EXTRAS = {
-    # Simulated city: embree ray casting, numba for voxel traversal.
-    "world": ["trimesh>=4.0,<6", "embreex>=2.17.7.post6,<5", "scipy>=1.10,<2", "numba>=0.59,<1", "pillow>=10"],
-    "nuscenes": ["nuscenes-devkit>=1.1.11,<1.3"],
+    # Simulated city: embree ray casting, numba for voxel traversal, scikit-learn for its statistics.
+    "world": [
+        "trimesh>=4.0,<6",
+        "embreex>=2.17.7.post6,<5",
+        "scipy>=1.10,<2",
+        "numba>=0.59,<1",
+        "pillow>=10",
+        "scikit-learn>=1.2,<2",
+    ],
     "bags": ["rosbags>=0.10.5,<0.12"],
     "torch": ["torch>=2.4,<2.14", "safetensors>=0.4,<1"],
     # ImageNet weights of the image backbone `efficientnet-lite0`: 17 MB, no code of theirs is run.
@@ -30,6 +36,7 @@ EXTRAS = {
     "onnx": ["onnx>=1.16,<2", "onnxscript>=0.3,<1", "onnxruntime>=1.19,<2"],
     "openvino": ["openvino>=2024.6,<2027", "nncf>=2.14,<4"],
     "viz": ["matplotlib>=3.6,<4", "pillow>=10", "rerun-sdk>=0.23,<0.42", "pyarrow<26", "foxglove-sdk>=0.16,<0.31"],
+    "live": ["websockets>=14,<18"],  # serves the page of a running node
     "tensorboard": ["tensorboard>=2.14,<3"],  # runs write its events where it is there
     "ray": ["ray>=2.9,<3"],  # labels on a cluster; not in `all`: nobody needs it on one machine
     # Python wheels of ROS 2 Kilted, for machines without a ROS installation; beside apt-installed ROS 2 leave this out.
@@ -52,8 +59,11 @@ EXTRAS = {
         "import-linter>=2.17,<3",
         "types-PyYAML",
         "pre-commit",
-        "scikit-learn",
         "efficientnet-lite-pytorch==0.1.0",
+        # What nuscenes-devkit imports, another reader in tests. It refuses numpy 2, so it comes alone (Makefile).
+        "pyquaternion",
+        "cachetools",
+        "tqdm",
     ],
 }
 EXTRAS["all"] = sorted({need for name in EXTRAS if name not in ("dev", "docs", "ray") for need in EXTRAS[name]})

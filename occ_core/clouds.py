@@ -20,6 +20,19 @@ TRUTH_POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("label", "u1"
 """Centre of a voxel that is occupied or observed; mask bit 0: seen by a camera, bit 1: by LiDAR.
 A voxel that is not listed is free and unobserved, so the cloud is the whole Occ3D label."""
 
+PLACE_POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4")])
+"""A place and nothing else."""
+
+COLUMN_POINT = np.dtype(
+    {
+        "names": ["x", "y", "z", "confidence", "label"],
+        "formats": ["<f4", "<f4", "<f4", "<f4", "u1"],
+        "offsets": [0, 4, 8, 12, 16],
+        "itemsize": 20,
+    }
+)
+"""What a column of voxels is to who drives there; of one that nobody observed x, y and z are not a number."""
+
 # numpy type -> sensor_msgs/PointField datatype constant
 POINT_FIELD_TYPES = {"i1": 1, "u1": 2, "i2": 3, "u2": 4, "i4": 5, "u4": 6, "f4": 7, "f8": 8}
 

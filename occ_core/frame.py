@@ -1,4 +1,4 @@
-"""One moment as a robot saw it: images, each with its own stamp and pose, and perhaps a LiDAR sweep."""
+"""One frame: what a robot saw at one time, images, each with its own stamp and pose, and perhaps a LiDAR sweep."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def file_in(root: Path, path: Path) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One moment.
+    """What a robot saw at one time.
 
     Attributes:
         stamp_ns: reference time.
@@ -100,7 +100,7 @@ class Frame:
         images: camera name -> RGB uint8 (height, width, 3); a camera without an image is absent.
         camera_stamp_ns: camera name -> time of its image.
         camera_world_from_ego: camera name -> (4, 4) ego pose at that time.
-        lidar: the sweep of this moment, if any; given as a function that reads it, it is read when it is asked for.
+        lidar: the sweep of this time, if any; given as a function that reads it, it is read when it is asked for.
         token: name of the sample, empty where there is none.
         scene: name of the scene or bag.
         image_files: camera name -> its image's path in the data set, with `/`; a bag's images have none.

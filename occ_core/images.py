@@ -34,6 +34,15 @@ REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.
 """How many times smaller a JPEG can be decoded, which saves most of the time, and OpenCV's flag for it."""
 
 
+OTHER_FILES = (
+    (8, b"WEBP", "WebP files"), (0, b"BM", "BMP files"), (0, b"GIF8", "GIF files"), (0, b"II*\0", "TIFF files"),
+    (0, b"MM\0*", "TIFF files"), (4, b"jP  ", "JPEG 2000 files"), (0, b"\xff\x4f\xff\x51", "JPEG 2000 files"),
+    (4, b"ftypavif", "AVIF files"), (4, b"ftyphei", "HEIF files"), (0, b"\xff\x0a", "JPEG XL files"),
+    (4, b"JXL ", "JPEG XL files"), (0, b"\0\0\0\1", "a video (H.264, H.265)"), (0, b"\0\0\1", "a video (H.264, H.265)"),
+)  # fmt: skip
+"""(at which byte, what stands there, what it is then called) of files that are not read."""
+
+
 def require_image_fields(encoding: str, width: int, height: int, step: int, held: int) -> None:
     """Whether the fields of a sensor_msgs/Image can be what they say, with `held` bytes of data.
 
@@ -133,6 +142,12 @@ def compressed_info(data: Bytes, max_side: int = MAX_SIDE_PX) -> tuple[str, int,
     _require_size(width, height, max_side)
     _require_plausible(raw, kind, width, height)
     return kind, width, height
+
+
+def other_file(data: Bytes) -> str:
+    """What a file is that is neither JPEG nor PNG, by its first bytes; empty: nothing that is known."""
+    first = bytes(data[:16])
+    return next((name for at, magic, name in OTHER_FILES if first[at : at + len(magic)] == magic), "")
 
 
 def samples_of(data: Bytes) -> tuple[int, int]:

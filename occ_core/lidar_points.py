@@ -1,4 +1,4 @@
-"""LiDAR sweeps as networks are given them, in training and prediction alike: one cloud in the moment's ego frame."""
+"""LiDAR sweeps as networks are given them, in training and prediction alike: one cloud in the ego frame of one time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def lidar_points(
     world_from_ego: np.ndarray,  # (4, 4) at stamp_ns
     limit: int,
 ) -> np.ndarray:
-    """Sweeps brought into the ego frame at a moment, each by its own pose.
+    """Sweeps brought into the ego frame at `stamp_ns`, each by its own pose.
 
     Points within MIN_RANGE_M of their sensor are left out. A newest sweep without others is no cloud: older ones never
     stand in for it. Of more than `limit`, as many are kept, drawn alike over the whole cloud and always the same ones:
@@ -33,7 +33,7 @@ def lidar_points(
 
     Returns:
         float32 (P, 5), by COLUMNS: x, y, z in metres in the ego frame at `stamp_ns`; intensity 0..1; age in seconds,
-        0 of a sweep later than the moment.
+        0 of a sweep later than `stamp_ns`.
 
     Raises:
         InvalidInput: a point is not finite; says of which sweep.

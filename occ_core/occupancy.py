@@ -21,7 +21,7 @@ from occ_core.taxonomy import OCC3D, Taxonomy
 
 @dataclass(frozen=True, eq=False)
 class Occupancy:
-    """Semantic occupancy of one moment.
+    """Semantic occupancy at one time.
 
     Attributes:
         grid, taxonomy: what indices and labels mean.

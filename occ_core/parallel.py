@@ -47,7 +47,7 @@ def run_in_processes(
 ) -> Generator[Result, None, None]:
     """Results of `work(item, step)` as they are done, in any order.
 
-    Work must leave files whole at every moment (see `files.write_atomically`): processes are ended without notice when
+    Work must leave files whole at any time (see `files.write_atomically`): processes are ended without notice when
     the caller stops. One worker, or one item, runs in this process.
 
     Args:

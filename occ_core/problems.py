@@ -34,6 +34,14 @@ KINDS: dict[str, Kind] = {
         "publish plumb_bob or rational_polynomial with 4, 5, 8, 12 or 14 coefficients, or equidistant with 4",
     ),
     "calibration": Kind("the numbers of CameraInfo are those of no lens", "calibrate the camera again"),
+    "centre": Kind(
+        "K was not filled in, is in other units, or is of another image",
+        "calibrate the camera again; if its images are cut out of larger ones, nothing needs to be done",
+    ),
+    "folds": Kind(
+        "the calibration's pictures did not reach the image's corners, or D is of another lens",
+        "calibrate again with the board in the corners, or as a fisheye (equidistant)",
+    ),
     "rectification": Kind(
         "a topic of rectified images needs R and P, and CameraInfo has no such numbers",
         "calibrate as a stereo pair, or take the topic of unrectified images",
@@ -53,6 +61,17 @@ KINDS: dict[str, Kind] = {
     ),
     "bits": Kind("the driver publishes more than 8 bits a sample", "set the driver to an 8-bit encoding"),
     "encoding": Kind("the encoding is none that is known here", "set the driver to rgb8, bgr8, mono8 or bayer_*8"),
+    "file": Kind(
+        "the topic holds files of another kind, or a video",
+        "record image_transport's compressed topic (JPEG or PNG), or republish it as that",
+    ),
+    "blank": Kind(
+        "a lens cap, a cable that came off, or a driver that fills in for missing images", "look at the pictures"
+    ),
+    "frozen": Kind(
+        "the driver sends its last image again and again, or the camera hangs", "restart the driver, and record again"
+    ),
+    "twins": Kind("two topics carry the images of one camera", "look at the topics' names in the driver"),
     "mosaic": Kind(
         "grey pixels with the pattern of a colour filter: a Bayer mosaic that nothing names as one",
         "set the driver to a bayer_*8 encoding, or let image_proc make colours of it",
@@ -106,6 +125,23 @@ KINDS: dict[str, Kind] = {
         "CameraInfo names the camera's body (x forward), not its optical frame (z forward)",
         "publish the optical frame and name it in CameraInfo (REP 103), as in <name>_optical_frame",
     ),
+    "frames": Kind(
+        "CameraInfo was copied from another camera, or driver and calibration name different frames",
+        "let CameraInfo and image name one optical frame; the one of CameraInfo is used",
+    ),
+    "one frame": Kind(
+        "CameraInfo was copied from another camera, or two cameras were never placed",
+        "let each CameraInfo name its camera's own optical frame",
+    ),
+    "side": Kind(
+        "cables or topics of two cameras are swapped, or a mount is wrong", "compare the camera's picture with its name"
+    ),
+    "rolled": Kind("the camera is mounted so, or its mount is wrong", "if it is mounted so, nothing needs to be done"),
+    "far": Kind("the transform is in millimetres, or its chain leads elsewhere", "publish mounts in metres (REP 103)"),
+    "below": Kind(
+        "the base frame is not on the ground: it lies in a sensor, or on the roof",
+        "choose the frame on the ground (base_footprint) as base frame, or publish one",
+    ),
     "sky": Kind(
         "the optical axis is nearly vertical",
         "look up the mount's rotation; a camera that looks down or up is used all the same",
@@ -113,6 +149,11 @@ KINDS: dict[str, Kind] = {
     "odometry": Kind(
         "odometry that is none: no child_frame_id, child and parent alike, or no pose yet",
         "set child_frame_id to the base frame; without odometry or /tf the vehicle counts as standing still",
+    ),
+    "speed": Kind("poses are not in metres, or their stamps are of another clock", "publish poses in metres (REP 103)"),
+    "jump": Kind(
+        "a localisation that corrects itself, or odometry that started anew",
+        "have poses in a frame without jumps: odom, not map (REP 105)",
     ),
     "another robot": Kind(
         "several robots publish transforms in namespaces of their own", "choose the robot by its cameras (--camera)"

@@ -7,6 +7,7 @@ Node and bag reader both come here. Messages are any objects with the fields of 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from occ_core.images import (
     compressed_info,
     decode_compressed,
     decode_image,
+    other_file,
     require_image_fields,
     samples_of,
 )
@@ -29,6 +31,18 @@ from occ_core.transforms import TransformTree
 MODELS = {"": "none", "fisheye": "equidistant"}  # other names of models
 TRANSPORTS = ("compressed", "compressedDepth", "zstd", "theora", "ffmpeg")  # image_transport's last parts of a topic
 DEPTH_ENCODINGS = ("16UC1", "16SC1", "32FC1", "32SC1", "64FC1", "mono16")
+FOCAL_WIDTHS = 0.05, 100.0
+"""Of the image's width, what a focal length can be: from a fisheye that sees all around down to half a degree."""
+MAX_ASPECT = 4.0  # of two focal lengths; lines that are skipped or joined make them differ
+FOLD_GRID, FOLD_PX = 17, 1.0  # pixels a side that are tried, and how far one may come back from its own place
+FAR_M = 50.0  # from the base frame to a camera: beyond it, metres are likely millimetres
+ROLLED_DEG = 30.0
+SIDES = (
+    ({"front", "forward"}, {"back", "rear"}, 0.0), ({"back", "rear"}, {"front", "forward"}, 180.0),
+    ({"left"}, {"right"}, 90.0), ({"right"}, {"left"}, -90.0),
+)  # fmt: skip
+"""Words of a camera's name, those that say the opposite, and the azimuth in degrees that they mean."""
+OTHER_SIDE_DEG = 65.0  # so near to the opposite direction
 STEEP_DEG = 70.0
 """An optical axis that is so steep is looked at twice: few cameras of vehicles do so."""
 NUMBERS = re.compile(r"\d+")
@@ -95,7 +109,7 @@ def camera_from_info(
     try:
         turned = ego_from_frame @ _frame_from_rectified(info) if rectified else ego_from_frame
         camera = Camera(name, k, size, turned, model, distortion)
-        _require_rays(camera)
+        _require_lens(camera)
     except InvalidInput as error:
         raise unusable("calibration", str(error)) from None
     return camera
@@ -173,12 +187,37 @@ def _frame_from_rectified(info: Any) -> np.ndarray:
     return require_rigid("rectification R", matrix)
 
 
-def _require_rays(camera: Camera) -> None:
-    """Numbers that are each within bounds can still be no lens: it has to have a viewing ray in every corner."""
+def _require_lens(camera: Camera) -> None:
+    """Numbers that are each within bounds can still be no lens: its view has to be a camera's, with a viewing ray in
+    every corner."""
     w, h = camera.size
+    fx, fy = camera.intrinsics[0, 0], camera.intrinsics[1, 1]
+    if not FOCAL_WIDTHS[0] <= fx / w <= FOCAL_WIDTHS[1] or not 1 / MAX_ASPECT <= fx / fy <= MAX_ASPECT:
+        low, high = (limit * w for limit in FOCAL_WIDTHS)
+        raise InvalidInput(
+            f"camera '{camera.name}': focal lengths must be {low:g} to {high:g} px for {w} px of width, and at most "
+            f"{MAX_ASPECT:g} times each other, got {fx:g} and {fy:g} px"
+        )
     corners = np.array([(u, v) for u in (0, (w - 1) / 2, w - 1) for v in (0, (h - 1) / 2, h - 1)], dtype=np.float64)
     if not np.isfinite(camera.rays(corners)).all():
         raise InvalidInput(f"camera '{camera.name}': no viewing ray at a corner of its {w} x {h} px: D does not fit K")
+
+
+def lens_problem(camera: Camera) -> Problem | None:
+    """Calibration that can be used, and hardly is right: its centre far from the image's, or D that folds."""
+    w, h = camera.size
+    cx, cy = camera.intrinsics[:2, 2]
+    if not (w / 4 < cx < 3 * w / 4 and h / 4 < cy < 3 * h / 4):
+        found = f"the principal point ({cx:g}, {cy:g}) px is outside the middle half of the image of {w} x {h} px"
+        return Problem("centre", "", found)
+    if camera.distortion_model in ("none", "equidistant"):  # a fisheye may end within its image
+        return None
+    u, v = np.meshgrid(np.linspace(0, w - 1, FOLD_GRID), np.linspace(0, h - 1, FOLD_GRID))
+    pixels = np.stack([u.ravel(), v.ravel()], axis=1)
+    seen, _ = camera.project(camera.rays(pixels))
+    with np.errstate(invalid="ignore"):
+        share = 1 - float((np.abs(seen - pixels).max(axis=1) < FOLD_PX).mean())
+    return Problem("folds", "", f"D has no viewing ray for {100 * share:.0f} % of the image") if share else None
 
 
 def view_deg(camera: Camera) -> tuple[float, float]:
@@ -193,19 +232,54 @@ def lens_words(camera: Camera) -> str:
     return f"{model}, f {camera.intrinsics[0, 0]:.0f} px"
 
 
-def axis_problem(camera: Camera, frame: str) -> Problem | None:
-    """A camera on the vehicle that looks at the sky, as a body frame (x forward) in place of an optical one does.
+def frames_problem(info_frame: str, image_frame: str) -> Problem | None:
+    """CameraInfo and images that name different frames; an image without a name says nothing."""
+    if not image_frame or image_frame.lstrip("/") == info_frame.lstrip("/"):
+        return None
+    return Problem("frames", "", f"CameraInfo names '{shown(info_frame)}', its images '{shown(image_frame)}'")
+
+
+def mount_problems(camera: Camera, frame: str) -> Iterator[Problem]:
+    """What is odd about a camera's place on the vehicle, though it can be used.
 
     Args:
         frame: that its CameraInfo names; empty for one of a rig file.
     """
     _, elevation_deg = view_deg(camera)
-    if elevation_deg < STEEP_DEG:
-        return None
-    found = f"looks at the sky: its optical axis points {elevation_deg:.0f} degrees up"
-    if frame and "optical" not in frame:
-        return Problem("body frame", "", f"{found}, and frame '{shown(frame)}' does not call itself optical")
-    return Problem("sky", "", found)
+    place_m = camera.ego_from_cam[:3, 3]
+    if elevation_deg >= STEEP_DEG:  # as a body frame (x forward) in place of an optical one looks
+        found = f"looks at the sky: its optical axis points {elevation_deg:.0f} degrees up"
+        if frame and "optical" not in frame:
+            yield Problem("body frame", "", f"{found}, and frame '{shown(frame)}' does not call itself optical")
+        else:
+            yield Problem("sky", "", found)
+    elif abs(elevation_deg) < STEEP_DEG and abs(roll := _roll_deg(camera)) > ROLLED_DEG:
+        yield Problem("rolled", "", f"is rolled by {roll:.0f} degrees about its axis: its images are not upright")
+    if side := _other_side(camera):
+        yield Problem("side", "", side)
+    if np.linalg.norm(place_m) > FAR_M:
+        at = ", ".join(f"{v:g}" for v in place_m)
+        yield Problem("far", "", f"is {np.linalg.norm(place_m):.0f} m from the base frame, at ({at}) m")
+    elif place_m[2] <= 0:
+        yield Problem("below", "", f"is {-place_m[2]:.2f} m below the base frame, or at its height")
+
+
+def _roll_deg(camera: Camera) -> float:
+    """How far an image is turned clockwise about its axis, against one whose lines are level."""
+    right, _, axis = camera.ego_from_cam[:3, :3].T
+    level = np.cross(axis, (0.0, 0.0, 1.0))
+    return float(np.degrees(np.arctan2(np.dot(np.cross(level, right), axis), np.dot(level, right))))
+
+
+def _other_side(camera: Camera) -> str:
+    """Where the name says one side, and the axis points to the opposite one."""
+    azimuth_deg, _ = view_deg(camera)
+    said = set(re.split(r"[^a-z]+", camera.name.lower()))
+    for words, opposite, at_deg in SIDES:
+        away_deg = abs((azimuth_deg - at_deg + 180) % 360 - 180)
+        if said & words and not said & opposite and away_deg > 180 - OTHER_SIDE_DEG:
+            return f"is called '{shown(camera.name)}' and looks {azimuth_deg:+.0f} degrees: the opposite side"
+    return ""
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -259,6 +333,8 @@ def _compressed_header(message: Any, where: str) -> Header:
         raise Unusable(Problem("depth", where, f"format '{shown(message.format)}' is of distances"))
     if declared in DEPTH_ENCODINGS:
         _require_eight_bits(declared, where)
+    if other := other_file(message.data):
+        raise Unusable(Problem("file", where, f"images are {other}; only JPEG and PNG are read"))
     _, width, height = compressed_info(message.data)
     channels, bits = samples_of(message.data)
     if bits > 8:
@@ -274,7 +350,8 @@ def _require_eight_bits(encoding: str, where: str) -> None:
     if encoding in DEPTH_ENCODINGS:
         text = f"image encoding '{encoding}' is not one of colours; only 8 bits a sample are supported"
         raise Unusable(Problem("depth", where, text))
-    if any(bits in encoding for bits in ("10", "12", "16", "32", "64")) and len(encoding) < MAX_NAME:
+    of_many = any(bits in encoding for bits in ("10", "12", "16", "32", "64"))
+    if of_many and not encoding.startswith(("nv", "NV")) and len(encoding) < MAX_NAME:
         text = f"image encoding '{shown(encoding)}' has too many bits; only 8 bits a sample are supported"
         raise Unusable(Problem("bits", where, text))
 

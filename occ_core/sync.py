@@ -1,4 +1,4 @@
-"""Groups the images of several cameras into sets of one moment. Plain Python: no ROS, no thread, no clock of its own.
+"""Groups the images of several cameras into sets, one for each frame. No ROS, no thread, no clock of its own.
 
 The caller says what time it is (`now_ns`, any clock), the images say when they were taken (`stamp_ns`).
 A set is handed out as soon as it is complete, or when its deadline has passed with at least `min_cameras` images.
@@ -23,7 +23,7 @@ than half of the cameras: one alone may have sent its images in a wrong order.""
 
 @dataclass(frozen=True)
 class SyncedSet:
-    """Images of one moment.
+    """Images of one frame.
 
     Attributes:
         stamp_ns: newest image stamp of the set.
@@ -91,7 +91,8 @@ class FrameSynchroniser:
         cameras: names; a set with all of them is complete.
         deadline_s: longest wait from the first arrival of a set.
         max_spread_s: largest difference of the stamps in a set after the offsets are taken off. It has to be larger
-            than the stagger of the cameras. Where they share a period, images of different cycles do not mix (`TriggerPhases`).
+            than the stagger of the cameras. Where they share a period, images of different trigger cycles do not mix
+            (`TriggerPhases`).
         offsets_ns: camera name -> how much later than the others it takes its image.
         min_cameras: sets with fewer images are dropped at the deadline; None: more than half of the cameras, so that
             two groups of cameras whose clocks disagree cannot both make sets.

@@ -8,6 +8,9 @@ import numpy as np
 
 from occ_core.errors import InvalidInput
 
+UNLABELED = 255
+"""Class id of a cell or pixel whose class nobody says: not observed, not labelled, or ignored by a benchmark."""
+
 
 @dataclass(frozen=True)
 class Taxonomy:
@@ -35,8 +38,8 @@ class Taxonomy:
 
     def __post_init__(self) -> None:
         n = len(self.names)
-        if not 2 <= n <= 255:
-            raise InvalidInput(f"taxonomy '{self.name}' must have 2..255 classes, got {n}")
+        if not 2 <= n <= UNLABELED:
+            raise InvalidInput(f"taxonomy '{self.name}' must have 2..{UNLABELED} classes, got {n}")
         if len(set(self.names)) != n:
             raise InvalidInput(f"taxonomy '{self.name}' has a class name twice: {self.names}")
         if len(self.colors) != n:
@@ -159,8 +162,8 @@ SEMANTIC_KITTI = Taxonomy(
         ("cyclist",), ("motorcyclist",), ("road",), ("parking lot",), ("sidewalk",), (), ("building",), ("fence",),
         ("tree", "bush"), ("tree trunk",), ("grass", "terrain"), ("pole",), ("traffic sign",),
     ),
-    unlabeled_id=255,
+    unlabeled_id=UNLABELED,
 )  # fmt: skip
-"""SemanticKITTI semantic scene completion, empty = 0 and 19 classes; 255 = ignore."""
+"""SemanticKITTI semantic scene completion, empty = 0 and 19 classes; UNLABELED = ignored there."""
 
 TAXONOMIES = {taxonomy.name: taxonomy for taxonomy in (OCC3D, SEMANTIC_KITTI)}

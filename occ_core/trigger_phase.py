@@ -13,7 +13,7 @@ SAME_PERIOD = 0.1
 HEARD_PERIODS = 8  # ago: a camera that has been silent for longer takes no part
 FRESH_PERIODS = 2  # ago: an older stamp says little about when in its period a camera fires
 CLEARLY = 0.1
-"""Of a period, by which another pause has to be longer to end the cycle: at even distances jitter would move the end."""
+"""Another pause ends the cycle only if it is longer by this share of a period: jitter must not move the end."""
 
 
 class TriggerPhases:
@@ -43,7 +43,7 @@ class TriggerPhases:
             self._learn()
 
     def forget_stamps(self) -> None:
-        """Time was set: what came before cannot be compared. The rhythm stays."""
+        """Time was set: what came before cannot be compared. What was learned of their phases stays."""
         self._last_ns = {}
 
     def cycle_start_ns(self, camera: str, stamp_ns: int) -> int | None:

@@ -23,6 +23,7 @@ SAME_PLACE = 1e-6
 """Interpolating between equal samples of a link changes last digits; every change of a camera costs a new table."""
 RECENT_S = 2.0
 MANY_MOVES = 3  # within that time: no mount is adjusted so fast
+LOOKS = 6  # at a camera's place; where these take longer, as on a slow machine, that many moves among them tell as well
 FIXED_S = 10.0  # so long it is said that a mount on /tf_static is another one
 USUAL_DELAY_NS = 200_000_000  # a moving link's sample may come this much later than the image of the same time
 
@@ -41,6 +42,7 @@ class _Source:
     problem: Problem | None = None  # of the last CameraInfo
     camera: Camera | None = None  # lens with its pose
     placed_lens: Camera | None = None  # of which `camera` was made
+    looks_s: deque[float] = field(default_factory=lambda: deque(maxlen=LOOKS))  # when its place was asked for
     moves: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=100))  # (when, by how many metres)
 
 
@@ -80,7 +82,7 @@ class Calibration:
         self.rejected_infos = 0
         self.rejected_transforms = 0
         self.changes = 0
-        self.awaited = False  # the last `rig` lacks a camera whose transform should come in a moment
+        self.awaited = False  # the last `rig` lacks a camera whose transform should come soon
         self._sources = {camera: _Source(*about) for camera, about in inputs.items()}
         self._fixed = dict(fixed or {})
         for name, camera in self._fixed.items():
@@ -180,7 +182,10 @@ class Calibration:
         source = self._sources[camera]
         chain = takewhile(lambda frame: frame != self.base_frame, self.tree.ancestors(source.frame_id))
         within_s, many = (RECENT_S, MANY_MOVES) if any(map(self.tree.is_moving, chain)) else (FIXED_S, 1)
-        ways_m = [way_m for at_s, way_m in source.moves.copy() if at_s > time.monotonic() - within_s]
+        now_s, looks_s = time.monotonic(), source.looks_s.copy()
+        if len(looks_s) == LOOKS:
+            within_s = max(within_s, now_s - looks_s[0])
+        ways_m = [way_m for at_s, way_m in source.moves.copy() if at_s >= now_s - within_s]
         return (len(ways_m), within_s, max(ways_m)) if len(ways_m) >= many else (0, 0.0, 0.0)
 
     def rig(self, stamps_ns: dict[str, int]) -> KnownRig | None:
@@ -218,6 +223,7 @@ class Calibration:
         except MissingTransform as error:
             self.awaited = self.awaited or isinstance(error, TransformNotYet)
             return None
+        source.looks_s.append(time.monotonic())
         old = source.camera
         moved = old is not None and not np.allclose(old.ego_from_cam, base_from_cam, rtol=0, atol=SAME_PLACE)
         if old is not None and moved:

@@ -12,7 +12,14 @@ from sensor_msgs.msg import CompressedImage, Image
 from occ_core.errors import InvalidInput
 from occ_core.network_input.pinhole import ViewImages
 from occ_core.problems import Problem, Unusable
-from occ_core.sensor_messages import axis_problem, image_header, is_rectified, require_size
+from occ_core.sensor_messages import (
+    frames_problem,
+    image_header,
+    is_rectified,
+    lens_problem,
+    mount_problems,
+    require_size,
+)
 from occ_ros.calibration import Calibration
 from occ_ros.messages import image_of
 from occ_ros.sensors import (
@@ -39,7 +46,7 @@ class CameraInput(SensorInput):
 
     Attributes:
         problem: why the last image could not be used; None if it could.
-        encoding, channels: of the last image that was looked at.
+        encoding, channels, frame: of the last image that was looked at.
         switched_s: when the images last changed between grey and colour (monotonic clock).
     """
 
@@ -50,6 +57,7 @@ class CameraInput(SensorInput):
     problem: Problem | None = None
     encoding: str = ""
     channels: int = 0
+    frame: str = ""
     switched_s: float | None = None
 
     @property
@@ -100,8 +108,13 @@ def _place(camera: CameraInput, calibration: Calibration) -> Iterator[Found]:
         yield Found(ERROR, f"transform refused: {refused}", "transform")
     if transform_error := calibration.transform_error(camera.name):
         yield Found(ERROR, transform_error, "place")
-    if (placed := calibration.placed(camera.name)) and (axis := axis_problem(placed, calibration.frame(camera.name))):
-        yield Found(WARN, axis.found, axis.kind)
+    frame = calibration.frame(camera.name)
+    if placed := calibration.placed(camera.name):
+        for problem in (lens_problem(placed), *mount_problems(placed, frame)):
+            if problem is not None:
+                yield Found(WARN, problem.found, problem.kind)
+    if frame and (problem := frames_problem(frame, camera.frame)):
+        yield Found(WARN, problem.found, problem.kind)
     times, within_s, farthest_m = calibration.moves(camera.name)
     if times:
         moved = f"its place on the vehicle changed {times} times in {within_s:.0f} s, by up to {farthest_m:.3f} m"
@@ -140,6 +153,11 @@ class ImageSlot:
         """Not looked at yet."""
         return self._message is not None
 
+    @property
+    def bytes(self) -> int:
+        """That it holds of a message."""
+        return 0 if self._message is None else len(self._message.data)
+
     def pixels(self, size: tuple[int, int], useful: tuple[int, int]) -> np.ndarray | None:
         """RGB uint8 (h, w, 3) of the calibrated size, or a smaller version of it that is not below `useful`.
 
@@ -153,7 +171,7 @@ class ImageSlot:
             self.camera.encoding, self.size = header.encoding, header.size
             if self.camera.channels and (header.channels == 1) != (self.camera.channels == 1):
                 self.camera.switched_s = self.arrival_s
-            self.camera.channels = header.channels
+            self.camera.channels, self.camera.frame = header.channels, message.header.frame_id
             require_size(header.size, size, self.camera.image_topic)
             image = image_of(message, useful, header)
         except Unusable as error:

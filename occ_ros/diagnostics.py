@@ -15,6 +15,7 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 from occ_core.sensor_messages import lens_words, view_deg
 from occ_ros.calibration import Calibration
 from occ_ros.cameras import CameraInput, lags_s, problems
+from occ_ros.grid_status import grid_values
 from occ_ros.inference_worker import InferenceWorker
 from occ_ros.inputs import LIDAR, Inputs
 from occ_ros.lidar import lidar_problems
@@ -188,6 +189,7 @@ class Diagnostics:
         quantiles = {f"{stage} ms {q}": t.get(q, "n/a") for stage, t in stages.items() for q in ("p50", "p95", "p99")}
         values = {
             "backend": pipeline.backend,
+            **grid_values(pipeline.grid, pipeline.taxonomy),
             "without_cameras": ", ".join(sorted(pipeline.worker.without)),
             **({"without_lidar": pipeline.worker.without_lidar} if pipeline.inputs.sweeps else {}),
             **({"memory": _memory(pipeline.worker)} if pipeline.worker.remembers else {}),

@@ -270,7 +270,7 @@ class InferenceWorker:
         self.over_since_s = (self.over_since_s or now_s) if over else None
 
     def _rig_for(self, group: SyncedSet) -> KnownRig | None:
-        """The rig at this set; calibration that should come in a moment is waited for."""
+        """The rig at this set; calibration that should come soon is waited for."""
         now_s = time.monotonic()
         self._first_set_s = self._first_set_s or now_s
         starting_s = self._first_set_s + CALIBRATION_WAIT_S

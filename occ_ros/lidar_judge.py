@@ -108,7 +108,7 @@ class LidarJudge:
                 self._refuse(str(error))
 
     def _frame(self, stamp_ns: int, sweep: Sweep) -> Frame:
-        """The moment of an answer with its sweep; of the images only their size is asked."""
+        """The frame of an answer with its sweep; of the images only their size is asked."""
         sweep.decode(FULL_INTENSITY)
         ego_from_lidar = self._odometry.ego_from(sweep.frame_id, sweep.stamp_ns)
         try:

@@ -62,22 +62,33 @@ def _bridge() -> Any | None:
 
 
 def cloud_of(points: np.ndarray, stamp_ns: int, frame_id: str) -> PointCloud2:
-    """PointCloud2 of a structured array (N,), for example of `VOXEL_POINT`."""
+    """PointCloud2 of a structured array (N,), for example of `VOXEL_POINT`; of (height, width) an organised cloud."""
+    height, width = points.shape if points.ndim == 2 else (1, len(points))
     data = array("B")
     data.frombytes(np.ascontiguousarray(points).view(np.uint8).data)
     return PointCloud2(
         header=header_of(stamp_ns, frame_id),
-        height=1,
-        width=len(points),
+        height=height,
+        width=width,
         fields=[
             PointField(name=name, offset=offset, datatype=kind, count=1)
             for name, offset, kind in fields_of(points.dtype)
         ],
         is_bigendian=False,
         point_step=points.dtype.itemsize,
-        row_step=points.dtype.itemsize * len(points),
+        row_step=points.dtype.itemsize * width,
         data=data,
-        is_dense=True,
+        is_dense=points.ndim == 1,  # places of an organised cloud may be empty
+    )
+
+
+def mono8_of(pixels: np.ndarray, stamp_ns: int, frame_id: str) -> Image:
+    """Image of uint8 (height, width)."""
+    data = array("B")
+    data.frombytes(np.ascontiguousarray(pixels).data)
+    height, width = pixels.shape
+    return Image(
+        header=header_of(stamp_ns, frame_id), height=height, width=width, encoding="mono8", step=width, data=data
     )
 
 

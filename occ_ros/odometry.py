@@ -14,15 +14,15 @@ from occ_core.geometry import inverse
 from occ_core.transforms import TransformTree
 
 WAIT_S = 0.1  # after the last image of a set: for the next sample of odometry, or of a LiDAR that moves on the robot
-STOPPED_NS = 500_000_000  # a link whose last sample is so much older than the moment does not come in that time
+STOPPED_NS = 500_000_000  # a link whose last sample is so much older than the asked time does not come in that time
 PATIENCE = 10  # answers of "late" in a row; from then on it is waited for only after each tenth
 
 
 class Odometry:
-    """`odom_frame` <- `base_frame` at moments, and sensors on the robot; for one thread.
+    """`odom_frame` <- `base_frame` at given stamps, and sensors on the robot; for one thread.
 
     Attributes:
-        late: why the last moments could not be told, where there is odometry that is late; else empty.
+        late: why the last poses could not be told, where there is odometry that is late; else empty.
     """
 
     def __init__(self, tree: TransformTree, base_frame: str, odom_frame: str) -> None:
@@ -42,7 +42,7 @@ class Odometry:
         return self._lookup(self._base_frame, frame_id, stamp_ns, until_s)
 
     def world_from_ego(self, stamps_ns: Sequence[int], until_s: float = 0.0) -> list[np.ndarray]:
-        """(4, 4) at each of these moments, or none of them.
+        """(4, 4) at each of these stamps, or at none of them.
 
         Raises:
             MissingTransform: as `ego_from`; TransformNotYet where odometry is late.
@@ -59,7 +59,7 @@ class Odometry:
         return poses
 
     def world_from_ego_past(self, stamp_ns: int) -> np.ndarray:
-        """(4, 4) at a moment before others that are known.
+        """(4, 4) at a stamp before others that are known.
 
         Raises:
             MissingTransform: it is older than what is kept.

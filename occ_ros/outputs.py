@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from nav_msgs.msg import OccupancyGrid
@@ -16,52 +15,14 @@ from visualization_msgs.msg import MarkerArray
 from occ_core.clouds import voxel_points
 from occ_core.mapping.costs import class_costs
 from occ_core.occupancy import Occupancy
+from occ_core.taxonomy import Taxonomy
 from occ_core.transforms import TransformTree
 from occ_ros.map_server import MapServer
 from occ_ros.markers import occupancy_cdr
 from occ_ros.messages import cloud_of
 from occ_ros.nav_grid import answer_grid
-from occ_ros.runtime import one_line
-
-RATE_OVER_S = 5.0
-
-
-class Output:
-    """One topic: its publisher, and how often it was used."""
-
-    def __init__(self, node: Node, kind: Any, topic: str, qos: int | QoSProfile) -> None:
-        self._node, self.topic = node, topic
-        self._publisher = node.create_publisher(kind, topic, qos)
-        self._recent_s: deque[float] = deque(maxlen=256)
-        self.published = 0
-        self.error = ""  # why the last message could not be made
-
-    @property
-    def subscribers(self) -> int:
-        return self._publisher.get_subscription_count()
-
-    @property
-    def last_s(self) -> float:
-        """When the last message went out (monotonic clock); 0 before the first."""
-        return self._recent_s[-1] if self._recent_s else 0.0
-
-    def send(self, make: Callable[[], Any]) -> None:
-        """Make a message and publish it; what is wrong with one output must not stop the others."""
-        try:
-            self._publisher.publish(make())
-        except Exception as error:
-            self.error = one_line(error)
-            return
-        self.error = ""
-        self.published += 1
-        self._recent_s.append(time.monotonic())
-
-    def rate_hz(self, now_s: float) -> float:
-        recent = [sent_s for sent_s in list(self._recent_s) if now_s - sent_s <= RATE_OVER_S]
-        return len(recent) / RATE_OVER_S if len(recent) < 2 else (len(recent) - 1) / max(now_s - recent[0], 1e-3)
-
-    def destroy(self) -> None:
-        self._node.destroy_publisher(self._publisher)
+from occ_ros.nav_layers import NavLayers
+from occ_ros.output import Output
 
 
 class Outputs:
@@ -70,27 +31,31 @@ class Outputs:
     Args:
         values: the node's parameters; those of outputs may change at any time.
         tree: with `grid_frame` above `base_frame`.
+        taxonomy: of the answers.
         fused: the map that answers go into; None: there is none.
     """
 
-    def __init__(self, node: Node, values: Mapping[str, Any], tree: TransformTree, fused: MapServer | None) -> None:
+    def __init__(
+        self, node: Node, values: Mapping[str, Any], tree: TransformTree, taxonomy: Taxonomy, fused: MapServer | None
+    ) -> None:
         self._values, self._tree, self.fused = values, tree, fused
         self._cloud = Output(node, PointCloud2, "~/occupancy", 5)
         self._markers = Output(node, MarkerArray, "~/markers", 1)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)  # as Nav2's static layer asks for
         self._grid = Output(node, OccupancyGrid, "~/grid", latched)
+        self._layers = NavLayers(node, values, taxonomy)
         self.withheld = 0  # answers that were not current
 
     @property
     def all(self) -> tuple[Output, ...]:
-        return self._cloud, self._markers, self._grid
+        return self._cloud, self._markers, self._grid, *self._layers.all
 
     def wanted(self) -> bool:
         """Somebody listens, or a map is to be kept."""
         return self.fused is not None or any(output.subscribers for output in self.all)
 
     def publish(self, occupancy: Occupancy, stamp_ns: int, current: bool = True) -> None:
-        """One answer. One that is not current goes neither to ~/grid, which robots drive by, nor into the map."""
+        """One answer. One that is not current goes not to ~/grid and what else robots drive by, nor into the map."""
         frame_id = self._values["base_frame"]
         self.withheld += not current
         if self._cloud.subscribers:
@@ -100,6 +65,8 @@ class Outputs:
         due_s = self._markers.last_s + 1 / self._values["marker_rate_hz"]
         if self._markers.subscribers and time.monotonic() >= due_s:
             self._markers.send(lambda: occupancy_cdr(occupancy, stamp_ns, frame_id))
+        if current:
+            self._layers.publish(occupancy, stamp_ns)
         if self.fused is not None and current:
             self.fused.add(occupancy, stamp_ns)
 
@@ -120,5 +87,6 @@ class Outputs:
     def destroy(self) -> None:
         for output in self.all:
             output.destroy()
+        self._layers.destroy()
         if self.fused is not None:
             self.fused.close()

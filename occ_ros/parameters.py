@@ -6,11 +6,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from occ_core.errors import InvalidInput
+from occ_core.grid import OCC3D_GRID
 from occ_core.inference.predictor import BACKENDS
+from occ_core.mapping.columns import points_a_side
 from occ_core.mapping.costs import class_costs
 from occ_core.taxonomy import OCC3D
 from occ_ros.map_server import MAP_PARAMETERS
 from occ_ros.nav_grid import GRID_PARAMETERS
+from occ_ros.nav_layers import LAYER_PARAMETERS
 from occ_ros.runtime import Parameter, check_values
 
 SURROUND = ["cam_front", "cam_front_right", "cam_back_right", "cam_back", "cam_back_left", "cam_front_left"]
@@ -74,6 +77,7 @@ OCCUPANCY_PARAMETERS = (
     Parameter("grid_min_z_m", 0.3, "Lower end of the height band of ~/grid.", -100.0, 100.0, dynamic=True),
     Parameter("grid_max_z_m", 2.0, "Upper end of the height band of ~/grid.", -100.0, 100.0, dynamic=True),
     *GRID_PARAMETERS,
+    *LAYER_PARAMETERS,
     *MAP_PARAMETERS,
     Parameter("timings_file", "", "Where to write counts and stage times (JSON) at the end; empty: nowhere."),
 )  # fmt: skip
@@ -90,6 +94,7 @@ def check_occupancy(values: Mapping[str, Any], changed: Collection[str]) -> None
     low_m, high_m = values["grid_min_z_m"], values["grid_max_z_m"]
     if low_m >= high_m:
         raise InvalidInput(f"parameter 'grid_min_z_m' ({low_m}) must be below 'grid_max_z_m' ({high_m})")
+    points_a_side(OCC3D_GRID.voxel_size_m, values["costmap_resolution_m"])
     class_costs(OCC3D, values["grid_class_costs"])  # names of other taxonomies pass, too
 
 

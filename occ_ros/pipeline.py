@@ -43,7 +43,7 @@ class Pipeline:
         if not p["model"]:
             raise InvalidInput("parameter 'model' is empty: give the path of a checkpoint (-p model:=PATH)")
         rig_file = load_rig_file(p["rig_file"]) if p["rig_file"] else ()
-        cameras = _cameras(p, rig_file)
+        cameras = cameras_of(p, rig_file)
         names = tuple(camera.name for camera in cameras)
         sync = FrameSynchroniser(
             names, p["deadline_s"], p["max_spread_s"], offsets_ns(names, p["offsets_s"]), p["min_cameras"] or None
@@ -61,6 +61,7 @@ class Pipeline:
             p["base_frame"],
             {entry.camera.name: entry.camera for entry in rig_file},
         )
+        self.grid, self.taxonomy = predictor.grid, predictor.taxonomy
         self.backend = type(predictor.session).__name__.removesuffix("Session").lower()
         tree = self.calibration.tree
         odometry = Odometry(tree, p["base_frame"], p["map_frame"])
@@ -72,7 +73,7 @@ class Pipeline:
         fused = None
         if p["fusion"]:
             fused = MapServer(node, predictor.grid, predictor.taxonomy, tree, p["base_frame"], p)
-        self.outputs = Outputs(node, p, tree, fused)
+        self.outputs = Outputs(node, p, tree, predictor.taxonomy, fused)
         self.worker = InferenceWorker(
             predictor,
             self.calibration,
@@ -169,7 +170,12 @@ class Pipeline:
         write_json(path, record)
 
 
-def _cameras(values: Mapping[str, Any], rig_file: tuple[RigFileCamera, ...]) -> tuple[CameraInput, ...]:
+def cameras_of(values: Mapping[str, Any], rig_file: tuple[RigFileCamera, ...]) -> tuple[CameraInput, ...]:
+    """The node's cameras by its parameters.
+
+    Raises:
+        InvalidInput: as of `image_topics`.
+    """
     if not rig_file:
         return image_topics(values["cameras"], values["image_topic"], values["info_topic"], values["transport"])
     named = {}

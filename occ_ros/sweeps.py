@@ -22,7 +22,7 @@ from occ_ros.messages import stamp_ns_of
 from occ_ros.odometry import Odometry
 
 SPARE = 8  # sweeps that may come before the set they belong to, or that turn out to be unusable
-MAX_GAP_NS = 1_000_000_000  # between sweeps in a row: what was before it is no past of this moment
+MAX_GAP_NS = 1_000_000_000  # between sweeps in a row: what was before it is no past of this frame
 
 
 class Sweep:
@@ -65,7 +65,7 @@ class Sweep:
 
 
 class Sweeps:
-    """Keeps the last sweeps; answers with the cloud of a moment. `add` may run in another thread than `cloud`.
+    """Keeps the last sweeps; answers with the cloud of a frame. `add` may run in another thread than `cloud`.
 
     Args:
         topic: whose state is kept.
@@ -122,7 +122,7 @@ class Sweeps:
             del self._held[: -self._most]
 
     def settled(self, stamp_ns: int) -> bool:
-        """A sweep of this moment is there, or one that is newer, so that none of this moment will come.
+        """A sweep of this time is there, or one that is newer, so that none of this time will come.
 
         One of more than BACKWARD_NS later does not count: time was set back, and the sweeps have yet to follow.
         """
@@ -131,14 +131,14 @@ class Sweeps:
             return any(first_ns <= sweep.stamp_ns <= last_ns and not sweep.unusable for sweep in self._held)
 
     def taken(self, stamp_ns: int) -> tuple[Sweep, ...]:
-        """What is there for the cloud of a moment, to be kept with its set: the set may wait longer than sweeps do."""
+        """What is there for the cloud of a frame, to be kept with its set: the set may wait longer than sweeps do."""
         with self._lock:
             return tuple(sweep for sweep in self._held if sweep.stamp_ns <= stamp_ns + self._lead_ns)
 
     # --- from the answering thread ------------------------------------------------------------------------------
 
     def cloud(self, stamp_ns: int, taken: Sequence[Sweep] = (), until_s: float = 0.0) -> np.ndarray:
-        """What the LiDAR saw at a moment, float32 (P, 5), as `lidar_points` gives it.
+        """What the LiDAR saw at `stamp_ns`, float32 (P, 5), as `lidar_points` gives it.
 
         Without odometry the newest sweep is taken as it is, and no past one.
 
@@ -147,7 +147,7 @@ class Sweeps:
             until_s: how long transforms are waited for (monotonic clock); 0: not at all.
 
         Raises:
-            InvalidInput: no sweep of this moment.
+            InvalidInput: no sweep of this time.
             MissingTransform: its place on the robot is unknown.
         """
         usable = list(islice(self._usable(stamp_ns, taken), self.asked.sweeps))
@@ -160,7 +160,7 @@ class Sweeps:
         return points
 
     def _usable(self, stamp_ns: int, taken: Sequence[Sweep]) -> Iterator[Sweep]:
-        """The newest sweep of the moment and those before it without a gap, decoded, newest first."""
+        """The newest sweep at that time and those before it without a gap, decoded, newest first."""
         known = {sweep.stamp_ns: sweep for sweep in (*taken, *self.taken(stamp_ns)) if not sweep.unusable}
         oldest_ns = stamp_ns - self._max_age_ns
         for sweep in sorted(known.values(), key=_stamp_ns, reverse=True):
@@ -178,7 +178,7 @@ class Sweeps:
             yield sweep
 
     def _placed(self, stamp_ns: int, usable: list[Sweep], until_s: float) -> tuple[list[LidarSweep], np.ndarray]:
-        """Sweeps with their poses, and `world_from_ego` (4, 4) at the moment."""
+        """Sweeps with their poses, and `world_from_ego` (4, 4) at `stamp_ns`."""
         newest, topic = usable[0], self.topic
         try:
             ego_from_lidar = self._odometry.ego_from(newest.frame_id, newest.stamp_ns, until_s)

@@ -98,13 +98,15 @@ class TransportWatch:
 
     def _kept_pace(self, camera: str, stamp_ns: int) -> bool:
         """CameraInfos come faster than images, and the images before and after followed each other as they do: this
-        one announced none."""
+        one announced none. Nor did one after the last image, while the next was not due: the robot may have stopped.
+        """
         images, infos = sorted(set(self._stamps_ns[camera])), sorted(set(self._infos_ns[camera]))
         after = bisect(images, stamp_ns)
-        if min(len(images), len(infos)) < 4 or not 0 < after < len(images):
+        if min(len(images), len(infos)) < KNOWN or not after:
             return False
+        next_ns = images[after] if after < len(images) else stamp_ns
         pace = _pace_ns(images)
-        return _pace_ns(infos) < FASTER * pace and images[after] - images[after - 1] < GAPS[0] * pace
+        return _pace_ns(infos) < FASTER * pace and next_ns - images[after - 1] < GAPS[0] * pace
 
     def _announces(self, camera: str) -> bool:
         """Most CameraInfos of this camera had an image; not so where images are throttled, or CameraInfo comes at a

@@ -109,11 +109,25 @@ def test_every_extra_brings_the_modules_that_are_said_to_be_its(monkeypatch):
     named = {extra: {_plain(re.split(r"[<>=\[; ]", line)[0]) for line in lines} for extra, lines in extras.items()}
     assert set(EXTRAS) == set(extras) - {"dev", "docs", "all"}
     known = importlib.metadata.packages_distributions()
-    brought_by_another = {"lz4", "sklearn", "tf2_msgs"}  # by rosbags and nuscenes-devkit; by tools/build_tf2_msgs.py
+    brought_by_another = {"lz4", "tf2_msgs", "vision_msgs"}  # by rosbags; by tools/build_messages.py
     for extra, modules in EXTRAS.items():
         for module in set(modules) - brought_by_another:
             if extra != "ros" and module in known:
                 assert {_plain(name) for name in known[module]} & named[extra], f"'{extra}' does not bring {module}"
+
+
+def _pins(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def test_the_constraints_for_numpy_1_and_2_differ_only_where_numpy_decides():
+    two, one = _pins("constraints.txt"), _pins("constraints-numpy1.txt")
+    assert two["numpy"].startswith("2.") and one["numpy"].startswith("1.26.")
+    assert set(two) == set(one)
+    assert {name for name in one if two[name] != one[name]} == {
+        "numpy", "opencv-python-headless", "ml_dtypes", "rerun-sdk"
+    }  # fmt: skip
 
 
 def _plain(name: str) -> str:

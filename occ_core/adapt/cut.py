@@ -1,6 +1,6 @@
 """Each drive in three: what is learned from, what thresholds are fitted on, and its end, that only judges.
 
-Each stretch is labelled by itself, so no label of one has seen a moment of another, and seconds lie between them.
+Each stretch is labelled by itself, so no label of one has seen a frame of another, and seconds lie between them.
 """
 
 from __future__ import annotations

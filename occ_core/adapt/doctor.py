@@ -18,6 +18,7 @@ from occ_core.sources.scenes import Recording, SceneFrames
 from occ_core.teachers.files import file_maps
 from occ_core.teachers.load import require_weights
 from occ_core.teachers.map_files import kinds_in
+from occ_core.teachers.names import parts_of
 
 LEAST_S = 10.0
 LEAST_M = 5.0
@@ -143,7 +144,7 @@ def teacher_for(asked: str | None, lidar: bool) -> str:
         InvalidInput, MissingInput: maps without classes.
     """
     name = asked or NETWORKS
-    if "+" in name and asked is not None:
+    if len(parts_of(name)) > 1 and asked is not None:
         return name
     if not name.startswith("files:"):
         return f"{name}+lidar" if lidar and name not in ("oracle", "lidar") else name
@@ -158,7 +159,7 @@ def teacher_for(asked: str | None, lidar: bool) -> str:
 def recipe_for(teacher: str) -> tuple[str, Recipe]:
     """The label recipe for teachers: is depth measured, dense and set right by a LiDAR, or dense and a guess? The road
     that `best` sets depth right by, depth from motion measures itself."""
-    parts = teacher.split("+")
+    parts = parts_of(teacher)
     by = parts[-1] if parts[-1] in ("lidar", "motion") else ""
     name = {"lidar": "completed" if len(parts) == 3 else "lidar", "motion": "easyocc"}.get(by, "best")
     name = "best" if by == "motion" and len(parts) == 3 else name

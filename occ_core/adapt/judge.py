@@ -27,7 +27,7 @@ from occ_core.sources.scenes import Recording, SceneFrames
 from occ_core.sources.stretch import is_stretch, read_stretch
 from occ_core.taxonomy import Taxonomy
 
-MATCH_NS = 20_000_000  # a truth farther in time from its moment is of another place
+MATCH_NS = 20_000_000  # a truth whose stamp is farther from the frame's was taken elsewhere
 NEAR = BANDS[:2]  # of ranges that the rays are summed over to one number
 
 
@@ -122,7 +122,7 @@ class TrueVoxels:
         return self.at(frame.stamp_ns)
 
     def at(self, stamp_ns: int) -> Occupancy | None:
-        """The truth of a moment; None: there is none so near."""
+        """The truth at a stamp; None: there is none so near."""
         after = bisect_left(self._stamps, (stamp_ns, 0))
         near = min(self._stamps[max(0, after - 1) : after + 1], key=lambda p: abs(p[0] - stamp_ns), default=None)
         if near is None or abs(near[0] - stamp_ns) > MATCH_NS:

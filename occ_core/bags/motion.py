@@ -36,7 +36,7 @@ def one_pose_a_stamp(records: list[SensorRecord]) -> list[SensorRecord]:
 
 def velocities_of(poses: dict[int, np.ndarray]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """(linear m/s, angular rad/s) in base_link at each stamp, by finite differences of the poses around it."""
-    # Stamps between microseconds are of other sensors at the same moment, see one_pose_a_stamp.
+    # Stamps between microseconds are of other sensors at the same time, see one_pose_a_stamp.
     stamps = np.array(sorted(stamp_ns for stamp_ns in poses if stamp_ns % 1000 == 0))
     velocities = {}
     for stamp_ns in poses:

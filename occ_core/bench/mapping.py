@@ -23,7 +23,7 @@ BAND_M = (0.3, 2.0)
 
 
 def bench_mapping(repeats: int) -> dict[str, Any]:
-    """Median processor time in ms of one thread, of each part, for a 200 x 200 x 16 moment."""
+    """Median processor time in ms of one thread, of each part, for a frame of 200 x 200 x 16 cells."""
     seen = _street()
     figures: dict[str, float] = {}
     for heading in HEADINGS_DEG:
@@ -38,9 +38,9 @@ def bench_mapping(repeats: int) -> dict[str, Any]:
     figures["map as an occupancy"] = _median_ms(rolling_map.occupancy, repeats)
     figures["its points"] = _median_ms(lambda: voxel_points(fused), repeats)
     figures["its costs"] = _median_ms(lambda: column_costs(fused, BAND_M, costs), repeats)
-    figures["costs of a moment"] = _median_ms(lambda: column_costs(seen, BAND_M, costs), repeats)
+    figures["costs of a frame"] = _median_ms(lambda: column_costs(seen, BAND_M, costs), repeats)
     in_world = _median_ms(lambda: column_costs_in_world(seen, turned, BAND_M, costs), repeats)
-    figures["costs of a moment, in the world"] = in_world
+    figures["costs of a frame, in the world"] = in_world
     return {
         "cells_seen": int(seen.observed.sum()),
         "cells_of_map": int(np.prod(rolling_map.shape)),
@@ -64,7 +64,7 @@ def _street() -> Occupancy:
 
 
 def _drive(rolling_map: RollingMap, seen: Occupancy, heading_deg: float, frames: int) -> float:
-    """Median of `frames` moments of a robot that drives on; two before them do not count."""
+    """Median of `frames` frames of a robot that drives on; two before them do not count."""
     times = []
     for frame in range(frames + 2):
         world_from_ego = _pose(frame, heading_deg)

@@ -210,9 +210,8 @@ def _passed(label: Occupancy, of: Frame, judge: Frame, lifter: Lifter, teachers:
 
     Calling everything occupied would please held-out points; it is the rays on their way to them that it contradicts.
     """
-    moved = replace(
-        judge, world_from_ego=of.world_from_ego
-    )  # evidence into the label's grid; sensors stay in the world
+    # its evidence is then in the label's grid; its sensors stay where they are in the world
+    moved = replace(judge, world_from_ego=of.world_from_ego)
     evidence = lifter.lift(moved, teachers.classes.classes(moved), teachers.depth.depth(moved))
     points_ego_m, shown = _shown(judge, of)
     index, inside = label.grid.index_of(points_ego_m[shown])

@@ -195,7 +195,7 @@ def _lift_part(recipe: Recipe) -> Recipe:
 def _lift_all(
     source: NuScenesSource, teachers: Teachers, rows: Mapping[str, Recipe]
 ) -> dict[Recipe, dict[int, FrameEvidence | str]]:
-    """Folds of all frames by the part of a recipe that lifts; each frame is read, and its teachers asked, once."""
+    """Evidence of all frames by the part of a recipe that lifts; each frame is read, and its teachers asked, once."""
     evidence_by_frame: dict[Recipe, dict[int, FrameEvidence | str]] = {
         _lift_part(recipe): {} for recipe in rows.values()
     }

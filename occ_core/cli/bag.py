@@ -62,7 +62,7 @@ def make(
 def check(
     bag: Annotated[Path, typer.Argument(help="Folder of a ROS 2 bag, or its .mcap or .db3 file.")],
     base_frame: Annotated[str, typer.Option(help="Frame of the vehicle.")] = "base_link",
-    world_frame: Annotated[str | None, typer.Option(help="Default: map, else odom, else odometry's.")] = None,
+    world_frame: Annotated[str | None, typer.Option(help="Default: odom, else map, else odometry's.")] = None,
     camera: Annotated[list[str] | None, typer.Option(help="Camera to use, by name or topic; repeat.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Camera to leave out, by name or topic; repeat.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first problem (exit code 2).")] = False,

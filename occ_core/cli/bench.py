@@ -209,7 +209,7 @@ def step(
     peak_gb = figures["peak_memory_mb"] / 1024
     typer.echo(
         f"{figures['model']}: {figures['parameters_m']:.1f} M parameters, {figures['step_s']:.3g} s a step, "
-        f"{figures['samples_per_s']:.3g} moments a second, {figures['answer_s']:.3g} s an answer, peak {peak_gb:.1f} GB"
+        f"{figures['samples_per_s']:.3g} samples a second, {figures['answer_s']:.3g} s an answer, peak {peak_gb:.1f} GB"
     )
 
 

@@ -47,7 +47,7 @@ def compare(
     from occ_core.cli.eval_page import evaluated_frames
     from occ_core.errors import MissingInput
     from occ_core.evaluation.evaluate import evaluate
-    from occ_core.show.comparison import difference_tables, moments_of_both, on_equal_moments, open_runs
+    from occ_core.show.comparison import difference_tables, frames_of_both, on_equal_frames, open_runs
     from occ_core.show.page import write_page
     from occ_core.show.page_figures import Figures
 
@@ -60,7 +60,7 @@ def compare(
     scored, shown = any((truths, lidar, images)), html is not None and any((truths, lidar, images, data))
     with ExitStack() as stack:
         if scored or shown:
-            one, other, notes = stack.enter_context(on_equal_moments(*runs))
+            one, other, notes = stack.enter_context(on_equal_frames(*runs))
         if scored:
             against = {"lidar": lidar, "images": images, "data": data if truths else None, "version": version}
             reports = [evaluate(folder, truths, **against, on_remark=lambda _: None) for folder in (one, other)]
@@ -68,7 +68,7 @@ def compare(
         tables = difference_tables(*runs)
         if shown:
             both = (evaluated_frames(folder, truths, data or lidar or images, version) for folder in (one, other))
-            frames = list(moments_of_both(names, *both))
+            frames = list(frames_of_both(names, *both))
     for title, header, rows in tables:
         table = Table(*map(escape, header), title=title, title_justify="left")
         for row in rows:

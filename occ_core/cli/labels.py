@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 
 STORE = Annotated[Path, typer.Argument(metavar="STORE", help="Folder from `occ labels make`.")]
-DATAROOT = Annotated[Path, typer.Argument(help="Data set in nuScenes layout that the labels are of.")]
+DATAROOT = Annotated[Path, typer.Argument(help="What the labels were made of: nuScenes layout, SemanticKITTI, a bag.")]
 VERSION = Annotated[
     str | None, typer.Option(help="Table folder of the data set, such as v1.0-mini; default: the only one there is.")
 ]

@@ -10,8 +10,9 @@ import typer
 
 def view(
     path: Annotated[
-        Path, typer.Argument(metavar="BAG|PRED", help="A ROS 2 bag, or a folder of predictions (one npz a frame).")
-    ],
+        Path | None,
+        typer.Argument(metavar="[BAG|PRED]", help="A ROS 2 bag, or a folder of predictions (one npz a frame)."),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="What PRED are predictions of: nuScenes layout, SemanticKITTI, or ROS 2 bag.")
     ] = None,
@@ -27,6 +28,8 @@ def view(
         typer.Option(metavar="OUT.webp", help="Write an animation instead: cameras, voxels, fused map."),
     ] = None,
     foxglove: Annotated[bool, typer.Option("--foxglove", help="Serve to Foxglove instead of writing files.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Serve a page of the running node to browsers.")] = False,
+    node: Annotated[str, typer.Option(help="With --live: name of the occupancy node.")] = "occupancy_node",
     host: Annotated[str, typer.Option(help="Address to serve on; 0.0.0.0 lets the whole network look.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to serve on; 0: any that is free.", min=0, max=65535)] = 8765,
     rate: Annotated[float, typer.Option(help="Speed of serving; 2 is twice as fast.", min=0.01, max=100)] = 1.0,
@@ -48,9 +51,20 @@ def view(
 
         occ view drive --foxglove
 
-    The last one serves until Ctrl-C: in Foxglove choose "Open connection", "Foxglove WebSocket", ws://localhost:8765,
-    and import the layout config/foxglove_layout.json.
+        occ view --live
+
+    The last two serve until Ctrl-C: in Foxglove choose "Open connection", "Foxglove WebSocket", ws://localhost:8765,
+    and import the layout config/foxglove_layout.json; what the running node sees and answers stands on
+    http://localhost:8765 for any browser.
     """
+    from occ_core.errors import InvalidInput, MissingInput
+
+    if live:
+        if path is not None:
+            raise InvalidInput(f"--live shows the running node, not {path}")
+        raise typer.Exit(_live(node, host, port))
+    if path is None:
+        raise MissingInput("name a bag or a folder of predictions, or --live for the running node")
     from occ_core.show.predicted_frames import PredictedFrames, write_pictures
     from occ_core.sources.open import Choice
 
@@ -75,3 +89,14 @@ def view(
             play(server, frames, rate, loop=not once)
         except KeyboardInterrupt:
             typer.echo("ended")
+
+
+def _live(node: str, host: str, port: int) -> int:
+    from occ_core.errors import need
+    from occ_core.show.live import LiveServer
+
+    need("rclpy", "ros")
+    viewer = need("occ_ros.live", "ros")
+    with LiveServer(node, host, port) as server:
+        code: int = viewer.show(node, server, typer.echo)
+    return code

@@ -1,4 +1,4 @@
-"""Depth against LiDAR: the usual seven errors, raw and scaled by the median, as two published codes report them.
+"""Scores depth against LiDAR: the usual seven errors, raw and scaled by the median, as two published codes report them.
 
 Errors of one image are pure functions of two arrays; their sums by camera add up over images and processes. Unlike the
 voxel scores these are in the units of the papers: ratios (0..1 for shares) and metres.
@@ -18,7 +18,7 @@ ERRORS = ("abs_rel", "sq_rel", "rmse_m", "rmse_log", "within_1.25", "within_1.25
 
 
 class DepthProtocol(NamedTuple):
-    """What a published code counts.
+    """The pixels and depths that a published code counts.
 
     Attributes:
         name: in reports.
@@ -40,7 +40,8 @@ SELFOCC = DepthProtocol("selfocc", 1e-3, 80.0, whole_pixels=False)
 
 
 class RenderedView(NamedTuple):
-    """One camera: network input uint8 (H, W, 3), rendered depth (h, w), true depth (M,) at input pixels (M, 2)."""
+    """A view of one camera: network input uint8 (H, W, 3), rendered depth (h, w), true depth (M,) at input pixels (M,
+    2)."""
 
     camera: str
     image: np.ndarray
@@ -50,7 +51,7 @@ class RenderedView(NamedTuple):
 
 
 def lidar_depth(frame: Frame, camera: str) -> tuple[np.ndarray, np.ndarray]:
-    """Truth from a frame's sweep: the points that fall into an image, by the poses at both sensors' own stamps.
+    """True depth from a frame's sweep: the points that fall into an image, by the poses at both sensors' own stamps.
 
     Returns:
         pixels float64 (N, 2), unrounded; depth_m float64 (N,) along the optical axis.
@@ -63,7 +64,7 @@ def lidar_depth(frame: Frame, camera: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def nearest_in_pixel(pixels: np.ndarray, depth_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, 2) rounded, and of several points in one pixel the nearest only."""
+    """Round pixels (N, 2), and keep only the nearest of several points in one pixel."""
     order = np.argsort(depth_m, kind="stable")
     whole, first = np.unique(np.rint(pixels[order]), axis=0, return_index=True)
     return whole, depth_m[order[first]]
@@ -74,7 +75,8 @@ def read_depth(
     pixels: np.ndarray,  # [N, 2]
     size: tuple[int, int],
 ) -> np.ndarray:
-    """Depth float64 (N,) of a map at pixels of an image of `size` (width, height), which it covers at any resolution.
+    """Read depth float64 (N,) from a map at pixels of an image of `size` (width, height), which the map covers at any
+    resolution.
 
     Bilinear between the centres of the map's pixels, its border value beyond them; at whole pixels that is what
     resizing the map to the image's size gives.
@@ -112,7 +114,8 @@ def depth_errors(predicted_m: np.ndarray, truth_m: np.ndarray) -> np.ndarray:
 
 
 class DepthScores:
-    """Errors of images, summed by camera: a camera's score is the mean of its images', the total that of the cameras.
+    """Errors of images, summed by camera: a camera's score is the mean over its images, the total the mean over
+    cameras.
 
     Args:
         protocol: OCCNERF or SELFOCC.
@@ -124,7 +127,7 @@ class DepthScores:
         self.sums: dict[str, np.ndarray] = {}  # camera -> (2, 8): raw and median, the errors and the factor
 
     def add(self, camera: str, predicted_m: np.ndarray, truth_m: np.ndarray) -> None:
-        """Count one image; one without truth in the protocol's range does not count.
+        """Count one image; an image without truth in the protocol's range is left out.
 
         Args:
             predicted_m, truth_m: (N,), at the same points.
@@ -153,7 +156,7 @@ class DepthScores:
         self.images[camera] = self.images.get(camera, 0) + 1
 
     def add_map(self, frame: Frame, camera: str, depth_map_m: np.ndarray) -> None:
-        """Count one image by a frame's LiDAR.
+        """Count one image, with a frame's LiDAR as truth.
 
         Args:
             depth_map_m: (h, w), covers the camera's image, at any resolution.
@@ -167,7 +170,7 @@ class DepthScores:
         self.add(camera, read_depth(depth_map_m, pixels, frame.rig[camera].size), truth_m)
 
     def merge(self, other: DepthScores) -> None:
-        """Count all that `other` counted.
+        """Add the counts of `other`.
 
         Raises:
             InvalidInput: by another protocol.
@@ -193,7 +196,7 @@ class DepthScores:
 
 
 def _named(rows: np.ndarray | None) -> dict[str, dict[str, float]]:
-    """{raw: {abs_rel, ...}, median: {..., scale}} of (2, 8)."""
+    """Name the errors of (2, 8): {raw: {abs_rel, ...}, median: {..., scale}}."""
     if rows is None:
         return {"raw": {}, "median": {}}
     raw, median = (dict(zip((*ERRORS, "scale"), map(float, row), strict=True)) for row in rows)

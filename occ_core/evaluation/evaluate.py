@@ -1,4 +1,4 @@
-"""Folders of predictions against whatever truth there is: true voxels, or a LiDAR."""
+"""Scores folders of predictions against the truth that there is: true voxels, a LiDAR, or other images."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def evaluate(
     on_progress: OnProgress = lambda done, total: None,
     on_remark: OnRemark = lambda line: None,
 ) -> dict[str, Any]:
-    """Score predictions, or anybody's labels, in every protocol that the truth allows; what `occ eval` does.
+    """Score predictions, or anybody's labels, in every protocol that the truth allows, as `occ eval` does.
 
     Args:
         predictions: folder of <token>.npz or .npy, <scene>/<token>/labels.npz or pred.npz, or SemanticKITTI's .label.
         truths: folder of <scene>/<token>/labels.npz (Occ3D), or SemanticKITTI's voxels.
         lidar: what was predicted, with a LiDAR: nuScenes layout, ROS 2 bag or SemanticKITTI.
-        images: what was predicted, by a robot without LiDAR: do images of other moments agree?
+        images: what was predicted, by a robot without LiDAR: do images of other frames agree?
         data: data set in nuScenes layout that has the LiDAR's poses, for RayIoU; None: beside `truths`.
         version: its table folder.
         workers: processes.
@@ -91,7 +91,8 @@ def _scene_completion(predictions: Path, truths: Path) -> tuple[dict[str, Any], 
 def _ray_origins(
     predictions: Path, truths: Path, data: Path | str | None, version: str | None, on_remark: OnRemark
 ) -> dict[str, np.ndarray] | None:
-    """Places of the virtual LiDAR by token; None, with a remark, where nobody said where they are and none is found."""
+    """The positions of the virtual LiDAR by token; None, with a remark, if nobody said where they are and none is
+    found."""
     try:
         need("numba", "world")
         return ray_origins(Path(data or truths.resolve().parent), prediction_files(predictions), version)

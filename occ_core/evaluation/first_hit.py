@@ -1,5 +1,5 @@
-"""What rays meet first in a grid, and where they enter and leave that cell. Needs numba; `first_cells_plain` is its
-plain twin."""
+"""Finds what rays meet first in a grid, and where they enter and leave that cell. It needs numba; `first_cells_plain`
+is its plain twin."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from occ_core.traversal import enter_slab, entry_cell
 def first_hits(
     labels: np.ndarray, free_id: int, grid: VoxelGrid, origins_m: np.ndarray, directions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Class of the first cell on each ray that is not free, and where the ray leaves it; see `first_cells`."""
+    """The class of the first cell on each ray that is not free, and where the ray leaves it; see `first_cells`."""
     classes, _, leave_m = first_cells(labels, free_id, grid, origins_m, directions)
     return classes, leave_m
 
@@ -21,7 +21,7 @@ def first_hits(
 def first_cells(
     labels: np.ndarray, free_id: int, grid: VoxelGrid, origins_m: np.ndarray, directions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First cell on each ray that is not free.
+    """Find the first cell on each ray that is not free.
 
     Args:
         labels: uint8 (X, Y, Z).
@@ -44,7 +44,7 @@ def first_cells(
 
 @numba.njit(cache=True, nogil=True)
 def _walk(labels, free_id, shape, starts, slopes, classes, span):
-    """Traversal after Amanatides and Woo (1987), in cells. Through an edge or a corner z goes first, then y."""
+    """Traverse cells after Amanatides and Woo (1987). Through an edge or a corner z goes first, then y."""
     nx, ny, nz = shape[0], shape[1], shape[2]
     for ray in range(len(starts)):
         x, y, z = starts[ray, 0], starts[ray, 1], starts[ray, 2]
@@ -97,7 +97,7 @@ def _walk(labels, free_id, shape, starts, slopes, classes, span):
 def first_cells_plain(
     labels: np.ndarray, free_id: int, grid: VoxelGrid, origins_m: np.ndarray, directions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `first_cells`, by sorting where each ray crosses the planes between cells. Slow."""
+    """The same as `first_cells`, by sorting where each ray crosses the planes between cells. It is slow."""
     classes = np.full(len(origins_m), free_id, dtype=np.uint8)
     enter_m, leave_m = np.full((2, len(origins_m)), np.inf)
     for ray, (origin, direction) in enumerate(zip(origins_m, directions, strict=True)):

@@ -1,4 +1,4 @@
-"""A report of scores for people: rich tables and lines of text."""
+"""Writes a report of scores for people, as rich tables and lines of text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CEILING = "The same of the true voxels: the ceiling"
 
 
 def in_words(report: dict[str, Any]) -> Iterator[Table | str]:
-    """Tables and lines of what `evaluate` returns, in the order of reading; warnings last."""
+    """Yield tables and lines of what `evaluate` returns, in the order of reading, with warnings last."""
     for name, found in report.get("ssc", {}).items():
         numbers = ", ".join(f"{key} {found[key]:.2f}" for key in ("precision", "recall", "iou", "miou_19"))
         yield f"{name:>5}: {numbers}"

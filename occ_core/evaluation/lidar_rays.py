@@ -1,4 +1,4 @@
-"""LiDAR-ray score: does the laser hit where the map says that it would? For real data, which has no true voxels.
+"""LiDAR-ray score: does the laser hit where the map says that it would? It is for real data, which has no true voxels.
 
 From the LiDAR's place to each of its returns runs a ray. The distance at which it enters the first occupied cell of the
 map is compared with the measured range, both along the ray: occupied cells in between would have stopped the laser, and
@@ -58,7 +58,7 @@ class Returns(NamedTuple):
 
 
 def returns_of(frame: Frame, ground_z_m: float = 0.0, classes: np.ndarray | None = None) -> Returns:
-    """The sweep of a frame; it, the frame and each image have poses of their own.
+    """Read the sweep of a frame; the sweep, the frame and each image have poses of their own.
 
     Some data sets give points in the ego frame, without the place of the LiDAR: it would be the ego frame's origin,
     on the ground, from where every ray would run through the road. Then rays start amid the cameras.
@@ -164,12 +164,12 @@ class LidarRayScores:
             self.classes[:, number] += np.bincount(own_classes[counts], minlength=len(self.taxonomy))
 
     def merge(self, other: LidarRayScores) -> None:
-        """Count all that `other` counted."""
+        """Add the counts of `other`."""
         for name in (*COUNTS, "left_out", "within", "too_near", "own_cell", "classes", "errors"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def report(self) -> dict[str, Any]:
-        """{group: {band: {...}}}, and counts: of frames, and `left_out`, of returns by reason.
+        """{group: {band: {...}}}, the number of frames, and `left_out`, the number of returns by reason.
 
         Of each group and band: returns, their number; in percent of them within_0.5m, within_1m, within_2m, too_near
         (the first cell is more than 2 m nearer) and missed (more than 2 m farther, or none), where within_2m, too_near
@@ -213,7 +213,8 @@ def _percent(count: int, total: int) -> float:
 
 
 def _left_out(returns: Returns, range_m: np.ndarray, grid: VoxelGrid) -> np.ndarray:
-    """Index into LEFT_OUT of the first reason that holds for each return, int64 (N,); len(LEFT_OUT): it counts."""
+    """The first reason of LEFT_OUT for each return not to count, as an index, int64 (N,); len(LEFT_OUT) for those that
+    count."""
     _, inside = grid.index_of(returns.points_ego_m)
     reasons = (range_m < OWN_BODY_M, ~inside, ~returns.in_view, range_m >= EDGES_M[-1])
     return np.select(reasons, range(len(LEFT_OUT)), len(LEFT_OUT))
@@ -227,7 +228,7 @@ def score_lidar_rays(
     version: str | None = None,
     like: Path | None = None,
 ) -> dict[str, Any]:
-    """Score every frame of a data set that has a prediction. See `prediction_files` for what a folder may hold.
+    """Score every frame of a data set that has a prediction. `prediction_files` says what a folder may hold.
 
     Args:
         data: what `open_source` opens; of nuScenes layout, keyframes. Grid and classes are Occ3D's; of SemanticKITTI
@@ -279,8 +280,8 @@ def score_lidar_rays(
 
 
 def files_of(folder: Path, known: dict[str, Path], source: FrameSource) -> dict[int, Path]:
-    """Prediction by number of the frame. Tokens that are unique in their scene only are looked up there, and of a
-    single scene by themselves, as SemanticKITTI's own voxels are called."""
+    """Find predictions by the frame's number. Tokens that are unique only within their scene are looked up there; with
+    a single scene they are looked up by themselves, which is how SemanticKITTI names its voxels."""
     paths = {}
     for number, (name, (scene, token)) in enumerate(zip(source.names, source.samples, strict=True)):
         own = folder / scene / token / "labels.npz"
@@ -292,7 +293,7 @@ def files_of(folder: Path, known: dict[str, Path], source: FrameSource) -> dict[
 
 
 def scores_for(source: FrameSource, path: Path) -> LidarRayScores:
-    """With the grid and the classes of a prediction; of SemanticKITTI there may be both kinds."""
+    """Make scores with the grid and classes of a prediction; SemanticKITTI's may be of either kind."""
     if not isinstance(source, SemanticKittiSource):
         return LidarRayScores()
     if path.suffix == ".label" or _is_like(path, SEMANTIC_KITTI_VOXELS):
@@ -308,8 +309,12 @@ def _is_like(path: Path, grid: VoxelGrid) -> bool:
     return True
 
 
-def _classes_of(source: FrameSource, number: int, taxonomy: Taxonomy) -> np.ndarray | None:
-    """Classes of a frame's points, uint8 (N,), where the data set has them."""
+def point_classes(source: FrameSource, number: int, taxonomy: Taxonomy) -> np.ndarray | None:
+    """The classes of the points of a frame's sweep, uint8 (N,), where the data set has them.
+
+    Raises:
+        CorruptInput: naming the file.
+    """
     if not isinstance(source, SemanticKittiSource) or not (path := source.labels_path(number)).is_file():
         return None
     return read_kitti_labels(path, taxonomy)
@@ -323,7 +328,7 @@ def _score_frames(source: FrameSource, pairs: Sequence[tuple[int, Path]], step: 
             total.without_lidar += 1
         else:
             labels, observed = read_prediction(path, total.grid), read_observed(path, total.grid)
-            classes = _classes_of(source, number, total.taxonomy)
+            classes = point_classes(source, number, total.taxonomy)
             if classes is not None and len(classes) != len(frame.lidar.points_lidar_m):
                 raise CorruptInput(
                     f"frame '{source.names[number]}': {len(classes)} labels for "

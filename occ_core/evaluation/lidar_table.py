@@ -1,4 +1,4 @@
-"""The LiDAR-ray score as tables and lines of text."""
+"""Writes the LiDAR-ray score as tables and lines of text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TITLE = "LiDAR returns by the first occupied cell on their ray; percent"
 
 
 def _shown(number: float | None, form: str) -> str:
-    """What is no number is None where the scores are to become JSON."""
+    """Format a number; a missing one, which is None where scores come from JSON, becomes a dash."""
     return "-" if number is None or not math.isfinite(number) else format(number, form)
 
 
@@ -53,7 +53,7 @@ def class_table(scores: dict[str, Any]):
 
 
 def summary(scores: dict[str, Any]) -> list[str]:
-    """What the table of `score_lidar_rays` counts and what not, in lines of text."""
+    """Lines of text that say what the table of `score_lidar_rays` counts and what it leaves out."""
     left_out, near, far = scores["left_out"], WITHIN_M[-1], EDGES_M[-1]
     lines = [
         f"within {near:g} m, too near (by more) and missed (farther by more, or nothing) add up to 100",

@@ -1,4 +1,4 @@
-"""Predictions and labels as files of anybody: which forms there are, and what is in them."""
+"""Reads predictions and labels in anybody's file format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RAW_WITHOUT_CLASS = (0, 1, 52, 99)  # of SemanticKITTI: empty, outlier, other st
 
 
 def _of_submission(path: Path) -> str:
-    """<scene>_<frame> where the folders tell the scene, else <frame>."""
+    """<scene>_<frame> if the folders name the scene, else <frame>."""
     folder = Path(os.path.abspath(path)).parent
     is_kitti = folder.name == "predictions" and folder.parent.parent.name == "sequences"
     return f"{folder.parent.name}_{path.stem}" if is_kitti else path.stem
@@ -40,7 +40,7 @@ KNOWN_AS = ("<token>.npz", "<token>.npy", "<scene>/<token>/labels.npz", "<scene>
 
 
 def prediction_files(folder: Path) -> dict[str, Path]:
-    """Prediction file by sample token, in the first form of these that is there:
+    """Find prediction files by sample token, in the first of these formats that is there:
 
     `<token>.npz` (ours, CVPR 2023's challenge, SparseOcc), `<token>.npy`, `<scene>/<token>/labels.npz` as labels are
     stored, `<scene>/<token>/pred.npz` (FlashOcc), and SemanticKITTI's submissions, `sequences/<scene>/predictions/
@@ -59,13 +59,14 @@ def prediction_files(folder: Path) -> dict[str, Path]:
 
 
 def visible(folder: Path, form: str) -> Iterator[Path]:
-    """The paths below a folder that are of a form and not hidden."""
+    """The paths below a folder that match a format and are not hidden."""
     return (p for p in folder.glob(form) if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
 def read_prediction(path: Path, grid: VoxelGrid) -> np.ndarray:
-    """Class ids uint8 (X, Y, Z) from key `pred`, `semantics` as in Occ3D's labels, or the only array if it has no name;
-    of a submission to SemanticKITTI, whose raw ids without a class are empty as in the benchmark.
+    """Read class ids, uint8 (X, Y, Z), from the key `pred`, from `semantics` as in Occ3D's labels, or from the only
+    array if it has no name. In a submission to SemanticKITTI, raw ids without a class become empty, as in the
+    benchmark.
 
     Raises:
         MissingInput, CorruptInput.
@@ -85,7 +86,7 @@ def read_prediction(path: Path, grid: VoxelGrid) -> np.ndarray:
 
 
 def read_observed(path: Path, grid: VoxelGrid) -> np.ndarray:
-    """Which cells a prediction or label speaks of, bool (X, Y, Z); all of them where the file does not say.
+    """Read which cells a prediction or label speaks about, bool (X, Y, Z); all of them if the file does not say.
 
     Raises:
         MissingInput, CorruptInput.
@@ -97,8 +98,8 @@ def read_observed(path: Path, grid: VoxelGrid) -> np.ndarray:
 
 
 def read_confidence(path: Path, grid: VoxelGrid) -> np.ndarray | None:
-    """Probability that a cell is what it is called, occupied or free, x 255, uint8 (X, Y, Z); None where the file does
-    not say. What labels hold under that name is a share of their votes, in other numbers than bytes, and none.
+    """Read the probability that a cell is what it is called, occupied or free, x 255, uint8 (X, Y, Z); None if the file
+    does not say. Labels have a share of votes under that name, which is not a byte, and not read.
 
     Raises:
         MissingInput, CorruptInput.
@@ -112,7 +113,7 @@ def read_confidence(path: Path, grid: VoxelGrid) -> np.ndarray | None:
 def _cells(
     arrays: dict[str, np.ndarray], path: Path, grid: VoxelGrid, keys: tuple[str, ...], kinds: str, wanted: str
 ) -> np.ndarray | None:
-    """The array under the first of `keys` that the file has, if it has one of them."""
+    """The array under the first of `keys` that the file has; None if it has none of them."""
     for key in keys:
         if key in arrays:
             array = arrays[key]

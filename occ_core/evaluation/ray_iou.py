@@ -1,4 +1,4 @@
-"""RayIoU: do rays of a virtual LiDAR end where they end in the truth, in the same class?
+"""RayIoU: do rays of a virtual LiDAR end in the prediction where they end in the truth, in the same class?
 
 Tang et al., "Fully Sparse 3D Occupancy Prediction" (SparseOcc), ECCV 2024, section 4, and the code published with it.
 Thick surfaces, which a mask of visible cells forgives, cost here; cells that nobody saw are free, as the labels say.
@@ -48,7 +48,7 @@ def ray_directions() -> np.ndarray:
 def ray_origins(
     dataroot: Path | NuScenesTables, tokens: Iterable[str], version: str | None = None
 ) -> dict[str, np.ndarray]:
-    """Where the rays of each sample start: where the LiDAR is at the keyframes of its scene.
+    """Find where the rays of each sample start: at the LiDAR's positions in the keyframes of its scene.
 
     Args:
         dataroot: data set in nuScenes layout; no sensor file of it is read.
@@ -60,7 +60,6 @@ def ray_origins(
 
     Raises:
         MissingInput: no such data set, or a sample that is not in it or has no LiDAR sweep. CorruptInput.
-        MissingPackage: without nuscenes-devkit.
     """
     tables = dataroot if isinstance(dataroot, NuScenesTables) else NuScenesTables(dataroot, version)
     wanted, found = set(tokens), {}
@@ -79,7 +78,8 @@ def ray_origins(
 
 
 def near_origins(places_ego_m: np.ndarray) -> np.ndarray:
-    """Those of places (N, 3) with |x|, |y| < 39 m; of more than 8, 8 evenly chosen, the first and the last included."""
+    """Keep the places (N, 3) with |x|, |y| < 39 m; if there are more than 8, choose 8 evenly, with the first and the
+    last."""
     near = places_ego_m[(np.abs(places_ego_m[:, :2]) < ORIGIN_LIMIT_M).all(axis=1)]
     if len(near) <= MAX_ORIGINS:
         return near
@@ -141,14 +141,14 @@ class RayScores:
         self.samples += 1
 
     def merge(self, other: RayScores) -> None:
-        """Count all that `other` counted."""
+        """Add the counts of `other`."""
         self.truth += other.truth
         self.predicted += other.predicted
         self.hits += other.hits
         self.samples += other.samples
 
     def report(self) -> dict[str, Any]:
-        """Percent, but `rays`, the number of rays that count.
+        """Scores in percent, and `rays`, the number of rays that count.
 
         at_1m, at_2m, at_4m: mean over the 17 classes at each threshold; at_1m_15, ...: without the taxonomy's ignored
         classes; rayiou_17, rayiou_15: their means over the three. per_class, and per_class_at_1m, ...: by class name.

@@ -1,4 +1,4 @@
-"""Does confidence mean what it says? Of the cells called occupied, or free, with 70 %, seven in ten should be.
+"""Checks whether confidence is right: of cells called occupied, or free, with 70 %, seven in ten should be.
 
 Counted are cells that the prediction calls observed and a camera does observe in the truth. Right is a cell called
 occupied that is occupied, by whatever class, or called free that is free: that is what the confidence is of.
@@ -24,7 +24,7 @@ LEVELS = 256  # confidence is a byte
 
 
 class Reliability:
-    """Cells, and those that are right, by what they are called, band and confidence; nothing else is kept.
+    """Counts cells, and those that are right, by what they are called, band and confidence.
 
     Args:
         taxonomy, grid: of truth and predictions.
@@ -66,15 +66,15 @@ class Reliability:
         self.samples += 1
 
     def merge(self, other: Reliability) -> None:
-        """Count all that `other` counted."""
+        """Add the counts of `other`."""
         self.cells += other.cells
         self.right += other.right
         self.samples += other.samples
 
     def report(self) -> dict[str, Any]:
-        """Of `all`, `occupied` and `free` cells, as they are called, and in `per_range` and `per_class` of occupied
-        ones: cells, and in percent mean confidence, share right and ece, None without cells. `bins` of `occupied` and
-        `free`, from 0 on: the same without ece. `samples`."""
+        """For `all`, `occupied` and `free` cells, as they are called, and for occupied ones also `per_range` and
+        `per_class`: the number of cells, and in percent mean confidence, share right and ece, None without cells.
+        `bins` of `occupied` and `free`, from 0 on, have the same without ece. `samples` is their number."""
         occupied, free = list(self.taxonomy.occupied_ids), self.taxonomy.free_id
         either = {"occupied": occupied, "free": [free]}
         return {
@@ -97,18 +97,18 @@ class Reliability:
 
 
 def bins_of_levels() -> np.ndarray:
-    """The bin, 0..BINS - 1, of each confidence, int64 (LEVELS,); a full one is in the last."""
+    """The bin, 0..BINS - 1, of each confidence, int64 (LEVELS,); full confidence is in the last bin."""
     return np.minimum(np.arange(LEVELS) * BINS // (LEVELS - 1), BINS - 1)
 
 
 def expected_calibration_error(cells: np.ndarray, right: np.ndarray) -> float | None:
-    """Percent, of counts by confidence, (LEVELS,) each; None without cells."""
+    """The error in percent, from counts by confidence, (LEVELS,) each; None without cells."""
     off = np.bincount(bins_of_levels(), cells * np.arange(LEVELS) / (LEVELS - 1) - right, minlength=BINS)
     return float(100 * np.abs(off).sum() / cells.sum()) if cells.any() else None
 
 
 def _shares(cells: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-    """Of counts by confidence, (LEVELS,) each."""
+    """Mean confidence and share right, from counts by confidence, (LEVELS,) each."""
     count = int(cells.sum())
     said = (cells * np.arange(LEVELS)).sum() / (LEVELS - 1)
     shares = {"confidence": said, "right": right.sum()}

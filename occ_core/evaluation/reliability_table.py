@@ -1,4 +1,4 @@
-"""Reliability as a table and a line of text."""
+"""Writes reliability as a table and a line of text."""
 
 from __future__ import annotations
 

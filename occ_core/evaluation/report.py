@@ -1,4 +1,4 @@
-"""Every protocol of the field from one pass over predictions and ground truth, as a dict, a JSON file and a table."""
+"""Scores predictions in every protocol of the field in one pass, as a dict, a JSON file and a table."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ AXES_SAMPLES = 16
 
 
 def protocol_masks(truth: Occupancy) -> dict[str, np.ndarray]:
-    """The cells that count, bool (X, Y, Z), of each protocol whose masks the truth has."""
+    """For each protocol whose masks the truth has, the cells that count, bool (X, Y, Z)."""
     masks = {"full": np.ones_like(truth.observed)}
     if truth.is_masked:
         masks["camera"] = truth.observed
@@ -49,7 +49,7 @@ def protocol_masks(truth: Occupancy) -> dict[str, np.ndarray]:
 
 
 class VoxelScores:
-    """One confusion matrix a protocol, summed over all samples that have its masks."""
+    """One confusion matrix for each protocol, summed over all samples that have its masks."""
 
     def __init__(self, taxonomy: Taxonomy = OCC3D):
         self.taxonomy = taxonomy
@@ -75,7 +75,7 @@ class VoxelScores:
         self.samples += 1
 
     def merge(self, other: VoxelScores) -> None:
-        """Count all that `other` counted."""
+        """Add the counts of `other`."""
         for name, matrix in other.matrices.items():
             self.matrices[name] += matrix
             self.counted[name] += other.counted[name]
@@ -83,7 +83,7 @@ class VoxelScores:
         self.samples += other.samples
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """{protocol: {iou, miou_17, miou_15, per_class}} in percent; NaN and None where no sample has its masks."""
+        """{protocol: {iou, miou_17, miou_15, per_class}} in percent; NaN and None where no sample has the masks."""
         return {name: scores(matrix, self.taxonomy) for name, matrix in self.matrices.items()}
 
     def confusion(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class VoxelScores:
         return {"protocol": name, "classes": list(self.taxonomy.names), "cells": self.matrices[name].tolist()}
 
     def warnings(self) -> list[str]:
-        """One line a reason why numbers may not be what they seem: masks that are not there, ids of another kind."""
+        """One line for each reason why numbers may not be what they seem: missing masks, or ids of another kind."""
         lacking = [
             f"'{name.replace('_', ' ')}' leaves out {self.samples - n} of {self.samples} samples"
             for name, n in self.counted.items()
@@ -104,8 +104,7 @@ class VoxelScores:
 
 
 class SetScores:
-    """VoxelScores, and RayScores where the samples come with ray origins; all of them or none. And Reliability of the
-    samples whose confidence is counted, too.
+    """VoxelScores; RayScores if all samples have ray origins; and Reliability of the samples that have confidence.
 
     Args:
         taxonomy, grid: of truth and predictions.
@@ -132,7 +131,7 @@ class SetScores:
             self.rays.add(truth.labels, predicted, origins_ego_m)
 
     def merge(self, other: SetScores) -> None:
-        """Count all that `other` counted."""
+        """Add the counts of `other`."""
         if self.voxels.samples and other.voxels.samples and (self.rays is None) != (other.rays is None):
             raise InvalidInput("ray origins must come with all samples or none; only one of two parts has them")
         self.voxels.merge(other.voxels)
@@ -142,8 +141,8 @@ class SetScores:
             self.rays.merge(other.rays)
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """VoxelScores' report and `confusion`; `ray`: see RayScores.report; `reliability`, see there, where there is
-        confidence."""
+        """VoxelScores' report and `confusion`; with rays `ray`, see RayScores.report; with confidence `reliability`,
+        see there."""
         rays = {} if self.rays is None else {"ray": self.rays.report()}
         reliability = {"reliability": self.reliability.report()} if self.reliability.samples else {}
         return self.voxels.report() | {"confusion": self.voxels.confusion()} | rays | reliability
@@ -154,7 +153,7 @@ def score_set(
     taxonomy: Taxonomy = OCC3D,
     grid: VoxelGrid = OCC3D_GRID,
 ) -> dict[str, dict[str, Any]]:
-    """The report of `occ eval` for predictions in memory.
+    """Make the report of `occ eval` for predictions in memory.
 
     Args:
         samples: truth, predicted uint8 (X, Y, Z), and ray origins (N, 3) or None; see SetScores.add.
@@ -182,7 +181,8 @@ def evaluate_folders(
     origins_ego_m: dict[str, np.ndarray] | None = None,
     workers: int = 1,
 ) -> tuple[dict[str, Any], int]:
-    """Score every prediction, and the number of samples scored. See `prediction_files` for what a folder may hold.
+    """Score every prediction; returns the report and the number of samples. `prediction_files` says what a folder may
+    hold.
 
     The report has a list `warnings` of lines, if there is one: see VoxelScores.warnings and suspicions.other_axes.
 
@@ -246,7 +246,7 @@ def _score_pairs(taxonomy: Taxonomy, grid: VoxelGrid, pairs: list[_Pair], step: 
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
-    """JSON of the report, atomically; a score that does not exist (no such class anywhere) is null."""
+    """Write the report as JSON, atomically; a score that does not exist (no such class anywhere) is null."""
     write_atomically(path, (json.dumps(_without_nan(report), indent=2) + "\n").encode())
 
 
@@ -257,7 +257,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def table(report: dict[str, dict[str, Any]]):
-    """A rich table: one row a score, one column a protocol."""
+    """A rich table with one row for each score and one column for each protocol."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

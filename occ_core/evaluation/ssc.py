@@ -36,7 +36,7 @@ class SscScores:
         """Count one sample.
 
         Args:
-            truth: uint8 (256, 256, 32), class ids, 255 where nobody knows: such cells do not count.
+            truth: uint8 (256, 256, 32), class ids, UNLABELED where nobody knows: such cells do not count.
             predicted: uint8 (256, 256, 32), class ids.
 
         Raises:
@@ -53,7 +53,7 @@ class SscScores:
         self.samples += 1
 
     def merge(self, other: SscScores) -> None:
-        """Count all that `other` counted."""
+        """Add the counts of `other`."""
         for range_m, matrix in other.matrices.items():
             self.matrices[range_m] += matrix
         self.free.merge(other.free)
@@ -91,20 +91,20 @@ def _percent(part: int, whole: int) -> float:
 
 @cache
 def within(range_m: float) -> np.ndarray:
-    """bool (256, 256, 1): columns less than `range_m` ahead and half as far to either side."""
+    """Mark the columns, bool (256, 256, 1), that are less than `range_m` ahead and half as far to either side."""
     x_m, y_m = np.moveaxis(SEMANTIC_KITTI_GRID.centers_m()[:, :, :1, :2], -1, 0)
     return (x_m < range_m) & (np.abs(y_m) < range_m / 2)
 
 
 def holds_voxels(folder: Path) -> bool:
-    """A folder of SemanticKITTI's `voxels/<frame>.label`."""
+    """Whether a folder is one of SemanticKITTI's `voxels/<frame>.label`."""
     return any(visible(Path(folder), "*.label"))
 
 
 def evaluate_voxels(
     predictions: Path, voxels: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[dict[str, Any], int]:
-    """Score every prediction against `voxels`; and the number of samples scored.
+    """Score every prediction against `voxels`; returns the report and the number of samples.
 
     A prediction is <frame>.npz, or <scene>_<frame>.npz as `occ predict` calls it, of the scene whose voxels these are;
     or as it is submitted, <frame>.label, in `predictions` or below it in sequences/<scene>/predictions. The report has
@@ -133,14 +133,15 @@ def evaluate_voxels(
 
 
 def _of_scene(files: dict[str, Path], scene: str) -> dict[str, Path]:
-    """By the number of the frame; what is submitted of other scenes is left out."""
+    """Select files by the frame's number; submissions for other scenes are left out."""
     submitted = {path.suffix for path in files.values()} == {SUBMITTED}
     own = {name: path for name, path in files.items() if not submitted or name in (path.stem, f"{scene}_{path.stem}")}
     return {name.removeprefix(f"{scene}_"): path for name, path in own.items()}
 
 
 def read_ssc_truth(path: Path) -> np.ndarray:
-    """Truth uint8 (256, 256, 32) of `voxels/<frame>.label`, with what `<frame>.invalid` beside it rules out.
+    """Read the truth, uint8 (256, 256, 32), of `voxels/<frame>.label`, without the cells that `<frame>.invalid` rules
+    out.
 
     Raw label 0 is empty; raw labels without a class, and invalid cells, are 255.
 

@@ -1,4 +1,4 @@
-"""What looks wrong with truth and predictions that can be scored all the same: other ids, other axes.
+"""Finds signs that truth or predictions mean something else although they can be scored: other ids, other axes.
 
 A set whose ids or axes are others scores like a bad network, or, where nothing is free in either, like a perfect one.
 """
@@ -18,7 +18,7 @@ Axes = tuple[bool, tuple[int, ...]]  # x and y swapped; then which axes are mirr
 
 
 class FreeCells:
-    """Samples of which no cell at all is free. Real ones are free in nine cells of ten."""
+    """Counts samples in which no cell at all is free. In real ones nine cells of ten are."""
 
     def __init__(self, taxonomy: Taxonomy) -> None:
         self.taxonomy, self.samples = taxonomy, 0
@@ -35,14 +35,14 @@ class FreeCells:
                 self.cells[who] += cells
 
     def merge(self, other: FreeCells) -> None:
-        """Count all that `other` counted."""
+        """Add the counts of `other`."""
         self.samples += other.samples
         for who in self.cells:
             self.without[who] += other.without[who]
             self.cells[who] += other.cells[who]
 
     def warnings(self) -> list[str]:
-        """One line each for truth and predictions that have such samples."""
+        """One line each for truth and predictions if they have such samples."""
         lines, names, free = [], self.taxonomy.names, self.taxonomy.free_id
         for who, count in self.without.items():
             if count:
@@ -56,7 +56,7 @@ class FreeCells:
 
 
 def other_axes(pairs: Iterable[tuple[np.ndarray, np.ndarray]], taxonomy: Taxonomy) -> str | None:
-    """One line that says which other order or direction of the axes fits much better; None: none does.
+    """Say in one line which other order or direction of the axes fits much better; None if none does.
 
     Args:
         pairs: truth and prediction, uint8 (X, Y, Z), of some samples; all cells count.
@@ -84,7 +84,7 @@ def other_axes(pairs: Iterable[tuple[np.ndarray, np.ndarray]], taxonomy: Taxonom
 
 
 def _moved(labels: np.ndarray) -> Iterator[tuple[Axes, np.ndarray]]:
-    """The same cells in every order and direction of axes that keeps their shape and z's place."""
+    """Yield the same cells in every order and direction of axes that keeps their shape, with z last."""
     swaps = (False, True) if labels.shape[0] == labels.shape[1] else (False,)
     for swapped, *flips in product(swaps, (False, True), (False, True), (False, True)):
         axes = tuple(axis for axis, flip in enumerate(flips) if flip)
@@ -92,7 +92,7 @@ def _moved(labels: np.ndarray) -> Iterator[tuple[Axes, np.ndarray]]:
 
 
 def _mean_iou(hits: np.ndarray, present: np.ndarray) -> float:
-    """Percent over the classes there are; `present`: cells of truth and of prediction."""
+    """The mean IoU in percent over the classes that occur; `present` counts cells of truth and of prediction."""
     there = present > 0
     return float(100 * (hits[there] / (present - hits)[there]).mean()) if there.any() else 0.0
 

@@ -1,4 +1,4 @@
-"""IoU and mIoU of voxels from one confusion matrix, summed over the whole set.
+"""Computes IoU and mIoU of voxels from one confusion matrix, summed over the whole set.
 
 A mean of per-sample or per-process scores is another number (two published codes report it); it is not offered here.
 """
@@ -14,7 +14,7 @@ from occ_core.taxonomy import Taxonomy
 
 
 def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, mask: np.ndarray, classes: int) -> np.ndarray:
-    """Cells by (truth, prediction), int64 (classes, classes), where `mask`.
+    """Count cells by (truth, prediction), int64 (classes, classes), where `mask` is set.
 
     Args:
         truth, predicted: uint8, same shape, 0..classes - 1 where `mask`.
@@ -49,12 +49,13 @@ def scores(matrix: np.ndarray, taxonomy: Taxonomy) -> dict[str, Any]:
 
 
 def iou_by_class(hit: np.ndarray, union: np.ndarray) -> np.ndarray:
-    """100 hit / union, of counts (..., classes); NaN for a class whose union is empty."""
+    """100 hit / union, from counts (..., classes); NaN for a class whose union is empty."""
     return np.where(union > 0, 100 * hit / np.maximum(union, 1), np.nan)
 
 
 def class_means(per_class: np.ndarray, taxonomy: Taxonomy) -> dict[str, Any]:
-    """miou_17, miou_15 and per_class, see `scores`, of the classes' IoU (classes,), NaN where there is none."""
+    """Compute miou_17, miou_15 and per_class, see `scores`, from the classes' IoU (classes,), NaN where there is
+    none."""
     occupied = list(taxonomy.occupied_ids)
     return {
         "miou_17": _mean(per_class[occupied]),

@@ -1,4 +1,4 @@
-"""Frames of a bag or data set as the network gets them, for int8 to be calibrated with."""
+"""Reads frames of a recording as network inputs, with which int8 is calibrated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FRAMES_BEFORE = 8  # that a network with memory has seen at each frame
 
 @dataclass(frozen=True)
 class Calibration:
-    """Frames of a data set as the network gets them.
+    """Frames of a data set as inputs of the network.
 
     Attributes:
         source: name of the data set.
@@ -35,7 +35,7 @@ class Calibration:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What is written into the file: which frames they were."""
+        """Describe the frames, for the exported file."""
         digest = hashlib.sha256()
         for inputs in self.inputs:
             digest.update(inputs["images"].tobytes())
@@ -49,7 +49,7 @@ def read_calibration(
     remembering: Predictor | None = None,
     version: str | None = None,
 ) -> Calibration:
-    """`frames` frames, evenly spread over a bag or data set; all of them if it has fewer.
+    """Read `frames` frames, evenly spread over a bag or data set; all of them if it has fewer.
 
     Args:
         remembering: of a network with memory: itself, as it was before; what it remembers is an input, too.
@@ -81,7 +81,7 @@ def read_calibration(
 
 
 def _past(predictor: Predictor, source: FrameSource, index: int) -> Past:
-    """What a network with memory knows at a frame of the last ones of its scene."""
+    """What a network with memory remembers at a frame, after the frames before it in its scene."""
     memory = predictor.memory
     assert memory is not None
     memory.forget()

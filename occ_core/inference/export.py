@@ -1,4 +1,5 @@
-"""Checkpoint to ONNX: one file that holds network, grid, taxonomy and preprocessing; the rig's table stays an input."""
+"""Exports a checkpoint to ONNX: one file with network, grid, taxonomy and preprocessing. The rig's table stays an
+input."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def export_onnx(
     frames: int = CALIBRATION_FRAMES,
     version: str | None = None,
 ) -> Path:
-    """Write `out` atomically and check it with onnx's own checker. The number of cameras stays free.
+    """Write `out` atomically and check it with onnx's own checker. The number of cameras is not fixed.
 
     Args:
         checkpoint: file, or `nano`, which ships.
@@ -70,7 +71,7 @@ def export_onnx(
 
 
 def _traced(checkpoint: Path, folder: Path) -> tuple[Any, Any]:
-    """The fp32 graph, onnx.ModelProto, and the network's config.
+    """Trace the fp32 graph, an onnx.ModelProto, and return it with the network's config.
 
     The older, tracing exporter is used on purpose: it turns the lifting into one Gather on axis 0, the newer one into
     GatherND, which runtimes on cars and robots run slowly or not at all.
@@ -105,7 +106,7 @@ def _at_precision(
     calibrate: tuple[Path | None, int, str | None],  # data, how many of its frames, its table folder
     folder: Path,
 ) -> tuple[Any, dict[str, Any]]:
-    """The graph at a precision, and how it was made."""
+    """Convert the graph to a precision, and say how."""
     graph, config = traced
     if precision == "fp16":
         from occ_core.inference.half import to_half
@@ -123,7 +124,7 @@ def _at_precision(
 
 
 def _described_predictor(graph: Any, record: dict[str, Any], folder: Path) -> Predictor:
-    """The graph as it is before it is quantised, ready to run."""
+    """Make a predictor of the graph before it is quantised."""
     import onnx
 
     from occ_core.inference.backends.onnxruntime_backend import OnnxSession

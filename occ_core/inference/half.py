@@ -1,4 +1,5 @@
-"""fp16 in an exported graph: the layers' weights and arithmetic; what lies between layers, inputs and outputs stay."""
+"""Converts an exported graph to fp16: the layers' weights and arithmetic change; inputs, outputs and what lies between
+layers do not."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ def is_layer(node: Any) -> bool:
 
 
 def to_half(graph: Any) -> None:
-    """Cast an onnx GraphProto in place; every change of type becomes a Cast node, every runtime then obeys it."""
+    """Convert an onnx GraphProto in place; every change of type becomes a Cast node, which all runtimes obey."""
     from onnx import helper, shape_inference
 
     inferred = shape_inference.infer_shapes(helper.make_model(graph)).graph

@@ -1,4 +1,5 @@
-"""int8 in an exported graph, by what real frames make of it: symmetric Q/DQ nodes before the layers that gain from it.
+"""Converts an exported graph to int8, calibrated on real frames: symmetric Q/DQ nodes stand before the layers that gain
+from it.
 
 All zero points are 0 and weights have a scale a channel, which TensorRT asks for and OpenVINO runs as fast as its own
 format. Only what a layer reads is rounded. What it gives is not, as onnxruntime's own quantiser has it: before its
@@ -27,7 +28,7 @@ KEPT_FLOAT = (
 
 
 def to_int8(model: Any, frames: list[dict[str, np.ndarray]]) -> Any:
-    """A copy of an onnx ModelProto with its layers in int8.
+    """Return a copy of an onnx ModelProto with its layers in int8.
 
     Args:
         frames: the network's inputs by name, of each frame to calibrate with.
@@ -61,7 +62,7 @@ def _gains(node: Any) -> bool:
 
 
 def _largest(model: Any, names: set[str], frames: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """The largest magnitude of each of these tensors in all frames."""
+    """The largest magnitude of each of these tensors over all frames."""
     onnx, runtime = need("onnx", "onnx"), need("onnxruntime", "onnx")
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
@@ -89,7 +90,7 @@ def _node(kind: str, inputs: list[str], output: str, **attributes: Any) -> Any:
 
 
 def _rounded(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights (C, ...) as int8, their scales and zero points (C,)."""
+    """Round weights (C, ...) to int8; returns them with their scales and zero points (C,)."""
     scale = np.maximum(np.abs(weight).reshape(len(weight), -1).max(axis=1), 1e-12).astype(np.float32) / WEIGHT_LEVELS
     in_steps = weight / scale.reshape(-1, *[1] * (weight.ndim - 1))
     return np.rint(in_steps).astype(np.int8), scale, np.zeros(len(weight), np.int8)

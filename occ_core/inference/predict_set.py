@@ -1,4 +1,4 @@
-"""Predictions for every frame of a data set or recording, one file each; an interrupted run goes on."""
+"""Predicts every frame of a data set or recording into one file each; an interrupted run can be continued."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from occ_core.sources.open import EVERY_CAMERA, Choice, frame_key, left_out, ope
 
 
 class Made(NamedTuple):
-    """What `predict_set` left behind: files in all, and those that were there before."""
+    """The result of `predict_set`: the number of files, and of those that were there before."""
 
     files: int
     kept: int
@@ -36,7 +36,7 @@ def predict_set(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_remark: Callable[[str], None] = lambda line: None,
 ) -> Made:
-    """Write OUT/<name>.npz for each frame that OUT lacks; what `occ predict` does.
+    """Write OUT/<name>.npz for each frame that OUT lacks, as `occ predict` does.
 
     A model with memory meets the frames of a scene in turn, those again that come before one that is missing.
 
@@ -90,6 +90,6 @@ def predict_set(
 
 
 def _until_the_last(missing: list[bool], samples: list[tuple[str, str]]) -> list[bool]:
-    """Frames to predict so that each missing one has met all of its scene before it."""
+    """Choose the frames to predict so that a network with memory has seen the whole scene before each missing one."""
     last = {scene: i for i, (scene, _) in enumerate(samples) if missing[i]}
     return [i <= last.get(scene, -1) for i, (scene, _) in enumerate(samples)]

@@ -1,4 +1,4 @@
-"""Predictions on disk: one `<token>.npz` a frame, each with what made it, so that none is taken for another model's."""
+"""Prediction files: one `<token>.npz` a frame, which says what made it, so that none is taken for another model's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ CURE = "choose another folder, or make all anew with --overwrite"
 
 
 class MadeBy(NamedTuple):
-    """What decides a prediction. model: hash of its file. images: hash of what its frame was read from."""
+    """What a prediction depends on: `model`, the hash of the model's file, and `images`, the hash of what its frame was
+    read from."""
 
     model: str
     images: str
@@ -51,7 +52,7 @@ def save_prediction(
 
 
 def made_by(path: Path) -> MadeBy | None:
-    """Who made a prediction, with empty fields where it does not say; None: the file is not there, or not whole."""
+    """Read what made a prediction; fields that the file does not have are empty. None: the file is missing or cut."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
@@ -63,7 +64,7 @@ def made_by(path: Path) -> MadeBy | None:
 
 
 def lacking(files: list[Path], model: str, images: Callable[[int], str]) -> list[bool]:
-    """Which predictions have to be made; cut files are made anew.
+    """Return the predictions that have to be made; cut files are made again.
 
     Args:
         files: of one folder, which may hold those of other frames, too.
@@ -86,7 +87,7 @@ def lacking(files: list[Path], model: str, images: Callable[[int], str]) -> list
 
 
 def remove_others(folder: Path, model: str) -> int:
-    """Remove the predictions of other models, which would be scored with this one's; returns how many.
+    """Remove the predictions of other models, which would be scored together with this one's; returns how many.
 
     Files that do not say who made them stay: they are somebody else's.
     """
@@ -98,7 +99,7 @@ def remove_others(folder: Path, model: str) -> int:
 
 
 def model_key(path: Path, *settings: str) -> str:
-    """Hash of a model's file, of the json beside a checkpoint, and of settings that change its answers."""
+    """Hash a model's file, the json beside a checkpoint, and the settings that change its answers."""
     digest = hashlib.sha256()
     for part in (path, *([path.with_suffix(".json")] if path.suffix == ".safetensors" else [])):
         digest.update(part.read_bytes())

@@ -1,4 +1,4 @@
-"""Camera images in, occupancy out: the one way in which evaluation, command line and ROS node run a trained model."""
+"""From camera images to occupancy: evaluation, command line and ROS node all run a trained model this way."""
 
 from __future__ import annotations
 
@@ -32,48 +32,48 @@ FASTEST_FIRST = ("openvino", "onnxruntime")  # on processors, for an exported ne
 
 
 class Session(Protocol):
-    """What a backend offers."""
+    """What every backend offers."""
 
     @property
     def config(self) -> ModelConfig: ...
 
     @property
     def cameras(self) -> int | None:
-        """Of the rig that it was trained on; None: unknown."""
+        """The number of cameras of the rig that it was trained on; None if unknown."""
 
     def run(self, images: np.ndarray, rig: Rig, missing: frozenset[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Labels, confidence and observed, uint8 (X, Y, Z), from images uint8 (N, H, W, 3) of the rig's cameras; those
-        of `missing` ones are black and must not be looked at."""
+        """Labels, confidence and observed, uint8 (X, Y, Z), from images uint8 (N, H, W, 3) of the rig's cameras. Images
+        of `missing` cameras are black and must not be read."""
 
 
 class LidarSession(Session, Protocol):
-    """What a backend offers that runs networks with LiDAR, too; only torch does."""
+    """What a backend offers that also runs networks with LiDAR; only torch does."""
 
     def run(
         self, images: np.ndarray, rig: Rig, missing: frozenset[str], lidar: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As Session's; lidar: float32 (P, 5) as of `lidar_points`, P > 0."""
+        """As `Session.run`, with `lidar`, float32 (P, 5), P > 0, as `lidar_points` makes it."""
 
 
 class MemorySession(Session, Protocol):
-    """What a backend offers that runs networks with memory, too."""
+    """What a backend offers that also runs networks with memory."""
 
     def run_after(
         self, images: np.ndarray, rig: Rig, missing: frozenset[str], past: Past
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """As Session's `run`, which is without a past; the fourth is the state for the moment after."""
+        """As `Session.run`, with a past; the fourth result is the state for the next frame."""
 
 
 class Predictor:
-    """A loaded model. Not thread-safe, except `preprocess_one`, which may run anywhere.
+    """A loaded model. It is not thread-safe, except for `preprocess_one`.
 
-    A model with memory answers moments of one robot, in order: each with what it remembers of those before.
+    A model with memory answers frames of one robot, in order: each with what it remembers of those before.
 
     Attributes:
         config, grid, taxonomy: what the model is and what its answers mean.
         moving_rig: calibration is an input like images, so cameras may be given where they were at their own stamps.
         lidar: what it is to be given of a LiDAR; None: nothing.
-        memory: what it remembers, and whether that was of use; None: each moment stands alone.
+        memory: what it remembers, and whether that was of use; None: each frame is answered alone.
     """
 
     def __init__(self, session: Session):
@@ -108,7 +108,8 @@ class Predictor:
         return Predictor(_session(require_network(path), backend, threads))
 
     def prepare(self, rig: Rig) -> None:
-        """Run once, so that the first real answer is not late: tables are built (about a second) and kept."""
+        """Run once, so that the first real answer is not late: this builds and keeps the tables, which takes about a
+        second."""
         blanks = {c.name: self.preprocess_one(np.zeros((c.size[1], c.size[0], 3), dtype=np.uint8), c) for c in rig}
         cloud = None if self.lidar is None else np.array([[10, 0, 0, 0, 0]], dtype=np.float32)
         if self.memory is None:
@@ -118,8 +119,8 @@ class Predictor:
             cast(MemorySession, self.session).run_after(stack, rig, frozenset(), past)
 
     def preprocess_one(self, image: np.ndarray, camera: Camera) -> np.ndarray | ViewImages:
-        """The network's input, uint8 (H, W, 3), from an RGB image uint8 (h, w, 3) of the camera's size; for a camera
-        network, of a lens that is no pinhole: of each of its pinhole views.
+        """Make the network's input, uint8 (H, W, 3), from an RGB image uint8 (h, w, 3) of the camera's size. For a
+        camera network and a lens that is not a pinhole, it makes one for each pinhole view.
 
         It may also be a 2, 4 or 8 times smaller version, as `decode_compressed` makes with `useful_size`.
         """
@@ -134,7 +135,7 @@ class Predictor:
         return ViewImages(np.stack([self._preprocess.image(view.image(image)) for view in views]), views)
 
     def useful_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(width, height) of which a smaller version of an image of `size` must not fall short.
+        """The (width, height) below which a smaller version of an image of `size` would lose detail.
 
         Twice what it is scaled to: from there the answer is the whole image's in 99.7 % of the cells (real frames of
         1600 x 900 px), from just above that size in 98.6 %.
@@ -149,7 +150,7 @@ class Predictor:
         lidar: np.ndarray | None = None,
         pose: StampedPose | None = None,
     ) -> Occupancy:
-        """Occupancy from RGB images uint8 (h, w, 3) by camera name; a missing camera is simply not in the dict.
+        """Predict occupancy from RGB images uint8 (h, w, 3) by camera name; missing cameras are left out of the dict.
 
         Args:
             lidar: for a model with LiDAR, float32 (P, 5) as of `lidar_points`.
@@ -159,9 +160,9 @@ class Predictor:
         return self.predict_preprocessed(ready, rig, lidar, pose)
 
     def predict_frame(self, frame: Frame, sweeps: Sequence[LidarSweep] | None = None) -> Occupancy:
-        """Occupancy of one moment of a source, which knows where each camera was at its own stamp.
+        """Predict occupancy of a source's frame, which knows where each camera was at its own stamp.
 
-        Camera networks are told; EasyOcc nano is not, for a table for every moment would cost more than the network.
+        Camera networks are told; EasyOcc nano is not, for a table for every frame would cost more than the network.
 
         Args:
             sweeps: for a model with LiDAR, what the source's `sweeps_before` gives. None: the frame's own.
@@ -183,7 +184,7 @@ class Predictor:
         lidar: np.ndarray | None = None,
         pose: StampedPose | None = None,
     ) -> Occupancy:
-        """Occupancy from what `preprocess_one` gave; cells that are probably hidden are not observed.
+        """Predict occupancy from results of `preprocess_one`; cells that are probably hidden are not observed.
 
         Args:
             lidar: for a model with LiDAR, float32 (P, 5) as of `lidar_points`.
@@ -220,7 +221,8 @@ class Predictor:
         return Occupancy(self.grid, self.taxonomy, labels, observed.astype(bool), confidence.astype(np.float32) / 255)
 
     def images_of(self, images: Mapping[str, np.ndarray], rig: Rig) -> np.ndarray:
-        """uint8 (N, H, W, 3) of the rig's cameras, black where one has no image; overwritten by the next call.
+        """The images of the rig's cameras, uint8 (N, H, W, 3), black where one is missing; the next call overwrites
+        them.
 
         Raises:
             InvalidInput: no image, or one that does not fit.
@@ -240,7 +242,7 @@ class Predictor:
         return self._stack
 
     def caution(self, rig: Rig) -> str:
-        """What a user should know before trusting answers for a rig; empty: nothing.
+        """What a user should know before trusting answers for a rig; empty if there is nothing.
 
         Networks answer rigs of any number of cameras: one that a rig lacks is to them as one without an image.
         """
@@ -253,7 +255,7 @@ class Predictor:
         )
 
     def _require_lidar(self, lidar: np.ndarray | None) -> bool:
-        """Whether there is a point; refuses clouds that the model cannot take."""
+        """Return whether there is a point; refuse clouds that the model cannot take."""
         name = f"model '{self.config.name}'"
         if self.lidar is None:
             if lidar is not None:
@@ -329,7 +331,7 @@ def _exported_session(path: Path, backend: str, threads: int) -> Session:
 
 
 def cached_export(checkpoint: Path) -> Path:
-    """ONNX export of a checkpoint in the user's cache, made on first use; keyed by weights, json and code.
+    """Export a checkpoint to ONNX in the user's cache on first use; the file's name depends on weights, json and code.
 
     Raises:
         CannotWrite: there is none yet, and the cache cannot be written.

@@ -1,1 +1,1 @@
-"""3D pseudo-labels: teachers' maps lifted, fused over time, and honest about what nobody saw."""
+"""3D pseudo-labels: teachers' maps are lifted and fused over time; what nobody saw stays unobserved."""

@@ -35,7 +35,7 @@ PICTURE = "ego_masks.jpg"
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a recording says of one camera's mask.
+    """The ego mask of one camera, or why none was found.
 
     Attributes:
         mask: bool (h, w), of the images' size; nowhere True where nothing was found.
@@ -52,7 +52,7 @@ class Found:
 
 @dataclass
 class _Seen:
-    """Of one camera: small images, each taken at least a step further on than the one before."""
+    """Small images of one camera, each taken at least a step further on than the one before."""
 
     size: tuple[int, int]
     steps: int = 1  # only every so many-th is kept
@@ -63,14 +63,14 @@ class _Seen:
 
 
 class MaskFinder:
-    """Takes the frames of one drive, in order; holds KEPT small images a camera."""
+    """Reads the frames of one drive in order; it keeps at most KEPT small images a camera."""
 
     def __init__(self) -> None:
         self._cameras: dict[str, _Seen] = {}
         self._has_pose = True
 
     def add(self, frame: Frame) -> None:
-        """Look at a frame; its images count where the robot has moved on since the last that did."""
+        """Read a frame; its images are kept if the robot has moved on since the last ones."""
         self._has_pose &= frame.has_pose
         for name, image in frame.images.items():
             size = image.shape[1], image.shape[0]
@@ -87,7 +87,7 @@ class MaskFinder:
                 seen.images, seen.headings, seen.steps = seen.images[::2], seen.headings[::2], 2 * seen.steps
 
     def found(self) -> dict[str, Found]:
-        """By camera name."""
+        """The masks by camera name."""
         return {name: self._judged(seen) for name, seen in self._cameras.items()}
 
     def _judged(self, seen: _Seen) -> Found:
@@ -108,7 +108,7 @@ class MaskFinder:
 
 
 def _spread(headings: np.ndarray) -> list[int]:
-    """Which images to compare: as many of a bend as of a long straight way."""
+    """Choose the images to compare, as many from a bend as from a long straight stretch."""
     wanted = np.linspace(headings.min(), headings.max(), len(headings))
     return sorted({int(np.abs(headings - heading).argmin()) for heading in wanted} | {0})
 
@@ -116,7 +116,7 @@ def _spread(headings: np.ndarray) -> list[int]:
 def own_pixels(
     images: np.ndarray,  # uint8 (T, h, w, 3), of one camera while it moves
 ) -> np.ndarray:
-    """bool (h, w): what shows the robot itself."""
+    """Mark the pixels that show the robot itself, bool (h, w)."""
     smooth = [cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (0, 0), 1.0) for image in images]
     grey = np.stack(smooth, axis=-1).astype(np.float32)  # (h, w, T): a pixel's values side by side
     change, median = _change(grey)
@@ -150,7 +150,8 @@ def _change(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _edges(grey: np.ndarray) -> np.ndarray:
-    """bool (h, w): an edge in most images of (h, w, T), and of one direction in nearly all: leaves have edges, too."""
+    """Mark pixels, bool (h, w), with an edge in most images of (h, w, T) whose direction is the same in nearly all of
+    them; leaves have edges too, in changing directions."""
     planes = [np.ascontiguousarray(plane) for plane in np.moveaxis(grey, 2, 0)]
     slope = np.stack([cv2.Sobel(p, cv2.CV_32F, 1, 0) + 1j * cv2.Sobel(p, cv2.CV_32F, 0, 1) for p in planes], -1) / 8
     size = np.abs(slope)
@@ -177,8 +178,8 @@ def write_found(found: dict[str, Found], out: Path) -> list[str]:
 
 
 def find_masks(dataroot: Path, scenes: list[str] | None = None) -> Iterator[str]:
-    """Find and write the masks of each scene of a data set, or of a bag, that has none, beside the data; one line a
-    camera, as of `write_found`."""
+    """Find and write the masks of each scene that has none, of a data set or bag, beside the data; returns one line a
+    camera, as `write_found` does."""
     recording = Recording(dataroot)
     root = root_of(dataroot)
     for scene in recording.require_scenes(scenes):
@@ -193,7 +194,7 @@ def find_masks(dataroot: Path, scenes: list[str] | None = None) -> Iterator[str]
 
 
 def picture(found: dict[str, Found], columns: int = 3) -> np.ndarray:
-    """RGB uint8: each camera's median image, red where its mask is."""
+    """Each camera's median image with its mask in red, RGB uint8."""
     tiles = []
     for name, one in sorted(found.items()):
         tile = cv2.resize(one.median, (WIDTH_PX, WIDTH_PX * one.median.shape[0] // one.median.shape[1]))

@@ -1,4 +1,4 @@
-"""From lifted frames to one label: votes, passes, and what each cell is."""
+"""Fuses the evidence of several frames into one label: votes, passes, and the state of each cell."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAR_M = 1000.0  # what is drawn onto the grid's faces where a recipe clamps; bey
 
 
 class Fuser:
-    """Fuses evidence into the grid of one of them; keeps its arrays (about 110 MB for Occ3D's grid) between labels."""
+    """Fuses the evidence of frames in the grid of one of them; it reuses its arrays (about 110 MB for Occ3D's grid)."""
 
     def __init__(self, recipe: Recipe, grid: VoxelGrid, taxonomy: Taxonomy):
         self.recipe, self.grid, self.taxonomy = recipe, grid, taxonomy
@@ -30,7 +30,7 @@ class Fuser:
         self._passes = np.zeros(grid.shape, dtype=np.uint32)
 
     def fuse(self, own: FrameEvidence, others: Sequence[FrameEvidence]) -> tuple[Occupancy, np.ndarray]:
-        """The label of `own`, helped by `others`.
+        """Make the label of `own` with the help of `others`.
 
         Returns:
             Occupancy in the ego frame of `own`, with confidence: of an occupied cell, the winning class's points per
@@ -95,7 +95,7 @@ def _scatter(points, class_id, count, own_from_that, origin, size, shape, wanted
 
 
 def add_resampled(passes: np.ndarray, theirs: np.ndarray, that_from_own: np.ndarray, grid: VoxelGrid) -> None:
-    """Add to each cell what another frame's grid holds where the cell's centre lies; nothing where it lies outside.
+    """Add to each cell what another frame's grid holds at the cell's centre; nothing where the centre lies outside.
 
     Args:
         passes: uint32 (X, Y, Z), added to.
@@ -134,7 +134,8 @@ def decide(
     votes, own_votes, passes, own_passes, moving, priority, checked, min_points, min_share, free_share, priority_share,
     label, observed, confidence, points,
 ):  # fmt: skip
-    """What each cell is, into `label`, `observed`, `confidence`, `points` (all (cells,), label preset to free).
+    """Decide the state of each cell, into `label`, `observed`, `confidence`, `points` (all (cells,), label preset to
+    free).
 
     1. A moving class takes the cell if the frame's own points of moving classes are enough, hold against the
        frame's own passes, and are no fewer than its own static ones: other frames saw the place without the object.
@@ -176,7 +177,7 @@ def decide(
 
 @numba.njit(cache=True, nogil=True)
 def _vote(votes, used, priority, enough):
-    """Winning class among those `used` and its votes."""
+    """The winning class among those `used`, and its votes."""
     best, first = -1, -1
     for n in range(len(votes)):
         if used[n] and votes[n] > 0:

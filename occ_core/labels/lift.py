@@ -1,4 +1,4 @@
-"""From the maps of one frame to what it says about the cells of its own grid: points in them, rays through them."""
+"""Lifts the maps of one frame to evidence about the cells of its own grid: points in them, rays through them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GROUND = ("driveable_surface", "other_flat", "sidewalk", "terrain", "road", "par
 
 @dataclass(frozen=True, eq=False)
 class FrameEvidence:
-    """One frame, lifted: all that any label needs of it, 2 to 6 MB.
+    """The evidence of one lifted frame, which is all that labels need of it; 2 to 6 MB.
 
     Attributes:
         token, stamp_ns, world_from_ego: of the frame.
@@ -50,7 +50,7 @@ class FrameEvidence:
 
 
 class Lifter:
-    """Folds frames; keeps the viewing directions of the cameras it met."""
+    """Lifts frames; it keeps the viewing directions of the cameras that it met."""
 
     def __init__(self, recipe: Recipe, grid: VoxelGrid, taxonomy: Taxonomy):
         self.recipe, self.grid, self.taxonomy = recipe, grid, taxonomy
@@ -61,7 +61,8 @@ class Lifter:
         self._rays: dict[tuple, np.ndarray] = {}
 
     def lift(self, frame: Frame, classes: dict[str, ClassMap], depths: dict[str, DepthMap]) -> FrameEvidence:
-        """Points and passes of all cameras, each with its own pose and stamp, in the ego frame at `frame.stamp_ns`.
+        """Lift points and passes of all cameras, each with its own pose and stamp, into the ego frame at
+        `frame.stamp_ns`.
 
         An image whose maps cannot be used is left out and named in `skipped`.
         """
@@ -124,7 +125,8 @@ class Lifter:
 
 @dataclass(frozen=True, eq=False)
 class _LiftedView:
-    """One image, ready to lift: maps (h, w), rays (h, w, 2); `weight`: points that a pixel counts as."""
+    """One image, ready to be lifted: maps (h, w) and rays (h, w, 2). `weight` says as how many points a pixel
+    counts."""
 
     depth_m: np.ndarray
     class_id: np.ndarray
@@ -138,7 +140,7 @@ class _LiftedView:
 def _agreeing(
     camera: Camera, classes: ClassMap | None, depth: DepthMap | None
 ) -> tuple[np.ndarray, np.ndarray, DepthMap]:
-    """Class ids and scores at the depth map's size.
+    """Return class ids and scores at the depth map's size.
 
     Raises:
         InvalidInput: a map is missing, has another aspect than the camera, or no usable depth in it.
@@ -161,7 +163,7 @@ def _agreeing(
 
 
 def sort_pixels(depth: DepthMap, class_id: np.ndarray, score: np.ndarray, recipe: Recipe, free_id: int) -> np.ndarray:
-    """What each pixel is good for, uint8 (h, w).
+    """Decide the use of each pixel, uint8 (h, w).
 
     POINT: a surface of a known class within `max_depth_m`. PASS: only what its ray passes up to its depth (unknown
     class, or far). SKY: its ray passes everything; the class says sky and the depth says far or nothing, for a wrong
@@ -190,7 +192,7 @@ def _inverse_depth(depth):
 
 @numba.njit(cache=True, nogil=True)
 def _edges(inverse, cut):
-    """Pixels at depth discontinuities, and their four neighbours.
+    """Mark pixels at depth discontinuities, and their four neighbours.
 
     The inverse depth of a plane is linear in the pixel, so its second difference is zero however oblique the plane.
     """
@@ -247,7 +249,8 @@ def _add_rays(passes: np.ndarray, view: _LiftedView, recipe: Recipe, grid: Voxel
 
 
 class _PointSums:
-    """Sums of points by (half-voxel cell, class), as linked lists: cells hold one class mostly, never all."""
+    """Sums of points by (half-voxel cell, class) in linked lists, because most cells hold one class and none holds
+    all."""
 
     def __init__(self, capacity: int, grid: VoxelGrid):
         self.grid = grid
@@ -313,7 +316,8 @@ def _fill_ground(
     depth, class_id, kind, rays, cam, origin, per_m, shape, limit, is_ground, head, following, sums, count, classes,
     used,
 ):  # fmt: skip
-    """Points between two rows of ground: far off, a pixel covers more road than a cell, which would leave stripes."""
+    """Add points between two rows of ground: far off, a pixel covers more road than a cell does, which would leave
+    stripes."""
     nx, ny, nz = shape[0] * SUB, shape[1] * SUB, shape[2] * SUB
     for row in range(depth.shape[0] - 1):
         for column in range(depth.shape[1]):
@@ -343,7 +347,7 @@ def _fill_ground(
 
 @numba.njit(cache=True, nogil=True, inline="always")  # a call with so many arrays costs more than the work
 def _put(x, y, z, what, n, origin, per_m, nx, ny, nz, keep_outside, head, following, sums, count, classes, used):
-    """Adds one point, that counts as n, to the sums of its cell and class; returns how many entries there are now."""
+    """Add a point that counts as n to the sums of its cell and class; returns how many entries there are now."""
     i = int(np.floor((x - origin[0]) * per_m))
     j = int(np.floor((y - origin[1]) * per_m))
     k = int(np.floor((z - origin[2]) * per_m))
@@ -373,7 +377,7 @@ def _put(x, y, z, what, n, origin, per_m, nx, ny, nz, keep_outside, head, follow
 
 @numba.njit(cache=True, nogil=True)
 def _count_hits(points, count, origin, size, shape, hits):
-    """Adds to `hits` (X, Y, Z) and returns all True (N,): every point is kept so far."""
+    """Add to `hits` (X, Y, Z); returns True for every point (N,), since none is removed yet."""
     for n in range(len(points)):
         i = int(np.floor((points[n, 0] - origin[0]) / size))
         j = int(np.floor((points[n, 1] - origin[1]) / size))
@@ -385,7 +389,7 @@ def _count_hits(points, count, origin, size, shape, hits):
 
 @numba.njit(cache=True, nogil=True)
 def _crowded(points, origin, size, hits, keep, least):
-    """Which points have at least `least`, themselves included, in the 27 cells around them."""
+    """Mark the points that have at least `least` points, themselves included, in the 27 cells around them."""
     nx, ny, nz = hits.shape
     for n in range(len(points)):
         i = int(np.floor((points[n, 0] - origin[0]) / size))

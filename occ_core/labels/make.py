@@ -1,4 +1,4 @@
-"""Labelling any recording: scenes in parallel, here or on a Ray cluster, resumable at every label."""
+"""Labels any recording: scenes run in parallel, here or on a Ray cluster, and a run can be resumed at every label."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from occ_core.sources.scenes import Recording, SceneFrames
 from occ_core.teachers.base import Teachers
 from occ_core.teachers.files import FileMaps, file_maps
 from occ_core.teachers.load import load_teachers
+from occ_core.teachers.names import parts_of
 from occ_core.version import __version__
 
 ENGINES = ("local", "ray")
@@ -32,7 +33,7 @@ RESTARTS = 3  # of the work on a scene whose process was killed
 
 @dataclass(frozen=True)
 class TeacherChoice:
-    """Which teachers, and what `load_teachers` needs to find them.
+    """Names the teachers, with what `load_teachers` needs to find them.
 
     Attributes:
         name: such as `oracle` or `grounded-sam+metric3d`.
@@ -71,7 +72,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Done:
-    """What came of a scene: `error` says, in one line, why labels are missing from it."""
+    """The result for a scene; `error` says in one line why labels are missing from it."""
 
     scene: str
     written: int
@@ -93,7 +94,7 @@ def make_labels(
     version: str | None = None,
     show_progress: bool = True,
 ) -> list[Done]:
-    """Label the keyframes of a recording, or those that the store `out` lacks; equal input gives equal bytes.
+    """Label the keyframes of a recording that the store `out` lacks; equal input gives equal bytes.
 
     Args:
         dataroot: what `open_source` opens: nuScenes layout, SemanticKITTI, a bag.
@@ -135,7 +136,7 @@ def make_labels(
     todo = [task for task, lacks in zip(tasks, lacking, strict=True) if any(lacks)]
     with progress_bar(show_progress) as progress:
         total = sum(map(len, lacking))
-        # in images, for those are what takes the time: each label asks for those of its own moment
+        # in images, for those are what takes the time: each label asks for those of its own frame
         cameras = _images_a_label(recording, tasks)
         bar = progress.add_task("images", total=total * cameras, completed=(total - sum(map(sum, lacking))) * cameras)
         results = run(partial(label_one, job), todo, workers, lambda: progress.advance(bar, cameras))
@@ -188,7 +189,7 @@ def label_one(job: Job, task: Task, step: Step) -> Done | CannotWrite:
 
 
 def _require_same_files(job: Job, tasks: list[Task], store: LabelStore) -> None:
-    """Refuse a store whose labels are of other images than the data set has under the same names."""
+    """Refuse a store whose labels were made of other images than the data set has under the same names."""
     for task in tasks:
         made_of = {token: key for token in task.tokens if (key := store.made_of(task.scene, token))}
         if not made_of:
@@ -203,11 +204,11 @@ def _require_same_files(job: Job, tasks: list[Task], store: LabelStore) -> None:
 
 
 def _key_of(job: Job, frames: SceneFrames, index: int) -> str:
-    """Hash of what a keyframe's images and its teachers' knowledge are read from."""
+    """Hash what a keyframe's images and its teachers' maps are read from."""
     if isinstance(job.teacher, Teachers):  # which may look at the LiDAR, too
         return frames.key(index, True, [])
     scene, token = frames.source.samples[frames.source_indices[index]]
-    names = job.teacher.name.split("+")
+    names = parts_of(job.teacher.name)
     folder = root_of(job.dataroot) / "truth" / scene / token
     knows = {"oracle", "realistic"} & set(names)
     more = sorted(path for path in folder.glob("*.npz") if not path.name.startswith(".")) if knows else []
@@ -225,7 +226,8 @@ def _require_poses(recording: Recording, recipe: Recipe) -> None:
 
 
 def _recipe_for(recording: Recording, recipe: Recipe) -> Recipe:
-    """The recipe where the ground is: its heights are above level ground, which SemanticKITTI's ego frame is not at."""
+    """Adapt the recipe's heights, which are above level ground, to a data set whose ego frame is not on the ground, as
+    SemanticKITTI's."""
     if not recording.is_kitti or recipe.ground_z_m is None:
         return recipe
     return recipe.model_copy(update={"ground_z_m": recipe.ground_z_m + GROUND_Z_M})
@@ -237,7 +239,7 @@ def _versions(job: Job, _: None, step: Step) -> tuple[str, str]:
 
 
 def _made_with(job: Job, recording: Recording, versions: tuple[str, str]) -> dict[str, Any]:
-    """All that decides a label's bytes, but for the data set itself."""
+    """Everything that decides a label's bytes, except for the data set itself."""
     preset = next((name for name, recipe in PRESETS.items() if recipe == job.recipe), OWN)
     grid = recording.grid
     return {
@@ -258,7 +260,7 @@ def _made_with(job: Job, recording: Recording, versions: tuple[str, str]) -> dic
 
 
 def _forget() -> None:
-    """What was opened for an earlier run: its files may have changed since."""
+    """Close what was opened for an earlier run, since its files may have changed."""
     for opened in (_recording, _file_maps, _load_teachers):
         opened.cache_clear()
 

@@ -1,4 +1,4 @@
-"""What teachers say, written as files that `files:DIR` reads: maps made on one machine, labels on another."""
+"""Writes teachers' maps as files that `files:DIR` reads, so that maps and labels can be made on different machines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from occ_core.version import __version__
 
 @dataclass
 class MapsDone:
-    """What came of a run: numbers of images, and in one line each what has no maps and why."""
+    """The result of a run: numbers of images, and one line for each thing that has no maps, with the reason."""
 
     written: int = 0
     there: int = 0
@@ -83,7 +83,7 @@ Parts = tuple[ClassTeacher | None, DepthTeacher | None]
 def _write_frame(
     out: Path, frames: SceneFrames, index: int, parts: Parts, by_stamp: bool, done: MapsDone
 ) -> Iterator[None]:
-    """Writes what is lacking of one frame; yields once for each of its images (a fisheye is one, however many views).
+    """Write the missing maps of one frame; yields once for each of its images (a fisheye is one, however many views).
 
     The teacher is shown all images of the frame, however few lack maps: a network's answer may depend on its batch.
     """
@@ -119,7 +119,7 @@ def _called(shots: dict[str, Shot], by_stamp: bool) -> dict[str, Shot]:
 
 
 def _pictures(frame: Frame, parts: Parts) -> dict[str, dict[str, tuple[bytes, bytes]]]:
-    """Of each kind, each camera's map and how sure it is, as pictures."""
+    """For each kind, each camera's map and its confidence, as pictures."""
     classes, depth = parts
     found: dict[str, dict[str, tuple[bytes, bytes]]] = {}
     if classes is not None:
@@ -130,7 +130,7 @@ def _pictures(frame: Frame, parts: Parts) -> dict[str, dict[str, tuple[bytes, by
 
 
 def _write(out: Path, kind: str, name: str, shot: Shot, pictures: tuple[bytes, bytes] | None, done: MapsDone) -> None:
-    """The map last: where it is, all of it is."""
+    """Write a map's files, the map last, so that where it is, everything is."""
     if pictures is None:
         done.left_out.append(f"{name} {shot.stamp_ns}: no {kind} map")
         return
@@ -151,7 +151,7 @@ def _there(out: Path, kind: str, name: str, shot: Shot) -> bool:
 
 
 def _settings(teacher: TeacherChoice, taxonomy: Taxonomy, parts: Parts) -> dict[str, Any]:
-    """What `maps.yaml` has to say."""
+    """The content of `maps.yaml`."""
     names = {number: "sky" if number == taxonomy.free_id else name for number, name in enumerate(taxonomy.names)}
     versions = {kind: part.version for kind, part in zip(("classes", "depth"), parts, strict=True) if part is not None}
     return {
@@ -169,7 +169,7 @@ def _settings(teacher: TeacherChoice, taxonomy: Taxonomy, parts: Parts) -> dict[
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Make the folder one of maps made with these settings, or see that it is one."""
+    """Make the folder one of maps made with these settings, or check that it is one."""
     path = out / SETTINGS
     if path.is_file():
         found = read_settings(path).made_with

@@ -1,4 +1,4 @@
-"""The same work on a Ray cluster: one task an item, which Ray begins again where a worker or a node is lost."""
+"""Runs the same work on a Ray cluster, one task an item; Ray restarts a task whose worker or node is lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run_on_ray(
     step: Step = lambda: None,
     gpus: float = 0.0,
 ) -> Generator[Result, None, None]:
-    """Results of `work(item, step)` as they are done, in any order; see `parallel.run_in_processes`.
+    """Yield results of `work(item, step)` as they are done, in any order; see `parallel.run_in_processes`.
 
     Joins the cluster that RAY_ADDRESS names or that runs on this machine; without one, starts one here, which ends with
     this process. `step` is called when an item is done, as often as its work did.
@@ -55,7 +55,7 @@ def run_on_ray(
 
 
 def _call(work, item) -> tuple[Any, int]:
-    """The result and the number of steps it took; runs on a worker."""
+    """Return the result and the number of steps it took; it runs on a worker."""
     steps: list[None] = []
     return work(item, lambda: steps.append(None)), len(steps)
 

@@ -1,4 +1,4 @@
-"""What a label is made by: one frozen model, seven presets, or a YAML file of one's own."""
+"""The settings of label making: a frozen model, seven presets, or a YAML file of one's own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RARE_NEAR_GROUND = ("barrier", "bicycle", "motorcycle", "pedestrian", "traffic_c
 
 
 class Recipe(BaseModel):
-    """How maps become a label. The defaults use every pixel once and filter nothing."""
+    """How maps become a label. By default every pixel is used once and nothing is filtered."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -103,7 +103,7 @@ PRESETS: dict[str, Recipe] = {
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
-    """A preset by its name, or a recipe from a YAML file (fields of `Recipe`, all optional).
+    """Load a preset by its name, or a recipe from a YAML file (fields of `Recipe`, all optional).
 
     Raises:
         MissingInput: neither a preset nor a file.

@@ -1,4 +1,5 @@
-"""Depth set right by the road: the calibration says where it lies, so near road pixels show each image's error."""
+"""Corrects the scale of depth by the road: the calibration says where the road lies, so near road pixels show each
+image's error."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ def road_correction(
     ground_z_m: float,
     reach: float,
 ) -> np.ndarray:
-    """Factor on the depth of each pixel: plane depth / depth on the road within 12 m.
+    """Factor for the depth of each pixel: plane depth / depth, measured on the road within 12 m.
 
     Monocular metric depth errs mostly by one factor an image, and smoothly within it, so the road's error is also that
     of what stands beside it; far from any road the image's median holds.

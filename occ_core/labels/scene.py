@@ -1,4 +1,5 @@
-"""Labels of one scene, streamed: every frame is read and lifted once, and dropped when no label needs it any more.
+"""Makes the labels of one scene as a stream: every frame is read and lifted once, and dropped when no label needs it
+any more.
 
 Peak memory of the process for six 450 x 800 maps and Occ3D's grid: about 450 MB, and 2 to 6 MB for each frame of the
 window (`shelf`: of the scene).
@@ -52,7 +53,7 @@ def label_scene(
     taxonomy: Taxonomy = OCC3D,
     unlabelled: dict[str, str] | None = None,
 ) -> Iterator[SceneLabel]:
-    """One label for each wanted keyframe that can be read, in time order.
+    """Yield one label for each wanted keyframe that can be read, in time order.
 
     A label depends on the frames of its window only, so it is the same whatever else is wanted. A frame whose files
     are broken is left out of its neighbours' labels, which list it, and has no label itself.
@@ -87,7 +88,7 @@ def label_scene(
 
 
 def lift_frame(lifter: Lifter, frame: Frame, teachers: Teachers) -> FrameEvidence | str:
-    """What the teachers' maps of a frame say, or in one line why there are none."""
+    """Lift a frame with the teachers' maps, or return in one line why there are none."""
     frame = taught_frame(frame)
     try:
         return lifter.lift(frame, teachers.classes.classes(frame), teachers.depth.depth(frame))
@@ -96,12 +97,13 @@ def lift_frame(lifter: Lifter, frame: Frame, teachers: Teachers) -> FrameEvidenc
 
 
 def taught_frame(frame: Frame) -> Frame:
-    """The frame as teachers are shown it: views of a fisheye, whose pixels have no depth along one axis."""
+    """The frame as teachers see it: a fisheye is replaced by its pinhole views, because its pixels have no depth along
+    one axis."""
     return pinhole_frame(frame, kept=NOT_FISHEYE)
 
 
 def read_frame(frames: Sequence[Frame], index: int, token: str) -> Frame | str:
-    """The frame, or in one line why its files cannot be used."""
+    """Read the frame, or return in one line why its files cannot be used."""
     try:
         return frames[index]
     except (MissingInput, CorruptInput, InvalidInput) as error:
@@ -119,7 +121,7 @@ def _tokens(frames: Sequence[Frame], wanted: Set[str] | None) -> list[str]:
 
 
 def window_of(index: int, count: int, recipe: Recipe) -> range:
-    """Which of `count` frames the label of frame `index` is made from, itself included."""
+    """The frames, out of `count`, from which the label of frame `index` is made, itself included."""
     start = 0 if recipe.past is None else max(0, index - recipe.past)
     stop = count if recipe.future is None else min(count, index + recipe.future + 1)
     return range(start, stop)
@@ -128,7 +130,7 @@ def window_of(index: int, count: int, recipe: Recipe) -> range:
 def label_window(
     evidence_by_frame: Mapping[int, FrameEvidence | str], index: int, window: range, fuser: Fuser
 ) -> SceneLabel | str:
-    """The label of frame `index`, or why it has none.
+    """Make the label of frame `index`, or return why it has none.
 
     Args:
         evidence_by_frame: every frame of the window, or why it could not be read.
@@ -150,7 +152,8 @@ def label_window(
 
 
 def _jump(own: FrameEvidence, other: FrameEvidence) -> str | None:
-    """Why two frames cannot be of one drive, judged between these two alone: other frames must not change a label."""
+    """Return why two frames cannot be of one drive. Only these two are compared, so that other frames do not change a
+    label."""
     moved_m = float(np.linalg.norm(other.world_from_ego[:3, 3] - own.world_from_ego[:3, 3]))
     seconds = abs(other.stamp_ns - own.stamp_ns) / 1e9
     limit_m = JUMP_SLACK_M + MAX_SPEED_M_S * seconds

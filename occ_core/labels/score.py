@@ -1,4 +1,4 @@
-"""How good labels are: against exact truth in every protocol, and against LiDAR points that they were not made from."""
+"""Scores labels against exact truth in every protocol, and against LiDAR points that they were not made from."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from occ_core.errors import MissingInput
+from occ_core.errors import CorruptInput, MissingInput
+from occ_core.evaluation.lidar_rays import point_classes
 from occ_core.evaluation.report import PROTOCOLS, VoxelScores, protocol_masks, table
 from occ_core.evaluation.voxel_iou import confusion_matrix
-from occ_core.files import is_there
+from occ_core.geometry import apply, inverse
 from occ_core.labels.store import LabelStore
 from occ_core.lidar_points import OWN_BODY_M
 from occ_core.occupancy import Occupancy, load_occ3d
-from occ_core.sources.nuscenes import read_lidar
-from occ_core.sources.nuscenes_tables import NuScenesTables
+from occ_core.sources.scenes import Recording, SceneFrames
 from occ_core.taxonomy import OCC3D, Taxonomy
 
 
 class LabelScores:
-    """All protocols of `occ eval`, and how much the labels decide; undecided cells count as free there."""
+    """Scores of all protocols of `occ eval`, and how many cells the labels decide; undecided cells count as free."""
 
     def __init__(self, taxonomy: Taxonomy = OCC3D) -> None:
         self.taxonomy = taxonomy
@@ -29,7 +29,7 @@ class LabelScores:
         self.counts = {name: np.zeros(4, dtype=np.int64) for name in PROTOCOLS}  # cells, decided, free, rightly free
 
     def add(self, truth: Occupancy, label: Occupancy) -> None:
-        """Count one sample; of `truth`, `observed` is the cameras' mask."""
+        """Count one sample; `truth.observed` is the cameras' mask."""
         self.voxels.add(truth, label.labels)
         everywhere = np.ones_like(truth.observed)
         free = label.observed & (label.labels == self.taxonomy.free_id)
@@ -38,13 +38,13 @@ class LabelScores:
             self.counts[name] += [(mask & cells).sum() for cells in (everywhere, label.observed, free, rightly)]
 
     def merge(self, other: LabelScores) -> None:
-        """Count all that `other` counted."""
+        """Add the counts of `other`."""
         self.voxels.merge(other.voxels)
         for name, counts in other.counts.items():
             self.counts[name] += counts
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """As of VoxelScores, and `decided` and `free_precision`, in percent, in each protocol."""
+        """The report of VoxelScores, with `decided` and `free_precision` in percent for each protocol."""
         report = self.voxels.report()
         for name, (cells, decided, free, rightly) in self.counts.items():
             report[name] |= {"decided": _percent(decided, cells), "free_precision": _percent(rightly, free)}
@@ -52,7 +52,7 @@ class LabelScores:
 
 
 class PointScores:
-    """Labels against points measured by a LiDAR that they were not made from."""
+    """Scores labels against points of a LiDAR that they were not made from."""
 
     def __init__(self, taxonomy: Taxonomy = OCC3D) -> None:
         self.taxonomy = taxonomy
@@ -82,7 +82,7 @@ class PointScores:
             self.classes += confusion_matrix(truth, label.labels[at], known, len(self.taxonomy))
 
     def report(self) -> dict[str, Any]:
-        """Percent, but `points`, which is their number in the grid.
+        """Scores in percent, and `points`, the number of points in the grid.
 
         in_occupied, in_free, in_undecided: where the points lie. free_cells_hit: cells called free that hold a point.
         class_agreement: points of known class in occupied cells whose cell has that class; None without classes.
@@ -111,7 +111,10 @@ def score_store(
     progress: Callable[[int, int], None] = lambda done, total: None,
     version: str | None = None,
 ) -> dict[str, Any]:
-    """Score the labels of a store against the data set's gts/ and LiDAR, whichever is there.
+    """Score the labels of a store against the recording's gts/ and its LiDAR, as far as they exist.
+
+    Args:
+        dataroot: what the labels were made of: nuScenes layout, SemanticKITTI, a bag.
 
     Returns:
         {samples, lacking (labels that are not there yet), sweeps_missing (LiDAR files of them that are not there),
@@ -119,26 +122,33 @@ def score_store(
         PointScores.
 
     Raises:
-        MissingInput: no label at all, or neither truth nor LiDAR for any.
+        MissingInput: no label at all, one of another recording, or neither truth nor LiDAR for any.
         CorruptInput.
     """
-    store, tables = LabelStore(folder), NuScenesTables(dataroot, version)
+    store, recording = LabelStore.open(folder), Recording(dataroot, version)
     wanted = [pair for pair in store.samples if scenes is None or pair[0] in scenes]
     there = [pair for pair in wanted if store.path(*pair).is_file()]
     if not there:
         raise MissingInput(f"{folder}: none of its {len(wanted)} labels is there yet")
-    tables.require_scenes(sorted({scene for scene, _ in there}))
-    voxels, points = LabelScores(), PointScores()
-    sweeps = {record.sample_token: record for scene in sorted({s for s, _ in there})
-              for record in tables.records(scene) if record.modality == "lidar" and record.is_keyframe}  # fmt: skip
-    for number, (scene, token) in enumerate(there):
-        label = store.read(scene, token).occupancy
-        if (truth := tables.truth_path(scene, token)).is_file():
-            voxels.add(load_occ3d(truth), label)
-        if token in sweeps and is_there(sweeps[token].path):
-            points.add(label, _without_own_body(read_lidar(sweeps[token])))
-        progress(number + 1, len(there))
-    missing = sum(token in sweeps and not is_there(sweeps[token].path) for _, token in there)
+    recording.require_scenes(sorted({scene for scene, _ in there}))
+    voxels, points, missing, done = LabelScores(store.taxonomy), PointScores(store.taxonomy), 0, 0
+    for scene in dict.fromkeys(scene for scene, _ in there):
+        frames = recording.scene(scene)
+        index_of = {token: index for index, token in enumerate(frames.tokens)}
+        for token in (token for name, token in there if name == scene):
+            if token not in index_of:
+                raise MissingInput(f"{dataroot}: no sample '{token}' in {scene}; is it what {folder} is made of?")
+            label = store.read(scene, token).occupancy
+            truth = recording.truth_path(scene, token)
+            if truth is not None and truth.is_file():
+                voxels.add(load_occ3d(truth), label)
+            try:
+                if (measured := measured_points(frames, index_of[token], store.taxonomy)) is not None:
+                    points.add(label, *measured)
+            except MissingInput:
+                missing += 1
+            done += 1
+            progress(done, len(there))
     counts = {"samples": len(there), "lacking": len(wanted) - len(there), "sweeps_missing": missing}
     report: dict[str, Any] = dict(counts)
     if voxels.voxels.samples:
@@ -152,9 +162,28 @@ def score_store(
     return report
 
 
-def _without_own_body(sweep) -> np.ndarray:
-    """Points (N, 3) in the ego frame; a keyframe's reference pose is its LiDAR's, so no motion lies in between."""
-    return sweep.points_ego_m[np.linalg.norm(sweep.points_lidar_m, axis=1) > OWN_BODY_M]
+def measured_points(frames: SceneFrames, index: int, taxonomy: Taxonomy) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """Return the LiDAR points of a keyframe's own sweep, without those on the robot itself; None: it has no sweep.
+
+    Returns:
+        float64 (N, 3) in the ego frame at the keyframe's time; uint8 (N,), their classes where the recording has them.
+
+    Raises:
+        MissingInput: the sweep's file is not there. CorruptInput: naming the file.
+    """
+    place = frames.places[index]
+    sweeps = frames.source.sweeps_before(place, 1)
+    if not sweeps:
+        return None
+    (sweep,), (_, world_from_ego) = sweeps, frames.source.stamp_and_pose(place)
+    outside = np.linalg.norm(sweep.points_lidar_m, axis=1) > OWN_BODY_M
+    points_m = sweep.points_ego_m[outside]
+    if not np.array_equal(world_from_ego, sweep.world_from_ego):  # the LiDAR's time is another one
+        points_m = apply(inverse(world_from_ego) @ sweep.world_from_ego, points_m)
+    classes = point_classes(frames.source, place, taxonomy)
+    if classes is not None and len(classes) != len(outside):
+        raise CorruptInput(f"sample '{frames.tokens[index]}': {len(classes)} labels for {len(outside)} LiDAR points")
+    return points_m, None if classes is None else classes[outside]
 
 
 def tables_of(report: dict[str, Any]) -> list:

@@ -1,4 +1,4 @@
-"""Label budgets as data: a seeded part of a folder of labels, as a folder of the same form."""
+"""Takes a seeded part of a folder of labels, as a folder of the same layout, for runs with few labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNITS = ("frames", "scenes")
 
 
 class LabelEntry(NamedTuple):
-    """One label: its scene, its token there, and the files that make it up."""
+    """One label: its scene, its token, and its files."""
 
     scene: str
     token: str
@@ -29,7 +29,7 @@ class LabelEntry(NamedTuple):
 def split_labels(
     folder: Path | str, out: Path | str, percent: float, by: str = "frames", seed: int = 0
 ) -> dict[str, Any]:
-    """Make `out` a folder of labels that holds a part of those of `folder`, by hard links where the disk allows them.
+    """Fill `out` with a part of the labels of `folder`, as hard links where the disk allows them.
 
     Every frame (or scene) has a place of its own in an order that only the seed decides, and the first ones are taken:
     so the 1 % are a part of the 10 % of the same seed, and one frame at least is always there.
@@ -72,7 +72,7 @@ def split_labels(
 
 
 def find_labels(folder: Path) -> list[LabelEntry]:
-    """Every label of a folder, by scene and token.
+    """Find every label of a folder, by scene and token.
 
     Raises:
         MissingInput: there is none.
@@ -104,7 +104,7 @@ def _taken(samples: list[LabelEntry], percent: float, by: str, seed: int) -> lis
 
 
 def _link(path: Path, to: Path) -> None:
-    """Hard link, or a copy where the disk has none or is another one."""
+    """Make a hard link, or a copy where the disk does not allow one."""
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -1,4 +1,4 @@
-"""Labels on disk: Occ3D's files, each beside the hash of its bytes and what it was made with.
+"""Stores labels on disk: Occ3D's files, each beside the hash of its bytes and a record of what it was made with.
 
 <store>/store.json                          what the labels are made with, and which there shall be
 <store>/<scene>/<token>/labels.npz          Occ3D's arrays, and ours: confidence, votes
@@ -34,7 +34,7 @@ ARRAYS = ("semantics", "mask_lidar", "mask_camera", "confidence", "votes")
 
 @dataclass(frozen=True, eq=False)
 class StoredLabel:
-    """One label as read back.
+    """A label that was read from a store.
 
     Attributes:
         occupancy: labels, observed, confidence.
@@ -58,7 +58,7 @@ class LabelStore:
 
     @classmethod
     def open(cls, folder: Path | str) -> LabelStore:
-        """The store in a folder, with the grid and taxonomy that it says.
+        """Open the store in a folder, with the grid and taxonomy that it names.
 
         Raises:
             MissingInput, CorruptInput.
@@ -71,7 +71,7 @@ class LabelStore:
             raise CorruptInput(f"{Path(folder) / STORE_FILE}: grid or taxonomy make no sense ({error})") from error
 
     def claim(self, made_with: Mapping[str, Any], scenes: Mapping[str, Sequence[str]]) -> None:
-        """Make the folder a store of labels `made_with` these settings, or add scenes to one that is.
+        """Make the folder a store of labels `made_with` these settings, or add scenes to such a store.
 
         Args:
             made_with: all that decides a label's bytes, in JSON's types.
@@ -104,7 +104,7 @@ class LabelStore:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """store.json: `format`, `made_with`, `scenes` (name -> tokens).
+        """The content of store.json: `format`, `made_with`, `scenes` (name -> tokens).
 
         Raises:
             MissingInput, CorruptInput.
@@ -122,20 +122,20 @@ class LabelStore:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of what the labels are made with."""
+        """The hash of what the labels are made with."""
         return hashlib.sha256(_dumps(self.record["made_with"])).hexdigest()[:16]
 
     @property
     def samples(self) -> list[tuple[str, str]]:
-        """(scene, token) of every label that there shall be."""
+        """(scene, token) of every label that the store should hold."""
         return [(scene, token) for scene, tokens in self.record["scenes"].items() for token in tokens]
 
     def path(self, scene: str, token: str) -> Path:
-        """Where the label of a sample is."""
+        """Where the label of a sample is, or would be."""
         return self.folder / scene / token / "labels.npz"
 
     def write(self, scene: str, token: str, label: SceneLabel, made_of: str = "") -> None:
-        """Write one label; it counts as there when the hash of its bytes is written, last.
+        """Write one label; it is complete once the hash of its bytes is written, which happens last.
 
         Args:
             made_of: hash of the files that its own frame was read from.
@@ -165,14 +165,14 @@ class LabelStore:
         write_atomically(path.with_suffix(".json"), _dumps(record))
 
     def made_of(self, scene: str, token: str) -> str:
-        """As `write` was told; nothing where no label is there, or it does not say."""
+        """The hash that was given to `write`; empty if there is no label, or it does not say."""
         try:
             return str(read_json(self.path(scene, token).with_suffix(".json")).get("made_of", ""))
         except (OSError, CorruptInput):
             return ""
 
     def is_complete(self, scene: str, token: str) -> bool:
-        """The label is there, unharmed, and made with the store's settings."""
+        """Whether the label is there, undamaged, and made with the store's settings."""
         return self._fault(scene, token) is None
 
     def _fault(self, scene: str, token: str) -> str | None:
@@ -191,7 +191,7 @@ class LabelStore:
         return None
 
     def read(self, scene: str, token: str) -> StoredLabel:
-        """One label, checked for shape, type and range only.
+        """Read one label; only its shape, type and range are checked.
 
         Raises:
             MissingInput, CorruptInput.
@@ -210,7 +210,7 @@ class LabelStore:
         return read_json(self.path(scene, token).with_suffix(".json")).get("skipped", [])
 
     def check(self) -> Iterator[str]:
-        """Everything that is wrong with the store, one line each, path first; nothing if it is complete and sound.
+        """Everything that is wrong with the store, one line each, path first; empty if it is complete and undamaged.
 
         Raises:
             MissingInput, CorruptInput: store.json is absent or broken, so that nothing can be said.
@@ -243,7 +243,7 @@ class LabelStore:
 
 
 def require_same_meaning(folder: Path, grid: VoxelGrid, taxonomy: Taxonomy) -> None:
-    """Refuse a store whose arrays mean something else; a folder without store.json is Occ3D's own and not judged.
+    """Refuse a store whose arrays have another meaning; a folder without store.json is Occ3D's own and is not judged.
 
     Raises:
         InvalidInput: the store's grid or taxonomy is another; names both.
@@ -260,7 +260,7 @@ def require_same_meaning(folder: Path, grid: VoxelGrid, taxonomy: Taxonomy) -> N
 
 
 def provenance(folder: Path) -> dict[str, Any]:
-    """What a folder of labels is known to be, for the record of what was made from them."""
+    """What is known about how a folder of labels was made, for the record of what is made from it."""
     known: dict[str, Any] = {"folder": Path(folder).name, **split_of(folder)}
     if not (Path(folder) / STORE_FILE).is_file():
         return known
@@ -270,7 +270,7 @@ def provenance(folder: Path) -> dict[str, Any]:
 
 
 def split_of(folder: Path) -> dict[str, Any]:
-    """Which part of other labels a folder holds, {"split": {of, percent, by, seed}}; nothing if it is none.
+    """Which part of other labels a folder holds, {"split": {of, percent, by, seed}}; empty if it is not a part.
 
     Raises:
         CorruptInput.
@@ -283,7 +283,7 @@ def split_of(folder: Path) -> dict[str, Any]:
 
 
 def _is_name(part: Any) -> bool:
-    """It can be the name of a folder, and of none above or elsewhere."""
+    """Whether a text can be the name of a folder, and not a path to another place."""
     return isinstance(part, str) and part not in ("", ".", "..") and not set(part) & set("/\\\0")
 
 
@@ -296,12 +296,12 @@ def _dumps(record: Any) -> bytes:
 
 
 def _as_json(value: Any) -> Any:
-    """As it would come back from a file: tuples as lists and so on."""
+    """Convert a value to what it would be when read from a file: tuples become lists and so on."""
     return json.loads(_dumps(value))
 
 
 def _differences(found: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """'<name> <found> (asked for <value>)' of each entry that differs, entries of entries by dotted names."""
+    """List '<name> <found> (asked for <value>)' for each entry that differs; nested entries have dotted names."""
     out = []
     for key in sorted({*found, *asked}):
         old, new = found.get(key), asked.get(key)

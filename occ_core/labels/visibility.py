@@ -1,4 +1,4 @@
-"""Which cells rays pass: the only evidence that a cell is free."""
+"""Counts which cells rays pass, which is the only evidence that a cell is free."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from occ_core.traversal import enter_slab, entry_cell
 
 
 def ray_step_px(focal_px: float, grid: VoxelGrid) -> int:
-    """Every how many-th pixel, along both axes, casts a ray: two rays a cell at the far face of the grid."""
+    """The step in pixels, along both axes, between pixels that cast a ray: two rays a cell at the far face of the
+    grid."""
     far_m = float(np.abs([grid.origin_m[:2], grid.upper_m[:2]]).max())
     return max(1, round(focal_px * grid.voxel_size_m / (2 * far_m)))
 

@@ -1,4 +1,4 @@
-"""Ground truth of SemanticKITTI scene completion from labelled scans, laid over each other by their poses.
+"""Makes ground truth of SemanticKITTI scene completion from labelled scans, which are joined by their poses.
 
 After Behley et al., "SemanticKITTI", ICCV 2019, section 5: past and future scans are added up, most points decide a
 cell's class, and cells that are hidden from all of the LiDAR's places count for nothing. The data set's own voxel
@@ -35,7 +35,7 @@ NO_RETURN = (0, 1)  # SemanticKITTI's `unlabeled` and `outlier`
 
 @dataclass(frozen=True, eq=False)
 class LabelledScan:
-    """One scan.
+    """One scan with the classes of its points.
 
     Attributes:
         points_lidar_m: float32 (N, 3).
@@ -53,7 +53,8 @@ class LabelledScan:
 def voxelise(
     dataroot: Path | str, out: Path | str, scenes: Sequence[str] | None = None, every: int = 1
 ) -> Iterator[Path]:
-    """Write the truth of each `every`-th frame of some sequences, None: all, and tell each file as it is there.
+    """Write the truth of each `every`-th frame of some sequences (None: of all), and yield each file when it is
+    written.
 
     Files: `out`/sequences/<scene>/voxels/<frame>.label and .invalid, as the data set's own. What is there is kept.
 
@@ -75,14 +76,14 @@ def voxelise(
 def voxelise_frame(
     own: LabelledScan, others: Sequence[LabelledScan], grid: VoxelGrid = SEMANTIC_KITTI_VOXELS
 ) -> np.ndarray:
-    """Truth of a scan's moment.
+    """Make the truth at the time of a scan.
 
     A cell is of the class that most points in it have, `own`'s and those of `others` that do not move. One without
     points is free if a ray passes it on the way to its point, or if from a place of the LiDAR nothing stands before it.
     Points nearer than MIN_RANGE_M to their sensor do not count.
 
     Returns:
-        uint8 (X, Y, Z) in the frame of `own`: class ids, 0 free; UNLABELED where nobody looked, or no point has a class.
+        uint8 (X, Y, Z) in the frame of `own`: class ids, 0 free; UNLABELED where nobody looked, or nothing has a class.
     """
     passes = np.zeros(grid.shape, dtype=np.uint32)
     cells, classes = [], []
@@ -108,7 +109,7 @@ def voxelise_frame(
 
 
 def read_scan(source: SemanticKittiSource, index: int) -> LabelledScan:
-    """A frame's scan with the labels of its points; points without a label, which are no surface, are left out.
+    """Read a frame's scan with the labels of its points; unlabelled points, which are no surface, are left out.
 
     Raises:
         MissingInput, CorruptInput: naming the file.
@@ -143,7 +144,7 @@ def _around(
 
 
 def _pass(passes: np.ndarray, points_lidar_m: np.ndarray, own_from_lidar: np.ndarray, grid: VoxelGrid) -> None:
-    """Count the rays that pass each cell, as of four cameras in the LiDAR's place that look along its axes."""
+    """Count the rays that pass each cell, cast as by four cameras at the LiDAR that look along its axes."""
     x, y, z = points_lidar_m.T
     quarter = np.argmax([x, y, -x, -y], axis=0)
     for number, forward in enumerate(((1, 0, 0), (0, 1, 0), (-1, 0, 0), (0, -1, 0))):
@@ -158,8 +159,8 @@ def _pass(passes: np.ndarray, points_lidar_m: np.ndarray, own_from_lidar: np.nda
 
 
 def _mark_visible(passes: np.ndarray, labels: np.ndarray, place_m: np.ndarray, grid: VoxelGrid) -> None:
-    """Count the cells that are seen from a place: rays to every cell of the grid's faces, up to the first that is not
-    free."""
+    """Count the cells that are seen from a place, by rays to every cell of the grid's faces that end at the first cell
+    that is not free."""
     face = np.ones(grid.shape, dtype=bool)
     face[1:-1, 1:-1, 1:-1] = False
     ways_m = grid.centers_m()[face].astype(np.float64) - place_m
@@ -175,8 +176,8 @@ def _mark_visible(passes: np.ndarray, labels: np.ndarray, place_m: np.ndarray, g
 
 
 def _majority(cells: np.ndarray, classes: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cells that hold a point (M,), and uint8 (M,) the class that most of their points have; of points without a class,
-    UNLABELED wins only where they are alone."""
+    """Return the cells that hold a point (M,), and the class of most of their points, uint8 (M,). UNLABELED wins only
+    in cells where no point has a class."""
     winner = np.full(count, UNLABELED, dtype=np.uint8)
     most = np.zeros(count, dtype=np.int64)
     for class_id in np.unique(classes[classes != UNLABELED]):
@@ -188,7 +189,7 @@ def _majority(cells: np.ndarray, classes: np.ndarray, count: int) -> tuple[np.nd
 
 
 def _write(path: Path, labels: np.ndarray) -> None:
-    """As raw labels, with the cells that nobody knows in `.invalid`, which is there first."""
+    """Write the voxels as raw labels, after the `.invalid` file that marks the cells that nobody knows."""
     raw_of_class = np.zeros(256, dtype="<u2")
     for raw, name in reversed(RAW_KITTI_IDS.items()):
         raw_of_class[SEMANTIC_KITTI.id_of(name)] = raw

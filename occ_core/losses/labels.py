@@ -16,7 +16,7 @@ SMALLEST = 1e-12  # share; its logarithm is still finite
 
 def label_losses(
     logits: Tensor,  # [B, C, X, Y, Z]
-    labels: Tensor,  # uint8 [B, X, Y, Z], 255 where unobserved
+    labels: Tensor,  # uint8 [B, X, Y, Z], UNLABELED where unobserved
     class_weights: Tensor,  # [C], of the occupied classes among each other
     weights: LabelLossWeights,
     free_id: int,

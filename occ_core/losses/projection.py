@@ -39,7 +39,7 @@ class Walks(NamedTuple):
 def projection_losses(
     occupied: Tensor,  # [B, X, Y, Z] logits
     classes_of: Callable[[Tensor], Tensor],  # logits [Q, C - 1] of cells, given as in `Walks`; without the free class
-    class_map: Tensor,  # uint8 [B, N, H, W]; free_id = sky, 255 = unknown
+    class_map: Tensor,  # uint8 [B, N, H, W]; free_id = sky, UNLABELED = unknown
     rig_images: RigImages,
     grid: VoxelGrid,
     free_id: int,

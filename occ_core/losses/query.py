@@ -25,12 +25,12 @@ class Queries(NamedTuple):
     sample: Tensor  # [Q] int64
     points_ego_m: Tensor  # [Q, 3]
     occupied: Tensor  # [Q] bool
-    classes: Tensor  # [Q] int64; 255 where free or unknown
+    classes: Tensor  # [Q] int64; UNLABELED where free or unknown
 
 
 def sample_queries(
     depth_m: Tensor,  # [B, N, H, W] along the optical axis; +inf = sky, NaN = unknown
-    class_map: Tensor,  # uint8 [B, N, H, W]; free_id = sky, 255 = unknown
+    class_map: Tensor,  # uint8 [B, N, H, W]; free_id = sky, UNLABELED = unknown
     rig_images: RigImages,
     grid: VoxelGrid,
     free_id: int,

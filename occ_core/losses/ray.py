@@ -11,7 +11,7 @@ from occ_core.taxonomy import UNLABELED
 
 def depth_loss(
     hazard_logits: Tensor,  # [N, D, h, w], see models.lifting
-    target: Tensor,  # [N, h, w] uint8: bin 0..D-1 where the ray ends, D = beyond all bins, 255 = unknown
+    target: Tensor,  # [N, h, w] uint8: bin 0..D-1 where the ray ends, D = beyond all bins, UNLABELED = unknown
 ) -> Tensor:
     """Negative log-likelihood of where the rays end: each survives all nearer bins, then ends in its own."""
     n, d, h, w = hazard_logits.shape
@@ -25,7 +25,7 @@ def depth_loss(
 
 def pixel_class_loss(
     logits: Tensor,  # [N, C, h, w]
-    target: Tensor,  # [N, h, w] uint8 class, 255 = unknown
+    target: Tensor,  # [N, h, w] uint8 class, UNLABELED = unknown
     weights: Tensor,  # [C]
 ) -> Tensor:
     """Weighted mean of the cross-entropy of the class in which a ray ends."""

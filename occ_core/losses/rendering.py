@@ -24,7 +24,7 @@ def distortion(
 
     In time linear in S: with sorted positions, each pair is counted twice with the nearer one's sums known.
     """
-    moments = weights * positions
-    nearer_weight, nearer_moment = weights.cumsum(-1) - weights, moments.cumsum(-1) - moments
-    between = 2 * (weights * (positions * nearer_weight - nearer_moment)).sum(-1)
+    weighted = weights * positions
+    nearer_weight, nearer_weighted = weights.cumsum(-1) - weights, weighted.cumsum(-1) - weighted
+    between = 2 * (weights * (positions * nearer_weight - nearer_weighted)).sum(-1)
     return between + (weights * weights * widths).sum(-1) / 3

@@ -81,7 +81,7 @@ def column_costs_in_world(
     """As `column_costs`, on a grid along the axes of the world.
 
     Nav2's costmaps take the position of a grid's origin but not its rotation, and want it on a whole multiple of the
-    resolution; so the moment is sampled anew, each cell from the one that holds its centre.
+    resolution; so the answer is sampled anew, each cell from the one that holds its centre.
 
     Returns:
         costs int8 (X, Y), and their grid in the world frame; of its height only the band.

@@ -64,7 +64,7 @@ def resampled(
     world_from_ego: np.ndarray,  # [4, 4]
     world_grid: VoxelGrid,
 ) -> Occupancy:
-    """One moment on a grid of the world frame; cells that its own grid does not reach are not observed."""
+    """One answer on a grid of the world frame; cells that its own grid does not reach are not observed."""
     found = sample(seen_of(occupancy), lattice_of(occupancy.grid, inverse(world_from_ego), world_grid))
     observed = found != UNLABELED
     free_id = np.uint8(occupancy.taxonomy.free_id)

@@ -18,7 +18,7 @@ from occ_core.occupancy import Occupancy
 from occ_core.taxonomy import Taxonomy
 
 JUMP_BACK_NS = 1_000_000_000
-"""A moment this much older than the newest means that time was set back (a bag starts over)."""
+"""A frame this much older than the newest means that time was set back (a bag starts over)."""
 FARTHEST_M = 1e7  # from the world's origin; beyond it cell numbers and float32 points lose their meaning
 
 
@@ -38,7 +38,7 @@ class RollingMap:
     the same cell for ever. Not safe to use from several threads at once.
 
     Args:
-        grid: of the moments that will be fused, in the ego frame.
+        grid: of the answers that will be fused, in the ego frame.
         taxonomy: of their labels.
 
     Raises:
@@ -79,7 +79,7 @@ class RollingMap:
         world_from_ego: np.ndarray,  # [4, 4] at the stamp
         stamp_ns: int,
     ) -> None:
-        """Add one moment. What it did not observe it leaves alone; a stamp a second back or more starts a new map.
+        """Add one answer. What it did not observe stays as it is; a stamp a second back or more starts a new map.
 
         Raises:
             InvalidInput: another grid or taxonomy, or no rigid transform.
@@ -125,7 +125,7 @@ class RollingMap:
         self._first = np.array(state.first_cell, dtype=np.int64)
         for mine, theirs in zip(self._cells, state[1:], strict=True):
             mine[:] = np.roll(theirs, self._ring_start(), axis=(0, 1, 2))
-        self._stamp_ns = None  # time passes from the next moment on: a map of yesterday is not a day forgotten
+        self._stamp_ns = None  # time passes from the next frame on: a map of yesterday is not a day forgotten
 
     def _move_to(self, robot_world_m: np.ndarray) -> None:
         """Centre the box on the robot (in height: on the middle of what it sees); cells that come in are unknown."""

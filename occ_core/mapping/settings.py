@@ -1,4 +1,4 @@
-"""How strongly a moment counts, and how fast the map forgets."""
+"""How strongly one frame counts, and how fast the map forgets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MapSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     size_m: tuple[Metres, Metres, Metres] | None = None  # default: holds the grid at any heading, see `map_shape`
-    hit: Annotated[float, Field(gt=0, le=10)] = 0.85  # p = 0.70: added where a moment says occupied
+    hit: Annotated[float, Field(gt=0, le=10)] = 0.85  # p = 0.70: added where a frame says occupied
     miss: Annotated[float, Field(ge=-10, lt=0)] = -0.85  # p = 0.30: added where it says free
     lowest: Annotated[float, Field(ge=-20, lt=0)] = -2.0  # p = 0.12
     highest: Annotated[float, Field(gt=0, le=20)] = 3.5  # p = 0.97

@@ -1,4 +1,4 @@
-"""One moment into the cells of a map, in plain numpy: what `update_fast` does, cell for cell the same.
+"""One frame's answer into the cells of a map, in plain numpy: what `update_fast` does, cell for cell the same.
 
 Both take the map in storage order; `lattice` says where each plane of storage lies in the seen grid.
 """
@@ -22,7 +22,7 @@ class Cells(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a moment adds; see `MapSettings`."""
+    """What one frame adds; see `MapSettings`."""
 
     hit: float
     miss: float

@@ -1,5 +1,5 @@
-"""Image backbones by name, and their weights from files: of this library, of others that use the same names, or of the
-package that brings ImageNet's."""
+"""Image backbones by name, and how their weights are read: from a checkpoint of this library, from a file that uses the
+same names, or from the package that ships ImageNet's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Backbone = MobileNetV4Small | ResNet | EfficientNetLite0
 
 
 def build_backbone(name: str, checkpoint: bool = False) -> Backbone:
-    """The backbone of a config's `backbone`, untrained; `checkpoint` (ResNets only) trades time for memory."""
+    """Build the untrained backbone that a config names; `checkpoint` (ResNets only) trades time for memory."""
     match name:
         case "mobilenetv4-small":
             return MobileNetV4Small()
@@ -34,8 +34,9 @@ def build_backbone(name: str, checkpoint: bool = False) -> Backbone:
 
 
 def load_backbone(backbone: Backbone, weights: str | Path) -> None:
-    """Weights of the backbone alone: "imagenet" from the package that brings them, or a safetensors file that has its
-    parameter names (a classifier's are passed over), or a checkpoint of any network of this library that has it.
+    """Load weights of the backbone alone. `weights` is "imagenet" (shipped by a package), a safetensors file with the
+    backbone's parameter names (a classifier's are ignored), or a checkpoint of any network of this library that has
+    this backbone.
 
     Raises:
         MissingInput, CorruptInput: no such file, or not safetensors. MissingPackage: the package is not installed.
@@ -77,7 +78,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def origin(weights: str | Path | None) -> dict[str, Any] | None:
-    """Where a backbone's weights come from, for the record of what was trained from them."""
+    """Where a backbone's weights come from, for the record of what is trained from them."""
     if weights is None:
         return None
     if weights != IMAGENET:
@@ -96,7 +97,7 @@ def origin(weights: str | Path | None) -> dict[str, Any] | None:
 
 
 def statistics(backbone: nn.Module) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [1, 3, 1, 1] by which the backbone wants colours 0..255 normalised."""
+    """Mean and standard deviation [1, 3, 1, 1] with which the backbone expects colours 0..255 to be normalised."""
     import torch
 
     one: Any = backbone

@@ -1,4 +1,4 @@
-"""From the `kind` in a record to the config and the network: the one place that knows all models.
+"""From the `kind` in a record to its config and network. This is the one file that knows all models.
 
 Nothing is imported before it is asked for, so that a deployment without torch can read what it needs.
 """
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from occ_core.errors import InvalidInput
 from occ_core.models.config import CameraModelConfig, parse
+from occ_core.models.earlier_names import with_todays_settings
 from occ_core.models.easyocc.config import EasyOccConfig
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ ModelConfig = EasyOccConfig | CameraModelConfig
 
 
 def config_type(kind: str) -> type[ModelConfig]:
-    """The config class of a kind of model.
+    """Return the config class of a kind of model.
 
     Raises:
         InvalidInput: no such kind.
@@ -48,18 +49,18 @@ def config_type(kind: str) -> type[ModelConfig]:
 
 
 def parse_config(record: dict[str, Any]) -> ModelConfig:
-    """A validated config from a plain dict; without `kind` it is EasyOcc nano's, as in the first checkpoints.
+    """Validate a config given as a plain dict; without `kind` it is EasyOcc nano's, as in the first checkpoints.
 
     Raises:
         InvalidInput: one line that names the first wrong field.
     """
     if not isinstance(record, dict):
         raise InvalidInput(f"model config must be a mapping of field to value, is a {type(record).__name__}")
-    return parse(config_type(kind_of(record)), record)
+    return parse(config_type(kind_of(record)), with_todays_settings(record))
 
 
 def build_model(config: ModelConfig) -> nn.Module:
-    """The network of a config, untrained."""
+    """Build the untrained network of a config."""
     own: Any = config  # of the class that its kind says
     match kind_of(config):
         case "easyocc-nano":
@@ -86,5 +87,5 @@ def build_model(config: ModelConfig) -> nn.Module:
 
 
 def kind_of(config: ModelConfig | dict[str, Any]) -> str:
-    """The kind of a config, or of the record of one."""
+    """Return the kind of a config, or of a record of one."""
     return str(config.get("kind", NANO) if isinstance(config, dict) else getattr(config, "kind", NANO))

@@ -1,4 +1,4 @@
-"""Checkpoints: weights as safetensors, everything else in a json beside them. No pickle is ever loaded."""
+"""Checkpoints: weights are in a safetensors file, everything else in a json beside it. No pickle is ever loaded."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from occ_core.errors import CorruptInput, MissingInput, need
 from occ_core.files import read_json, write_atomically
 from occ_core.limits import MAX_CAMERAS, MAX_HEADER_BYTES, shown
 from occ_core.models.build import ModelConfig, parse_config
+from occ_core.models.earlier_names import with_todays_settings, with_todays_tensors
 
 FORMAT = "occ_core checkpoint 1"
 
 
 def describe(config: ModelConfig, training: dict[str, Any]) -> dict[str, Any]:
-    """The json record: what the network is, what its answers mean, how it was trained."""
+    """Make the json record: what the network is, what its answers mean, how it was trained."""
     taxonomy = config.classes
     model = config.model_dump(mode="json")
     if model.get("backbone_weights"):  # folders of the machine that trained are nobody's business
@@ -54,7 +55,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any])
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors by name, and the record.
+    """Read tensors by name, and the record. Names that have changed since the file was written are replaced.
 
     Raises:
         MissingInput: no such file, or no json beside it.
@@ -65,13 +66,13 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     from safetensors import SafetensorError
 
     try:
-        return load_file(str(path)), record
+        return with_todays_tensors(load_file(str(path))), record
     except SafetensorError as error:
         raise CorruptInput(f"{path}: not a safetensors file ({error}); other formats are not loaded") from error
 
 
 def load_record(path: Path) -> dict[str, Any]:
-    """The json beside a checkpoint, its model config validated.
+    """Read the json beside a checkpoint and validate its model config.
 
     Raises:
         MissingInput, CorruptInput, InvalidInput.
@@ -86,12 +87,14 @@ def load_record(path: Path) -> dict[str, Any]:
     record = read_json(beside)
     if record.get("format") != FORMAT or not isinstance(record.get("model"), dict):
         raise CorruptInput(f"{beside}: not the record of a checkpoint (its 'format' is not '{FORMAT}', or no 'model')")
+    record = {key: with_todays_settings(value) for key, value in record.items()}
     parse_config(record["model"])
     return record
 
 
 def trained_cameras(record: dict[str, Any]) -> int | None:
-    """The cameras of the smallest rig that a network was trained on, from its record; None: it does not say.
+    """Read from a record how many cameras the smallest rig had that the network was trained on; None if it does not
+    say.
 
     Raises:
         CorruptInput: it says something that is no number of cameras.
@@ -119,7 +122,8 @@ def require_safetensors(path: Path) -> None:
 
 
 def load_into(model: Any, tensors: dict[str, Any], path: Path) -> None:
-    """Load tensors into a torch model, refusing wrong names and shapes, and what is not finite, in one line."""
+    """Load tensors into a torch model; wrong names or shapes and values that are not finite raise an error of one
+    line."""
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise CorruptInput(f"{path}: the weights '{shown(name)}' are not finite numbers")

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: activations are computed again in the backward pass instead of being kept."""
+"""Gradient checkpointing: activations are computed again in the backward pass and not kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def run(module: nn.Module, x: Tensor, checkpointed: bool) -> Tensor:
-    """`module(x)`; where `checkpointed` and a gradient is wanted, at the memory price of `x` alone."""
+    """Compute `module(x)`; where `checkpointed` and a gradient is wanted, only `x` is kept in memory."""
     if not (checkpointed and torch.is_grad_enabled()):
         return module(x)
     return checkpoint(module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _running_means_kept(module)))
@@ -20,7 +20,7 @@ def run(module: nn.Module, x: Tensor, checkpointed: bool) -> Tensor:
 
 @contextmanager
 def _running_means_kept(module: nn.Module) -> Iterator[None]:
-    """The second pass must not count its batch a second time in the running means of batch norms."""
+    """Keep the second pass from counting its batch again in the running means of batch norms."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

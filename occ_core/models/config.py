@@ -1,4 +1,5 @@
-"""What the configs of all camera networks share. Imports no torch, so that a deployment can read them without."""
+"""What the configs of all camera networks share. It imports no torch, so that a deployment can read configs without
+it."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 class LidarInput(BaseModel):
-    """What a network is given of the LiDAR; `occ_core.lidar_points` makes it. With dropout, it can do without, too."""
+    """The LiDAR input of a network, made by `occ_core.lidar_points`. A network trained with dropout also works without
+    it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,7 +46,7 @@ class Phase(NamedTuple):
 
 
 class NetworkConfig(BaseModel):
-    """What every network from camera images to cells has; each adds its own fields and a `kind`.
+    """The settings that every network from camera images to cells has; each adds its own fields and a `kind`.
 
     Attributes:
         by_table: it is given a rig as a table (`models.easyocc.table`), which has to be built, instead of as matrices.
@@ -86,21 +88,21 @@ class NetworkConfig(BaseModel):
 
     @property
     def lidar_input(self) -> LidarInput | None:
-        """What it is given of a LiDAR; None: nothing."""
+        """The LiDAR input of the network; None if it takes none."""
         return None
 
     @property
     def mean_teacher(self) -> bool:
-        """Whether the losses ask the averaged network, too."""
+        """Whether the losses also ask the averaged network."""
         return False
 
     @property
     def remembers(self) -> bool:
-        """Whether it answers a sample with what it kept of those before."""
+        """Whether the network uses what it kept of earlier frames."""
         return False
 
     def phases(self, steps: int, nano: NanoTraining) -> tuple[Phase, ...]:
-        """The parts of a run of `steps`, in their order; only the last one's weights are validated and shipped.
+        """The phases of a run of `steps`, in order; only the weights of the last one are validated and shipped.
 
         Raises:
             InvalidInput: settings that do not fit the network.
@@ -109,7 +111,8 @@ class NetworkConfig(BaseModel):
 
 
 class CameraModelConfig(NetworkConfig):
-    """A network of images and calibration of a rig (`RigImages`), whose backbone is chosen."""
+    """The settings of a network that reads images and calibration of a rig (`RigImages`) and has a choice of
+    backbones."""
 
     takes_lidar: ClassVar[bool] = False
 
@@ -133,13 +136,13 @@ class CameraModelConfig(NetworkConfig):
 
 
 def require_feasible(grid: VoxelGrid) -> None:
-    """Raise InvalidInput if no network can answer in a grid of so many cells."""
+    """Raise InvalidInput if the grid has more cells than any network can answer."""
     if grid.cells > MAX_MODEL_CELLS:
         raise InvalidInput(f"grid_shape {grid.shape} has {grid.cells} cells, a model's at most {MAX_MODEL_CELLS}")
 
 
 def parse(config_type: type[Config], record: dict, what: str = "model config") -> Config:
-    """A validated config from a plain dict.
+    """Validate a config given as a plain dict.
 
     Raises:
         InvalidInput: one line that names the first wrong field.

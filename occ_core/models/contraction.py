@@ -1,4 +1,5 @@
-"""All of space in one box of cells: the grid as it is in the middle, everything around it squeezed into the rim.
+"""Contraction of all space into one box of cells: the grid keeps its scale in the middle, everything around it is
+squeezed into the rim.
 
 Per axis and so box to box, as OccNeRF (arXiv 2312.09243) puts it; the curve is that of Mip-NeRF 360 (arXiv 2111.12077,
 equation 10), which contracts a ball.
@@ -16,7 +17,7 @@ from occ_core.grid import VoxelGrid
 
 @dataclass(frozen=True)
 class Contraction:
-    """Between metres in the ego frame and contracted coordinates, -1..1 along each axis of the box.
+    """Converts between metres in the ego frame and contracted coordinates, -1..1 along each axis of the box.
 
     Attributes:
         grid: the cells in the middle of the box; they are as large in the box as anywhere.
@@ -33,7 +34,8 @@ class Contraction:
         self,
         points_ego_m: Tensor,  # [..., 3]
     ) -> Tensor:  # [..., 3]
-        """Within -ratio..ratio inside the grid; towards -1 and 1 as the distance grows without bound."""
+        """Contract points: inside the grid they stay within -ratio..ratio, outside they tend to -1 or 1 with
+        distance."""
         centre, half = self._centre_and_half(points_ego_m)
         u = (points_ego_m - centre) / half
         if self.ratio == 1:

@@ -20,7 +20,7 @@ def sample_and_sum(
     places: Tensor,  # [B, Q, heads, L, P, 2] (x, y) as fractions of the image
     weights: Tensor,  # [B, Q, heads, L, P]
 ) -> Tensor:  # [B, Q, heads * D]
-    """The weighted sum of bilinear samples; what lies outside a feature map counts as zeros."""
+    """Sum weighted bilinear samples; outside a feature map the values are zero."""
     batch, queries, heads = weights.shape[:3]
     grid = (2 * places - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # [L, B * heads, Q, P, 2]
     weights = weights.permute(3, 0, 2, 1, 4).flatten(1, 2)  # [L, B * heads, Q, P]
@@ -33,12 +33,12 @@ def sample_and_sum(
 
 
 def split_heads(value: Tensor, heads: int) -> Tensor:
-    """[B, heads * D, h, w] -> [B, heads, D, h, w]."""
+    """Split channels into heads: [B, heads * D, h, w] -> [B, heads, D, h, w]."""
     return value.unflatten(1, (heads, -1))
 
 
 class Places(nn.Module):
-    """Where a query looks: offsets in cells of each level, and how much each place counts (before the soft-max).
+    """Predicts where a query looks: offsets in cells of each level, and the weight of each place (before the soft-max).
 
     Offsets start on rays that fan out from the reference point, one ray a head, one cell further each point; or all one
     cell away (`spread=False`), where every point has a reference of its own. All places start with equal weight.
@@ -61,7 +61,7 @@ class Places(nn.Module):
             self.offsets.bias.copy_(start.expand(heads, levels, points, 2).reshape(-1))
 
     def forward(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        """[..., C] to offsets [..., heads, L, P, 2] and logits [..., heads, L, P]."""
+        """Map queries [..., C] to offsets [..., heads, L, P, 2] and logits [..., heads, L, P]."""
         with torch.autocast(query.device.type, enabled=False):  # a place of 8 bits would be pixels off
             query = query.to(self.offsets.weight.dtype)
             offsets = self.offsets(query).unflatten(-1, (*self.shape, 2))
@@ -69,7 +69,8 @@ class Places(nn.Module):
 
 
 class DeformableAttention(nn.Module):
-    """Attention of queries to a pyramid, at `points` places a level and head; self-attention where they are one."""
+    """Attention of queries to a pyramid at `points` places a level and head; with queries from the pyramid it is
+    self-attention."""
 
     def __init__(self, channels: int, heads: int, levels: int, points: int):
         super().__init__()

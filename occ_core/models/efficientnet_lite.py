@@ -1,5 +1,5 @@
-"""EfficientNet-Lite0 in plain torch, without its classifier: EfficientNet (Tan and Le, arXiv 1905.11946) as its Lite
-variants simplify it: ReLU6, no squeeze-and-excite, friends of int8.
+"""EfficientNet-Lite0 in plain torch, without its classifier: EfficientNet (Tan and Le, arXiv 1905.11946) with the
+simplifications of its Lite variants, ReLU6 and no squeeze-and-excite, which suit int8.
 
 Parameter names are those of the published weights without their underscores.
 """
@@ -31,7 +31,7 @@ EPS = 1e-3  # of the batch norms, as the published weights were trained
 
 
 class EfficientNetLite0(nn.Module):
-    """Images [N, 3, H, W] to features at `strides`, of `channels`."""
+    """Maps images [N, 3, H, W] to features at `strides`, of `channels`."""
 
     strides: ClassVar[tuple[int, ...]] = tuple(LAST_OF_STRIDE.values())
     channels: ClassVar[tuple[int, ...]] = tuple(BLOCKS[i][3] for i in LAST_OF_STRIDE)
@@ -51,7 +51,7 @@ class EfficientNetLite0(nn.Module):
         self._fixed: list[nn.Module] = []
 
     def freeze_stem(self) -> None:
-        """Keep all before stride 8 as it is: weights and, in training too, the statistics of its batch norms."""
+        """Freeze everything before stride 8: weights and, in training too, the statistics of its batch norms."""
         last = next(i for i, stride in LAST_OF_STRIDE.items() if stride == 4)
         self._fixed = [self.conv_stem, self.bn0, *list(self.blocks)[: last + 1]]
         for part in self._fixed:
@@ -97,7 +97,8 @@ class InvertedBottleneck(nn.Module):
 
 
 class SameConv2d(nn.Conv2d):
-    """TensorFlow's "same" for a stride of 2 and an even size: what is padded after is one more than what is before."""
+    """A convolution with TensorFlow's "same" padding for a stride of 2 and an even size: one more pixel after than
+    before."""
 
     def __init__(self, cin: int, cout: int, kernel: int, groups: int):
         super().__init__(cin, cout, kernel, 2, groups=groups, bias=False)
@@ -108,8 +109,8 @@ class SameConv2d(nn.Conv2d):
         return super().forward(self.pad(x))
 
     def evenly_padded(self) -> nn.Conv2d:
-        """The same of a kernel with a row and a column of zeros before it, which plain padding suits: graphs that are
-        exported then hold nothing but convolutions."""
+        """Return the same layer with plain padding: its kernel gets a row and a column of zeros in front, so that
+        exported graphs hold nothing but convolutions."""
         kernel = self.kernel_size[0] + 1
         conv = nn.Conv2d(
             self.in_channels, self.out_channels, kernel, 2, kernel // 2 - 1, groups=self.groups, bias=False
@@ -129,7 +130,7 @@ LICENCE = "Apache-2.0"
 
 
 def imagenet_file() -> Path:
-    """The file of weights, trained on ImageNet, that a package brings.
+    """Return the file of ImageNet weights that a package ships.
 
     Raises:
         MissingPackage, CorruptInput.
@@ -142,7 +143,7 @@ def imagenet_file() -> Path:
 
 
 def published_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a published file by the names of `EfficientNetLite0`; the classifier's are left out.
+    """Read the tensors of a published file under the names of `EfficientNetLite0`; the classifier's are left out.
 
     Raises:
         CorruptInput: it holds anything but tensors.

@@ -14,7 +14,7 @@ def conv3d(cin: int, cout: int, stride: int = 1) -> nn.Sequential:
 
 
 class Hourglass(nn.Module):
-    """To 1/2 and 1/4 of the volume's resolution and back, with sums across; any shape will do."""
+    """Goes down to 1/2 and 1/4 of the volume's resolution and back, with sums across; the volume may have any shape."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -34,7 +34,7 @@ class Hourglass(nn.Module):
 
 
 class StackedHourglass(nn.Module):
-    """Features [B, channels_in, X, Y, Z] to [B, channels, X, Y, Z]."""
+    """Maps features [B, channels_in, X, Y, Z] to [B, channels, X, Y, Z]."""
 
     def __init__(self, channels_in: int, channels: int, stacks: int, checkpoint: bool = False):
         super().__init__()

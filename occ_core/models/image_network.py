@@ -15,7 +15,7 @@ LEVELS = (4, 8, 16, 32)  # strides, in pixels per feature, that a pyramid can gi
 
 
 class FeaturePyramid(nn.Module):
-    """Images uint8 [B, N, H, W, 3] to features [B, N, C, H / s, W / s], one for each stride s of `levels`."""
+    """Maps images uint8 [B, N, H, W, 3] to features [B, N, C, H / s, W / s], one for each stride s of `levels`."""
 
     mean: Tensor
     std: Tensor
@@ -58,7 +58,7 @@ class FeaturePyramid(nn.Module):
 
 
 class ImageNetwork(nn.Module):
-    """The features of one stride: images uint8 [B, N, H, W, 3] to [B, N, C, H / stride, W / stride]."""
+    """Maps images uint8 [B, N, H, W, 3] to features of one stride, [B, N, C, H / stride, W / stride]."""
 
     def __init__(self, backbone: str, channels: int, stride: int, checkpoint: bool = False):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Lifting image features into the grid by one gather through a look-up table."""
+"""Lifts image features into the grid by one gather through a look-up table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def gather_rows(
     rows: Tensor,  # [R, C]
     index: Tensor,  # [K] int32 or int64; R means "seen by no camera"
 ) -> Tensor:  # [K, C]
-    """Rows by index; index R gives zeros. Exports to one ONNX Gather on axis 0."""
+    """Select rows by index; index R gives zeros. It exports to one ONNX Gather on axis 0."""
     padded = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
     if padded.requires_grad:
         return _GatherRows.apply(padded, index)
@@ -38,8 +38,8 @@ def gather_rows(
 def ray_evidence(
     hazard_logits: Tensor,  # [N, D, h, w]: along the ray of each feature pixel
 ) -> Tensor:  # [N * h * w * D, 2]
-    """What each depth bin of each viewing ray says: (logit that the ray ends here if it comes so far, probability that
-    it comes so far).
+    """For each depth bin of each viewing ray: the logit that the ray ends here if it comes so far, and the probability
+    that it comes so far.
 
     The first is what a visible cell wants to know: is it occupied? Discrete survival analysis calls it the hazard.
     """

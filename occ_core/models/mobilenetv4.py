@@ -55,7 +55,7 @@ class UniversalInvertedBottleneck(nn.Module):
 
 
 class MobileNetV4Small(nn.Module):
-    """Images [N, 3, H, W] to features at `strides`, of `channels`."""
+    """Maps images [N, 3, H, W] to features at `strides`, of `channels`."""
 
     strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
     channels: ClassVar[tuple[int, ...]] = (64, 96, 128)

@@ -65,7 +65,7 @@ def shortcut(cin: int, cout: int, stride: int) -> nn.Sequential | None:
 
 
 class ResNet(nn.Module):
-    """Images [N, 3, H, W] to features at `strides`, of `channels`."""
+    """Maps images [N, 3, H, W] to features at `strides`, of `channels`."""
 
     strides: ClassVar[tuple[int, ...]] = (4, 8, 16, 32)
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN

@@ -25,7 +25,8 @@ def selective_scan(
     b: Tensor,  # [B, L, N]
     c: Tensor,  # [B, L, N]
 ) -> Tensor:  # float32 [B, L, H, P]
-    """y_t = c_t . h_t, where h_t = exp(step_t rate) h_(t-1) + step_t b_t x_t, and h is zero before the first token.
+    """Compute y_t = c_t . h_t, where h_t = exp(step_t rate) h_(t-1) + step_t b_t x_t, and h is zero before the first
+    token.
 
     H heads of P channels, each channel with a state of N numbers. On CUDA `mamba_ssm` computes it, where installed.
 
@@ -63,7 +64,7 @@ def _carried(
     decay: Tensor,  # [B, K, H], logarithms
     added: Tensor,  # [B, K, H, F]
 ) -> Tensor:  # [B, K, H, F]
-    """The state before each chunk, given what each chunk adds to it; by chunks of chunks, where there are many."""
+    """The state before each chunk, given what each chunk adds to it; many chunks are themselves grouped into chunks."""
     count = decay.shape[1]
     rest = -count % CHUNK
     total = F.pad(decay, (0, 0, 0, rest)).unflatten(1, (-1, CHUNK)).transpose(2, 3).cumsum(-1)  # [B, K', H, T]
@@ -77,14 +78,15 @@ def _carried(
 
 
 def _between(total: Tensor) -> Tensor:
-    """[..., T] logarithms of decay since the start to [..., T, T]: what of token s is left at t, 0 for s after t."""
+    """From logarithms of decay since the start, [..., T], to the share of token s that is left at t, [..., T, T]; 0 for
+    s after t."""
     size = total.shape[-1]
     never = torch.full((size, size), -torch.inf, device=total.device).triu(1)
     return (total[..., :, None] - total[..., None, :] + never).exp()
 
 
 def _cuda_kernel() -> Any:
-    """`selective_scan_fn` of the package mamba_ssm, or None."""
+    """Return `selective_scan_fn` of the package mamba_ssm, or None."""
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
     except ImportError:
@@ -93,7 +95,8 @@ def _cuda_kernel() -> Any:
 
 
 def _on_cuda(kernel: Any, x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """Its layout is [B, channels, L]; each channel has a step of its own, and each number of its state a rate."""
+    """Call the CUDA kernel, whose layout is [B, channels, L]; each channel has its own step, and each number of its
+    state a rate."""
     heads, channels, states = x.shape[2], x.shape[3], b.shape[2]
     rows = x.flatten(2).transpose(1, 2).contiguous()
     steps = step.repeat_interleave(channels, dim=2).transpose(1, 2).contiguous()

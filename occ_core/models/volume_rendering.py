@@ -1,4 +1,4 @@
-"""Depth and classes that cameras would see in a volume of logits, rendered along rays.
+"""Renders the depth and classes that cameras would see in a volume of logits.
 
 OccNeRF's rendering of probabilities (arXiv 2312.09243, section 3.2): each sample stops the ray with the probability of
 being occupied. Where it differs: samples are spread evenly by cells of the contracted box, and a sample that stands for
@@ -23,7 +23,7 @@ KNOTS = 96  # points at which a ray's way through the box is measured
 
 @dataclass(frozen=True)
 class RaySampling:
-    """How rays are walked.
+    """Settings of how rays are sampled.
 
     Attributes:
         samples: along each ray.
@@ -41,7 +41,7 @@ class RaySampling:
 
 
 class Rendered(NamedTuple):
-    """What rays meet: metres along the optical axis if the directions are so scaled."""
+    """What rays meet; depth is in metres along the optical axis if the directions are scaled so."""
 
     depth_m: Tensor  # [B, R]
     classes: Tensor  # [B, R, C] logits
@@ -58,7 +58,7 @@ def render(
     sampling: RaySampling,
     jitter: Tensor | None = None,  # [B, R] in 0..1: where in its interval each sample of a ray lies; None: midway
 ) -> Rendered:
-    """Renders all rays, in chunks."""
+    """Render all rays, in chunks."""
     if jitter is None:
         jitter = torch.full_like(origins_m[..., 0], 0.5)
     volume = volume.to(origins_m.dtype)  # under autocast it comes in half precision, too coarse to add up weights in
@@ -114,7 +114,7 @@ def sample_depths(
     samples: int,
     range_m: tuple[float, float],
 ) -> tuple[Tensor, Tensor]:
-    """Depths [R, samples] at equal distances by cells of the box, and that distance, [R, 1] in cells.
+    """Depths [R, samples] at equal distances, counted in cells of the box, and that distance, [R, 1] in cells.
 
     Only the way inside the box counts. A ray that never is in the box has all samples at one depth, 0 cells apart.
     """
@@ -139,7 +139,7 @@ def sample_volume(
     volume: Tensor,  # [C, X, Y, Z]
     contracted: Tensor,  # [P, 3] x, y, z within -1..1; what is outside takes the border's values
 ) -> Tensor:  # [P, C]
-    """Trilinear values; the centre of cell i of n is at (2 i + 1) / n - 1."""
+    """Interpolate trilinearly; the centre of cell i of n is at (2 i + 1) / n - 1."""
     grid = contracted.flip(-1).reshape(1, 1, 1, -1, 3)  # the last axis comes first in grid_sample
     values = F.grid_sample(volume.unsqueeze(0), grid, mode="bilinear", padding_mode="border", align_corners=False)
     return values.reshape(volume.shape[0], -1).T
@@ -148,7 +148,8 @@ def sample_volume(
 def stop_weights(
     occupied: Tensor,  # [..., S] probability that the ray stops at each sample
 ) -> tuple[Tensor, Tensor]:
-    """Share of the ray that stops at each sample, [..., S], summing to 1, and what stops before the last, [...].
+    """The share of the ray that stops at each sample, [..., S], summing to 1, and the share that stops before the last,
+    [...].
 
     OccNeRF's "prob" rendering: growth of min(cumulative sum, 1); the last sample stops whatever comes so far.
     """
@@ -159,5 +160,5 @@ def stop_weights(
 
 
 def _half_diagonal(contraction: Contraction) -> float:
-    """In cells of the box."""
+    """Half of the box's diagonal, in cells."""
     return sum(n * n for n in contraction.shape) ** 0.5 / 2

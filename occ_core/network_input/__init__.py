@@ -1,1 +1,1 @@
-"""What turns a frame into what a network is given: resized images, pinhole views, calibration, tensors, projection."""
+"""From a frame to the input of a network: resized images, pinhole views, calibration, tensors, projection."""

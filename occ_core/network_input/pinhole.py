@@ -1,4 +1,4 @@
-"""Pinhole views of lenses that are none: what networks and teachers are given that know pinhole images only.
+"""Pinhole views of other lenses, for networks and teachers that can only read pinhole images.
 
 A lens up to WIDEST_DEG wide is rectified: one view of the same size. A wider one gets as many views as it needs to show
 what stands around: level, side by side, each at most WIDEST_DEG wide, in as many rows as cover the elevations of
@@ -47,7 +47,8 @@ class View:
     pixels: np.ndarray
 
     def image(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (h, w, 3) of the view from that of the lens, or from a smaller version of that; black where blind."""
+        """The view's image, uint8 (h, w, 3), made from the lens' image or a smaller version of it; black where the lens
+        is blind."""
         share = (np.array([image.shape[1], image.shape[0]]) / self.lens.size).astype(np.float32)
         pixels = self.pixels * share + 0.5 * (share - 1)
         nothing: Any = None  # the second map; cv2's types do not know that there may be none
@@ -58,16 +59,16 @@ class View:
 
     @property
     def lens_from_view(self) -> np.ndarray:
-        """(4, 4), a rotation."""
+        """The rotation (4, 4) from the view to its lens."""
         return inverse(self.lens.ego_from_cam) @ self.camera.ego_from_cam
 
     def on(self, lens: Camera) -> Camera:
-        """The view's calibration where its lens is elsewhere."""
+        """The calibration of the view when its lens is mounted elsewhere."""
         return replace(self.camera, ego_from_cam=lens.ego_from_cam @ self.lens_from_view)
 
 
 class ViewImages(NamedTuple):
-    """What a network is given of one lens: images uint8 (K, H, W, 3) of its K views."""
+    """The network's images of one lens, uint8 (K, H, W, 3), one for each of its K views."""
 
     images: np.ndarray
     views: tuple[View, ...]
@@ -75,7 +76,7 @@ class ViewImages(NamedTuple):
 
 @lru_cache(maxsize=128)  # cameras are told apart by identity: sources and nodes keep theirs
 def views_of(lens: Camera, size: tuple[int, int]) -> tuple[View, ...]:
-    """The views of a lens.
+    """Make the views of a lens.
 
     Args:
         size: (width, height) of what is made of each view of a wide lens; views are that or a multiple.
@@ -99,13 +100,13 @@ def views_of(lens: Camera, size: tuple[int, int]) -> tuple[View, ...]:
 
 
 def pinhole_rig(rig: Rig, size: tuple[int, int]) -> Rig:
-    """The rig with views in place of every lens that is no pinhole."""
+    """Replace every lens in the rig that is not a pinhole by its views."""
     views = {camera.name: views_of(camera, size) for camera in rig if camera.distortion_model not in PINHOLE}
     return Rig(tuple(c for camera in rig for c in ([v.camera for v in views.get(camera.name, ())] or [camera])))
 
 
 def pinhole_frame(frame: Frame, size: tuple[int, int] | None = None, kept: tuple[str, ...] = PINHOLE) -> Frame:
-    """The frame with views in place of every lens whose model is not `kept`; the same frame if there is none.
+    """Replace every lens whose model is not in `kept` by its views; a frame without such a lens is returned as it is.
 
     Args:
         size: as of `views_of`; None: each lens' own.
@@ -142,7 +143,7 @@ def pinhole_frame(frame: Frame, size: tuple[int, int] | None = None, kept: tuple
 
 
 def expanded(images: Mapping[str, np.ndarray | ViewImages], rig: Rig) -> tuple[dict[str, np.ndarray], Rig]:
-    """Inputs and rig with views in place of the lenses that have some; a lens without an image has none."""
+    """Replace lenses in inputs and rig by their views; a lens without an image has none."""
     out: dict[str, np.ndarray] = {name: given for name, given in images.items() if isinstance(given, np.ndarray)}
     cameras: list[Camera] = []
     for camera in rig:
@@ -158,13 +159,13 @@ def expanded(images: Mapping[str, np.ndarray | ViewImages], rig: Rig) -> tuple[d
 
 
 def _sampled_pixels(lens: Camera, most: int = 97) -> np.ndarray:
-    """Pixels all over the image, its borders included, (N, 2)."""
+    """Sample pixels all over the image, its borders included, (N, 2)."""
     u, v = (np.linspace(0, side - 1, min(most, side)) for side in lens.size)
     return np.stack(np.meshgrid(u, v), axis=-1).reshape(-1, 2)
 
 
 def _rectified(lens: Camera) -> Camera:
-    """A pinhole of the same size whose middle row shows what the lens' middle row does."""
+    """Make a pinhole of the same size whose middle row shows what the lens' middle row does."""
     (w, h), k = lens.size, lens.intrinsics
     across, _ = lens.directions(np.array([[0, (h - 1) / 2], [w - 1, (h - 1) / 2]]))
     along, _ = lens.directions(np.array([[(w - 1) / 2, 0], [(w - 1) / 2, h - 1]]))
@@ -177,7 +178,8 @@ def _rectified(lens: Camera) -> Camera:
 
 
 def _level(lens: Camera, directions: np.ndarray, size: tuple[int, int]) -> list[Camera]:
-    """Level pinholes side by side, in rows, over what a lens sees of BAND_DEG; directions: in its frame, (N, 3)."""
+    """Place level pinholes side by side, in rows, over what a lens sees within BAND_DEG; `directions` are in its frame,
+    (N, 3)."""
     x, y, z = lens.ego_from_cam[:3, :3] @ directions.T
     azimuth, elevation = np.arctan2(y, x), np.arcsin(np.clip(z, -1, 1))
     low, high = np.radians(BAND_DEG)
@@ -208,7 +210,7 @@ def _level(lens: Camera, directions: np.ndarray, size: tuple[int, int]) -> list[
 
 
 def _ego_from_view(at_m: np.ndarray, azimuth: float, elevation: float) -> np.ndarray:
-    """ego_from_cam (4, 4) of a camera whose rows are level."""
+    """The pose ego_from_cam (4, 4) of a camera whose rows are level."""
     ahead = np.array(
         [math.cos(elevation) * math.cos(azimuth), math.cos(elevation) * math.sin(azimuth), math.sin(elevation)]
     )

@@ -1,4 +1,4 @@
-"""The one definition of what happens to an image before the network: resize, crop. Normalising is in the network.
+"""Defines once how an image is prepared for the network: resized and cropped. Normalising is part of the network.
 
 Training cache, evaluation, export and node all call this; a different resize filter alone can cost ten points.
 """
@@ -19,7 +19,8 @@ HORIZON = 29 / 128  # a 16:9 image then keeps its bottom rows
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Scales an image of any size to cover (width, height), then cuts what is over: sides alike, more top than bottom.
+    """Scales an image of any size to cover (width, height), then crops the rest: equally at both sides, more at the top
+    than at the bottom.
 
     The middle row of the image, where a level camera has its horizon, comes to HORIZON of the height, whatever the
     image's shape: the top shows sky, the bottom the road before the wheels.
@@ -29,7 +30,7 @@ class Preprocess:
     height: int
 
     def plan(self, size: tuple[int, int]) -> tuple[tuple[int, int], int, int]:
-        """Size after resizing, and left and top of the crop, for an image of (width, height)."""
+        """The size after resizing, and left and top of the crop, for an image of (width, height)."""
         w, h = size
         scale = max(self.width / w, self.height / h)
         resized = max(self.width, round(w * scale)), max(self.height, round(h * scale))
@@ -37,7 +38,7 @@ class Preprocess:
         return resized, (resized[0] - self.width) // 2, min(max(top, 0), resized[1] - self.height)
 
     def image(self, image: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
-        """The network's input from an RGB image.
+        """Make the network's input from an RGB image.
 
         Args:
             image: uint8 (h, w, 3).
@@ -53,7 +54,7 @@ class Preprocess:
         return np.ascontiguousarray(small[top : top + self.height, left : left + self.width])
 
     def rig(self, images: Mapping[str, np.ndarray], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The network's inputs of a rig's cameras in the order of `names`.
+        """Make the network's inputs for a rig's cameras in the order of `names`.
 
         Returns:
             uint8 (N, height, width, 3), black where a camera has no image, and which have one, bool (N,).
@@ -65,7 +66,7 @@ class Preprocess:
         return stack, present
 
     def nearest(self, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """What belongs to the input's pixels, from a map over an image of `size` (width, height): nothing is mixed.
+        """Sample a map over an image of `size` (width, height) at the input's pixels, without mixing values.
 
         Args:
             values: (h, w), such as classes or depths; a map may be smaller than its image.

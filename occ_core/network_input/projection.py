@@ -1,4 +1,4 @@
-"""Between cells and pixels of pinhole cameras: projection of points, features of points, viewing rays of pixels.
+"""Relates cells and pixels of pinhole cameras: projection of points, features of points, viewing rays of pixels.
 
 The conventions are those of `occ_core.camera`: pixel (0, 0) is the centre of the top-left pixel, a point is visible
 when it is more than 1 mm in front of the camera and within the image.
@@ -18,7 +18,7 @@ NEAREST_M = 1e-3
 
 
 def cell_centers_m(grid: VoxelGrid, cells_per_feature: int | tuple[int, int, int] = 1) -> Tensor:
-    """Centres of blocks of f x f x f (or fx x fy x fz) cells, metres in the ego frame.
+    """The centres of blocks of f x f x f (or fx x fy x fz) cells, in metres in the ego frame.
 
     Returns:
         float32 [X/fx * Y/fy * Z/fz, 3], in order [x, y, z].
@@ -41,7 +41,7 @@ def flat_cell(
     sample: Tensor,  # [...] int64, or of a shape that fits
     grid: VoxelGrid,
 ) -> Tensor:  # [...] int64
-    """Index of cells into a flat [B, X, Y, Z]."""
+    """The index of cells in a flat [B, X, Y, Z]."""
     i, j, k = cell.unbind(-1)
     return ((sample * grid.shape[0] + i) * grid.shape[1] + j) * grid.shape[2] + k
 
@@ -50,7 +50,7 @@ def project(
     points_ego_m: Tensor,  # [K, 3] or [B, K, 3]
     rig_images: RigImages,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each camera sees each point.
+    """Find where each camera sees each point.
 
     Returns:
         pixels float32 [B, N, K, 2], meaningful where visible; depth_m float32 [B, N, K], along the optical axis;
@@ -84,7 +84,7 @@ def lift(
     points_ego_m: Tensor,  # [K, 3] or [B, K, 3]
     rig_images: RigImages,
 ) -> tuple[Tensor, Tensor]:
-    """Image features of points: bilinear in each image, mean over the cameras that see the point.
+    """Sample image features at points: bilinearly in each image, then the mean over the cameras that see the point.
 
     Cell (i, j) of a feature map of stride s has its centre at pixel s * (i, j) + (s - 1) / 2; beyond the outermost
     centres the outermost feature holds.
@@ -117,7 +117,7 @@ def pixel_rays(
     rig_images: RigImages,
     size: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
-    """Viewing rays through the centres of a grid of `size` (w, h) cells over each image, in the ego frame.
+    """The viewing rays through the centres of a grid of `size` (w, h) cells over each image, in the ego frame.
 
     Returns:
         origins float32 [B, N, 3], metres; directions float32 [B, N, h, w, 3], of length such that
@@ -141,12 +141,12 @@ def weighted_rows(
     weight: Tensor,  # [E] float32
     counts: Tensor,  # [K]: the first counts[0] entries are summed into row 0, the next counts[1] into row 1, ...
 ) -> Tensor:  # [K, C]
-    """Weighted sums of rows: a product with a sparse matrix, forward and backward without an intermediate [E, C]."""
+    """Sum weighted rows, as a product with a sparse matrix, forward and backward without an intermediate [E, C]."""
     return _WeightedRows.apply(table, index, weight, counts)
 
 
 class _WeightedRows(torch.autograd.Function):
-    """The backward pass is the product with the transposed matrix, so it adds in a fixed order, too."""
+    """The backward pass is the product with the transposed matrix, so that it also adds in a fixed order."""
 
     @staticmethod
     def forward(ctx, table: Tensor, index: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
@@ -171,6 +171,6 @@ def _bags(table: Tensor, index: Tensor, weight: Tensor, counts: Tensor) -> Tenso
 
 
 def _image_from_ego(rig_images: RigImages) -> Tensor:
-    """[B, N, 3, 4]: ego point (x, y, z, 1) to (u * depth, v * depth, depth)."""
+    """The matrices [B, N, 3, 4] from ego points (x, y, z, 1) to (u * depth, v * depth, depth)."""
     cam_from_ego = rig_images.ego_from_cam.double().inverse()[..., :3, :]
     return (rig_images.intrinsics.double() @ cam_from_ego).float()

@@ -1,4 +1,4 @@
-"""What a camera network is given: B samples of N cameras as tensors; and what it is taught with.
+"""Inputs of a camera network as tensors, for B samples of N cameras, and the targets that it learns from.
 
 The networks that project cells into images take these two. EasyOcc nano, whose projection is a table, does not.
 """
@@ -17,7 +17,8 @@ from occ_core.errors import InvalidInput
 
 @dataclass(frozen=True, eq=False)
 class RigImages:
-    """Images of a rig of pinhole cameras, after `occ_core.network_input.preprocess`, and perhaps what a LiDAR saw.
+    """Images of a rig of pinhole cameras, prepared by `occ_core.network_input.preprocess`, and the LiDAR's points if it
+    has one.
 
     Attributes:
         images: uint8 [B, N, H, W, 3], RGB; black where a camera has no image.
@@ -41,26 +42,27 @@ class RigImages:
         return each_tensor(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> RigImages:
-        """In memory that a GPU can fetch by itself; torch's DataLoader calls this."""
+        """Copy the tensors to memory that a GPU can read by itself; torch's DataLoader calls this."""
         return each_tensor(self, Tensor.pin_memory)
 
     def batch(self) -> RigImages:
-        """A batch of this one sample, whose tensors lack the first axis."""
+        """Make a batch of this one sample, whose tensors lack the first axis."""
         return each_tensor(self, lambda tensor: tensor[None])
 
     def first(self) -> RigImages:
-        """A batch of the first sample alone."""
+        """Make a batch of the first sample alone."""
         return each_tensor(self, lambda tensor: tensor[:1])
 
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What the same samples are taught with; None where the run has nothing of the kind.
+    """Targets of the same samples; None where the run does not have them.
 
     Attributes:
-        labels: uint8 [B, X, Y, Z], class ids of the grid's cells, 255 where unobserved.
+        labels: uint8 [B, X, Y, Z], class ids of the grid's cells, UNLABELED where unobserved.
         class_weights: float32 [C], of the classes in losses on cells; 0 for classes that never occur.
-        pseudo_labels: uint8 [B, X, Y, Z], what teachers say of the cells of samples without label, 255 where nothing.
+        pseudo_labels: uint8 [B, X, Y, Z], of samples without label, what teachers say of their cells, UNLABELED
+            where nothing.
         class_map: uint8 [B, N, H, W], the class teacher's answer at the size of the images; the free id is sky, 255
             unknown.
         pixel_weights: float32 [C], of the classes in losses on pixels.
@@ -84,7 +86,7 @@ class Targets:
     lidar_origin_m: Tensor | None = None
 
     def need(self, field: str, term: str) -> Tensor:
-        """A field that a loss term reads.
+        """Return a field that a loss term reads.
 
         Raises:
             InvalidInput: the run has nothing of the kind.
@@ -95,7 +97,7 @@ class Targets:
         return value
 
     def labels_of(self, grid_shape: tuple[int, int, int], term: str) -> Tensor:
-        """The labels, for a loss term on cells.
+        """Return the labels, for a loss term on cells.
 
         Raises:
             InvalidInput: the run has none, or of another grid than the network's.
@@ -109,11 +111,11 @@ class Targets:
         return each_tensor(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Targets:
-        """In memory that a GPU can fetch by itself; torch's DataLoader calls this."""
+        """Copy the tensors to memory that a GPU can read by itself; torch's DataLoader calls this."""
         return each_tensor(self, Tensor.pin_memory)
 
 
 def each_tensor(record: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A dataclass whose tensors are changed, and nothing else."""
+    """Return the dataclass with `change` applied to each of its tensors."""
     values = {f.name: getattr(record, f.name) for f in fields(record)}
     return replace(record, **{name: change(value) for name, value in values.items() if isinstance(value, Tensor)})

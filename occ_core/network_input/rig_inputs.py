@@ -1,4 +1,4 @@
-"""A rig's calibration as camera networks are given it: in training, evaluation and deployment alike."""
+"""Prepares a rig's calibration for camera networks, in the same way for training, evaluation and deployment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def rig_inputs(
     preprocess: Preprocess,
     lidar: np.ndarray | None = None,  # float32 [P, 5], what `occ_core.lidar_points` made of the sweeps
 ) -> RigImages:
-    """One sample, without the batch axis. A lens that is no pinhole is given as the views of `network_input.pinhole`.
+    """Make the inputs of one sample, without the batch axis. A lens that is not a pinhole is replaced by the views of
+    `network_input.pinhole`.
 
     Raises:
         InvalidInput: a camera of the rig is no pinhole.
@@ -31,7 +32,7 @@ def rig_inputs(
 
 
 def seeing_pixels(rig: Rig, preprocess: Preprocess) -> Tensor | None:
-    """Pixels of the preprocessed images that show the world, bool [N, H, W]; None: all do."""
+    """Mark the pixels of the preprocessed images that show the world, bool [N, H, W]; None if all do."""
     if all(camera.blind is None for camera in rig):
         return None
     sees = np.ones((len(rig), preprocess.height, preprocess.width), dtype=np.bool_)
@@ -42,7 +43,7 @@ def seeing_pixels(rig: Rig, preprocess: Preprocess) -> Tensor | None:
 
 
 def calibration(rig: Rig, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
-    """Intrinsics of the preprocessed images float32 [N, 3, 3], and ego_from_cam float32 [N, 4, 4].
+    """The intrinsics of the preprocessed images, float32 [N, 3, 3], and ego_from_cam, float32 [N, 4, 4].
 
     Raises:
         InvalidInput: a lens distorts; camera networks project by a 3 x 3 matrix.

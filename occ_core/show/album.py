@@ -1,4 +1,4 @@
-"""What every `show` writes: some moments as pictures, and all of them as a recording."""
+"""What every `show` writes: some frames as pictures, and all of them as a recording."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def write_album(
     draw: Callable[[int], tuple[str, np.ndarray]],
     record: Callable[[Recording, int], None] | None,
 ) -> list[Path]:
-    """Write `out/recording.rrd` of all moments and `out/pictures/<scene>_<index>.png` of some.
+    """Write `out/recording.rrd` of all frames and `out/pictures/<scene>_<index>.png` of some.
 
     Args:
         title: of the recording.
-        indices: of the moments to show, at least one, in time order.
+        indices: of the frames to show, at least one, in time order.
         pictures: at most this many, see `spread`.
-        draw: scene and RGB uint8 (h, w, 3) of a moment.
-        record: adds a moment to the recording; None: no recording.
+        draw: scene and RGB uint8 (h, w, 3) of a frame.
+        record: adds a frame to the recording; None: no recording.
 
     Returns:
         paths of what was written.

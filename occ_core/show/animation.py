@@ -36,28 +36,22 @@ def write_animation(frames: PredictedFrames, path: Path) -> None:
 
     Raises:
         InvalidInput: another ending, or nobody said where the robot was, which the map needs.
-        MissingInput: no moment has a prediction. CannotWrite. MissingPackage: Pillow is not installed.
+        MissingInput: no frame has a prediction. CannotWrite. MissingPackage: Pillow is not installed.
     """
     if path.suffix != ".webp":
         raise InvalidInput(f"an animation is a .webp file, not {path}")
     image = need("PIL.Image", "viz")
-    frames, stamps_ns = [], []
-    for stamp_ns, frame in drawn(frames):
+    pictures, stamps_ns = [], []
+    for stamp_ns, picture in drawn(frames):
         stamps_ns.append(stamp_ns)
-        frames.append(image.fromarray(frame))
-    if not frames:
-        raise MissingInput(f"{frames.title}: no moment has a prediction to show")
+        pictures.append(image.fromarray(picture))
+    if not pictures:
+        raise MissingInput(f"{frames.title}: no frame has a prediction to show")
     durations_ms = [*np.clip(np.diff(stamps_ns) // 1_000_000, 1, LONGEST_MS).tolist(), LONGEST_MS]
     buffer = io.BytesIO()
-    frames[0].save(
-        buffer,
-        "WEBP",
-        save_all=True,
-        append_images=frames[1:],
-        duration=durations_ms,
-        loop=0,
-        quality=QUALITY,
-        method=4,
+    first, *rest = pictures
+    first.save(
+        buffer, "WEBP", save_all=True, append_images=rest, duration=durations_ms, loop=0, quality=QUALITY, method=4
     )
     write_atomically(path, buffer.getvalue())
 
@@ -65,7 +59,8 @@ def write_animation(frames: PredictedFrames, path: Path) -> None:
 def drawn(frames: PredictedFrames) -> Iterator[tuple[int, np.ndarray]]:
     """Stamp in ns and picture, RGB uint8 (h, w, 3), of frames evenly spread; all are fused, scene by scene."""
     shown = set(spread(range(len(frames)), MOST_FRAMES))
-    rolling_map, scene = None, None
+    rolling_map: RollingMap | None = None
+    scene = ""
     for index in track(range(len(frames)), description="animation", transient=True):
         frame, predicted, _ = frames[index]
         if predicted is None:
@@ -82,11 +77,11 @@ def drawn(frames: PredictedFrames) -> Iterator[tuple[int, np.ndarray]]:
 def sheet(
     images: dict[str, np.ndarray], predicted: Occupancy, fused: Occupancy, world_from_ego: np.ndarray
 ) -> np.ndarray:
-    """One picture: cameras and classes above, the moment's voxels and the map below, both seen from behind the robot.
+    """One picture: cameras and classes above, the frame's voxels and the map below, both seen from behind the robot.
 
     Args:
         fused: in the world frame.
-        world_from_ego: (4, 4) at the moment.
+        world_from_ego: (4, 4) at the frame's stamp.
     """
     rows = camera_rows(sorted(images))
     tile_w = WIDTH // len(rows[0])

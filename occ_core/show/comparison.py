@@ -94,11 +94,11 @@ def _open_training(path: Path, name: str) -> Run:
 
 
 @contextmanager
-def on_equal_moments(a: Run, b: Run) -> Iterator[tuple[Path, Path, list[str]]]:
+def on_equal_frames(a: Run, b: Run) -> Iterator[tuple[Path, Path, list[str]]]:
     """Two folders of predictions with the same tokens, those that both runs have, and a line for each that has more.
 
     Raises:
-        InvalidInput: they have no moment in common. MissingInput: a run has no predictions.
+        InvalidInput: they have no frame in common. MissingInput: a run has no predictions.
     """
     for run in (a, b):
         if run.predictions is None:
@@ -107,7 +107,7 @@ def on_equal_moments(a: Run, b: Run) -> Iterator[tuple[Path, Path, list[str]]]:
     both = files[0].keys() & files[1].keys()
     if not both:
         raise InvalidInput(
-            f"no moment in common: {a.name} predicts {len(files[0])}, first '{min(files[0])}', {b.name} "
+            f"no frame in common: {a.name} predicts {len(files[0])}, first '{min(files[0])}', {b.name} "
             f"{len(files[1])}, first '{min(files[1])}'"
         )
     told = [
@@ -124,7 +124,7 @@ def on_equal_moments(a: Run, b: Run) -> Iterator[tuple[Path, Path, list[str]]]:
         yield *links, told
 
 
-def moments_of_both(names: tuple[str, str], a: PredictedFrames, b: PredictedFrames) -> Iterator[PageFrame]:
+def frames_of_both(names: tuple[str, str], a: PredictedFrames, b: PredictedFrames) -> Iterator[PageFrame]:
     """At most FRAMES, evenly spread, of two folders with the same tokens; the truth third."""
     for index in spread(range(len(a)), FRAMES):
         frame, one, truth = a[index]

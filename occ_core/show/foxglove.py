@@ -80,12 +80,12 @@ class FoxgloveServer:
         self._server.clear_session()
 
     def publish(self, predicted_frame: PredictedFrame) -> None:
-        """Send everything of one moment to who looks."""
+        """Send everything of one frame to who looks."""
         frame, stamp_ns = predicted_frame.frame, predicted_frame.frame.stamp_ns
         self._topics["/tf"].log(self._transforms(frame), log_time=stamp_ns)
         for name, image in frame.images.items():
             camera = frame.rig[name]
-            self._offer(image_topic(name), "CompressedImage")  # a camera that the first moment did not have
+            self._offer(image_topic(name), "CompressedImage")  # a camera that the first frame did not have
             self._offer(info_topic(name), "CameraCalibration")
             self._topics[info_topic(name)].log(self._calibration(camera, stamp_ns), log_time=stamp_ns)
             self._topics[image_topic(name)].log(self._image(name, image, stamp_ns), log_time=stamp_ns)

@@ -11,14 +11,15 @@ import numpy as np
 
 from occ_core.errors import MissingInput
 from occ_core.frame import Frame
+from occ_core.labels.scene import taught_frame
 from occ_core.labels.store import LabelStore, StoredLabel
 from occ_core.occupancy import Occupancy, load_occ3d
 from occ_core.show.album import write_album
 from occ_core.show.maps import color_classes, color_depth, over_image
 from occ_core.show.pictures import camera_rows, captioned, from_above, legend, mosaic, strip
-from occ_core.show.recording import Recording
+from occ_core.show.recording import Recording as Stream
 from occ_core.show.solids import in_perspective
-from occ_core.sources.nuscenes import NuScenesSource
+from occ_core.sources.scenes import Recording, SceneFrames
 from occ_core.taxonomy import UNLABELED
 from occ_core.teachers.base import Teachers
 
@@ -49,7 +50,7 @@ def show_labels(
     """Write `out/pictures/<scene>_<n>.png` and `out/recording.rrd`.
 
     Args:
-        store: labels of keyframes of `dataroot`; its `gts/` is shown beside them where it is there.
+        store: labels of keyframes of `dataroot`, any recording; its `gts/` is shown beside them where it is there.
         pictures: at most this many, spread evenly over the labels.
         teachers: asked for the maps to show; None: only images are shown.
         version: table folder, as of NuScenesTables.
@@ -60,23 +61,27 @@ def show_labels(
     Raises:
         MissingInput: no label is there.
     """
-    source = NuScenesSource(dataroot, version, list(scenes) if scenes else None)
-    scene_of = {token: scene for scene, token in store.samples if store.path(scene, token).is_file()}
-    labelled = [i for i, token in enumerate(source.tokens) if token in scene_of]
+    source = Recording(dataroot, version)
+    chosen, labelled = source.require_scenes(scenes), list[tuple[SceneFrames, int]]()
+    for scene in (name for name in chosen if name in store.record["scenes"]):
+        frames = source.scene(scene)
+        tokens = enumerate(frames.tokens)
+        labelled += [(frames, index) for index, token in tokens if store.path(scene, token).is_file()]
     if not labelled:
-        raise MissingInput(f"{store.folder}: no label of any of the {len(source)} keyframes of {dataroot}")
+        raise MissingInput(f"{store.folder}: no label of any keyframe of the {len(chosen)} scenes of {dataroot}")
 
-    def labelled_frame(index: int) -> LabelledFrame:
-        return _labelled_frame(source, index, store, teachers)
+    def labelled_frame(number: int) -> LabelledFrame:
+        frames, index = labelled[number]
+        return _labelled_frame(source, frames[index], store, teachers)
 
-    def draw(index: int) -> tuple[str, np.ndarray]:
-        shown = labelled_frame(index)
+    def draw(number: int) -> tuple[str, np.ndarray]:
+        shown = labelled_frame(number)
         return shown.frame.scene, sheet(shown, _title(store, shown.frame))
 
-    def record(stream: Recording, index: int) -> None:
-        _record(stream, labelled_frame(index))
+    def record(stream: Stream, number: int) -> None:
+        _record(stream, labelled_frame(number))
 
-    return write_album(out, "labels", labelled, pictures, draw, record if recording else None)
+    return write_album(out, "labels", range(len(labelled)), pictures, draw, record if recording else None)
 
 
 def _title(store: LabelStore, frame: Frame) -> str:
@@ -86,28 +91,28 @@ def _title(store: LabelStore, frame: Frame) -> str:
     return f"{frame.scene}, sample {frame.token[:8]}: {made_with['teacher']}, recipe {made_with['recipe']}{left_out}"
 
 
-def _labelled_frame(source: NuScenesSource, index: int, store: LabelStore, teachers: Teachers | None) -> LabelledFrame:
-    frame = source[index]
-    path = source.tables.truth_path(frame.scene, frame.token)
-    truth = load_occ3d(path) if path.is_file() else None
+def _labelled_frame(source: Recording, frame: Frame, store: LabelStore, teachers: Teachers | None) -> LabelledFrame:
+    path = source.truth_path(frame.scene, frame.token)
+    truth = load_occ3d(path) if path is not None and path.is_file() else None
     classes, depths = {}, {}
     if teachers is not None:
-        for name, found in teachers.classes.classes(frame).items():
+        taught = taught_frame(frame)
+        for name, found in teachers.classes.classes(taught).items():
             colors = color_classes(found.class_id, store.taxonomy)
-            classes[name] = over_image(frame.images[name], colors, found.class_id != UNLABELED)
-        for name, measured in teachers.depth.depth(frame).items():
+            classes[name] = over_image(taught.images[name], colors, found.class_id != UNLABELED)
+        for name, measured in teachers.depth.depth(taught).items():
             colors, known = color_depth(measured.depth_m), ~np.isnan(measured.depth_m)
-            depths[name] = over_image(frame.images[name], colors, known)
+            depths[name] = over_image(taught.images[name], colors, known)
     return LabelledFrame(frame, store.read(frame.scene, frame.token), truth, classes, depths)
 
 
 def sheet(labelled_frame: LabelledFrame, title: str) -> np.ndarray:
     """One picture: images, class maps and depths, voxels (label and truth), and from above what was voted and seen."""
     rows = camera_rows(sorted(labelled_frame.frame.images))
-    columns = len(rows[0])
-    tile, small = (_tile(WIDTH // columns), _tile(WIDTH // (2 * columns)))
-    parts = [strip(title, WIDTH), mosaic(labelled_frame.frame.images, rows, tile)]
+    parts = [strip(title, WIDTH), mosaic(labelled_frame.frame.images, rows, _tile(WIDTH // len(rows[0])))]
     if labelled_frame.classes or labelled_frame.depths:
+        rows = camera_rows(sorted(labelled_frame.classes | labelled_frame.depths))  # of a fisheye, its views
+        small = _tile(WIDTH // (2 * len(rows[0])))
         parts.append(
             np.concatenate(
                 [mosaic(labelled_frame.classes, rows, small), mosaic(labelled_frame.depths, rows, small)], axis=1
@@ -153,7 +158,7 @@ def _facts(label: StoredLabel) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(image[::-1, ::-1]) for name, image in facts.items()}
 
 
-def _record(stream: Recording, labelled_frame: LabelledFrame) -> None:
+def _record(stream: Stream, labelled_frame: LabelledFrame) -> None:
     stamp_ns, label = labelled_frame.frame.stamp_ns, labelled_frame.label.occupancy
     stream.log(stamp_ns, labelled_frame.frame.images, label, labelled_frame.truth)
     stream.log_images(stamp_ns, "classes", labelled_frame.classes)

@@ -17,7 +17,7 @@ from occ_core.camera import Rig
 from occ_core.errors import InvalidInput
 from occ_core.files import write_atomically
 from occ_core.show.album import spread
-from occ_core.show.page_data import PageFrame, common, pack_frame, scene_frame
+from occ_core.show.page_data import PageFrame, common, pack_frame, scene_of
 from occ_core.show.page_figures import Figures
 from occ_core.show.predicted_frames import PredictedFrames
 
@@ -46,14 +46,14 @@ def write_page(path: Path, title: str, frames: Iterable[PageFrame], figures: Fig
 
 
 def _scene(shown: list[PageFrame]) -> dict[str, Any]:
-    """What `page_files/scene.js` shows: `scene_frame`, and the frames."""
+    """What `page_files/scene.js` shows: `scene_of`, and the frames."""
     like, volumes = common(shown)
     rigs = [page_frame.frame.rig for page_frame in shown]
     cameras = Rig(
         tuple({camera.name: camera for rig in reversed(rigs) for camera in rig}.values())
     )  # where it is first
-    frame = scene_frame(like, volumes, cameras)
-    return {**frame, "frames": [pack_frame(page_frame, frame["cameras"]) for page_frame in shown]}
+    scene = scene_of(like, volumes, cameras)
+    return {**scene, "frames": [pack_frame(page_frame, scene["cameras"]) for page_frame in shown]}
 
 
 def page_frames(frames: PredictedFrames, count: int = FRAMES) -> Iterable[PageFrame]:

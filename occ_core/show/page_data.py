@@ -30,7 +30,7 @@ class PageFrame(NamedTuple):
     volumes: Mapping[str, Occupancy | None]
 
 
-def scene_frame(like: Occupancy, volumes: list[str], rig: Rig) -> dict[str, Any]:
+def scene_of(like: Occupancy, volumes: list[str], rig: Rig) -> dict[str, Any]:
     """What all frames of a page have in common, as JSON values: grid, classes, cameras with where they look, and the
     volumes' names.
 
@@ -54,12 +54,28 @@ def scene_frame(like: Occupancy, volumes: list[str], rig: Rig) -> dict[str, Any]
 
 
 def pack_frame(page_frame: PageFrame, cameras: list[str]) -> dict[str, Any]:
-    """JSON values: name, images {camera: JPEG as base64} and volumes {name: see `pack_volume`}."""
+    """As `pack_view`, of a frame."""
     frame = page_frame.frame
-    rig = frame.rig_at_stamps
-    volumes = {name: pack_volume(o, rig, cameras) for name, o in page_frame.volumes.items() if o is not None}
     name = f"{frame.scene} {frame.token[:8]} at {frame.stamp_ns / 1e9:.2f} s".strip()
-    return {"name": name, "images": {name: _jpeg(image) for name, image in frame.images.items()}, "volumes": volumes}
+    return pack_view(name, frame.images, page_frame.volumes, frame.rig_at_stamps, cameras)
+
+
+def pack_view(
+    name: str,
+    images: Mapping[str, np.ndarray],
+    volumes: Mapping[str, Occupancy | None],
+    rig: Rig,
+    cameras: list[str],
+) -> dict[str, Any]:
+    """JSON values: name, images {camera: JPEG as base64} and volumes {name: see `pack_volume`}.
+
+    Args:
+        images: RGB uint8 (h, w, 3).
+        rig: where the cameras were when they took these.
+        cameras: of the page, in its order.
+    """
+    packed = {volume: pack_volume(o, rig, cameras) for volume, o in volumes.items() if o is not None}
+    return {"name": name, "images": {camera: _jpeg(image) for camera, image in images.items()}, "volumes": packed}
 
 
 def pack_volume(occupancy: Occupancy, rig: Rig, cameras: list[str]) -> dict[str, str | None]:

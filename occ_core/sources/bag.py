@@ -1,4 +1,4 @@
-"""Frames of any ROS 2 bag that has images, CameraInfo and TF (or odometry). Needs no ROS installation.
+"""Reads frames of any ROS 2 bag that has images, CameraInfo and TF (or odometry). It needs no ROS installation.
 
 One pass (`bag_survey`) tells what is there; a camera, image, CameraInfo, transform, odometry message or stamp that
 cannot be used is left out, counted and named, and the rest is used. Images are read when a frame is asked for.
@@ -19,7 +19,7 @@ from occ_core.ego_mask import with_masks
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput, MissingTransform
 from occ_core.frame import FULL_INTENSITY, Frame, LidarSweep
 from occ_core.problems import Problem, Tally, Unusable
-from occ_core.sensor_messages import axis_problem, image_of, stamp_of
+from occ_core.sensor_messages import image_of, lens_problem, mount_problems, stamp_of
 from occ_core.sources.bag_cameras import (
     BagCamera,
     chosen_topic,
@@ -40,7 +40,7 @@ GAPS = 0.1  # share of the sets; so many without an image of a camera are worth 
 
 
 class BagSource:
-    """Frames of a bag in time order. An image joins the set of the key camera's image that it is nearest to.
+    """The frames of a bag in time order. An image joins the set of the key camera's image that is nearest to it.
 
     The key camera is the first of `cameras`, else the one whose name ends in `front`, else the first by name; its
     stamps and poses are the frames' references. A set whose transforms are not in the bag is skipped and counted in
@@ -51,8 +51,8 @@ class BagSource:
             `occ_core.rig_file`) need neither CameraInfo nor TF.
         cameras: names (namespaces such as `cam_front`) or image topics; None: every camera that can be used.
         base_frame: the ego frame.
-        world_frame: None: `map`, else `odom`, else the frame of odometry messages; if there is none, the vehicle
-            counts as standing still (attribute `world_frame` is None).
+        world_frame: None: `odom`, which never jumps (REP 105), else `map`, else the frame of odometry messages; if
+            there is none, the vehicle counts as standing still (attribute `world_frame` is None).
         lidar: PointCloud2 topic; None: the one that has `lidar` or `points` in its name, if it is only one.
         max_spread_s: an image farther from the key image is left out of its set.
         intensity_max: of a LiDAR return, as the driver counts: 255 for most, 1 where it gives shares.
@@ -123,7 +123,8 @@ class BagSource:
         self._note_gaps()
 
     def _note_gaps(self) -> None:
-        """Say which cameras lack in many of the key camera's sets, beyond the images that are named already."""
+        """Name the cameras that are missing in many of the key camera's sets, beyond the images that are named
+        already."""
         sets = [entries for entries, _ in self.sets()]
         for name, each in self._usable.items():
             said = {problem.kind: count for problem, count in self.tally.of(each.camera.image_topic)}
@@ -133,7 +134,7 @@ class BagSource:
                 self.tally.note(Problem("gaps", each.camera.image_topic, found))
 
     def _robot(self) -> str:
-        """The namespace of transforms that most cameras are in."""
+        """The namespace of transforms to which most cameras belong."""
         spaces = namespaces(self.survey)
         robots = [robot_of(self.image_topics[device.name], spaces) for device in self.devices]
         if self.devices[0].asked:
@@ -148,7 +149,7 @@ class BagSource:
         return next((camera for camera in often if camera.name.endswith("front")), often[0])
 
     def lenses_of(self, name: str) -> list[Lens]:
-        """Of a camera that is used, in time."""
+        """The lenses of a used camera, in time order."""
         return self._usable[name].lenses
 
     # --- frames ---------------------------------------------------------------------------------------------------
@@ -169,11 +170,11 @@ class BagSource:
             raise MissingTransform(f"{self.path}: none of {self.skipped.total()} image sets can be placed: {reason}")
 
     def stamps(self) -> Iterator[dict[str, int]]:
-        """Of each set: camera name -> stamp_ns. Reads no message."""
+        """For each set, the stamps by camera name, in ns. No message is read."""
         return ({name: entry.stamp_ns for name, entry in entries.items()} for entries, _ in self.sets())
 
     def sets(self) -> list[tuple[dict[str, LogEntry], LogEntry | None]]:
-        """(camera name -> where its image is, that of the cloud or None) of each set."""
+        """For each set, the log entries of its images by camera name, and that of its cloud or None."""
         others = {name: each.entries for name, each in self._usable.items() if name != self.key.name}
         keys = sorted(self._usable[self.key.name].entries, key=lambda entry: entry.log_ns)
         found = grouped(keys, {**others, "": self.survey.clouds}, self._spread_ns)
@@ -184,7 +185,7 @@ class BagSource:
         return sets
 
     def read(self, entries: dict[str, LogEntry], cloud: LogEntry | None) -> tuple[dict[str, Any], Any]:
-        """(camera name -> image message, cloud message or None) of one of `sets`.
+        """Read the image messages by camera name, and the cloud message or None, of one of `sets`.
 
         Raises:
             CorruptInput: they are no longer there.
@@ -197,7 +198,7 @@ class BagSource:
         return {name: found[topic] for topic, name in topics.items()}, found.get(self.lidar_topic)
 
     def messages(self, wanted: dict[str, LogEntry]) -> dict[str | None, Any]:
-        """The messages of the wanted topics, each at its place.
+        """Read the messages of the wanted topics at their log entries.
 
         Raises:
             CorruptInput: one is no longer there.
@@ -215,7 +216,7 @@ class BagSource:
         return found
 
     def frame(self, images: dict[str, Any], cloud: Any) -> Frame:
-        """The frame of messages that `read` gave; images that cannot be decoded are left out."""
+        """Make the frame of the messages that `read` returned; images that cannot be decoded are left out."""
         stamps = {name: stamp_of(message) for name, message in images.items()}
         rig, poses = self.poses_at(stamps)
         for name in stamps.keys() - poses.keys():
@@ -234,7 +235,7 @@ class BagSource:
         )
 
     def poses_at(self, stamps: dict[str, int]) -> tuple[Rig, dict[str, np.ndarray]]:
-        """The rig, and world_from_ego (4, 4) at the stamp of each image whose camera's place is known then.
+        """The rig, and world_from_ego (4, 4) at the stamp of each image whose camera can be placed on the vehicle then.
 
         Raises:
             MissingTransform: TF does not cover them.
@@ -261,7 +262,7 @@ class BagSource:
             return None
 
     def _rig_at(self, stamps: dict[str, int]) -> tuple[Rig, set[str]]:
-        """The rig, made anew only when a camera's place or lens changed, and the cameras whose place is known."""
+        """The rig, made anew only when a camera's mount or lens changed, and the cameras that can be placed."""
         cameras, placed = [], set()
         before = {camera.name: camera for camera in self._rig or ()}
         for name, each in self._usable.items():
@@ -282,12 +283,17 @@ class BagSource:
                 cameras.append(old)
                 continue
             cameras.append(_moved(lens.frame_from_cam, ego_from_cam))
-            axis, topic = axis_problem(cameras[-1], lens.frame), each.camera.image_topic
-            if axis and axis.kind not in {problem.kind for problem, _ in self.tally.of(topic)}:
-                self.tally.note(replace(axis, where=topic))
+            self._note_camera(cameras[-1], lens.frame, each.camera.image_topic)
         if self._rig is None or any(camera is not before.get(camera.name) for camera in cameras):
             self._rig = with_masks(Rig(tuple(cameras)), self._masks_by, self.path.stem)
         return self._rig, placed
+
+    def _note_camera(self, camera: Camera, frame: str, topic: str) -> None:
+        """Say once what is odd about a camera's lens or place."""
+        said = {problem.kind for problem, _ in self.tally.of(topic)}
+        for problem in (lens_problem(camera), *mount_problems(camera, frame)):
+            if problem is not None and problem.kind not in said:
+                self.tally.note(replace(problem, where=topic))
 
     def _world_from_ego(self, stamp_ns: int) -> np.ndarray:
         return np.eye(4) if self.world_frame is None else self.tree.lookup(self.world_frame, self.base_frame, stamp_ns)
@@ -302,7 +308,7 @@ class BagSource:
             return None
 
     def sweep(self, cloud: Any) -> LidarSweep:
-        """The sweep of a PointCloud2 message, in the world by its own stamp.
+        """The sweep of a PointCloud2 message, placed in the world at its own stamp.
 
         Raises:
             MissingTransform: TF does not place the LiDAR at its stamp. CorruptInput: the message is no cloud.
@@ -321,7 +327,7 @@ class BagSource:
 
 
 def find_lidar(reader: BagReader, wanted: str | None = None) -> str | None:
-    """The PointCloud2 topic `wanted`, or else the one that has `lidar` or `points` in its name, if it is only one.
+    """The PointCloud2 topic `wanted`, or else the only one that has `lidar` or `points` in its name.
 
     Raises:
         MissingInput: the bag does not have the wanted one.

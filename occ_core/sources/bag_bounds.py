@@ -1,4 +1,4 @@
-"""Bounds on what a bag may unpack to. rosbags (0.11) unpacks chunks, messages and whole files however large they get.
+"""Limits what a bag may unpack to, since rosbags (0.11) unpacks chunks, messages and whole files of any size.
 
 Its decompressors are looked up in its own modules by name, so they are replaced there, once per process.
 """
@@ -18,8 +18,8 @@ from occ_core.limits import MAX_METADATA_BYTES, MAX_UNPACKED_BYTES
 
 @cache
 def allow_empty_storage_id() -> None:
-    """Let every rosbags reader of this process tell the storage by the files' names where metadata.yaml does not, as
-    after some `ros2 bag reindex`."""
+    """Let every rosbags reader of this process infer the storage from the files' names if metadata.yaml does not name
+    it, as after some `ros2 bag reindex`."""
     reader = need("rosbags.rosbag2.reader", "bags")
     plugins = reader.Reader.STORAGE_PLUGINS
     known = dict(reader.DirectoryReader.STORAGE_PLUGINS)
@@ -53,7 +53,7 @@ def require_bounded_metadata(path: Path) -> None:
 
 
 def _unpacked(decompressor: Any, data: bytes, size: int) -> bytes:
-    """One frame of at most `size` bytes."""
+    """Unpack one frame of at most `size` bytes."""
     if size > MAX_UNPACKED_BYTES:
         raise CorruptInput(f"a chunk is said to unpack to {size} bytes, limit {MAX_UNPACKED_BYTES}")
     out = decompressor.decompress(data, max_length=size + 1)
@@ -65,7 +65,8 @@ def _unpacked(decompressor: Any, data: bytes, size: int) -> bytes:
 
 
 class _BoundedFile:
-    """A packed file that rosbags copies, unpacked, to the folder of temporary files: not more than half of its room."""
+    """A packed file that rosbags unpacks into the folder of temporary files; it may take at most half of the free
+    space."""
 
     def __init__(self, file: Any) -> None:
         self._file = file

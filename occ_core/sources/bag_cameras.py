@@ -1,4 +1,4 @@
-"""Which of a bag's topics are cameras: by what their messages hold and by the last part of their names.
+"""Finds which of a bag's topics are cameras, by what their messages hold and by the last part of their names.
 
 Transports of one image are one camera (`image_raw`, `image_raw/compressed`), and so are several images of one device
 (colour and grey, as it is and rectified).
@@ -21,12 +21,17 @@ from occ_core.sources.bag_survey import CAMERA_INFO, COMPRESSED, IMAGE, ImageTop
 RIG_FILE = "rig.yaml"
 """Beside a recording: cameras whose calibration and place it does not hold (see `occ_core.rig_file`)."""
 INFRARED = {"infra", "ir", "infrared", "thermal", "nir", "lwir"}
+VIDEO = (
+    "foxglove_msgs/msg/CompressedVideo",
+    "ffmpeg_image_transport_msgs/msg/FFMPEGPacket",
+    "theora_image_transport/msg/Packet",
+)
 SAME_STAMPS = 0.5  # share of the images of two topics of one device that have one stamp
 
 
 @dataclass(frozen=True)
 class BagCamera:
-    """Topics of one camera; `name` is their common namespace, such as `cam_front`."""
+    """The topics of one camera; `name` is their common namespace, such as `cam_front`."""
 
     name: str
     image_topic: str
@@ -35,7 +40,7 @@ class BagCamera:
 
 @dataclass(frozen=True)
 class Device:
-    """Image topics with one CameraInfo topic.
+    """Image topics that share one CameraInfo topic.
 
     Attributes:
         info_topic: empty where there is none.
@@ -53,13 +58,13 @@ class Device:
 
 
 def described_cameras(reader: BagReader) -> tuple[RigFileCamera, ...]:
-    """Those of the rig file beside the recording; none without that file."""
+    """Read the cameras of the rig file beside the recording; none without that file."""
     file = (reader.path if reader.path.is_dir() else reader.path.parent) / RIG_FILE
     return load_rig_file(file) if file.is_file() else ()
 
 
 def described_by(rig_file: Iterable[RigFileCamera], reader: BagReader, devices: Iterable[Device]) -> dict[str, Camera]:
-    """Device -> its camera of the rig file, by image topic, or by name where the file gives no topic.
+    """Assign cameras of the rig file to devices, by image topic, or by name where the file gives no topic.
 
     Raises:
         InvalidInput: the recording has no images of a camera of the file.
@@ -81,7 +86,7 @@ def described_by(rig_file: Iterable[RigFileCamera], reader: BagReader, devices: 
 def find_devices(
     reader: BagReader, wanted: Iterable[str] | None, excluded: Iterable[str] = (), described: bool = False
 ) -> list[Device]:
-    """Devices by name; the wanted ones in their order.
+    """Find devices by name; if some are wanted, those in their order.
 
     Args:
         described: a rig file describes cameras, so that there may be no CameraInfo.
@@ -91,7 +96,9 @@ def find_devices(
     """
     infos, topics = set(reader.of_type(CAMERA_INFO)), reader.of_type(IMAGE, COMPRESSED)
     if not topics:
-        raise MissingInput(f"{reader.path}: no image topic ({IMAGE} or {COMPRESSED}) with messages")
+        videos = ", ".join(reader.of_type(*VIDEO))
+        beside = f"; videos are not read: {videos}" if videos else ""
+        raise MissingInput(f"{reader.path}: no image topic ({IMAGE} or {COMPRESSED}) with messages{beside}")
     groups: dict[str, list[str]] = {}
     for topic in topics:
         base = base_topic(topic)
@@ -120,12 +127,21 @@ def find_devices(
 
 
 def without_images(reader: BagReader) -> dict[str, Problem]:
-    """Names of cameras of which the bag has CameraInfo, but no image."""
-    bases = [base_topic(topic) for topic in reader.of_type(IMAGE, COMPRESSED)]
-    used = {f"{parent}/camera_info" for base in bases for parent in (base, base.rpartition("/")[0])}
+    """The names of cameras of which the bag has CameraInfo but no image, or a video that is not read."""
+    bases = {base_topic(topic) for topic in reader.of_type(IMAGE, COMPRESSED)}
+    videos = [topic for topic in reader.of_type(*VIDEO) if base_topic(topic) not in bases]
+    found = {}
+    for topic in videos:
+        text = f"its images are a video ({reader.topics[topic]}); only images, JPEG and PNG are read"
+        found[_namespace(base_topic(topic)).strip("/") or topic.strip("/")] = Problem("file", topic, text)
+    used = {f"{parent}/camera_info" for base in bases for parent in (base, _namespace(base))}
     lonely = [topic for topic in reader.of_type(CAMERA_INFO) if topic not in used]
     text = "CameraInfo, but no image of this camera"
-    return {topic.removesuffix("/camera_info").strip("/"): Problem("no images", topic, text) for topic in lonely}
+    return {_namespace(topic).strip("/"): Problem("no images", topic, text) for topic in lonely} | found
+
+
+def _namespace(topic: str) -> str:
+    return topic.rpartition("/")[0]
 
 
 def _wanted(reader: BagReader, name: str, devices: list[Device]) -> Device:
@@ -142,8 +158,8 @@ def _unknown(reader: BagReader, name: str, devices: list[Device]) -> MissingInpu
 
 
 def chosen_topic(device: Device, survey: Survey) -> str:
-    """Of several image topics of a device: one that has images, colour before grey, as it is before rectified,
-    compressed (less to read) before raw."""
+    """Choose one of a device's image topics: one with images, colour before grey, unrectified before rectified,
+    compressed (which is less to read) before raw."""
     most = max(len(survey.images[topic].entries) for topic in device.topics)
 
     def rank(topic: str) -> tuple[bool, bool, bool, bool, str]:
@@ -160,7 +176,7 @@ def is_grey(found: ImageTopic) -> bool:
 
 
 def infrared(device: Device, topic: str, found: ImageTopic) -> Problem | None:
-    """Grey images whose frame or topic says infrared."""
+    """Whether images are grey and their frame or topic says infrared."""
     said = [name for name in (base_topic(topic), found.frame, device.name) if words_of(name) & INFRARED]
     if device.asked or not said or not is_grey(found):
         return None
@@ -170,8 +186,9 @@ def infrared(device: Device, topic: str, found: ImageTopic) -> Problem | None:
 def same_views(
     cameras: list[BagCamera], survey: Survey, frames: dict[str, str], infos: dict[str, Any]
 ) -> dict[str, str]:
-    """Camera name -> name of the camera that shows the same: images of one device in several namespaces have one frame
-    and one stamp each. Of a stereo pair in one frame the second one's P says how far it is from the first."""
+    """Map a camera's name to the name of another camera that shows the same: images of one device in several namespaces
+    have the same frame and stamps. In a stereo pair within one frame, the second camera's P says how far it is from the
+    first."""
     same: dict[str, str] = {}
 
     def rank(camera: BagCamera) -> tuple[int, bool, bool, str]:
@@ -183,7 +200,8 @@ def same_views(
         for other in kept:
             apart_px = abs(float(infos[camera.name].p[3]) - float(infos[other.name].p[3]))
             one_frame = frames[camera.name] == frames[other.name] and apart_px < 1e-6
-            if one_frame and _share(camera, other, survey) > SAME_STAMPS:
+            named = {survey.images[each.image_topic].frame.lstrip("/") for each in (camera, other)} - {""}
+            if one_frame and len(named) < 2 and _share(camera, other, survey) > SAME_STAMPS:
                 same[camera.name] = other.name
                 break
         else:

@@ -1,4 +1,4 @@
-"""A bag's frames by number, as training asks for them: one pass notes where each frame's messages are."""
+"""Reads a bag's frames by number, as training asks for them; one pass notes where each frame's messages are."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOKEN_SPREAD_NS = 100_000_000
 
 
 class BagFrames:
-    """The frames of `bag` in time order: `len(frames)`, `frames[i]`. The bag is one scene, named as the bag is.
+    """The frames of `bag` in time order: `len(frames)`, `frames[i]`. The bag is one scene with the bag's name.
 
     A frame's token is what the topic `/keyframe` says at its time, else `<scene>_<stamp_ns>`. The reference of a frame
     that `/keyframe` names is that message's time and, where TF knows it, the ego's pose then, as in the data set that
@@ -62,7 +62,7 @@ class BagFrames:
 
     @property
     def names(self) -> list[str]:
-        """What a prediction for each frame is called: its token."""
+        """The name of each frame's prediction: its token."""
         return list(self._tokens)
 
     def __iter__(self) -> Iterator[Frame]:
@@ -74,7 +74,7 @@ class BagFrames:
         return replace(frame, token=self._tokens[index], stamp_ns=stamp_ns, world_from_ego=world_from_ego)
 
     def stamp_and_pose(self, index: int) -> tuple[int, np.ndarray]:
-        """When a frame is, and where the ego is then: stamp_ns, world_from_ego (4, 4). Reads no message."""
+        """The frame's stamp_ns and the ego's pose then, world_from_ego (4, 4). No message is read."""
         name = self.bag.key.name
         stamp_ns = self._sets[index][0][name].stamp_ns
         if index in self._named:
@@ -84,12 +84,12 @@ class BagFrames:
         return stamp_ns, self.bag.poses_at({name: stamp_ns})[1][name]
 
     def shots(self, index: int) -> dict[str, Shot]:
-        """Which images a frame has, by camera name, those that cannot be decoded included. Reads none."""
+        """The images of a frame by camera name, including those that cannot be decoded. No message is read."""
         return {name: Shot(entry.stamp_ns) for name, entry in self._sets[index][0].items()}
 
     def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:
-        """At most `count` sweeps, newest first: that of the frame, then those of earlier frames, each once; none where
-        the frame has none. Older ones that cannot be placed in the world, as at a bag's begin, end the list.
+        """At most `count` sweeps, newest first: that of the frame, then those of earlier frames, each once; none if the
+        frame has none. The list ends at a sweep that cannot be placed in the world, as at the start of a bag.
 
         Raises:
             MissingTransform: the frame's own cannot be placed. CorruptInput: naming the topic.
@@ -109,7 +109,8 @@ class BagFrames:
         return sweeps
 
     def _placed(self) -> list[tuple[dict[str, LogEntry], LogEntry | None]]:
-        """(camera name -> its image's place, that of the cloud) of each set that can be placed in the world."""
+        """The log entries of images by camera name, and that of the cloud, for each set that can be placed in the
+        world."""
         placed, reason = [], None
         for entries, cloud in self.bag.sets():
             if self._stretch is not None and entries[self.bag.key.name].stamp_ns not in self._stretch:
@@ -125,7 +126,7 @@ class BagFrames:
         return placed
 
     def _read_keyframes(self) -> dict[int, tuple[str, int]]:
-        """Number of a frame -> token and time, in ns, that `/keyframe` gives it."""
+        """The token and time, in ns, that `/keyframe` gives some frames, by the frame's number."""
         named: dict[int, tuple[str, int]] = {}
         if KEYFRAME_TOPIC not in self.bag.reader.of_type(KEYFRAME_TYPE):
             return named

@@ -1,4 +1,4 @@
-"""A ROS 2 bag (mcap or sqlite3) opened for reading, with every fault named in one line. No ROS needed.
+"""Opens a ROS 2 bag (mcap or sqlite3) for reading, and names every fault in one line. No ROS is needed.
 
 Only messages of standard types are decoded, so bags with types that nobody has here open all the same.
 """
@@ -54,13 +54,13 @@ class BagReader:
             raise MissingInput(f"{self.path}: the bag is empty (0 messages)")
 
     def of_type(self, *kinds: str) -> list[str]:
-        """Topics with messages of any of these types, sorted."""
+        """The topics with messages of any of these types, sorted."""
         return sorted(topic for topic, kind in self.topics.items() if kind in kinds and self.counts[topic])
 
     def messages(
         self, topics: list[str], start_ns: int | None = None, stop_ns: int | None = None
     ) -> Iterator[tuple[str, int, Any]]:
-        """(topic, log time in ns, message) in the order of log time; one message in memory at a time.
+        """Yield (topic, log time in ns, message) in the order of log time; one message is in memory at a time.
 
         Args:
             start_ns, stop_ns: only log times in [start, stop); the parts of the bag that lie outside are not read.
@@ -72,7 +72,7 @@ class BagReader:
             yield topic, stamp_ns, self.parsed(kind, raw)
 
     def parsed(self, kind: str, raw: bytes) -> Any:
-        """The message of type and bytes of `raw_messages`.
+        """Parse a message from type and bytes of `raw_messages`.
 
         Raises:
             CorruptInput: they are not of the topic's type.
@@ -85,7 +85,7 @@ class BagReader:
     def raw_messages(
         self, topics: list[str], start_ns: int | None = None, stop_ns: int | None = None
     ) -> Iterator[tuple[str, int, str, bytes]]:
-        """(topic, log time in ns, type, bytes); arguments and errors as of `messages`."""
+        """Yield (topic, log time in ns, type, bytes); arguments and errors are those of `messages`."""
         if not topics:
             return
         wanted = set(topics)
@@ -106,8 +106,8 @@ class BagReader:
             raise CorruptInput(f"{self.path}: damaged bag: none of the messages of {', '.join(topics)} can be found")
 
     def _kept_open(self) -> Any:
-        """For many short reads, as opening costs more than they do; a forked process must not share files' positions,
-        nor close what is not its own."""
+        """Keep the files open for many short reads, since opening costs more than they do. A forked process must not
+        share the files' positions, nor close files that are not its own."""
         if os.getpid() not in self._kept:
             self._kept[os.getpid()] = self._opened().__enter__()
         return self._kept[os.getpid()]
@@ -123,13 +123,13 @@ class BagReader:
 
 @functools.cache
 def _types() -> Any:
-    """The standard types; each is compiled when it is first met, which costs as much as reading a short bag."""
+    """The standard message types; each is compiled when it is first met, which costs as much as reading a short bag."""
     typesys = need("rosbags.typesys", "bags")
     return typesys.get_typestore(typesys.Stores.ROS2_JAZZY)
 
 
 def connections_of(reader: Any) -> list[Any]:
-    """The connections to read by, of an opened rosbags Reader: the files' own, not those of metadata.yaml.
+    """The connections of an opened rosbags Reader: those of the files themselves, not those of metadata.yaml.
 
     rosbags compares QoS and silently yields nothing where the two differ, as they do in bags of older distributions.
     """
@@ -138,7 +138,7 @@ def connections_of(reader: Any) -> list[Any]:
 
 
 class _Closing:
-    """`with` for a reader that is already open; closing must not hide what went wrong inside."""
+    """A `with` for a reader that is already open; closing must not hide an error inside."""
 
     def __init__(self, reader: Any) -> None:
         self._reader = reader
@@ -161,6 +161,6 @@ def _explained(path: Path, error: Exception) -> OccError:
 
 
 def _brief(error: Exception) -> str:
-    """First line of an error with its type."""
+    """The first line of an error, with its type."""
     text = str(error).strip().splitlines()
     return f"{shown(text[0], 400) if text else 'no reason given'} ({type(error).__name__})"

@@ -1,11 +1,13 @@
-"""What `occ bag check` says of a bag: a row for each camera with verdict, cause and cure; places, motion, LiDAR."""
+"""The report of `occ bag check`: a row for each camera with verdict, cause and cure, then mounts, motion and LiDAR."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
+from zlib import crc32
 
 import numpy as np
 
@@ -18,15 +20,23 @@ from occ_core.sources.bag_cameras import Device
 from occ_core.sources.bag_transforms import namespaces
 from occ_core.transforms import TransformTree
 
-UNUSABLE = ("clock", "late", "few images", "mosaic", "body frame", "sky", "infrared", "depth")
+UNUSABLE = (
+    "clock", "late", "few images", "mosaic", "body frame", "sky", "infrared", "depth", "centre", "blank", "frozen",
+    "twins", "one frame", "side", "far", "below",
+)  # fmt: skip
 """What makes a camera look unusable that is used all the same."""
-FLAT = 8  # between the brightest and the darkest sample of a picture that shows nothing
+HARMLESS = ("offset", "gaps", "grey", "folds", "rolled", "frames")
+"""What is told and costs no image by itself."""
+FLAT = 8  # between the brightest and the darkest sample of a colour, of a picture that shows nothing
+FROZEN_M = 0.5  # so far the robot has to move for one picture again and again to be told
+MAX_SPEED_M_S = 80.0
+JUMP_M, JUMP_M_S2 = 0.5, 15.0  # a pose is off by more than this and than what so much acceleration explains
 LOST_SHARE = 0.1  # of a camera's images that are left out
 
 
 @dataclass
 class CameraRow:
-    """One camera; what is not known is empty.
+    """A row about one camera; unknown fields are empty.
 
     Attributes:
         used: frames hold its images.
@@ -48,12 +58,12 @@ class CameraRow:
 
     @property
     def verdict(self) -> str:
-        """`ok`, `used` where a part is left out or something looks wrong, else `left out`."""
+        """`ok`; `used` if a part is left out or something looks wrong; else `left out`."""
         return "left out" if not self.used else ("used" if self.problems else "ok")
 
 
 class BagReport:
-    """Reads all images of a bag once.
+    """Reads all images of a bag once, and reports on them.
 
     Args:
         source: the bag.
@@ -77,17 +87,18 @@ class BagReport:
         self._mosaics: Counter[str] = Counter()
         self._colours: dict[str, Counter[bool]] = {}
         self._placed: dict[str, tuple[float, float]] = {}
+        self._flat: Counter[str] = Counter()
+        self._pictures: dict[str, list[int]] = {}  # of each image a checksum, by camera
+        self._shared: dict[str, Counter[str]] = {}  # camera -> how often another one's image was the same
+        self._ways: list[tuple[float, np.ndarray]] = []  # (time in s, place in m) of each set
         self.sets, self.sweeps, stamps = 0, 0, []
         for frame in source if frames is None else frames:
             self.sets += 1
             seen(self.sets, frame)
             stamps.append(frame.stamp_ns)
+            self._ways.append(((frame.stamp_ns - stamps[0]) / 1e9, frame.world_from_ego[:3, 3]))
+            self._look_at(frame)
             self.sweeps += frame.lidar is not None
-            for name, image in frame.images.items():
-                self._decoded[name] += 1
-                if np.ptp(few := image[::8, ::8]) >= FLAT:
-                    self._colours.setdefault(name, Counter())[bool((few == few[..., :1]).all())] += 1
-                self._mosaics[name] += self._decoded[name] <= 3 and looks_like_a_mosaic(image)
             for camera in frame.rig:
                 self._placed.setdefault(camera.name, view_deg(camera))
         self.seconds = (max(stamps) - min(stamps)) / 1e9 if stamps else 0.0
@@ -96,17 +107,35 @@ class BagReport:
         absent = {name: problem for name, problem in source.refused.items() if name not in names}
         self.rows += [CameraRow(name, p.where, "0", problems=((p, 1),)) for name, p in absent.items()]
 
+    def _look_at(self, frame: Frame) -> None:
+        """Count what the pictures of a set tell."""
+        seen: dict[int, str] = {}
+        for name, image in frame.images.items():
+            self._decoded[name] += 1
+            few = image[::7, ::7]  # odd, so that both phases of a mosaic are among them
+            if np.ptp(few, axis=(0, 1)).max() >= FLAT:
+                self._colours.setdefault(name, Counter())[bool((few == few[..., :1]).all())] += 1
+                picture = crc32(image if image.flags.c_contiguous else np.ascontiguousarray(image))
+                self._pictures.setdefault(name, []).append(picture)
+                other = seen.setdefault(picture, name)
+                if other != name:
+                    self._shared.setdefault(name, Counter())[other] += 1
+            else:
+                self._flat[name] += 1
+            self._mosaics[name] += self._decoded[name] <= 3 and looks_like_a_mosaic(image)
+
     @property
     def well(self) -> bool:
-        """Every camera can be used and looks as if it were right."""
-        return all(
+        """Whether every camera can be used and looks right, and the poses are a vehicle's."""
+        return self.speed_m_s <= MAX_SPEED_M_S and all(
             row.used and not any(self._spoils(problem, count, row) for problem, count in row.problems)
             for row in self.rows
         )
 
     def _spoils(self, problem: Problem, count: int, row: CameraRow) -> bool:
         of_all = self.source.survey.images[row.topic].messages
-        return problem.kind in UNUSABLE or (problem.where == row.topic and count > LOST_SHARE * of_all)
+        loses = problem.where == row.topic and problem.kind not in HARMLESS and count > LOST_SHARE * of_all
+        return problem.kind in UNUSABLE or loses
 
     def _row(self, device: Device) -> CameraRow:
         source, topic = self.source, self.source.image_topics[device.name]
@@ -143,12 +172,47 @@ class BagReport:
         if grey and colour:
             text = f"{grey} of {grey + colour} images are grey, the others in colour"
             said.append((Problem("grey", topic, text), 1))
+        said += ((problem, 1) for problem in self._of_the_pictures(device.name, topic))
         if self._all and device.name not in source.refused and not self._decoded[device.name]:
             said.append((Problem("few images", topic, "no image in any set"), 1))
         return said
 
+    def _of_the_pictures(self, name: str, topic: str) -> Iterator[Problem]:
+        flat, shown, count = self._flat[name], self._pictures.get(name, []), self._decoded[name]
+        if 2 * flat > count:
+            yield Problem("blank", topic, f"{flat} of {count} images show one colour alone")
+        again = sum(a == b for a, b in zip(shown, shown[1:], strict=False))
+        if 2 * again > len(shown) > 2 and self.way_m > FROZEN_M:
+            found = f"{again} of {count} images are the one before again, while the robot moves {self.way_m:.1f} m"
+            yield Problem("frozen", topic, found)
+        other, times = max(self._shared.get(name, Counter()).items(), key=lambda item: item[1], default=("", 0))
+        if 2 * times > count:
+            yield Problem("twins", topic, f"{times} of {count} images are those of '{other}'")
+
+    @property
+    def way_m(self) -> float:
+        """The length of the vehicle's way in metres."""
+        return float(sum(np.linalg.norm(b - a) for (_, a), (_, b) in pairwise(self._ways)))
+
+    @property
+    def speed_m_s(self) -> float:
+        """The median speed between sets."""
+        steps = [(b[0] - a[0], float(np.linalg.norm(b[1] - a[1]))) for a, b in pairwise(self._ways)]
+        return float(np.median([way_m / time_s for time_s, way_m in steps if time_s > 0] or [0.0]))
+
+    def jumps_m(self) -> list[float]:
+        """The distances of poses from where the steps before lead, where no vehicle could have got there."""
+        off_m = []
+        for (t0, a), (t1, b), (t2, c) in zip(self._ways, self._ways[1:], self._ways[2:], strict=False):
+            if t0 < t1 < t2:
+                by_m = float(np.linalg.norm((c - b) - (b - a) * (t2 - t1) / (t1 - t0)))
+                before_m = max(float(np.linalg.norm(b - a)), float(np.linalg.norm(c - b)))
+                if by_m > JUMP_M + JUMP_M_S2 * (t2 - t1) * (t2 - t0) / 2 and before_m > JUMP_M:
+                    off_m.append(by_m)
+        return off_m
+
     def tf_lines(self) -> list[str]:
-        """Trees, links with two parents, and whose transforms are used."""
+        """Lines about trees, links with two parents, and whose transforms are used."""
         source = self.source
         spaces = namespaces(source.survey)
         lines = []
@@ -171,16 +235,22 @@ class BagReport:
         else:
             origin = f" by {source.odometry_topic}" if source.odometry_topic else ""
             lines = [f"'{source.base_frame}' in '{source.world_frame}'{origin}"]
+        if self.speed_m_s > MAX_SPEED_M_S:
+            lines.append(_line(Problem("speed", "", f"the vehicle moves at {self.speed_m_s:.0f} m/s"), 1))
+        elif jumps_m := self.jumps_m():
+            # each lies in two steps: that to it and that from it
+            found = f"the vehicle jumps by up to {max(jumps_m):.1f} m in {(len(jumps_m) + 1) // 2} places"
+            lines.append(_line(Problem("jump", "", found), 1))
         topics = set(source.survey.odometry)
         return lines + [_line(problem, count) for problem, count in source.tally if problem.where in topics]
 
     def view_lines(self) -> list[str]:
-        """Of topics that show what another camera does."""
+        """Lines about topics that show what another camera does."""
         return [f"{name}: shows what {other} does, not used" for name, other in self.source.roster.views.items()]
 
 
 def tf_path(tree: TransformTree, base_frame: str, frame: str) -> str:
-    """Frames from the vehicle to the camera."""
+    """The frames from the vehicle to the camera."""
     try:
         tree.require_connected(base_frame, frame)
     except MissingTransform:

@@ -1,17 +1,20 @@
-"""Which cameras of a bag are used, with their lenses in time and where their images are; and why others are not."""
+"""Decides which cameras of a bag are used, with their lenses in time and the log entries of their images, and why
+others are not."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from occ_core.camera import Camera
 from occ_core.errors import MissingTransform
+from occ_core.limits import shown
 from occ_core.problems import Problem, Tally, Unusable
-from occ_core.sensor_messages import camera_from_info, is_rectified, require_size, stamp_of
+from occ_core.sensor_messages import camera_from_info, frames_problem, is_rectified, require_size, stamp_of
 from occ_core.sources.bag_cameras import BagCamera, Device, infrared, same_views
 from occ_core.sources.bag_sets import AHEAD_S, BEHIND_S, clocks, wild_stamps
 from occ_core.sources.bag_survey import LogEntry, Survey
@@ -27,7 +30,7 @@ FEW = 0.5
 
 
 class Lens(NamedTuple):
-    """A camera from a stamp on, in the frame that its CameraInfo names."""
+    """The calibration of a camera from a stamp on, in the frame that its CameraInfo names."""
 
     stamp_ns: int
     frame: str
@@ -35,7 +38,7 @@ class Lens(NamedTuple):
 
 
 class Usable(NamedTuple):
-    """A camera that is used: its topics, its lenses in time and where its images are."""
+    """A camera that is used: its topics, its lenses in time and the log entries of its images."""
 
     camera: BagCamera
     lenses: list[Lens]
@@ -84,13 +87,14 @@ class Roster:
         self.offsets_s: dict[str, float] = {}
         found = [usable for device in devices if (usable := self._judged(device)) is not None]
         self.usable = {each.camera.name: each for each in self._in_time(self._without_views(found))}
+        self._note_frames()
 
     def _refuse(self, device: Device, problem: Problem) -> None:
         self.refused[device.name] = problem
         self.tally.add(problem)
 
     def _judged(self, device: Device) -> Usable | None:
-        """The camera with what can be used of it; None, and said why, where that is nothing."""
+        """The camera with what can be used of it; None if that is nothing, and the reason is noted."""
         topic = self.image_topics[device.name]
         found, own = self.survey.images[topic], robot_of(topic, namespaces(self.survey))
         if not found.entries:
@@ -112,7 +116,8 @@ class Roster:
         return None
 
     def _calibrated(self, device: Device, topic: str) -> Usable | None:
-        """With its lenses, those images that have their size, and a place on the vehicle."""
+        """Add the camera's lenses, keep the images that have their size, and check that it has a mount on the
+        vehicle."""
         found = self.survey.images[topic]
         header = found.header
         assert header is not None
@@ -135,7 +140,7 @@ class Roster:
         return self._of_its_size(Usable(BagCamera(device.name, topic, device.info_topic), lenses, []))
 
     def _of_its_size(self, camera: Usable) -> Usable | None:
-        """With those images that have the calibrated size."""
+        """Keep the images that have the calibrated size."""
         topic, problem = camera.camera.image_topic, None
         found = self.survey.images[topic]
         for entry, size in zip(found.entries, found.sizes, strict=True):
@@ -167,7 +172,7 @@ class Roster:
         return Lens(stamp_of(info), frame, camera)
 
     def _without_views(self, usable: list[Usable]) -> list[Usable]:
-        """One camera of each device, where nobody asked for one by name."""
+        """Keep one camera of each device, unless others were asked for by name."""
         if any(device.asked for device in self.devices) or self._described:
             return usable
         frames = {each.camera.name: each.lenses[0].frame for each in usable}
@@ -175,8 +180,25 @@ class Roster:
         self.views = same_views([each.camera for each in usable], self.survey, frames, infos)
         return [each for each in usable if each.camera.name not in self.views]
 
+    def _note_frames(self) -> None:
+        """Say where a camera's CameraInfo names another frame than its images do, or the frame of another camera."""
+        placed = [each for each in self.usable.values() if each.camera.info_topic]
+        for each in placed:
+            topic, frame = each.camera.image_topic, each.lenses[-1].frame
+            if problem := frames_problem(frame, self.survey.images[topic].frame):
+                self.tally.note(replace(problem, where=topic))
+            alike = [other.camera.name for other in placed if other is not each and self._in_one_place(each, other)]
+            if alike:
+                found = f"its CameraInfo names '{shown(frame)}', as that of '{alike[0]}' does"
+                self.tally.note(Problem("one frame", topic, found))
+
+    def _in_one_place(self, a: Usable, b: Usable) -> bool:
+        """In one frame, and not a stereo pair, of which P says how far one is from the other."""
+        apart_px = [self.survey.infos[each.camera.info_topic][-1].p[3] for each in (a, b)]
+        return a.lenses[-1].frame == b.lenses[-1].frame and abs(float(apart_px[0] - apart_px[1])) < 1e-6
+
     def _in_time(self, usable: list[Usable]) -> Iterator[Usable]:
-        """Those whose clock is the others', without stamps that are wild or come twice."""
+        """Keep the cameras whose clock agrees with the others', without stamps that are wild or repeated."""
         good = []
         for each in usable:
             topic, wild = each.camera.image_topic, wild_stamps(each.entries)

@@ -1,4 +1,4 @@
-"""Which of a bag's images make one frame, and whose clock is another one. All by where messages are, none is read.
+"""Groups a bag's images into frames and finds clocks that differ, by stamps and log times alone; no message is read.
 
 A recording is known as a whole, so no set waits for a camera: an image joins by its own stamp, however late it reached
 the recorder, as long as its clock is the others'.
@@ -24,7 +24,7 @@ NEIGHBOURS = 2  # on each side, among which a wild stamp stands out
 
 
 def wild_stamps(entries: Sequence[LogEntry]) -> np.ndarray:
-    """bool (N,): stamps that are far from the middle one of those around them, as by a clock that jumps once."""
+    """Mark stamps, bool (N,), that are far from the median of those around them, as after a clock that jumped once."""
     stamps_s = np.array([entry.stamp_ns for entry in entries], dtype=np.float64) / 1e9
     wild = np.zeros(len(stamps_s), dtype=bool)
     if len(stamps_s) < 2 * NEIGHBOURS + 1:
@@ -45,7 +45,7 @@ def wild_stamps(entries: Sequence[LogEntry]) -> np.ndarray:
 
 
 def ahead_s(entries: Sequence[LogEntry], reference: Sequence[LogEntry]) -> np.ndarray:
-    """(N,): by how much each stamp is ahead of those that the reference has at the same log time."""
+    """How far each stamp, (N,), is ahead of those that the reference has at the same log time."""
     columns = zip(*sorted(reference, key=lambda entry: entry.log_ns), strict=True)
     stamp_ns, log_ns = (np.array(column, dtype=np.int64) for column in columns)
     own = np.array(entries, dtype=np.int64)
@@ -60,7 +60,7 @@ def ahead_s(entries: Sequence[LogEntry], reference: Sequence[LogEntry]) -> np.nd
 
 
 class Clocks(NamedTuple):
-    """How the cameras' stamps go, by their log times.
+    """How the cameras' stamps run, compared with log times.
 
     Attributes:
         offsets_s: of each camera with images, how far its stamps are ahead of the other cameras'.
@@ -74,7 +74,7 @@ class Clocks(NamedTuple):
 
 
 def clocks(cameras: dict[str, Sequence[LogEntry]], reference: Sequence[LogEntry]) -> Clocks:
-    """Of the cameras with images."""
+    """Compare the clocks of the cameras with images."""
     known = {name: entries for name, entries in cameras.items() if entries}
     if not known:
         return Clocks({}, {}, 0.0)
@@ -94,7 +94,7 @@ def clocks(cameras: dict[str, Sequence[LogEntry]], reference: Sequence[LogEntry]
 def grouped(
     keys: Sequence[LogEntry], others: dict[str, Sequence[LogEntry]], spread_ns: int
 ) -> list[dict[str, LogEntry]]:
-    """For each image of the key camera, which of each other sensor is nearest to it and within the spread."""
+    """For each image of the key camera, the nearest image of each other sensor within the spread."""
     sorted_others = {name: sorted(entries) for name, entries in others.items()}
     stamps = {name: [entry.stamp_ns for entry in entries] for name, entries in sorted_others.items()}
     sets = []

@@ -1,4 +1,4 @@
-"""One pass through a bag: where each image and cloud lies, every CameraInfo that differs, all transforms and odometry.
+"""Reads a bag once: where each image and cloud is, every CameraInfo that differs, all transforms and odometry.
 
 Nothing is decoded, and what cannot be used is left out and counted. All later reading goes by what is found here.
 """
@@ -23,7 +23,7 @@ MAX_INFOS = 1000  # of a topic, that differ
 
 
 class LogEntry(NamedTuple):
-    """Where a message is: the stamp of its header, and its time in the bag."""
+    """Where a message is in the bag: the stamp of its header, and its log time."""
 
     stamp_ns: int
     log_ns: int
@@ -31,7 +31,7 @@ class LogEntry(NamedTuple):
 
 @dataclass
 class ImageTopic:
-    """The images of a topic that can be used, in the order of log time.
+    """The usable images of a topic, in the order of log time.
 
     Attributes:
         messages: all that there were.
@@ -47,7 +47,7 @@ class ImageTopic:
 
     @property
     def header(self) -> Header | None:
-        """Of most of its images."""
+        """The header of most of its images."""
         return self.headers.most_common(1)[0][0] if self.headers else None
 
 
@@ -59,7 +59,7 @@ class Logged(NamedTuple):
 
 
 class Survey:
-    """What is in a bag.
+    """The content of a bag.
 
     Args:
         reader: the bag.
@@ -137,5 +137,5 @@ class Survey:
 
 
 def frames_of(links: Iterable[Logged]) -> set[str]:
-    """Names of all frames."""
+    """The names of all frames."""
     return {name for logged in links for name in (logged.link.parent, logged.link.child)}

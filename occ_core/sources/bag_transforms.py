@@ -1,4 +1,5 @@
-"""The transform tree of a recording: the links of one robot, one parent a frame, odometry where TF has none."""
+"""Builds the transform tree of a recording: the links of one robot, one parent for each frame, odometry where TF has
+none."""
 
 from __future__ import annotations
 
@@ -25,20 +26,20 @@ def namespace_of(topic: str) -> str:
 
 
 def namespaces(survey: Survey) -> list[str]:
-    """Those that have transforms."""
+    """The namespaces that have transforms."""
     return sorted({namespace_of(topic) for topic, links in survey.links.items() if links})
 
 
 def robot_of(topic: str, spaces: Sequence[str]) -> str:
-    """The namespace of transforms that a camera belongs to: the longest one that its topic is in, else the root's or
-    the only one."""
+    """The namespace of transforms to which a camera belongs: the longest one that contains its topic, else the root's
+    or the only one."""
     inside = [space for space in spaces if topic.startswith(f"{space}/")]
     return max(inside, key=len, default=spaces[0] if len(spaces) == 1 else "")
 
 
 def build_tree(survey: Survey, space: str, tally: Tally) -> TransformTree:
-    """All links of a namespace and of the root, those of the namespace first. Of several parents of a frame the one
-    with most samples is taken and the others named."""
+    """Build a tree of all links of a namespace, then of the root. If a frame has several parents, the one with most
+    samples is taken and the others are named."""
     claims: dict[str, dict[tuple[str, bool], tuple[list[Logged], str]]] = {}
     for topic, links in survey.links.items():
         if namespace_of(topic) not in ("", space):
@@ -69,19 +70,20 @@ def build_tree(survey: Survey, space: str, tally: Tally) -> TransformTree:
 
 
 def _rank(kind: tuple[str, bool], claim: tuple[list[Logged], str], space: str, span_ns: int) -> tuple[bool, bool, int]:
-    """Of the robot itself, then what holds for most of the recording, then by the number of samples."""
+    """Order claims: those of the robot itself first, then those that hold for most of the recording, then by number of
+    samples."""
     (_, static), (links, topic) = kind, claim
     return namespace_of(topic) == space, static or _span_ns(links) >= HOLDS * span_ns, len(links)
 
 
 def _span_ns(links: Sequence[Logged]) -> int:
-    """From the first to the last log time."""
+    """The time from the first to the last log time."""
     logged = [each.log_ns for each in links]
     return max(logged, default=0) - min(logged, default=0)
 
 
 def _note_poses(links: Sequence[Logged], topic: str, tally: Tally) -> None:
-    """Say it where a fixed frame was published at several places."""
+    """Note that a fixed frame was published with several poses."""
     last = links[-1].link
     off = [np.abs(each.link.parent_from_child - last.parent_from_child) for each in links]
     others = sum(float(by.max()) > SAME for by in off)
@@ -95,7 +97,7 @@ def _note_poses(links: Sequence[Logged], topic: str, tally: Tally) -> None:
 
 
 def add_odometry(tree: TransformTree, survey: Survey, space: str, base_frame: str, tally: Tally) -> str:
-    """Where TF does not say how the vehicle moves, the first odometry that does; returns its topic, or nothing."""
+    """Add the first odometry that says how the vehicle moves, if TF does not; returns its topic, or nothing."""
     if tree.ancestors(base_frame)[-1] in ("map", "odom"):
         return ""
     for topic in sorted(survey.odometry, key=lambda topic: (not topic.startswith(f"{space}/"), topic)):
@@ -119,7 +121,7 @@ def add_odometry(tree: TransformTree, survey: Survey, space: str, base_frame: st
 
 
 def world_of(tree: TransformTree, base_frame: str, wanted: str | None, path: Path) -> str | None:
-    """The frame in which the vehicle's poses are; None: it counts as standing still.
+    """The frame in which the vehicle's poses are given; None if the vehicle counts as standing still.
 
     Raises:
         MissingInput: TF does not name the base frame, or the wanted one is not above it.
@@ -131,13 +133,14 @@ def world_of(tree: TransformTree, base_frame: str, wanted: str | None, path: Pat
         if wanted.lstrip("/") not in above:
             raise MissingInput(f"{path}: '{base_frame}' is not below '{wanted}', only: {' <- '.join(above)}")
         return wanted.lstrip("/")
-    known = next((frame for frame in ("map", "odom") if frame in above), None)
-    moves = any(tree.is_moving(frame) for frame in above)  # then its top is a world of some name
-    return known or (above[-1] if moves else None)
+    moving = {frame for n, frame in enumerate(above) if any(tree.is_moving(below) for below in above[:n])}
+    usual = [frame for frame in ("odom", "map") if frame in above]  # REP 105: the robot never jumps in odom
+    known = next((frame for frame in usual if frame in moving), usual[-1] if usual else None)
+    return known or (above[-1] if moving else None)  # a top that the robot moves in is a world of some name
 
 
 def motion_entries(tree: TransformTree, survey: Survey, base_frame: str) -> list[LogEntry]:
-    """Stamps and log times of the lowest moving link above the base frame: the clock that images are placed by."""
+    """Stamps and log times of the lowest moving link above the base frame: the clock by which images are placed."""
     moving = next((frame for frame in tree.ancestors(base_frame) if tree.is_moving(frame)), None)
     parent = tree.parent(moving) if moving else None
     return [

@@ -1,4 +1,5 @@
-"""sensor_msgs/PointCloud2 and files of LiDAR points to arrays; no ROS. Sizes are checked before memory is taken."""
+"""Converts sensor_msgs/PointCloud2 and files of LiDAR points to arrays, without ROS. Sizes are checked before memory is
+taken."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ FIELD_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8:
 
 
 def points_of(message: Any) -> np.ndarray:
-    """Structured array (N,) over the data of a PointCloud2 message (any object with its fields), without a copy.
+    """View the data of a PointCloud2 message (any object with its fields) as a structured array (N,), without a copy.
 
     Raises:
         InvalidInput: a field lies outside the point or comes twice, or the data is too short.
@@ -53,7 +54,7 @@ def points_of(message: Any) -> np.ndarray:
 
 
 def require_sweep(message: Any) -> None:
-    """Look at what a LiDAR's PointCloud2 says of itself, before its points are touched.
+    """Check what a LiDAR's PointCloud2 says about itself before its points are read.
 
     Raises:
         InvalidInput: no point at all, more points or bytes than `occ_core.limits` has, or no x, y, z.
@@ -71,7 +72,8 @@ def require_sweep(message: Any) -> None:
 
 
 def lidar_of(message: Any, intensity_max: float = FULL_INTENSITY) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns float32 (N, 3), intensity float32 (N,), 0..255, and ring int32 (N,); zeros where the cloud has none.
+    """Return points float32 (N, 3), intensity float32 (N,), 0..255, and ring int32 (N,); zeros where the cloud has
+    none.
 
     Points that are not finite, or farther than any LiDAR sees, are left out. `intensity_max` is what the driver gives
     a full return.
@@ -94,7 +96,7 @@ def lidar_of(message: Any, intensity_max: float = FULL_INTENSITY) -> tuple[np.nd
 
 
 def rows_of_file(data: bytes, columns: int, path: Path) -> np.ndarray:
-    """float32 (N, columns) of a file of LiDAR points, x, y, z first.
+    """Read a file of LiDAR points as float32 (N, columns), x, y, z first.
 
     Raises:
         CorruptInput: no whole number of points, or one that is not finite; names the file.
@@ -111,5 +113,5 @@ def rows_of_file(data: bytes, columns: int, path: Path) -> np.ndarray:
 
 
 def _single(fields: Iterable[Any]) -> list[Any]:
-    """Fields of one value; arrays within a point are of no use here."""
+    """Keep fields of one value; arrays within a point are not used here."""
     return [field for field in fields if int(field.count) in (0, 1)]

@@ -1,4 +1,4 @@
-"""Frames of SemanticKITTI: one camera, LiDAR, poses, and labels of single points."""
+"""Reads frames of SemanticKITTI: one camera, LiDAR, poses, and labels of single points."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Sequence:
 
 
 class SemanticKittiSource:
-    """Frames of SemanticKITTI, sequence by sequence in time order: `len(source)`, `source[i]`, or iterate.
+    """The frames of SemanticKITTI, sequence by sequence in time order: `len(source)`, `source[i]`, or iterate.
 
     The ego frame is the LiDAR's, x forward and z up, as the data set's own voxels have it; the ground is at GROUND_Z_M.
     The scene is the sequence's name ("08"), the token the number of the frame ("000003"), unique in
@@ -78,7 +78,7 @@ class SemanticKittiSource:
 
     @property
     def tokens(self) -> list[str]:
-        """Number of each frame in its sequence, six digits."""
+        """The number of each frame in its sequence, six digits."""
         return [f"{number:06d}" for _, number in self._entries]
 
     @property
@@ -88,36 +88,36 @@ class SemanticKittiSource:
 
     @property
     def names(self) -> list[str]:
-        """What a prediction for each frame is called: <scene>_<token>, since each sequence counts from 0."""
+        """The name of each frame's prediction: <scene>_<token>, because each sequence counts from 0."""
         return [f"{name}_{number:06d}" for name, number in self._entries]
 
     def files(self, index: int, lidar: bool = False) -> list[Path]:
-        """What a frame's image is read from, and with `lidar` its sweep."""
+        """The file of a frame's image, and with `lidar` that of its sweep."""
         name, number = self._entries[index]
         return list(_files(self._sequences[name].folder, number)[: 1 + lidar])
 
     def shots(self, index: int) -> dict[str, Shot]:
-        """Which image a frame has, by camera name. Reads none."""
+        """The image of a frame, by camera name. Nothing is read."""
         name, number = self._entries[index]
         file = file_in(self.dataroot, self.files(index)[0])
         return {CAMERA: Shot(int(self._sequences[name].stamps_ns[number]), file)}
 
     def stamp_and_pose(self, index: int) -> tuple[int, np.ndarray]:
-        """When a frame is, and where the ego is then: stamp_ns, world_from_ego (4, 4). Reads no file."""
+        """The frame's stamp_ns and the ego's pose then, world_from_ego (4, 4). No file is read."""
         name, number = self._entries[index]
         return int(self._sequences[name].stamps_ns[number]), self._sequences[name].world_from_lidar[number]
 
     def check(self, lidar: bool = True) -> list[Path]:
-        """All images and sweeps of the chosen frames that are absent or empty."""
+        """All images and sweeps of the chosen frames that are missing or empty."""
         return [path for index in range(len(self)) for path in self.files(index, lidar) if not is_there(path)]
 
     def labels_path(self, index: int) -> Path:
-        """Where the labels of a frame's points are, if it has any; `teachers.lidar.read_kitti_labels` reads them."""
+        """The file of a frame's point labels, if it has any; `teachers.lidar.read_kitti_labels` reads it."""
         name, number = self._entries[index]
         return _files(self._sequences[name].folder, number)[2]
 
     def places_m(self, scene: str) -> np.ndarray:
-        """Where the LiDAR is in the world at each frame of a sequence, float64 (frames, 3)."""
+        """The LiDAR's position in the world at each frame of a sequence, float64 (frames, 3)."""
         return self._sequences[scene].world_from_lidar[:, :3, 3]
 
     def __getitem__(self, index: int) -> Frame:
@@ -139,7 +139,7 @@ class SemanticKittiSource:
         )
 
     def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:
-        """At most `count` sweeps of the sequence, newest first, the frame's own first. Decodes no image.
+        """At most `count` sweeps of the sequence, newest first, starting with the frame's own. No image is decoded.
 
         Raises:
             MissingInput, CorruptInput: naming the file.
@@ -161,7 +161,7 @@ class SemanticKittiSource:
 
 
 def _files(folder: Path, number: int) -> tuple[Path, Path, Path]:
-    """Image, sweep and labels of a frame."""
+    """The files of a frame: image, sweep and labels."""
     token = f"{number:06d}"
     return folder / CAMERA / f"{token}.png", folder / "velodyne" / f"{token}.bin", folder / "labels" / f"{token}.label"
 
@@ -208,7 +208,7 @@ def _numbers(where: str, text: str, count: int) -> np.ndarray:
 
 
 def _read_rows(path: Path, count: int) -> np.ndarray:
-    """float64 (lines, count)."""
+    """Read rows of numbers, float64 (lines, count)."""
     lines = _read_text(path)
     if not lines:
         raise CorruptInput(f"{path}: the file is empty")
@@ -216,7 +216,7 @@ def _read_rows(path: Path, count: int) -> np.ndarray:
 
 
 def _read_calibration(path: Path) -> dict[str, np.ndarray]:
-    """Name -> (3, 4) of the lines P2 and Tr."""
+    """Read the matrices (3, 4) of the lines P2 and Tr, by name."""
     lines = dict(line.split(":", 1) for line in _read_text(path) if ":" in line)
     for name in ("P2", "Tr"):
         if name not in lines:
@@ -225,7 +225,7 @@ def _read_calibration(path: Path) -> dict[str, np.ndarray]:
 
 
 def _rigid(where: Path | str, matrix: np.ndarray) -> np.ndarray:
-    """(4, 4) of a rigid (3, 4); the files' few digits are rounded away from its rotation."""
+    """Make a rigid transform (4, 4) of (3, 4); the rotation is corrected, since the files have few digits."""
     out = np.vstack([matrix, (0, 0, 0, 1)])
     try:
         require_rigid("the pose", out)

@@ -1,4 +1,4 @@
-"""Frames of a nuScenes v1.0 data set: real, simulated, or anything in that layout."""
+"""Reads frames of a nuScenes v1.0 data set: real, simulated, or anything in that layout."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LIDAR_ROW = 5  # float32 x, y, z, intensity, ring
 
 @dataclass(frozen=True, eq=False)
 class _Set:
-    """What makes one frame."""
+    """The records that make up one frame."""
 
     scene: str
     token: str
@@ -38,7 +38,7 @@ class _Set:
 
 
 class NuScenesSource:
-    """Frames of a nuScenes v1.0 data set, scene by scene in time order: `len(source)`, `source[i]`, or iterate.
+    """The frames of a nuScenes v1.0 data set, scene by scene in time order: `len(source)`, `source[i]`, or iterate.
 
     A keyframe's reference is the LiDAR's stamp and ego pose; without LiDAR the sample's stamp and the pose between the
     cameras' ego poses. A LiDAR's file is read when `frame.lidar` is asked for: its row alone gives stamp and pose.
@@ -76,12 +76,12 @@ class NuScenesSource:
 
     @property
     def tokens(self) -> list[str]:
-        """Sample token of each frame, empty for sweeps."""
+        """The sample token of each frame, empty for sweeps."""
         return [entry.token for entry in self._sets]
 
     @property
     def cameras(self) -> list[str]:
-        """Names of all cameras of the chosen frames."""
+        """The names of all cameras of the chosen frames."""
         return sorted({record.channel for entry in self._sets for record in entry.cameras})
 
     @property
@@ -91,26 +91,26 @@ class NuScenesSource:
 
     @property
     def names(self) -> list[str]:
-        """What a prediction for each frame is called: its token, which no other sample has."""
+        """The name of each frame's prediction: its token, which no other sample has."""
         return self.tokens
 
     def files(self, index: int, lidar: bool = False) -> list[Path]:
-        """What a frame's images are read from, and with `lidar` its sweep, if it has one."""
+        """The files of a frame's images, and with `lidar` that of its sweep if it has one."""
         entry = self._sets[index]
         records = [*entry.cameras, *([entry.lidar] if lidar and entry.lidar else [])]
         return [record.path for record in records]
 
     def shots(self, index: int) -> dict[str, Shot]:
-        """Which images a frame has, by camera name. Reads none."""
+        """The images of a frame, by camera name. Nothing is read."""
         root = self.tables.dataroot
         return {r.channel: Shot(r.stamp_ns, file_in(root, r.path)) for r in self._sets[index].cameras}
 
     def stamp_and_pose(self, index: int) -> tuple[int, np.ndarray]:
-        """When a frame is, and where the ego is then: stamp_ns, world_from_ego (4, 4). Reads no file."""
+        """The frame's stamp_ns and the ego's pose then, world_from_ego (4, 4). No file is read."""
         return self._sets[index].stamp_ns, self._sets[index].world_from_ego
 
     def check(self, lidar: bool = True) -> list[Path]:
-        """All sensor files of the chosen frames that are absent or empty."""
+        """All sensor files of the chosen frames that are missing or empty."""
         return [path for index in range(len(self)) for path in self.files(index, lidar) if not is_there(path)]
 
     def __getitem__(self, index: int) -> Frame:
@@ -131,7 +131,7 @@ class NuScenesSource:
         )
 
     def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:
-        """At most `count` sweeps of the frame's LiDAR, newest first, the frame's own first; none where the frame
+        """At most `count` sweeps of the frame's LiDAR, newest first, starting with the frame's own; none if the frame
         has none.
 
         Sweeps between keyframes count, too; earlier ones that were not downloaded are passed over.
@@ -180,7 +180,7 @@ class NuScenesSource:
 
 
 def _sweep_sets(scene: str, records: list[SensorRecord]) -> list[_Set]:
-    """One set for each image of the key camera that is no keyframe."""
+    """Make a set for each image of the key camera that is not a keyframe."""
     by_channel: dict[str, list[SensorRecord]] = {}
     for record in records:
         if record.modality in ("camera", "lidar"):
@@ -204,14 +204,15 @@ def _nearest(records: list[SensorRecord], stamp_ns: int) -> SensorRecord | None:
 
 
 def _ordered(records: list[SensorRecord]) -> tuple[SensorRecord, ...]:
-    """The cameras among records, in nuScenes' usual order, others after by name."""
+    """The cameras among records, in nuScenes' usual order, then others by name."""
     cameras = [record for record in records if record.modality == "camera"]
     order = {channel: number for number, channel in enumerate(CAMERA_ORDER)}
     return tuple(sorted(cameras, key=lambda record: (order.get(record.channel, len(order)), record.channel)))
 
 
 def camera_of(record: SensorRecord) -> Camera:
-    """Calibration of a camera's record. nuScenes images are undistorted: a pinhole; a simulated city's may not be.
+    """The calibration of a camera's record. nuScenes images are undistorted, so it is a pinhole; a simulated city's may
+    not be.
 
     Raises:
         CorruptInput: it has no intrinsics. InvalidInput: no camera has such.
@@ -223,7 +224,7 @@ def camera_of(record: SensorRecord) -> Camera:
 
 
 def read_bytes(record: SensorRecord) -> bytes:
-    """The file's content.
+    """Read the file's content.
 
     Raises:
         MissingInput: absent or empty.
@@ -234,7 +235,7 @@ def read_bytes(record: SensorRecord) -> bytes:
 
 
 def read_image(record: SensorRecord) -> np.ndarray:
-    """RGB uint8 (height, width, 3).
+    """Read an image as RGB uint8 (height, width, 3).
 
     Raises:
         MissingInput, CorruptInput: naming the file.
@@ -247,7 +248,7 @@ def read_image(record: SensorRecord) -> np.ndarray:
 
 
 def read_lidar(record: SensorRecord) -> LidarSweep:
-    """The sweep in the sensor's own frame (nuScenes' LIDAR_TOP: x right, y forward).
+    """Read the sweep in the sensor's own frame (nuScenes' LIDAR_TOP: x right, y forward).
 
     Raises:
         MissingInput, CorruptInput: naming the file.

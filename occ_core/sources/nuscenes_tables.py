@@ -1,38 +1,27 @@
-"""Tables of a nuScenes v1.0 data set, checked: what the frame source and the bag writer both read.
+"""Reads and checks the tables of a nuScenes v1.0 data set, for the frame source and the bag writer.
 
-Opened through nuscenes-devkit; real data sets and the simulated city look the same here.
+Real data sets and the simulated city look the same here.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from occ_core.errors import CorruptInput, InvalidInput, MissingInput, need
+from occ_core.errors import CorruptInput, InvalidInput, MissingInput
 from occ_core.files import is_there
 from occ_core.geometry import interpolate, pose
+from occ_core.sources.nuscenes_rows import Row, Rows
 
 TABLES = (
     "attribute", "calibrated_sensor", "category", "ego_pose", "instance", "log", "map", "sample", "sample_annotation",
     "sample_data", "scene", "sensor", "visibility",
 )  # fmt: skip
-REFERENCES = (
-    ("calibrated_sensor", "sensor_token", "sensor"),
-    ("sample_data", "calibrated_sensor_token", "calibrated_sensor"),
-    ("sample_data", "ego_pose_token", "ego_pose"),
-    ("sample_data", "sample_token", "sample"),
-    ("sample", "scene_token", "scene"),
-    ("scene", "first_sample_token", "sample"),
-    ("scene", "log_token", "log"),
-    ("sample_annotation", "sample_token", "sample"),
-    ("sample_annotation", "instance_token", "instance"),
-    ("instance", "category_token", "category"),
-)
+NEVER_EMPTY = ("map", "scene", "sample")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +60,7 @@ class SensorRecord:
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
-    """One annotated box: `world_from_box` (4, 4), size (width, length, height) in metres as nuScenes orders it."""
+    """An annotated box: `world_from_box` (4, 4) and size (width, length, height) in metres, in nuScenes' order."""
 
     token: str
     instance: str
@@ -90,7 +79,6 @@ class NuScenesTables:
     Raises:
         InvalidInput: several table folders and no version, or a version that `dataroot` contradicts.
         MissingInput, CorruptInput: naming the first file that is missing or the row that is broken.
-        MissingPackage: without nuscenes-devkit.
     """
 
     def __init__(self, dataroot: Path | str, version: str | None = None) -> None:
@@ -101,70 +89,45 @@ class NuScenesTables:
         for table in TABLES:
             if not (self._folder / f"{table}.json").is_file():
                 raise MissingInput(f"{self._folder / table}.json: table is missing")
-        self._nusc = self._open()
-        self._samples: dict[str, list[dict[str, Any]]] = {}  # scene -> rows
-        self._sample_data: dict[str, list[dict[str, Any]]] = {}  # scene -> rows
+        self._samples: dict[str, list[Row]] = {}  # scene -> rows
+        self._sample_data: dict[str, list[Row]] = {}  # scene -> rows
         self._calibrations: dict[str, np.ndarray] = {}
+        self._sensors, self._calibrated = self._rows("sensor"), self._rows("calibrated_sensor")
+        self._ego_poses = self._rows("ego_pose")
+        self._check_maps()
         self._index()
+
+    def _rows(self, table: str) -> Rows:
+        rows = Rows(self._folder / f"{table}.json")
+        if table in NEVER_EMPTY and not len(rows):
+            raise CorruptInput(f"{rows.path}: no rows")
+        return rows
+
+    def _check_maps(self) -> None:
+        """Nothing here reads a map, but other readers of this layout do not open a set without."""
+        for row in self._rows("map"):
+            if not (self.dataroot / row["filename"]).is_file():
+                raise MissingInput(f"{self.dataroot / row['filename']}: map named by map.json is missing")
 
     def _index(self) -> None:
         """Sort rows into scenes by one pass over the tables, not by following `next` through all of them."""
+        scenes, self._sample_rows = self._rows("scene"), self._rows("sample")
+        self.scenes: list[str] = [row["name"] for row in scenes]  # of all scenes
+        for calibration in self._calibrated:
+            self._sensors.of(calibration, "sensor_token")
         scene_of: dict[str, str] = {}
-        for row in self._nusc.sample:
-            scene = self._row("scene", row["scene_token"], "sample")["name"]
+        for row in self._sample_rows:
+            scene = scenes.of(row, "scene_token")["name"]
             scene_of[row["token"]] = scene
             self._samples.setdefault(scene, []).append(row)
-        for row in self._nusc.sample_data:
-            if row["sample_token"] not in scene_of:
-                raise CorruptInput(
-                    f"{self._folder}/sample_data.json: row '{row['token']}' refers to sample "
-                    f"'{row['sample_token']}', which sample.json does not have"
-                )
-            self._sample_data.setdefault(scene_of[row["sample_token"]], []).append(row)
+        for row in self._rows("sample_data"):
+            scene = scene_of[self._sample_rows.of(row, "sample_token")["token"]]
+            self._sample_data.setdefault(scene, []).append(row)
         for rows in self._samples.values():
-            rows.sort(key=lambda row: row["timestamp"])
-
-    def _open(self) -> Any:
-        devkit = need("nuscenes.nuscenes", "nuscenes")
-        try:
-            return devkit.NuScenes(version=self.version, dataroot=str(self.dataroot), verbose=False)
-        except (AssertionError, LookupError, TypeError, ValueError, OSError) as error:
-            self._explain()
-            raise CorruptInput(f"{self._folder}: tables cannot be opened ({type(error).__name__}: {error})") from error
-
-    def _explain(self) -> None:
-        """The devkit failed: raise the error that names the file at fault."""
-        tables = {name: _read_table(self._folder / f"{name}.json") for name in TABLES}
-        for row in tables["map"]:
-            if not (self.dataroot / row.get("filename", "")).is_file():
-                raise MissingInput(f"{self.dataroot / row.get('filename', '')}: map named by map.json is missing")
-        tokens = {name: {row.get("token") for row in rows} for name, rows in tables.items()}
-        for table, field, target in REFERENCES:
-            for row in tables[table]:
-                if row.get(field) not in tokens[target]:
-                    raise CorruptInput(
-                        f"{self._folder / table}.json: row '{row.get('token')}' refers by {field} to "
-                        f"'{row.get(field)}', which {target}.json does not have"
-                    )
-        for name in ("map", "log", "scene", "sample"):
-            if not tables[name]:
-                raise CorruptInput(f"{self._folder / name}.json: no rows")
-
-    def _row(self, table: str, token: str, named_by: str) -> dict[str, Any]:
-        try:
-            return self._nusc.get(table, token)
-        except KeyError:
-            raise CorruptInput(
-                f"{self._folder / named_by}.json: refers to '{token}', which {table}.json does not have"
-            ) from None
-
-    @property
-    def scenes(self) -> list[str]:
-        """Names of all scenes."""
-        return [row["name"] for row in self._nusc.scene]
+            rows.sort(key=_stamp_ns)
 
     def require_scenes(self, names: list[str] | tuple[str, ...] | None) -> list[str]:
-        """The names if all exist (all scenes for None).
+        """Return the names if all exist (all scenes for None).
 
         Raises:
             MissingInput: naming the first unknown one and those that exist.
@@ -178,75 +141,64 @@ class NuScenesTables:
 
     def samples(self, scene: str) -> list[tuple[str, int]]:
         """(token, stamp_ns) of the keyframes of a scene, in time order."""
-        return [(row["token"], row["timestamp"] * 1000) for row in self._samples.get(scene, [])]
+        return [(row["token"], _stamp_ns(row)) for row in self._samples.get(scene, [])]
 
     def records(self, scene: str) -> list[SensorRecord]:
         """All sensor files of a scene, keyframes and sweeps, in time order."""
         records = [self._record(row) for row in self._sample_data.get(scene, [])]
         return sorted(records, key=lambda record: (record.stamp_ns, record.channel))
 
-    def _record(self, row: dict[str, Any]) -> SensorRecord:
-        calibration = self._row("calibrated_sensor", row["calibrated_sensor_token"], "sample_data")
-        ego = self._row("ego_pose", row["ego_pose_token"], "sample_data")
-        try:
-            intrinsics = np.array(calibration["camera_intrinsic"], dtype=np.float64)
-            return SensorRecord(
-                channel=row["channel"],
-                modality=row["sensor_modality"],
-                stamp_ns=int(row["timestamp"]) * 1000,
-                path=self.dataroot / row["filename"],
-                size=(int(row["width"] or 0), int(row["height"] or 0)),
-                is_keyframe=bool(row["is_key_frame"]),
-                sample_token=row["sample_token"],
-                calibration=calibration["token"],
-                intrinsics=intrinsics if intrinsics.size else None,
-                ego_from_sensor=self._calibration(calibration),
-                world_from_ego=self._pose("ego_pose", ego),
-                distortion_model=str(calibration.get("distortion_model", "none")),
-                distortion=self._distortion(calibration),
-            )
-        except KeyError as error:
-            raise CorruptInput(f"{self._folder}/sample_data.json: row '{row['token']}' lacks {error}") from None
+    def _record(self, row: Row) -> SensorRecord:
+        calibration = self._calibrated.of(row, "calibrated_sensor_token")
+        sensor = self._sensors.of(calibration, "sensor_token")
+        return SensorRecord(
+            channel=sensor["channel"],
+            modality=sensor["modality"],
+            stamp_ns=_stamp_ns(row),
+            path=self.dataroot / row["filename"],
+            size=_size(row),
+            is_keyframe=bool(row["is_key_frame"]),
+            sample_token=row["sample_token"],
+            calibration=calibration["token"],
+            intrinsics=_intrinsics(calibration),
+            ego_from_sensor=self._calibration(calibration),
+            world_from_ego=_pose(self._ego_poses.of(row, "ego_pose_token")),
+            distortion_model=str(calibration.get("distortion_model", "none")),
+            distortion=_distortion(calibration),
+        )
 
-    def _distortion(self, row: dict[str, Any]) -> tuple[float, ...]:
-        try:
-            return tuple(float(v) for v in row.get("distortion", ()))
-        except (TypeError, ValueError) as error:
-            where = f"{self._folder}/calibrated_sensor.json: row '{row['token']}'"
-            raise CorruptInput(f"{where}: distortion must be numbers, got {row['distortion']!r:.80}") from error
-
-    def _calibration(self, row: dict[str, Any]) -> np.ndarray:
+    def _calibration(self, row: Row) -> np.ndarray:
         if row["token"] not in self._calibrations:
-            self._calibrations[row["token"]] = self._pose("calibrated_sensor", row)
+            self._calibrations[row["token"]] = _pose(row)
         return self._calibrations[row["token"]]
 
-    def _pose(self, table: str, row: dict[str, Any]) -> np.ndarray:
-        try:
-            return pose(row["translation"], row["rotation"])
-        except (InvalidInput, KeyError, TypeError) as error:
-            raise CorruptInput(f"{self._folder / table}.json: row '{row['token']}': {error}") from None
+    @cached_property
+    def _annotations(self) -> dict[str, list[Annotation]]:
+        """Boxes by sample; of a large set most of its bytes, so they are read when they are first asked for."""
+        instances, categories = self._rows("instance"), self._rows("category")
+        found: dict[str, list[Annotation]] = {}
+        for row in self._rows("sample_annotation"):
+            category = categories.of(instances.of(row, "instance_token"), "category_token")["name"]
+            sample, size_wlh_m = self._sample_rows.of(row, "sample_token"), _size_wlh_m(row)
+            found.setdefault(sample["token"], []).append(
+                Annotation(row["token"], row["instance_token"], category, _pose(row), size_wlh_m)
+            )
+        return found
 
     def annotations(self, sample_token: str) -> list[Annotation]:
-        """Boxes of a keyframe."""
-        sample = self._row("sample", sample_token, "sample")
-        rows = [self._row("sample_annotation", token, "sample") for token in sample["anns"]]
-        return [
-            Annotation(
-                row["token"],
-                row["instance_token"],
-                row["category_name"],
-                pose(row["translation"], row["rotation"]),
-                tuple(float(v) for v in row["size"]),  # type: ignore[arg-type]
-            )
-            for row in rows
-        ]
+        """The boxes of a keyframe.
+
+        Raises:
+            CorruptInput: naming the row of a table that is broken.
+        """
+        return self._annotations.get(sample_token, [])
 
     def truth_path(self, scene: str, sample_token: str) -> Path:
-        """Where the Occ3D label of a keyframe is, if there is one."""
+        """The file of a keyframe's Occ3D label, if there is one."""
         return self.dataroot / "gts" / scene / sample_token / "labels.npz"
 
     def missing_files(self, scenes: list[str] | None = None, keyframes_only: bool = True) -> list[Path]:
-        """Sensor files (not radar) that the tables name but that are absent or empty."""
+        """The sensor files (not radar) that the tables name but that are missing or empty."""
         return [
             record.path
             for scene in self.require_scenes(scenes)
@@ -256,7 +208,8 @@ class NuScenesTables:
 
 
 def pose_between(records: list[SensorRecord], stamp_ns: int) -> np.ndarray:
-    """`world_from_ego` (4, 4) at a time: between the ego poses around it, or the nearest one at the ends."""
+    """The pose `world_from_ego` (4, 4) at a time: interpolated between the ego poses around it, or the nearest one at
+    the ends."""
     stamps = np.array([record.stamp_ns for record in records])
     at = int(np.searchsorted(stamps, stamp_ns))
     if at == len(records):
@@ -268,7 +221,7 @@ def pose_between(records: list[SensorRecord], stamp_ns: int) -> np.ndarray:
 
 
 def root_and_version(path: Path | str, version: str | None = None) -> tuple[Path, str]:
-    """Folder and table folder of a data set in nuScenes layout.
+    """The folder and the table folder of a data set in nuScenes layout.
 
     Args:
         path: the data set's folder, or its table folder DATAROOT/v1.0-mini.
@@ -289,12 +242,12 @@ def root_and_version(path: Path | str, version: str | None = None) -> tuple[Path
 
 
 def root_of(path: Path | str) -> Path:
-    """The data set's folder of `path`, which may be its table folder; anything else as it is."""
+    """The data set's folder, if `path` is its table folder; any other path is returned as it is."""
     return root_and_version(path)[0] if is_table_folder(Path(path)) else Path(path)
 
 
 def is_table_folder(path: Path) -> bool:
-    """A folder of nuScenes tables, v1.0-mini and the like."""
+    """Whether a folder holds nuScenes tables, such as v1.0-mini."""
     return (path / "sample_data.json").is_file() and (path / "scene.json").is_file()
 
 
@@ -311,11 +264,49 @@ def _only_version(dataroot: Path) -> str:
     return found[0]
 
 
-def _read_table(path: Path) -> list[dict[str, Any]]:
+def _stamp_ns(row: Row) -> int:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CorruptInput(f"{path}: not a readable JSON table ({error})") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise CorruptInput(f"{path}: a table must be a list of rows, got {type(rows).__name__}")
-    return rows
+        return int(row["timestamp"]) * 1000
+    except (TypeError, ValueError, OverflowError):
+        raise _broken(row, f"timestamp must be microseconds, got {row['timestamp']!r:.80}") from None
+
+
+def _size(row: Row) -> tuple[int, int]:
+    try:
+        return int(row["width"] or 0), int(row["height"] or 0)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _broken(row, f"width and height must be pixels ({error})") from None
+
+
+def _intrinsics(row: Row) -> np.ndarray | None:
+    try:
+        matrix = np.array(row["camera_intrinsic"], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise _broken(row, f"camera_intrinsic must be a matrix ({error})") from None
+    return matrix if matrix.size else None
+
+
+def _pose(row: Row) -> np.ndarray:
+    try:
+        return pose(row["translation"], row["rotation"])
+    except (InvalidInput, TypeError) as error:
+        raise _broken(row, str(error)) from None
+
+
+def _size_wlh_m(row: Row) -> tuple[float, float, float]:
+    try:
+        width, length, height = (float(value) for value in row["size"])
+    except (TypeError, ValueError) as error:
+        raise _broken(row, f"size must be three numbers ({error})") from None
+    return width, length, height
+
+
+def _distortion(row: Row) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in row.get("distortion", ()))
+    except (TypeError, ValueError) as error:
+        raise _broken(row, f"distortion must be numbers, got {row['distortion']!r:.80}") from error
+
+
+def _broken(row: Row, why: str) -> CorruptInput:
+    return CorruptInput(f"{row.path}: row '{row['token']}': {why}")

@@ -1,4 +1,4 @@
-"""Which kind of data a path is; what training and prediction ask of every kind."""
+"""Opens any kind of data by its content; defines what training and prediction ask of every kind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BAG_FILES = (".mcap", ".db3")
 
 @dataclass(frozen=True)
 class Choice:
-    """Which cameras of a recording to use, by name or topic.
+    """The cameras of a recording to use, by name or topic.
 
     Attributes:
         cameras: empty: all that can be used.
@@ -38,7 +38,7 @@ EVERY_CAMERA = Choice()
 
 
 class FrameSource(Protocol):
-    """Frames by number, scene by scene in time order.
+    """Gives frames by number, scene by scene in time order.
 
     Attributes:
         scenes: their names.
@@ -53,14 +53,14 @@ class FrameSource(Protocol):
     def __iter__(self) -> Iterator[Frame]: ...
 
     def shots(self, index: int) -> dict[str, Shot]:
-        """Which images a frame has, by camera name. Reads none."""
+        """The images of a frame, by camera name. Nothing is read."""
 
     def stamp_and_pose(self, index: int) -> tuple[int, np.ndarray]:
-        """When a frame is, and where the ego is then: stamp_ns, world_from_ego (4, 4). Reads no file."""
+        """The frame's stamp_ns and the ego's pose then, world_from_ego (4, 4). No file is read."""
 
     def sweeps_before(self, index: int, count: int) -> list[LidarSweep]:
-        """At most `count` LiDAR sweeps of a frame's scene, newest first, the frame's own first; none where the frame
-        has none. Decodes no image."""
+        """At most `count` LiDAR sweeps of a frame's scene, newest first, starting with the frame's own; none if the
+        frame has none. No image is decoded."""
 
     @property
     def samples(self) -> list[tuple[str, str]]:
@@ -68,7 +68,7 @@ class FrameSource(Protocol):
 
     @property
     def names(self) -> list[str]:
-        """What a prediction for each frame is called: a file's name, unique in the data set."""
+        """The name of each frame's prediction: a file name, unique in the data set."""
 
 
 def open_source(
@@ -104,7 +104,7 @@ def open_source(
 
 
 def kind_of(path: Path) -> Literal["bag", "semantic_kitti", "nuscenes"]:
-    """What a path is; its content says.
+    """The kind of data at a path, judged by its content.
 
     Raises:
         MissingInput: no such path, or none of the three.
@@ -124,7 +124,8 @@ def kind_of(path: Path) -> Literal["bag", "semantic_kitti", "nuscenes"]:
 
 
 def frame_files(source: FrameSource, index: int, lidar: bool = False) -> list[Path]:
-    """The files of a frame's images, and with `lidar` of its sweep; none of a bag, whose frames have no files."""
+    """The files of a frame's images, and with `lidar` that of its sweep; empty for a bag, whose frames have no
+    files."""
     from occ_core.sources.kitti import SemanticKittiSource
     from occ_core.sources.nuscenes import NuScenesSource
 
@@ -132,7 +133,7 @@ def frame_files(source: FrameSource, index: int, lidar: bool = False) -> list[Pa
 
 
 def frame_key(path: Path | str, source: FrameSource, index: int, lidar: bool = False) -> str:
-    """Hash of what a frame of `open_source(path)` is read from: other images under the same name, another key.
+    """The hash of what a frame of `open_source(path)` is read from; other images under the same name have another key.
 
     Of a bag, its files' sizes and times, for what makes one frame is spread over it.
 
@@ -164,7 +165,7 @@ def _open_bag(path: Path, scenes: Sequence[str] | None, intensity_max: float, ch
 
 
 def left_out(source: FrameSource) -> list[str]:
-    """One line for each thing of a data set that is not used, or looks wrong."""
+    """One line for each part of a data set that is not used, or looks wrong."""
     from occ_core.sources.bag_frames import BagFrames
 
     if not isinstance(source, BagFrames):

@@ -1,4 +1,4 @@
-"""Any recording scene by scene, and which of its frames are keyframes: those that labels are made of."""
+"""Reads any recording scene by scene, and decides which of its frames are keyframes, of which labels are made."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STILL_M, STILL_RAD, STILL_S = 0.1, 0.02, 5.0
 
 @dataclass(frozen=True, eq=False)
 class SceneFrames:
-    """Frames of one scene in time order, read when they are asked for: `len(frames)`, `frames[i]`.
+    """The frames of one scene in time order, read when they are asked for: `len(frames)`, `frames[i]`.
 
     Attributes:
         path: of the recording. source: what it was opened as.
@@ -49,11 +49,11 @@ class SceneFrames:
         return self.source[self.source_indices[index]]
 
     def shots(self, index: int) -> dict[str, Shot]:
-        """Which images a frame has, by camera name. Reads none."""
+        """The images of a frame, by camera name. Nothing is read."""
         return self.source.shots(self.source_indices[index])
 
     def key(self, index: int, lidar: bool, more: Sequence[Path] = ()) -> str:
-        """Hash of what a frame is read from, as of `frame_key`, and of `more` files."""
+        """The hash of what a frame is read from, as of `frame_key`, and of `more` files."""
         if files := frame_files(self.source, self.source_indices[index], lidar):
             return content_key([*files, *more])
         key = frame_key(self.path, self.source, self.source_indices[index], lidar)
@@ -82,11 +82,11 @@ class Recording:
 
     @cached_property
     def _source(self) -> FrameSource:
-        """All scenes; of nuScenes layout, which may have 850, each is opened by itself."""
+        """The source of all scenes; of nuScenes layout, which may have 850, each scene is opened by itself."""
         return open_source(self.path, version=self._version)
 
     def require_scenes(self, names: Sequence[str] | None) -> list[str]:
-        """The names if all exist (all scenes for None).
+        """Return the names if all exist (all scenes for None).
 
         Raises:
             MissingInput: naming the first unknown one and those that exist.
@@ -98,37 +98,41 @@ class Recording:
 
     @property
     def has_pose(self) -> bool:
-        """Somebody says where the robot was; without, frames cannot be laid over each other."""
+        """Whether somebody says where the robot was; without poses, frames cannot be combined."""
         return self.kind != "bag" or cast("BagFrames", self._source).bag.world_frame is not None
 
     @property
     def is_kitti(self) -> bool:
-        """It is SemanticKITTI, whose ego frame, grid and taxonomy are its own."""
+        """Whether it is SemanticKITTI, which has its own ego frame, grid and taxonomy."""
         return self.kind == "semantic_kitti"
 
     @property
     def grid(self) -> VoxelGrid:
-        """Where the cells of its labels are: of SemanticKITTI those of its own voxels, else Occ3D's."""
+        """The grid of its labels: SemanticKITTI's own voxels, or Occ3D's."""
         return SEMANTIC_KITTI_VOXELS if self.is_kitti else OCC3D_GRID
 
     @property
     def taxonomy(self) -> Taxonomy:
-        """What the cells of its labels can be."""
+        """The taxonomy of its labels."""
         return SEMANTIC_KITTI if self.is_kitti else OCC3D
 
     @property
     def left_out(self) -> list[str]:
-        """One line for each thing of it that is not used."""
+        """One line for each part of the recording that is not used."""
         return left_out(self._source) if self.kind == "bag" else []
 
+    def truth_path(self, scene: str, token: str) -> Path | None:
+        """Of a sample's true voxels in Occ3D's form; None: a recording of this kind has none."""
+        return self._tables.truth_path(scene, token) if self.kind == "nuscenes" else None
+
     def tokens(self, scene: str) -> list[str]:
-        """Of the scene's keyframes. Reads no file."""
+        """The tokens of a scene's keyframes. No file is read."""
         if self.kind == "nuscenes":
             return [token for token, _ in self._tables.samples(scene)]
         return list(self.scene(scene).tokens)
 
     def scene(self, name: str, between: bool = False) -> SceneFrames:
-        """The keyframes of a scene; with `between` also what lies between them."""
+        """The keyframes of a scene; with `between` also the frames between them."""
         if self.kind == "nuscenes":
             from occ_core.sources.nuscenes import NuScenesSource
 
@@ -145,7 +149,7 @@ class Recording:
         return SceneFrames(self.path, self._source, source_indices, named)
 
     def _keyframes(self, source_indices: Sequence[int]) -> np.ndarray:
-        """bool (N,): those that the recording names as keyframes, else as of `keyframes_of`."""
+        """Mark keyframes, bool (N,): those that the recording names, else those of `keyframes_of`."""
         if self.kind == "bag" and (named := cast("BagFrames", self._source).keyframes):
             return np.isin(source_indices, sorted(named))
         stamped_poses = [self._source.stamp_and_pose(source_index) for source_index in source_indices]
@@ -158,7 +162,7 @@ def keyframes_of(
     world_from_ego: np.ndarray,  # (N, 4, 4)
     has_pose: bool = True,
 ) -> np.ndarray:
-    """bool (N,): a keyframe about every KEYFRAME_S; of a robot that stands, every STILL_S.
+    """Choose keyframes, bool (N,): about one every KEYFRAME_S, and one every STILL_S while the robot stands.
 
     So a window of keyframes is one of time, however fast the cameras are, and one that reaches over a pause.
 

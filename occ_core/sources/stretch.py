@@ -1,4 +1,4 @@
-"""A stretch of a bag: its frames from one time to another, as a recording of its own.
+"""A stretch of a bag, from one time to another, which counts as a recording of its own.
 
 A folder with a small file, `stretch.json`, which says which; whatever opens a bag opens it. Labels and ego masks of the
 stretch lie in the folder, as those of a bag do in the bag's.
@@ -18,7 +18,7 @@ STRETCH_FILE = "stretch.json"
 
 @dataclass(frozen=True)
 class Stretch:
-    """Frames of `bag` whose key image is of [since_ns, until_ns)."""
+    """The frames of `bag` whose key image is taken in [since_ns, until_ns)."""
 
     bag: Path
     since_ns: int
@@ -32,7 +32,7 @@ class Stretch:
         return self.since_ns <= stamp_ns < self.until_ns
 
     def write(self, folder: Path) -> None:
-        """Make the folder this stretch, atomically; it holds the bag's whole path.
+        """Write the stretch into a folder, atomically; the file holds the bag's absolute path.
 
         Raises:
             CannotWrite.
@@ -47,7 +47,7 @@ def is_stretch(path: Path) -> bool:
 
 
 def read_stretch(folder: Path) -> Stretch:
-    """The stretch that a folder is.
+    """Read the stretch that a folder describes.
 
     Raises:
         CorruptInput: naming the fields.

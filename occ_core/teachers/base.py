@@ -17,8 +17,6 @@ from occ_core.errors import InvalidInput, MissingInput
 from occ_core.files import content_key
 from occ_core.frame import Frame
 
-"""Class of a pixel about which the teacher says nothing."""
-
 
 class NoMaps(MissingInput):
     """A teacher has no usable maps of one frame, though it may of others: that frame is left out, and named."""

@@ -13,6 +13,7 @@ from occ_core.frame import Frame, Shot
 from occ_core.taxonomy import UNLABELED, Taxonomy
 from occ_core.teachers.base import ClassMap, DepthMap, NoMaps
 from occ_core.teachers.map_files import SETTINGS, MapFolder, class_table, metres_of, open_folder
+from occ_core.teachers.names import parts_of
 
 
 class FileMaps:
@@ -54,8 +55,8 @@ def file_maps(teacher: str) -> list[FileMaps]:
     Raises:
         MissingInput, InvalidInput: as of `open_folder`.
     """
-    first, _, rest = teacher.partition("+")
-    parts = (first, "classes"), (rest.partition("+")[0] or first, "depth")
+    first, *rest = parts_of(teacher)
+    parts = (first, "classes"), ((rest and rest[0]) or first, "depth")
     return [FileMaps(name.removeprefix("files:"), kind) for name, kind in parts if name.startswith("files:")]
 
 

@@ -9,6 +9,7 @@ from occ_core.sources.nuscenes_tables import root_of
 from occ_core.taxonomy import Taxonomy
 from occ_core.teachers.base import ClassTeacher, DepthTeacher, Teachers
 from occ_core.teachers.guarded import GuardedClasses, GuardedDepth
+from occ_core.teachers.names import parts_of
 from occ_core.teachers.oracle import Oracle
 from occ_core.teachers.realistic import Realistic
 
@@ -61,8 +62,8 @@ def load_teachers(
     """
     require_weights(name, weights)
     dataroot = root_of(dataroot)
-    first, _, rest = name.partition("+")
-    second, completes, completed_by = rest.partition("+")
+    first, *others = parts_of(name)
+    second, completes, completed_by = "".join(others[:1]), len(others) > 1, "+".join(others[1:])
     if completes and completed_by not in ("lidar", "motion"):
         raise InvalidInput(
             f"'{name}': depth can be completed by 'lidar' (CLASSES+DEPTH+lidar) or scaled by 'motion', not by "
@@ -99,7 +100,7 @@ def load_parts(
     Raises:
         As of `load_teachers`.
     """
-    if "+" in name or _city_teacher(name, root_of(dataroot), taxonomy, seed):
+    if len(parts_of(name)) > 1 or _city_teacher(name, root_of(dataroot), taxonomy, seed):
         teachers = load_teachers(name, dataroot, taxonomy, weights, device, seed)
         return teachers.classes, teachers.depth
     classes: ClassTeacher | None
@@ -128,7 +129,7 @@ def require_weights(name: str, weights: Path | None) -> None:
         MissingInput: naming each, and how to get it.
     """
     absent: list[str] = []
-    for part in dict.fromkeys(name.replace("thin:", "grounded-sam+").split("+")):
+    for part in dict.fromkeys(parts_of(name.replace("thin:", "grounded-sam+"))):
         if part == "grounded-sam":
             from occ_core.teachers import grounded_sam
 

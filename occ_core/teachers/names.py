@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from occ_core.errors import need
 
@@ -10,9 +11,23 @@ MEASURED = ("oracle", "realistic", "lidar", "motion")
 """Teachers that are no networks, beside `files:DIR`."""
 
 
+def parts_of(name: str) -> list[str]:
+    """The teachers of a name such as `A+B+lidar`. A folder of `files:DIR` may have a `+` in its own name: of all that
+    could be meant, the longest that is there is."""
+    parts, found = name.split("+"), []
+    while parts:
+        count = 1
+        if parts[0].startswith("files:"):
+            ends = range(len(parts), 1, -1)
+            count = next((n for n in ends if Path("+".join(parts[:n]).removeprefix("files:")).is_dir()), 1)
+        found.append("+".join(parts[:count]))
+        parts = parts[count:]
+    return found
+
+
 def is_network(name: str) -> bool:
     """Whether a teacher of this name, such as `grounded-sam+lidar`, asks a network."""
-    return any(part not in ("", *MEASURED) and not part.startswith("files:") for part in name.split("+"))
+    return any(part not in ("", *MEASURED) and not part.startswith("files:") for part in parts_of(name))
 
 
 def processes_for(name: str, device: str | None) -> int:

@@ -1,4 +1,5 @@
-"""A cached sample as a network by table is given it: mirrored, turned, recoloured, cameras dropped, images zoomed."""
+"""What is done to a cached sample before nano is given it: mirrored, turned, recoloured, cameras dropped, images
+zoomed."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ QUARTER = np.array([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) 
 
 @dataclass(frozen=True, eq=False)
 class TabulatedSample:
-    """One sample as the network sees it; arrays as in SceneCache, without the sample axis."""
+    """One sample as the network sees it; arrays are those of SceneCache, without the sample axis."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -80,7 +81,7 @@ def turn(sample: TabulatedSample, quarters: int, config: EasyOccConfig) -> Tabul
 
 
 def recolour(images: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Random gain and gamma per channel and offset per camera, uint8 in and out."""
+    """Apply a random gain and gamma to each channel and a random offset to each camera; uint8 in and out."""
     out = np.empty_like(images)
     levels = np.arange(256) / 255.0
     common = rng.uniform(1 - strength, 1 + strength)
@@ -95,8 +96,9 @@ def recolour(images: np.ndarray, strength: float, rng: np.random.Generator) -> n
 
 
 def retextured(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The image, uint8 (H, W, 3), through a random small convolution and a random mixture of its colours, blurred or
-    sharpened, with noise: shapes stay, what simulated surfaces alone look like goes (RandConv, arXiv 2007.13003)."""
+    """Pass the image, uint8 (H, W, 3), through a small random convolution, mix its colours at random, blur or sharpen
+    it and add noise. Shapes stay; the texture that only simulated surfaces have is lost (RandConv, arXiv
+    2007.13003)."""
     x = image.astype(np.float32)
     size = int(rng.choice([1, 3, 5]))
     kernel = rng.normal(0, 1 / size, (size, size)).astype(np.float32)
@@ -112,7 +114,8 @@ def retextured(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def pick_columns(labels: np.ndarray, count: int, rare: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Indices into (X, Y) of at most `count` columns: rare classes first, then others in view, 1/8 all hidden ones.
+    """Pick at most `count` columns, as indices into (X, Y): rare classes first, then others in view; an eighth are
+    wholly hidden ones.
 
     Args:
         labels: uint8 (X, Y, Z). rare: bool (256,) by label.
@@ -130,7 +133,7 @@ def pick_columns(labels: np.ndarray, count: int, rare: np.ndarray, rng: np.rando
 def zoomed(
     scene: SceneCache, i: int, camera: int, config: EasyOccConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, ...]:
-    """A part of an image as a longer lens would have shown it: image, depth, pixel_class and rays as of ImageBatch.
+    """Cut a part out of an image as a longer lens would have shown it; returns image, depth, pixel_class and rays.
 
     What each ray meets is asked of the labels again, for a target moved by half a feature pixel would err by metres.
     """

@@ -43,12 +43,12 @@ ARRAYS = (
 
 @dataclass(frozen=True, eq=False)
 class SceneCache:
-    """One scene: S samples, R rigs (mostly one), N cameras. `scene["images"]` gives an array:
+    """One scene of S samples, R rigs (mostly one) and N cameras. `scene["images"]` gives an array:
 
     images: uint8 (S, N, H, W, 3). present: bool (S, N).
     stamp_ns: int64 (S,). world_from_ego: float64 (S, 4, 4), at these stamps, NaN where nobody knows. Samples are in
     the order of time.
-    labels: uint8 (S, X, Y, Z), 255 where the cameras did not look.
+    labels: uint8 (S, X, Y, Z), UNLABELED where the cameras did not look.
     depth, pixel_class: uint8 (S, N, h, w), see training.rays.
     rig: int64 (S,), which of the R rigs. voxel_index, pillar_index, rays: (R, ...), see models.easyocc.table.
     origins_ego_m: float64 (R, N, 3), where the cameras are. own: bool (R, N, h, w), see `own_pixels`.
@@ -71,7 +71,7 @@ def open_scenes(
     ranks: Ranks,
     on_progress: Callable[[str], None],
 ) -> list[SceneCache]:
-    """Scene by scene, from the cache or built now; an interrupted build goes on. Each process builds its share.
+    """Open each scene from the cache, or build it now; an interrupted build goes on. Each process builds its share.
 
     Raises:
         MissingInput, CorruptInput: of the files that a scene is built from.
@@ -89,7 +89,8 @@ def open_scenes(
 
 
 def _key(source: KeyframeSource, scene: str, keyframes: list[Keyframe], config: EasyOccConfig) -> str:
-    """Hash of all that decides the arrays; labels by size and time, since reading them is what the cache avoids."""
+    """Hash everything that decides the arrays; labels count by size and time, since reading them is what the cache
+    avoids."""
     root, labels = root_of(source.root), cast(LabelFiles, source.labels)
     digest = hashlib.sha256(f"{VERSION} {root.resolve()}".encode())
     fields = {"grid_origin_m", "voxel_size_m", "grid_shape", "taxonomy", "input_width", "input_height", "depth_bins"}
@@ -113,7 +114,7 @@ def _open(at: Path, scene: str) -> SceneCache:
 def _build(
     source: KeyframeSource, keyframes: list[Keyframe], config: EasyOccConfig, at: Path, scene: str
 ) -> SceneCache:
-    """The arrays of a scene, kept at `at`; in memory where nothing can be written there."""
+    """Make the arrays of a scene and keep them at `at`; they stay in memory where nothing can be written there."""
     frames, files = source.frames, cast(LabelFiles, source.labels)
     read = ((*frame_files(frames, k.frame_index), *files.files(scene, k.token)) for k in keyframes)
     require_files(path for paths in read for path in paths)
@@ -152,8 +153,8 @@ def _build(
 
 
 def own_pixels(rig: Rig, config: EasyOccConfig) -> np.ndarray:
-    """bool (N, h, w): feature pixels on which a camera sees mostly the robot itself: what labels say of the cells
-    behind it, the image does not show."""
+    """Mark the feature pixels on which a camera sees mostly the robot itself, bool (N, h, w): the image does not show
+    the cells behind them."""
     preprocess, (w, h) = Preprocess(config.input_width, config.input_height), config.feature_size
     own = np.zeros((len(rig), h, w), dtype=np.bool_)
     for i, camera in enumerate(rig):
@@ -164,13 +165,14 @@ def own_pixels(rig: Rig, config: EasyOccConfig) -> np.ndarray:
 
 
 ABSENT = {
-    "images": 0, "present": False, "depth": UNLABELED, "pixel_class": UNLABELED, "rays": 0, "origins_ego_m": 0.0, "own": False
+    "images": 0, "present": False, "depth": UNLABELED, "pixel_class": UNLABELED, "rays": 0, "origins_ego_m": 0.0,
+    "own": False,
 }  # fmt: skip
 """What stands for a camera that a keyframe's rig lacks, in the arrays that have a row for each."""
 
 
 def _evened(rows: dict[str, list[np.ndarray]], config: EasyOccConfig) -> dict[str, list[np.ndarray]]:
-    """The same rows for as many cameras as the scene's largest rig has: what is not there, no cell is seen by."""
+    """Pad the rows to as many cameras as the scene's largest rig has; no cell is seen by a camera that is not there."""
     (w, h), most = config.feature_size, max(map(len, rows["present"]))
     out = dict(rows)
     for name, per_pixel in (("voxel_index", config.depth_bins), ("pillar_index", 1)):

@@ -1,4 +1,4 @@
-"""What a training run is: one YAML file over these defaults."""
+"""The settings of a training run: one YAML file that overrides these defaults."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from occ_core.errors import InvalidInput
 from occ_core.losses.weights import Weight
 from occ_core.models.build import ModelConfig, parse_config
+from occ_core.models.earlier_names import with_todays_settings
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.settings import NanoTraining, NotNegative, Positive, Share
 from occ_core.shipped import config_file
@@ -75,7 +76,7 @@ class TrainingConfig(BaseModel):
 
 
 def load_config(path: Path | str, **changes: Any) -> TrainingConfig:
-    """A run from its YAML file, or from the name of one that ships; `changes` that are not None win over the file.
+    """Read a run from its YAML file, or from the name of one that ships; `changes` that are not None win over the file.
 
     Raises:
         MissingInput: no such file.
@@ -91,6 +92,7 @@ def load_config(path: Path | str, **changes: Any) -> TrainingConfig:
     try:
         if "model" in record:
             record["model"] = parse_config(record["model"])
+        record = with_todays_settings(record)
         return TrainingConfig(**{**record, **{key: value for key, value in changes.items() if value is not None}})
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}") from error
@@ -101,7 +103,7 @@ def load_config(path: Path | str, **changes: Any) -> TrainingConfig:
 
 
 def with_steps(config: TrainingConfig, total: int, begun: tuple[int, int] | None = None) -> TrainingConfig:
-    """The same run with `total` steps in all its phases together, each with its share of them.
+    """Return the same run with `total` steps in all its phases together; each phase keeps its share of them.
 
     Args:
         begun: steps and image_steps of a run that goes on. Before, `--steps` did not count image_steps; a run that was
@@ -118,7 +120,8 @@ def with_steps(config: TrainingConfig, total: int, begun: tuple[int, int] | None
 
 
 def difference(name: str, was: Any, now: Any) -> str | None:
-    """What differs first between two settings, entries of mappings one by one; None: they are the same."""
+    """Name the first difference between two settings, comparing mappings entry by entry; None means that they are
+    equal."""
     if isinstance(was, dict) and isinstance(now, dict):
         parts = (difference(key, was.get(key), now.get(key)) for key in {**was, **now})
         return next((part for part in parts if part), None)

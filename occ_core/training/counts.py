@@ -1,4 +1,4 @@
-"""How often each class occurs in the data of a run, and what losses make of it."""
+"""How often each class occurs in the data of a run, and the loss weights that follow from it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from occ_core.training.tabulated import Samples
 
 
 class Counts(NamedTuple):
-    """Of all processes together."""
+    """Class weights and counts, summed over all processes."""
 
     weights: dict[str, Tensor]  # by fields of Targets
     record: dict[str, Any]  # cells and pixels of each class
 
 
 def count_classes(samples: Samples, config: ModelConfig, ranks: Ranks) -> Counts:
-    """Each process counts a part of the samples."""
+    """Count the classes in the training samples; each process counts a part of them."""
 
     def some(of: Sequence[int], count: int) -> Sequence[int]:
         return of[:: max(1, len(of) // count)][ranks.rank :: ranks.world]
@@ -46,8 +46,8 @@ def cell_weights(
     counts: Tensor,  # [C] observed cells of each class
     free_id: int,
 ) -> Tensor:  # [C] float32
-    """1 / sqrt(frequency) among occupied classes, of mean 1 over their cells, 0 for classes that never occur; 1 for
-    free cells, whose share of a loss is that loss' own affair."""
+    """Class weights 1 / sqrt(frequency) among occupied classes, scaled to a mean of 1 over their cells. Classes that
+    never occur get 0, free cells 1: how much free cells count is up to each loss."""
     counts = counts.clone()
     counts[free_id] = 0
     weights = class_weights(counts)
@@ -56,7 +56,7 @@ def cell_weights(
 
 
 def counted(arrays: Iterable[np.ndarray], classes: int) -> np.ndarray:
-    """How often each class occurs, int64 (classes,)."""
+    """Count how often each class occurs, int64 (classes,)."""
     total = np.zeros(256, dtype=np.int64)
     for array in arrays:
         total += np.bincount(array.ravel(), minlength=256)

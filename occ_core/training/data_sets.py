@@ -1,4 +1,4 @@
-"""Which samples of its data sets a run trains on, fits on and is judged by, whatever the network."""
+"""Opens the data sets of a run and decides which samples train, which fit and which validate, for any network."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ TEACHER_TARGETS = frozenset({"class_map", "depth_m"})
 
 
 class DataSplit(NamedTuple):
-    """No sample is in two of these, unless what is fitted is by `nano.fit_on_learned`. fitting: on which a network sets
-    what is `fitted`, see `models.config`."""
+    """The samples of a run, divided; none is in two parts, unless the run has `nano.fit_on_learned`. A network sets its
+    `fitted` tensors on `fitting`, see `models.config`."""
 
     training: Samples
     fitting: Samples
@@ -45,7 +45,7 @@ class DataSplit(NamedTuple):
 
 
 def needs_of(config: TrainingConfig) -> frozenset[str]:
-    """What the losses need of NEEDS, or where the model does not say, all that there is.
+    """Return which of NEEDS the losses read; all of them if the model does not say.
 
     Raises:
         InvalidInput: they need a teacher, and the run names none.
@@ -60,8 +60,8 @@ def needs_of(config: TrainingConfig) -> frozenset[str]:
         raise InvalidInput(f"no loss of '{config.model.name}' learns from pseudo_labels: name them under 'labels'")
     if needs & TEACHER_TARGETS and config.teacher is None:
         raise InvalidInput(
-            f"losses of '{config.model.name}' need {' and '.join(sorted(needs & TEACHER_TARGETS))}, which a teacher gives: "
-            "name one under 'teacher' in the config"
+            f"losses of '{config.model.name}' need {' and '.join(sorted(needs & TEACHER_TARGETS))}, which a teacher "
+            "gives: name one under 'teacher' in the config"
         )
     return needs
 
@@ -69,7 +69,8 @@ def needs_of(config: TrainingConfig) -> frozenset[str]:
 def open_data(
     config: TrainingConfig, needs: frozenset[str], on_progress: Callable[[str], None], ranks: Ranks = ALONE
 ) -> DataSplit:
-    """The samples of a run; those of the last scenes, or of named ones, are held out, unless other data is.
+    """Open the samples of a run. The last scenes, or the named ones, are held out, unless other validation data is
+    given.
 
     Args:
         needs: what the losses need of NEEDS.
@@ -125,8 +126,8 @@ def _samples(
     on_progress: Callable[[str], None],
     ranks: Ranks,
 ) -> Samples:
-    """What a network of the run's kind is given of some keyframes: changed at random for losses that have `needs`;
-    None: to be judged by their labels."""
+    """Make the data set that a network of the run's kind reads: augmented, with the targets in `needs`; or, with None,
+    unchanged and with labels only, to be scored."""
     if config.model.by_table:
         scenes = open_scenes(
             sources, cast(EasyOccConfig, config.model), config.cache or default_cache(), ranks, on_progress
@@ -141,15 +142,15 @@ def _samples(
 
 
 class HeldOutScenes(NamedTuple):
-    """Scenes that are not trained on."""
+    """Scenes that no weight is trained on."""
 
     fitting: list[Scene]
     validation: list[Scene]
 
 
 def _held_out(everywhere: list[Scene], learnt: list[KeyframeSource], config: TrainingConfig) -> HeldOutScenes:
-    """The named scenes, or the last ones: of those with a sample to learn from, or where what is held out has labels of
-    its own, of all; and of the others the last ones to fit on."""
+    """Choose the held-out scenes: the named ones, or the last ones. Only scenes with a sample to learn from count,
+    unless the held-out data has labels of its own. Of the remaining scenes the last ones are for fitting."""
     taught = list(dict.fromkeys((source.root.resolve(), scene) for source in learnt for scene in source.scenes))
     counted = everywhere if config.validation_labels else taught
     asked, fitting = config.validation_scenes, config.nano.threshold_scenes if config.model.fitted else 0
@@ -173,13 +174,13 @@ def _held_out(everywhere: list[Scene], learnt: list[KeyframeSource], config: Tra
 
 
 def _of(source: KeyframeSource, scenes: Collection[Scene]) -> KeyframeSource:
-    """Its keyframes of some scenes."""
+    """Keep only the keyframes of the given scenes."""
     location = source.root.resolve()
     return replace(source, keyframes=[k for k in source.keyframes if (location, k.scene) in scenes])
 
 
 def _without(source: KeyframeSource, scenes: Collection[Scene]) -> KeyframeSource:
-    """Its keyframes of all other scenes."""
+    """Keep only the keyframes of all other scenes."""
     location = source.root.resolve()
     return replace(source, keyframes=[k for k in source.keyframes if (location, k.scene) not in scenes])
 
@@ -190,7 +191,7 @@ def _labelled(source: KeyframeSource) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _OpenedData:
-    """One data set, opened once however its scenes are shared out."""
+    """One data set; it is opened once, however its scenes are divided."""
 
     root: Path
     frames: FrameSource
@@ -209,7 +210,7 @@ class _OpenedData:
 
     @property
     def location(self) -> Path:
-        """Where it is, whatever it was called."""
+        """The resolved path, which is the same whatever the data set was called."""
         return self.root.resolve()
 
     def has(self, scenes: Collection[Scene]) -> bool:
@@ -218,8 +219,8 @@ class _OpenedData:
     def keyframes(
         self, labels: str | None, config: TrainingConfig, needs: frozenset[str] | None = None
     ) -> KeyframeSource:
-        """With `labels`, keyframes that are labelled; to train on, for losses that have `needs`, all in a run that
-        takes `unlabelled` ones, with what else these need."""
+        """Select keyframes. With `labels`, only labelled ones are kept; to train losses that have `needs`, a run with
+        `unlabelled: true` keeps all, with the other targets that the losses need."""
         samples = enumerate(self.frames.samples)
         found = [Keyframe(scene, token, index) for index, (scene, token) in samples]
         files = pseudo = teachers = None
@@ -241,7 +242,8 @@ class _OpenedData:
 
 
 def data_record(data: DataSplit) -> dict[str, Any]:
-    """What the json beside the checkpoint says of the data; the first keyframe of each scene tells of its cameras."""
+    """Describe the data for the json beside the checkpoint; the number of cameras is read from the first keyframe of
+    each scene."""
     samples = data.training
     sources = [source for source in samples.sources if source.keyframes]
     names, gap_s = sorted(samples.names), samples.neighbour_gap_s()

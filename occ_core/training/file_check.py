@@ -1,4 +1,4 @@
-"""All files that a run will read, before its first step: one that is lacking costs a minute then, not a night later."""
+"""Checks all files that a run will read before its first step, so that a missing one costs a minute and not a night."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ENDS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PN": b"IEND"}  # by how an image beg
 
 
 def require_files(paths: Iterable[Path]) -> None:
-    """Images (JPEG, PNG), labels (npz) and others, each looked at once. Nothing is decoded.
+    """Check images (JPEG, PNG), labels (npz) and other files, each once. Nothing is decoded.
 
     Raises:
         MissingInput, CorruptInput: naming the first file that is missing, empty or cut, and how many there are.
@@ -29,7 +29,7 @@ def require_files(paths: Iterable[Path]) -> None:
 
 
 def fault_of(path: Path) -> str | None:
-    """Why a file cannot be read, as far as its ends tell; None: nothing speaks against it."""
+    """Say why a file cannot be read, judged by its first and last bytes; None if they look right."""
     if not is_there(path):
         return "is missing or empty"
     if path.suffix == ".npz":

@@ -1,4 +1,4 @@
-"""How many scenes are kept from training where there are fewer than a run was written for."""
+"""Decides how many scenes are held out when there are fewer than the run asks for."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ log = logging.getLogger(__name__)
 
 
 class HoldOut(NamedTuple):
-    """Scenes: the last ones are for validation, those before them to fit thresholds on, the others train."""
+    """Numbers of scenes: the last ones validate, those before them fit thresholds, the others train."""
 
     validation: int
     thresholds: int
 
 
 def hold_out(scenes: int, validation: int, thresholds: int = 0) -> HoldOut:
-    """As many as are asked for where that leaves a scene to train on; else half of the scenes, shared as asked.
+    """Hold out as many scenes as asked, if that leaves one to train on; otherwise half of the scenes, divided in the
+    asked ratio.
 
     Says in one line what it chose where that is not what was asked.
     """

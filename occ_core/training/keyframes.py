@@ -1,4 +1,4 @@
-"""Which keyframes of a data set a run reads, and what is read with them."""
+"""The keyframes of a data set that a run reads, and what is read with them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from occ_core.training.label_files import LabelFiles
 
 
 class Keyframe(NamedTuple):
-    """Which sample: its scene, its token there, its index in the source of frames; and whether it has a label."""
+    """One keyframe: its scene, its token, its index in the source of frames, and whether it has a label."""
 
     scene: str
     token: str
@@ -23,7 +23,7 @@ class Keyframe(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class KeyframeSource:
-    """Keyframes of one data set.
+    """Keyframes of one data set, with what is read for them.
 
     Attributes:
         frames: what they are read from.
@@ -44,7 +44,7 @@ class KeyframeSource:
 
     @property
     def scenes(self) -> dict[str, list[Keyframe]]:
-        """Keyframes of each scene that has any."""
+        """Keyframes by scene; scenes without any are left out."""
         of: dict[str, list[Keyframe]] = {}
         for keyframe in self.keyframes:
             of.setdefault(keyframe.scene, []).append(keyframe)
@@ -52,6 +52,6 @@ class KeyframeSource:
 
 
 def names_of(sources: Sequence[KeyframeSource]) -> list[str]:
-    """Of each keyframe, unique in its data set."""
+    """Name each keyframe; the names are unique within a data set."""
     named = ((source.keyframes, source.frames.names) for source in sources)
     return [names[keyframe.frame_index] for keyframes, names in named for keyframe in keyframes]

@@ -1,4 +1,4 @@
-"""Which files label a data set: Occ3D's form of any source, or SemanticKITTI's own voxels."""
+"""The label files of a data set: Occ3D's layout for any source, or SemanticKITTI's own voxels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from occ_core.sources.nuscenes_tables import root_of
 from occ_core.sources.open import FrameSource
 from occ_core.taxonomy import SEMANTIC_KITTI, UNLABELED
 
-"""Label of a cell that nobody observed."""
 VOXELS = "voxels"
 """The `labels` of a run that mean SemanticKITTI's own."""
 
@@ -36,18 +35,18 @@ class LabelFiles:
     voxels: bool = False
 
     def path(self, scene: str, token: str) -> Path:
-        """Where the label of a sample is, if there is one."""
+        """The path at which the label of a sample would be."""
         if self.voxels:
             return self.folder / scene / VOXELS / f"{token}.label"
         return self.folder / scene / token / "labels.npz"
 
     def files(self, scene: str, token: str) -> list[Path]:
-        """What `read` reads."""
+        """The files that `read` reads."""
         path = self.path(scene, token)
         return [path, path.with_suffix(".invalid")] if self.voxels else [path]
 
     def read(self, scene: str, token: str, model: ModelConfig) -> np.ndarray:
-        """uint8 (X, Y, Z), class ids of the model's taxonomy, UNLABELED where nobody looked.
+        """Read a label, uint8 (X, Y, Z): class ids of the model's taxonomy, UNLABELED where nobody looked.
 
         Raises:
             MissingInput, CorruptInput.
@@ -60,7 +59,7 @@ class LabelFiles:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What they are known to be, for the record of what was made from them."""
+        """What is known about how the labels were made, for the record of what is made from them."""
         return {"folder": VOXELS, **split_of(self.folder.parent)} if self.voxels else provenance(self.folder)
 
 

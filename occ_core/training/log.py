@@ -1,4 +1,4 @@
-"""What a run leaves behind beside weights: a CSV of its steps, and the record in the checkpoint's json."""
+"""What a run writes beside its weights: a CSV of its steps, and the record in the checkpoint's json."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIELDS = ("step", "seconds", "total", "step_seconds", "waiting", "learning_rate"
 
 
 class Clock:
-    """How long steps took, and how much of that they waited for data; asked since the last `lap` and since the start.
+    """Measures how long steps take and how much of that they wait for data, since the last `lap` and since the start.
 
     Validation and saving count neither as steps nor as waiting.
     """
@@ -31,13 +31,13 @@ class Clock:
         self._lap = self._first = (0, 0.0, 0.0)
 
     def count(self, seconds: float, waited: float) -> None:
-        """One step that took `seconds`, `waited` of them for data."""
+        """Count one step that took `seconds`, of which it waited `waited` for data."""
         self.steps, self.seconds, self.waited = self.steps + 1, self.seconds + seconds, self.waited + waited
         if self.steps == 1:
             self._first = 1, seconds, waited
 
     def lap(self) -> dict[str, float]:
-        """Mean `step_seconds`, and share of time spent `waiting`, since the last time this was asked."""
+        """Mean `step_seconds`, and the share of time spent `waiting`, since the last call."""
         lap, self._lap = self._lap, (self.steps, self.seconds, self.waited)
         return self._since(lap)
 
@@ -52,7 +52,7 @@ class Clock:
 
 
 class Log:
-    """CSV of the losses, or of held-out scores: one row a logged step; a resumed run drops rows of steps it repeats.
+    """A CSV of losses or held-out scores, one row a logged step; a resumed run drops the rows of steps that it repeats.
 
     A term that turns up later gets a column of its own, empty in earlier rows.
 
@@ -94,12 +94,12 @@ class Log:
 
 
 def _is_before(row: dict[str, Any], step: int) -> bool:
-    """A row that a killed run wrote only half of is of no step."""
+    """Whether a row belongs to a step before this one; a row that a killed run wrote only half of does not."""
     return str(row.get("step", "")).isdigit() and int(row["step"]) < step and None not in row.values()
 
 
 def training_record(config: TrainingConfig, data: dict[str, Any], world: int) -> dict[str, Any]:
-    """What the json beside the checkpoint says of the run; folders are named by their last part only."""
+    """Describe the run for the json beside the checkpoint; of folders only the last part of the path is named."""
     left_out = {"model", "cache", "data", "validation", "teacher_weights"}
     if not config.model.by_table:
         left_out.add("nano")
@@ -122,7 +122,7 @@ def training_record(config: TrainingConfig, data: dict[str, Any], world: int) ->
 
 
 def measured(clock: Clock, device: torch.device) -> dict[str, Any]:
-    """Speed and memory of this process so far, for `host` in the record.
+    """Measure speed and memory of this process so far, for `host` in the record.
 
     peak_memory_mb: of the GPU's memory in tensors, or on the CPU of the whole process since it began.
     """

@@ -33,7 +33,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class CtrlC:
-    """Within it, Ctrl-C lets the step come to its end; a second one is not waited for.
+    """Within this context, Ctrl-C lets the current step finish; a second Ctrl-C ends the process at once.
 
     Under `torchrun` each process gets it twice, from the terminal and from `torchrun`; there any number is one.
     """
@@ -119,7 +119,7 @@ def run_steps(
     ranks: Ranks,
     progress: Progress,
 ) -> None:
-    """All steps that are left."""
+    """Run all steps that are left."""
     total, warm = sum(task.phases), sum(task.phases[:-1])  # before `warm`, parts of the network are untrained
     network = distributed(state.model, ranks)
     batches = Timed(task.batches(state.step))
@@ -158,7 +158,7 @@ def run_steps(
 
 
 class Timed:
-    """The same batches; `waited` adds up the seconds until each was there."""
+    """An iterator over the same batches; `waited` adds up the seconds until each one was there."""
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self._batches, self.waited = batches, 0.0
@@ -171,7 +171,7 @@ class Timed:
 
 
 def distributed(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """The network that trains: with several processes, its backward pass averages gradients over them."""
+    """Wrap the network so that, with several processes, its backward pass averages gradients over them."""
     if ranks.world == 1:
         return model
     devices = [ranks.device] if ranks.device.type == "cuda" else None
@@ -181,7 +181,7 @@ def distributed(model: nn.Module, ranks: Ranks) -> nn.Module:
 def train_step(
     state: State, network: nn.Module, task: TrainingTask, batches: Timed, config: TrainingConfig, ranks: Ranks
 ) -> dict[str, float]:
-    """One optimiser step; returns the loss terms and their sum `total`, of this process.
+    """Make one optimiser step; returns this process's loss terms and their sum `total`.
 
     Raises:
         InvalidInput: a loss or the gradient is not finite; the weights are as they were before the step.
@@ -240,7 +240,7 @@ def judge(
     progress: Progress,
     watch: Watch | None,
 ) -> None:
-    """Validate, save what came of it, and show it."""
+    """Validate, save the scores, and show them."""
     validate(state, task, record, ranks, progress)
     if ranks.first:
         save(state, out, record, config, ship=True)
@@ -249,7 +249,8 @@ def judge(
 
 
 def validate(state: State, task: TrainingTask, record: dict[str, Any], ranks: Ranks, progress: Progress) -> None:
-    """Scores on held-out scenes, camera mask, of one confusion matrix summed over scenes and processes."""
+    """Score the held-out scenes by one confusion matrix of the cells that cameras observe, summed over scenes and
+    processes."""
     ranks.share_buffers(state.average)
     task.fit(state.average)
     matrix = task.confusion(state.average)

@@ -1,4 +1,4 @@
-"""The same camera's images before and after a sample, each with the pose of its own time, from any source."""
+"""Finds the same camera's images before and after a frame, each with the pose of its own time, in any source."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BEFORE_AND_AFTER = (-1, 1)
 
 
 class Neighbour(NamedTuple):
-    """An image near the one of `camera` (its number in the rig) in time.
+    """An image of `camera` (its number in the rig) shortly before or after that of the frame.
 
     Attributes:
         side: 0 before, 1 after.
@@ -35,29 +35,30 @@ class Neighbour(NamedTuple):
     world_from_cam: np.ndarray
 
     def from_cam(self, frame: Frame) -> np.ndarray:
-        """(4, 4) from the camera at its image of `frame` to where it was at this one."""
+        """The transform (4, 4) from the camera at the time of its image in `frame` to the camera at the time of this
+        image."""
         camera = frame.rig.cameras[self.camera]
         return inverse(self.world_from_cam) @ frame.camera_world_from_ego[camera.name] @ camera.ego_from_cam
 
     def gap_ns(self, frame: Frame) -> int:
-        """Time between it and the camera's image of `frame`."""
+        """The time between this image and the camera's image in `frame`."""
         return abs(self.stamp_ns - frame.camera_stamp_ns[frame.rig.cameras[self.camera].name])
 
 
 class Neighbours(Protocol):
-    """Of one source."""
+    """Finds the neighbours of the frames of one source."""
 
     def around(self, frame: Frame, frame_index: int) -> Iterator[Neighbour]:
-        """Those that there are, of the frame that the source has at `frame_index`."""
+        """The neighbours that exist of the frame that the source has at `frame_index`."""
 
 
 def neighbours_of(frames: FrameSource, scenes: set[str]) -> Neighbours:
-    """Of some scenes of a source: nuScenes tells every camera's own files, the others their frames."""
+    """Choose how neighbours are found: nuScenes lists every camera's own files, other sources have their frames."""
     return SweepNeighbours(frames, scenes) if isinstance(frames, NuScenesSource) else FrameNeighbours(frames)
 
 
 class SweepNeighbours:
-    """The camera's nearest files before and after, sweeps included; not all of them need have been downloaded."""
+    """Finds each camera's nearest files before and after, sweeps included; some of them may not be on the disk."""
 
     def __init__(self, frames: NuScenesSource, scenes: set[str]) -> None:
         self._records: dict[tuple[str, str], tuple[SensorRecord | None, SensorRecord | None]] = {}
@@ -82,7 +83,7 @@ class SweepNeighbours:
 
 
 def _first_like(own: SensorRecord, records: Iterable[SensorRecord]) -> SensorRecord | None:
-    """The first whose file is there, of the same size and through the same lens: pixels are compared with pixels."""
+    """The first record whose file is there and has the same size and lens, since pixels are compared with pixels."""
     lens = camera_of(own)
     return next((r for r in records if _is_through(lens, r) and is_there(r.path)), None)
 
@@ -92,7 +93,7 @@ def _is_through(lens: Camera, record: SensorRecord) -> bool:
 
 
 class FrameNeighbours:
-    """The camera's images in the frames one earlier and one later of the same scene."""
+    """Finds each camera's images in the previous and the next frame of the same scene."""
 
     def __init__(self, frames: FrameSource) -> None:
         self._frames, self._scenes = frames, [scene for scene, _ in frames.samples]
@@ -110,8 +111,8 @@ class FrameNeighbours:
 
 
 def _is_another(camera: Camera, frame: Frame, near: Frame) -> bool:
-    """`near` has an image of the camera that `frame` does not have too (two frames may share that of a slow camera),
-    through the same lens."""
+    """Whether `near` has an image of the camera that `frame` does not have too (two frames may share that of a slow
+    camera), taken through the same lens."""
     name = camera.name
     if name not in near.images or near.camera_stamp_ns[name] == frame.camera_stamp_ns[name]:
         return False

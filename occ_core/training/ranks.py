@@ -1,4 +1,4 @@
-"""The processes of one run: one, or as many as `torchrun` started; they differ in the samples they draw."""
+"""The processes of one run: a single one, or as many as `torchrun` started; each draws its own samples."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from occ_core.errors import InvalidInput
 
 
 def batch_of_all(batch: int, rank: int, world: int, seed: int) -> int:
-    """Number of a process's `batch`-th batch among those of all processes, which take turns at random: in a fixed
-    order, the labelled samples could all be one process's."""
+    """Number a process's `batch`-th batch among those of all processes. They take turns in a random order: in a fixed
+    one, a single process could get all labelled samples."""
     turn = rank + int(np.random.default_rng([seed, 3, batch]).integers(world))
     return batch * world + turn % world
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among `world` processes, and the device that it trains on."""
+    """The rank of this process among `world` processes, and the device that it trains on."""
 
     rank: int
     world: int
@@ -33,11 +33,11 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """The one process that logs and saves."""
+        """Whether this is the one process that logs and saves."""
         return self.rank == 0
 
     def sum(self, values: np.ndarray) -> np.ndarray:
-        """The same in every process: the sum over processes."""
+        """Sum values over all processes; each gets the same result."""
         if self.world == 1:
             return values
         tensor = torch.tensor(values, device=self.device)  # a copy: it is summed in place
@@ -45,11 +45,11 @@ class Ranks:
         return tensor.cpu().numpy()
 
     def any(self, value: bool) -> bool:
-        """The same in every process: true if it is anywhere."""
+        """Whether the value is true in any process; each gets the same result."""
         return bool(self.sum(np.array([value], dtype=np.int64))[0])
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Give every process the first one's running statistics; weights are alike anyway."""
+        """Copy the first process's running statistics to all others; their weights are equal anyway."""
         if self.world > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)

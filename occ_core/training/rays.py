@@ -1,4 +1,4 @@
-"""What each feature pixel's viewing ray meets first in a labelled grid: targets of the ray losses."""
+"""Targets of the ray losses: what each feature pixel's viewing ray meets first in a labelled grid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ UNSEEN_ALLOWED_M = 0.6  # rays of label and of pixel differ: a short unobserved 
 def ray_targets(
     labels: np.ndarray, rig: Rig, config: EasyOccConfig, step_m: float = 0.2
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`march` along the rays of every feature pixel of a rig's cameras: depth bin and class, uint8 (N, h, w) each."""
+    """Run `march` along the rays of every feature pixel of a rig's cameras; returns depth bin and class, uint8 (N, h,
+    w) each."""
     preprocess = Preprocess(config.input_width, config.input_height)
     cameras = [preprocess.camera(camera) for camera in rig]
     found = [march(labels, c.ego_from_cam[:3, 3], feature_rays(c, config), config, step_m) for c in cameras]
@@ -27,15 +28,15 @@ def ray_targets(
 def march(
     labels: np.ndarray, origin_ego_m: np.ndarray, directions: np.ndarray, config: EasyOccConfig, step_m: float = 0.2
 ) -> tuple[np.ndarray, np.ndarray]:
-    """March along rays through the labels, as far as they were observed.
+    """March along rays through the labels, as far as cells were observed.
 
     Args:
-        labels: uint8 (X, Y, Z), 255 where unobserved.
+        labels: uint8 (X, Y, Z), UNLABELED where unobserved.
         origin_ego_m: (3,), where all rays begin. directions: (h, w, 3), unit vectors in the ego frame.
 
     Returns:
         depth bin uint8 (h, w): where the first occupied cell is met, `depth_bins` if the ray leaves the grid free,
-        255 if it gets lost in unobserved cells; class uint8 (h, w): of that cell, 255 where none was met.
+        UNLABELED if it gets lost in unobserved cells; class uint8 (h, w): of that cell, 255 where none was met.
     """
     h, w = directions.shape[:2]
     grid, free = config.grid, config.classes.free_id

@@ -21,7 +21,7 @@ def train(
     overwrite: bool = False,
     **settings: Any,
 ) -> Path:
-    """Train a network of any kind; what `occ train` does.
+    """Train a network of any kind, as `occ train` does.
 
     Args:
         config: YAML file, or the name of one that ships, such as `easyocc_nano` or `occnerf_small`.

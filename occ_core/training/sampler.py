@@ -1,4 +1,4 @@
-"""Which samples each step takes."""
+"""The sampler: which samples each training step takes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from occ_core.training.ranks import batch_of_all
 
 
 class BatchSampler:
-    """Batch sampler of one process: which samples each of its batches takes, an endless list from `first_step` on.
+    """Batch sampler of one process: an endless list of batches from `first_step` on.
 
-    Depends on seed and position alone, so that a resumed run sees what an unbroken one would have seen, and any division
-    of the same samples among processes and accumulated batches sees the same samples in a step.
+    A batch is a list of (serial number, index of the sample). It depends on seed and serial number alone: a resumed run
+    takes the samples that an unbroken one would have taken, and a step takes the same samples however they are divided
+    among processes and accumulated batches.
 
     Args:
         count: samples of the data.
@@ -60,7 +61,7 @@ class BatchSampler:
         return self._nth(1, before) if until > before else self._nth(0, serial - before)
 
     def _nth(self, pool: int, position: int) -> int:
-        """Of an endless list in which each sample of the pool comes once in every epoch."""
+        """Element `position` of an endless list in which each sample of the pool comes once in every epoch."""
         samples = self._pools[pool]
         epoch, order = self._orders[pool]
         if position // len(samples) != epoch:

@@ -1,4 +1,4 @@
-"""Samples of data sets as camera networks are given them: images, calibration, targets.
+"""Samples for camera networks, read from data sets: images, calibration and targets.
 
 Nothing is kept decoded: a sample is read when it is asked for, by as many worker processes as the run has.
 """
@@ -38,7 +38,8 @@ NEEDS = frozenset({"labels", "pseudo_labels", "class_map", "depth_m", "neighbour
 
 
 class Sample(NamedTuple):
-    """What a network is given and taught with: one sample, or a batch (the tensors' first axis, which one lacks)."""
+    """The inputs of a network and the targets that it learns from: of one sample, or of a batch, whose tensors have one
+    axis more in front."""
 
     rig_images: Any  # RigImages; of a network by table, TableImages or a SampleSequence
     targets: Any  # Targets or TableTargets
@@ -49,7 +50,8 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is changed at random; the same serial number of the same run is always changed alike."""
+    """How inputs are changed at random; a sample with the same serial number in the same run is always changed
+    alike."""
 
     color_jitter: float = 0.0
     camera_dropout: float = 0.0
@@ -58,7 +60,9 @@ class Augmentation:
 
 
 class SampleDataset(Dataset):
-    """Map-style data set over `sources`: `samples[serial, index]` reads the keyframe `index` as its serial number in the sampler's list has it.
+    """Map-style data set over `sources`: `samples[serial, index]` reads keyframe `index`.
+
+    `serial` is the sample's number in the list of the sampler; it seeds what is changed at random.
 
     Args:
         needs: fields of Targets to read, of NEEDS.
@@ -91,7 +95,7 @@ class SampleDataset(Dataset):
 
     @property
     def names(self) -> list[str]:
-        """Of each keyframe, unique in its data set."""
+        """Names of the keyframes, unique within a data set."""
         return names_of(self.sources)
 
     @property
@@ -104,24 +108,24 @@ class SampleDataset(Dataset):
         return self._keys[index]
 
     def scene_of(self, index: int) -> tuple[int, str]:
-        """Which scene a keyframe is of."""
+        """The scene of a keyframe."""
         source, keyframe = self._keys[index]
         return self.sources.index(source), keyframe.scene
 
     def fewest_cameras(self) -> int:
-        """As the first keyframe of each scene tells."""
+        """The smallest number of cameras in any scene, read from each scene's first keyframe."""
         firsts = [(source, of[0].frame_index) for source in self.sources for of in source.scenes.values()]
         return min(len(source.frames[frame_index].rig) for source, frame_index in firsts)
 
     def files(self) -> Iterator[Path]:
-        """What is read of each keyframe itself."""
+        """The files that are read for the keyframes themselves."""
         for source, (scene, token, frame_index, labelled) in self._keys:
             yield from frame_files(source.frames, frame_index, self.config.lidar is not None)
             if source.labels is not None and labelled:
                 yield from source.labels.files(scene, token)
 
     def of(self, kind: str) -> SampleDataset:
-        """Samples of a phase.
+        """The samples of a phase.
 
         Raises:
             InvalidInput: there are none of this kind.
@@ -131,11 +135,11 @@ class SampleDataset(Dataset):
         return self
 
     def batch(self, keys: Sequence[tuple[int, int]]) -> Sample:
-        """Samples by (serial number, index)."""
+        """Read samples by (serial number, index) and put them into one batch."""
         return collate([self[key] for key in keys])
 
     def neighbour_gap_s(self) -> float | None:
-        """Median time from an image of each source's first keyframe to its neighbours; None without any.
+        """The median time from an image of each source's first keyframe to its neighbours; None if there are none.
 
         Sweeps are about 0.08 s away, keyframes 0.5 s.
         """
@@ -179,7 +183,7 @@ class SampleDataset(Dataset):
         return Sample(rig_images, Targets(**{name: torch.from_numpy(array) for name, array in arrays.items()}))
 
     def labels(self, index: int) -> np.ndarray:
-        """Labels of a keyframe alone, uint8 (X, Y, Z), UNLABELED where the cameras did not look or nobody labelled.
+        """The labels of a keyframe, uint8 (X, Y, Z), UNLABELED where the cameras did not look or nobody labelled.
 
         Raises:
             MissingInput, CorruptInput; InvalidInput: the data was opened without labels.
@@ -192,7 +196,8 @@ class SampleDataset(Dataset):
         return source.labels.read(keyframe.scene, keyframe.token, self.config)
 
     def _pseudo_labels(self, index: int) -> np.ndarray:
-        """As `labels`; UNLABELED where a keyframe has a label that is read, and where the teachers could make none."""
+        """The pseudo-labels of a keyframe; UNLABELED throughout if its own label is read, or if the teachers could make
+        none."""
         source, keyframe = self._keys[index]
         files = source.pseudo_labels
         assert files is not None
@@ -208,7 +213,7 @@ class SampleDataset(Dataset):
         return np.full(self.config.grid_shape, UNLABELED, dtype=np.uint8)
 
     def class_map(self, index: int) -> np.ndarray:
-        """What the class teacher says of a keyframe's pixels, uint8 (N, H, W)."""
+        """The class teacher's map of a keyframe's pixels, uint8 (N, H, W)."""
         source, keyframe = self._keys[index]
         if source.teachers is None:
             raise InvalidInput(f"keyframe {keyframe.token} was opened without teachers")
@@ -241,7 +246,8 @@ class SampleDataset(Dataset):
         return out
 
     def _blind(self, camera: Camera) -> np.ndarray:
-        """Pixels of the network's input that no teacher is believed on, bool (H, W): they show the robot itself."""
+        """Pixels of the network's input at which no teacher is believed, bool (H, W), because they show the robot
+        itself."""
         if camera.blind is None:
             return np.zeros(self._shape, dtype=np.bool_)
         return self._preprocess.nearest(camera.blind, camera.size)
@@ -249,8 +255,8 @@ class SampleDataset(Dataset):
     def _lidar(
         self, asked: LidarInput, source: KeyframeSource, frame: Frame, frame_index: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Cloud float32 (P, 5), and where its newest sweep was taken, float32 (3,), both in the ego frame; without a
-        point what stands for no cloud, and NaN.
+        """The cloud, float32 (P, 5), and where its newest sweep was taken, float32 (3,), both in the ego frame; without
+        any point, the cloud that stands for none, and NaN.
 
         Raises:
             InvalidInput: no sweep or an empty one where the network cannot do without, naming the frame; and what the
@@ -270,7 +276,7 @@ class SampleDataset(Dataset):
         )
 
     def _neighbour_arrays(self, source: KeyframeSource, frame: Frame, frame_index: int) -> dict[str, np.ndarray]:
-        """The same cameras' images before and after, and how the camera moved in between."""
+        """The same cameras' images before and after, and the cameras' motion in between."""
         views = [views_of(c, self._size) if c.distortion_model not in PINHOLE else () for c in frame.rig]
         first = np.cumsum([0, *(len(of) or 1 for of in views)])  # row of each camera, or of its first view
         n = int(first[-1])
@@ -290,13 +296,14 @@ class SampleDataset(Dataset):
 
 
 def _lidar_origin_m(frame: Frame, sweep: LidarSweep) -> np.ndarray:
-    """Where a sweep was taken: float32 (3,) in the frame's ego frame."""
+    """Where a sweep was taken, float32 (3,), in the ego frame of the frame."""
     ego_from_lidar = inverse(frame.world_from_ego) @ sweep.world_from_ego @ sweep.ego_from_lidar
     return ego_from_lidar[:3, 3].astype(np.float32)
 
 
 def _recolour(images: np.ndarray, neighbours: np.ndarray | None, strength: float, rng: np.random.Generator) -> None:
-    """Change colours in place; a camera's neighbours change as its image does, for their colours are compared."""
+    """Change colours in place. A camera's neighbouring images change as its image does, because their colours are
+    compared."""
     if strength == 0:
         return
     if neighbours is None:
@@ -310,7 +317,7 @@ def _recolour(images: np.ndarray, neighbours: np.ndarray | None, strength: float
 def _drop_cameras(
     images: np.ndarray, present: np.ndarray, arrays: dict[str, np.ndarray], share: float, rng: np.random.Generator
 ) -> None:
-    """Make cameras absent in place, with what they would be taught; one is always left."""
+    """Remove cameras in place, together with their targets; at least one is left."""
     dropped = (rng.random(len(present)) < share) & present
     if dropped[present].all():
         dropped[:] = False
@@ -327,8 +334,8 @@ def _drop_cameras(
 
 
 def collate(samples: list[Sample]) -> Sample:
-    """One batch. Where rigs differ in size, missing cameras are absent, with the last camera's calibration; where
-    clouds do, rows of NaN follow.
+    """Put samples into one batch. Rigs of fewer cameras are padded with absent ones that repeat the last calibration;
+    shorter clouds are padded with rows of NaN.
 
     Raises:
         InvalidInput: an empty batch.
@@ -354,13 +361,13 @@ def collate(samples: list[Sample]) -> Sample:
 
 
 def _clouds(clouds: list[Tensor | None]) -> Tensor | None:
-    """[B, P, 5] of clouds [P_b, 5]; None if the network takes none."""
+    """Stack clouds [P_b, 5] to [B, P, 5]; None if the network takes none."""
     given = [cloud for cloud in clouds if cloud is not None]
     return pad_sequence(given, batch_first=True, padding_value=float("nan")) if given else None
 
 
 def _seeing(parts: list[RigImages], cameras: int) -> Tensor | None:
-    """`RigImages.sees` of a batch; None if all pixels of all samples show the world."""
+    """Stack `RigImages.sees`; None if all pixels of all samples show the world."""
     if all(part.sees is None for part in parts):
         return None
     whole = [torch.ones(part.images.shape[:3], dtype=torch.bool) if part.sees is None else part.sees for part in parts]
@@ -373,7 +380,7 @@ FILLING = {"intrinsics": None, "ego_from_cam": None, "neighbour_from_cam": None,
 
 
 def _padded(tensor: Tensor, cameras: int, name: str) -> Tensor:
-    """The tensor with rows of absent cameras behind its own; None of FILLING repeats the last row."""
+    """Append rows of absent cameras to the tensor; None in FILLING repeats the last row."""
     lacking = cameras - len(tensor)
     if not lacking:
         return tensor

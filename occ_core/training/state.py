@@ -1,4 +1,4 @@
-"""Weights, their average and the optimiser: what a step changes, and what a resumed run needs."""
+"""The state of training: weights, their average and the optimiser; saved, restored and stepped."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ LATER_PARTS = {"birds_eye.memory": "memory_channels", "to_ground": "depth_by_gro
 
 @dataclass(eq=False)
 class State:
-    """All of it is in the checkpoint `last.safetensors`. lacked: what the run it starts from did not have."""
+    """Everything that a step changes; all of it is in the checkpoint `last.safetensors`. `lacked` lists the parts that
+    the run it started from did not have."""
 
     model: nn.Module
     average: nn.Module  # exponential moving average of the weights: the one that is validated and shipped
@@ -43,7 +44,8 @@ class State:
 
 
 def new_state(config: TrainingConfig, device: torch.device, resume: bool = False) -> State:
-    """An untrained network; but for a run that goes on, weights that other data taught it, or its backbone, are read.
+    """Make an untrained network, and read the weights it starts from, or its backbone's, unless an earlier run is
+    resumed.
 
     Raises:
         MissingInput, CorruptInput, InvalidInput: of the files of weights.
@@ -93,7 +95,7 @@ def load_backbone(model: nn.Module, weights: str | Path) -> None:
 
 
 def freeze_stem(model: nn.Module) -> None:
-    """Fix what the network's backbone computes before stride 8."""
+    """Freeze what the network's backbone computes before stride 8."""
     for part in model.modules():
         if hasattr(part, "freeze_stem"):
             cast(Any, part).freeze_stem()
@@ -102,7 +104,7 @@ def freeze_stem(model: nn.Module) -> None:
 
 
 def load_weights(model: nn.Module, config: TrainingConfig, path: Path) -> tuple[str, ...]:
-    """Start from what another run learned; returns which of LATER_PARTS it lacked.
+    """Start from the weights of another run; returns which of LATER_PARTS that run lacked.
 
     Raises:
         InvalidInput: it trained another network; losses, which are no part of a network, may differ.
@@ -123,7 +125,7 @@ def load_weights(model: nn.Module, config: TrainingConfig, path: Path) -> tuple[
 
 
 def learning_rate(step: int, peak: float, warmup_steps: int, phases: Sequence[int]) -> float:
-    """Of the 1-based `step`: in each phase a linear warm-up, then a cosine to 1 % of the peak."""
+    """The learning rate of the 1-based `step`: in each phase a linear warm-up, then a cosine to 1 % of the peak."""
     steps, last = phases[0], len(phases) - 1
     for number, length in enumerate(phases):
         steps = length
@@ -145,7 +147,8 @@ def update_average(state: State, ema_decay: float, fitted: frozenset[str]) -> No
 
 
 def save(state: State, out: Path, record: dict[str, Any], config: TrainingConfig, ship: bool) -> None:
-    """`last.safetensors`: all that --resume needs. `model.safetensors`: averaged weights, if there is one to `ship`."""
+    """Write `last.safetensors`, which has all that --resume needs, and with `ship` also the averaged weights,
+    `model.safetensors`."""
     described = describe(config.model, {**record, "step": state.step})
     tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
     tensors |= {f"average.{name}": tensor for name, tensor in state.average.state_dict().items()}
@@ -191,7 +194,8 @@ def restore(state: State, path: Path, record: dict[str, Any], config: TrainingCo
 
 
 def recorded_steps(out: Path) -> tuple[int, int] | None:
-    """`steps` and `nano.image_steps` of the run in a folder; None: it holds none, or one without images alone."""
+    """Read `steps` and `nano.image_steps` of the run in a folder; None if it holds no run, or one without image
+    steps."""
     path = out / "last.json"
     run = read_json(path).get("training", {}).get("config", {}) if path.is_file() else {}
     nano = run.get("nano") or {}
@@ -210,5 +214,5 @@ def _require_same_run(path: Path, described: dict[str, Any], record: dict[str, A
 
 
 def _identity(settings: dict[str, Any], model: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """All that makes a run this run: settings, network, which samples, which labels."""
+    """Everything that identifies a run: settings, network, samples and labels."""
     return settings | {"model": model, "data read": {name: data.get(key) for name, key in READ.items()}}

@@ -1,4 +1,4 @@
-"""Samples of networks by table, from scenes that are decoded and tabulated already: samples, images, samples in a row.
+"""Samples for networks by table, read from scenes that are decoded and tabulated already.
 
 A batch depends on the run's seed and its own number alone, so that a resumed run sees what an unbroken one would have
 seen.
@@ -41,7 +41,7 @@ RARE = 0.02  # share of the occupied cells below which a class is rare: columns 
 
 
 class TabulatedDataset:
-    """Whole samples.
+    """A data set of whole samples.
 
     Args:
         scenes: what is read. sources: what these were made from.
@@ -78,7 +78,7 @@ class TabulatedDataset:
 
     @property
     def names(self) -> list[str]:
-        """Of each sample, unique in its data set."""
+        """Names of the samples, unique within a data set."""
         return names_of(self.sources)
 
     def keyframe(self, index: int) -> tuple[KeyframeSource, Keyframe]:
@@ -96,7 +96,7 @@ class TabulatedDataset:
         return list(range(len(self)))
 
     def scene_of(self, index: int) -> int:
-        """Number of a sample's scene."""
+        """The number of a sample's scene."""
         return self.indices[index][0]
 
     def fewest_cameras(self) -> int:
@@ -106,14 +106,14 @@ class TabulatedDataset:
         return None
 
     def files(self) -> Iterator[Path]:
-        """None: they were read when the scenes were decoded."""
+        """No files: they were read when the scenes were decoded."""
         return iter(())
 
     def labels(self, index: int) -> np.ndarray:
         return self._array("labels", index)
 
     def class_map(self, index: int) -> np.ndarray:
-        """What each feature pixel's ray ends in, uint8 (N, h, w)."""
+        """The class in which each feature pixel's ray ends, uint8 (N, h, w)."""
         return self._array("pixel_class", index)
 
     def _array(self, name: str, index: int) -> np.ndarray:
@@ -121,14 +121,14 @@ class TabulatedDataset:
         return self.scenes[s][name][i]
 
     def of(self, kind: str) -> TabulatedDataset:
-        """The same scenes as samples of another kind."""
+        """The data set of another kind of samples from the same scenes."""
         own = {"samples": TabulatedDataset, "images": TabulatedImageDataset, "sequences": TabulatedSequenceDataset}[
             kind
         ]
         return own(self.scenes, self.config, self.judged, self.sources)
 
     def batch(self, keys: Sequence[tuple[int, int]]) -> Sample:
-        """Samples by (serial number, index)."""
+        """Read samples by (serial number, index) and put them into one batch."""
         if self.judged:
             return self._judged([index for _, index in keys])
         rng = self._chance(keys)
@@ -148,7 +148,7 @@ class TabulatedDataset:
         )
 
     def stamped_pose(self, index: int) -> StampedPose | None:
-        """When and where; None: nobody said where the robot was."""
+        """When and where the robot was; None if nobody said where."""
         s, i = self.indices[index]
         scene = self.scenes[s]
         stamp_ns, pose, rig = (scene[name][i] for name in ("stamp_ns", "world_from_ego", "rig"))
@@ -160,7 +160,7 @@ class TabulatedDataset:
         return np.random.default_rng([self.config.seed, self.augmentation_stream, keys[0][0] // self.batch_size])
 
     def augmented(self, index: int, rng: np.random.Generator) -> TabulatedSample:
-        """A sample mirrored, turned, recoloured, without some cameras."""
+        """Read a sample, and mirror, turn and recolour it and drop cameras at random."""
         c, (s, i) = self.config, self.indices[index]
         scene = self.scenes[s]
         dropped = np.flatnonzero(rng.random(scene["present"].shape[1]) < c.camera_dropout)
@@ -173,7 +173,7 @@ class TabulatedDataset:
 
     @cached_property
     def _rare(self) -> np.ndarray:
-        """Bool (256,) by label."""
+        """Whether each label is of a rare class, bool (256,)."""
         some = range(0, len(self), max(1, len(self) // self.counted_cells))
         counts = sum((np.bincount(self.labels(i).ravel(), minlength=256) for i in some), np.zeros(256, dtype=np.int64))
         rare, counts = np.zeros(256, dtype=bool), counts[: len(self.model.classes)]
@@ -183,7 +183,7 @@ class TabulatedDataset:
 
 
 class TabulatedSequenceDataset(TabulatedDataset):
-    """Samples with some before them, all of a sequence mirrored, recoloured and blinded alike.
+    """A data set of sequences: samples with some before them, all of a sequence mirrored, recoloured and dropped alike.
 
     How many there are before is drawn for each batch; none, too, so that the network still answers alone.
     """
@@ -191,7 +191,7 @@ class TabulatedSequenceDataset(TabulatedDataset):
     augmentation_stream = 5
 
     def batch(self, keys: Sequence[tuple[int, int]]) -> Sample:
-        """Sequences by (serial number, index of the newest sample)."""
+        """Read sequences by (serial number, index of the newest sample) and put them into one batch."""
         rng, nano = self._chance(keys), self.config.nano
         before = int(rng.integers(nano.memory_frames + 1))
         rows = [self._row(index, before, rng) for _, index in keys]
@@ -200,7 +200,7 @@ class TabulatedSequenceDataset(TabulatedDataset):
         return Sample(sequence_batch(rows, self.model), targets_of(newest, columns, nano))
 
     def _row(self, index: int, before: int, rng: np.random.Generator) -> list[TabulatedSample]:
-        """A sample and at most so many before it, as far as a network may remember."""
+        """A sample and at most `before` samples before it, as far back as a network may remember."""
         first = index
         while first > 0 and index - first < before and self._follows(first):
             first -= 1
@@ -213,7 +213,7 @@ class TabulatedSequenceDataset(TabulatedDataset):
 
 
 class TabulatedImageDataset(TabulatedDataset):
-    """Single images, of any camera of any sample."""
+    """A data set of single images, of any camera of any sample."""
 
     order_stream, augmentation_stream = 4, 3
 
@@ -226,14 +226,14 @@ class TabulatedImageDataset(TabulatedDataset):
         return [(s, i, camera) for s, pairs in enumerate(present) for i, camera in pairs]
 
     def batch(self, keys: Sequence[tuple[int, int]]) -> Sample:
-        """Images by (serial number, index)."""
+        """Read images by (serial number, index) and put them into one batch."""
         rng = self._chance(keys)
         rows = [self._image(index, rng) for _, index in keys]
         images, depth, classes, rays = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*rows, strict=True))
         return Sample(TableImages(images, rays), TableTargets(depth, classes, settings=self.config.nano))
 
     def _image(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """Image, depth, pixel_class and rays: a part of the image, mirrored, recoloured."""
+        """Image, depth, pixel_class and rays of one image, zoomed, mirrored and recoloured at random."""
         (s, i, camera), c = self.indices[index], self.config
         scene = self.scenes[s]
         image, depth, classes = (scene[name][i, camera] for name in ("images", "depth", "pixel_class"))
@@ -253,7 +253,8 @@ Samples = SampleDataset | TabulatedDataset
 
 
 def stacked(samples: Sequence[TabulatedSample], config: EasyOccConfig) -> TableImages:
-    """One batch; the index tables are shifted so that all samples share one row matrix and its one zero row."""
+    """Put samples into one batch; the index tables are shifted so that all samples share one row matrix and its one
+    zero row."""
     w, h = config.feature_size
 
     def joined(name: str, rows_per_camera: int) -> torch.Tensor:
@@ -277,7 +278,7 @@ def stacked(samples: Sequence[TabulatedSample], config: EasyOccConfig) -> TableI
 def targets_of(
     samples: Sequence[TabulatedSample], columns: Sequence[np.ndarray], settings: NanoTraining
 ) -> TableTargets:
-    """Of a batch; `columns` of each sample, indices into its (X, Y), or none at all."""
+    """Make the targets of a batch; `columns` holds each sample's indices into its (X, Y), or is empty."""
     picked = labels = None
     if columns:
         x, y, z = samples[0].labels.shape
@@ -291,7 +292,8 @@ def targets_of(
 
 
 def sequence_batch(rows: Sequence[Sequence[TabulatedSample]], config: EasyOccConfig) -> SampleSequence:
-    """Rows of samples, the newest last; a row that begins later than others waits with its first sample."""
+    """Put rows of samples, the newest last, into one batch; a row that begins later than others waits with its first
+    sample."""
     length = max(map(len, rows))
     linked = np.zeros((length - 1, len(rows)), dtype=bool)
     motion = np.zeros((length - 1, len(rows), 2, 3), dtype=np.float32)

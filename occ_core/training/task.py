@@ -1,4 +1,5 @@
-"""How any network learns: batches of its run's data, losses that it brings along, a score. The loop knows no more."""
+"""The training task of any network: batches of the run's data, the network's losses, a score. The loop knows no
+more."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ Keys = list[tuple[int, int]]  # of `Samples.batch`
 
 
 class TrainingTask:
-    """Data of one run and how a network learns from it.
+    """The data of one run, and how a network learns from it.
 
     Attributes:
         phases: steps of each phase of the run; the learning rate rises and falls in each, and only the last one's
@@ -57,8 +58,8 @@ class TrainingTask:
         self.weights = {name: tensor.to(ranks.device) for name, tensor in counts.weights.items()}
 
     def batches(self, first_step: int) -> Iterator[Sample]:
-        """This process's share of the steps that are left, `accumulate` batches a step, that depends on seed, step and
-        rank alone; read by `workers` processes, ahead of the steps."""
+        """This process's share of the batches that are left, `accumulate` a step. They depend on seed, step and rank
+        alone, and `workers` processes read them ahead of the steps."""
         c, (rank, world), begin = self.config, (self.ranks.rank, self.ranks.world), 0
         for part in self._parts:
             done, begin = max(0, first_step - begin), begin + part.steps
@@ -71,7 +72,7 @@ class TrainingTask:
             yield from islice(self._loader(samples, order), (part.steps - done) * c.accumulate)
 
     def losses(self, network: nn.Module, batch: Sample, progress: float, average: nn.Module) -> dict[str, Tensor]:
-        """The network's own weighted terms by name.
+        """The network's own weighted loss terms by name.
 
         Args:
             network: the one that trains, perhaps wrapped.
@@ -83,7 +84,7 @@ class TrainingTask:
         return network(inputs, replace(targets, **self.weights), progress, *teacher)
 
     def fit(self, average: nn.Module) -> None:
-        """Last touches to the averaged network before it is validated and saved: what it fits itself, on the CPU."""
+        """Let the averaged network fit itself, on the CPU, before it is validated and saved."""
         if not self.fitted:
             return
         network = copy.deepcopy(average).cpu().eval()
@@ -93,8 +94,8 @@ class TrainingTask:
 
     @torch.inference_mode()
     def confusion(self, average: nn.Module) -> np.ndarray | None:
-        """Cells by (truth, prediction) that a camera observes, of this process's share of the held-out samples; None:
-        nothing is held out."""
+        """The confusion matrix (truth, prediction) of cells that a camera observes, over this process's share of the
+        held-out samples; None if nothing is held out."""
         held_out = self.data.validation
         if not len(held_out):
             return None
@@ -120,7 +121,7 @@ class TrainingTask:
         return Occupancy(self.model.grid, self.taxonomy, labels, observed.astype(bool), share)
 
     def _share(self, samples: Samples) -> list[int]:
-        """Every so many samples; for a network that remembers those before, every so many scenes."""
+        """Every `world`-th sample; for a network with memory, all samples of every `world`-th scene."""
         rank, world = self.ranks.rank, self.ranks.world
         if not self.model.remembers:
             return list(range(rank, len(samples), world))
@@ -129,7 +130,7 @@ class TrainingTask:
         return [index for index, scene in enumerate(of) if scene in own]
 
     def _loader(self, samples: Samples, order: Iterable[Keys]) -> Iterator[Sample]:
-        """Batches in order.
+        """Batches in the given order.
 
         Raises:
             MissingInput, CorruptInput, InvalidInput: of a sample that cannot be read, wherever it was read.
@@ -149,7 +150,8 @@ class TrainingTask:
 
 
 class _Readable(Dataset):
-    """Batches, or why one cannot be read: an error that is raised in a worker process comes out as its stack trace."""
+    """Reads batches; an error is returned as an object, since one raised in a worker process would arrive as a stack
+    trace."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
@@ -166,6 +168,7 @@ def _unchanged(batch: Sample | OccError) -> Sample | OccError:
 
 
 def _begin_worker(_: int) -> None:
-    """One thread a worker: there are several of them. Ctrl-C is for the process that trains, which ends them."""
+    """Give a worker one thread, because there are several workers, and let Ctrl-C reach only the training process,
+    which ends them."""
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,5 +1,7 @@
 """Occ3D class ids by name, for the code that builds the city (see `occ_core.taxonomy.OCC3D`)."""
 
+from occ_core.taxonomy import UNLABELED
+
 (
     OTHERS,
     BARRIER,
@@ -21,5 +23,5 @@
     FREE,
 ) = range(18)
 
-OWN_BODY = 255
-"""Class of a pixel that shows the robot itself, which is in no voxel: as a teacher's UNKNOWN, it names nothing."""
+OWN_BODY = UNLABELED
+"""Class of a pixel that shows the robot itself, which is in no voxel."""

@@ -142,7 +142,7 @@ def color_accuracy(samples: dict[str, np.ndarray]) -> dict[str, float | None]:
     Args:
         samples: scene -> uint8 (N, 4): red, green, blue, class. Every second scene is held out.
     """
-    ensemble = need("sklearn.ensemble", "nuscenes")
+    ensemble = need("sklearn.ensemble", "world")
     names = sorted(samples)
     key = "class from one pixel's colour %"
     key_sky = key + " (sky included)"

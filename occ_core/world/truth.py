@@ -1,4 +1,4 @@
-"""Exact occupancy of a city at one moment, in Occ3D's form.
+"""Exact occupancy of a city at one time, in Occ3D's form.
 
 The rules:
 - A voxel is split into 4 x 4 x 4 sub-cells. It is solid if the centre of any sub-cell lies in a solid or below ground.

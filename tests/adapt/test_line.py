@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import yaml
 
-pytest.importorskip("nuscenes", reason="the bag is made of a data set: pip install 'occ_ros[nuscenes]'")
 pytest.importorskip("rosbags", reason="bags need rosbags: pip install 'occ_ros[bags]'")
 pytest.importorskip("numba", reason="ray casting needs numba: pip install 'occ_ros[world]'")
 pytest.importorskip("torch")

@@ -17,7 +17,6 @@ import pytest
 import small_nuscenes
 import yaml
 
-pytest.importorskip("nuscenes")
 pytest.importorskip("rosbags")
 
 from rosbags.rosbag2 import Reader
@@ -138,9 +137,8 @@ def devkit_pixels(devkit, lidar_token, camera_token):
 
 def projection_errors(root, bag):
     """Distances in pixels between bag and devkit, of all LiDAR points farther than 1 m that are in an image."""
-    from nuscenes.nuscenes import NuScenes
-
-    devkit = NuScenes(version="v1.0-mini", dataroot=str(root), verbose=False)
+    nuscenes = pytest.importorskip("nuscenes.nuscenes", reason="another reader; `make setup` installs it")
+    devkit = nuscenes.NuScenes(version="v1.0-mini", dataroot=str(root), verbose=False)
     errors = []
     for sample, frame in zip(devkit.sample, BagSource(bag), strict=True):
         lidar = frame.lidar

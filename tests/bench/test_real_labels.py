@@ -105,7 +105,6 @@ def test_what_cannot_be_split_is_refused():
 
 
 def test_a_set_without_lidar_is_refused(shared_data):
-    pytest.importorskip("nuscenes")
     with pytest.raises(InvalidInput, match="of scene-0103 has no LiDAR sweep"):
         open_drives(shared_data("nuscenes_scene0103_4kf"))
 

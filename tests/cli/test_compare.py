@@ -45,7 +45,7 @@ def city(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def predictions(city):
-    """Two folders: the first lacks the first moment, the second the last one."""
+    """Two folders: the first lacks the first frame, the second the last one."""
     folders, rng = [city[0].parent / name for name in ("one", "other")], np.random.default_rng(3)
     for number, folder in enumerate(folders):
         for token in city[1][1 - number : 3 - number]:
@@ -114,7 +114,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(city, predictions, tmp_path)
             occ(report, other)
     apart = tmp_path / "apart"
     save_prediction(apart / f"{city[1][0]}.npz", np.full(OCC3D_GRID.shape, 17, np.uint8))
-    with pytest.raises(InvalidInput, match="no moment in common"):
+    with pytest.raises(InvalidInput, match="no frame in common"):
         occ(predictions[0], apart, city[0] / "gts")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "log.csv").write_text("step,total\n1,2\n")

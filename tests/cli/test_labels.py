@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import rerun_file
 
-pytest.importorskip("nuscenes", reason="reading a data set needs the nuscenes-devkit: pip install 'occ_ros[nuscenes]'")
 pytest.importorskip("numba", reason="ray casting needs numba: pip install 'occ_ros[world]'")
 
 from label_fixtures import MADE_WITH, make_city, scene_label
@@ -84,16 +84,17 @@ def test_make_with_a_recipe_file_and_a_broken_scene(tmp_path):
 
 
 def test_show_writes_pictures_and_a_recording(city, store, tmp_path):
-    rerun = pytest.importorskip("rerun", reason="recordings need rerun: pip install 'occ_ros[viz]'")
+    pytest.importorskip("rerun", reason="recordings need rerun: pip install 'occ_ros[viz]'")
     result = occ("show", store, city, "--out", tmp_path, "--pictures", 2)
     assert result.exit_code == 0, result.output
     pictures = sorted((tmp_path / "pictures").iterdir())
     assert [path.name for path in pictures] == ["scene-0001_0000.png", "scene-0002_0003.png"]
     assert cv2.imread(str(pictures[0])).shape[1] == 1440
-    recording = rerun.dataframe.load_recording(str(tmp_path / "recording.rrd"))
-    entities = {str(column.entity_path) for column in recording.schema().component_columns()}
+    entities = set(rerun_file.logged(tmp_path / "recording.rrd"))
     assert {"/cameras/CAM_BACK", "/classes/CAM_BACK", "/depth/CAM_BACK", "/from_above/votes"} <= entities
     assert {"/world/predicted", "/world/edge_of_the_unseen"} <= entities
+    views = rerun_file.views(tmp_path / "recording.rrd")
+    assert {("/depth/CAM_BACK", "CAM_BACK"), ("world", "predicted"), ("world", "edge_of_the_unseen")} <= set(views)
 
 
 def test_show_without_teachers_and_of_no_label(city, store, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("rosbags")
 pytest.importorskip("torch")
 
+import rerun_file
 import ros_fixtures as fx
 from typer.testing import CliRunner
 
@@ -85,14 +86,13 @@ def test_what_is_missing_is_named(bag, predictions, tmp_path):
 
 
 def test_files(bag, tmp_path):
-    rerun = pytest.importorskip("rerun", reason="recordings need rerun: pip install 'occ_ros[viz]'")
+    pytest.importorskip("rerun", reason="recordings need rerun: pip install 'occ_ros[viz]'")
     result = CliRunner().invoke(app, ["view", str(bag), "--out", str(tmp_path / "view"), "--pictures", "2"])
     assert result.exit_code == 0, result.output
     pictures = sorted((tmp_path / "view" / "pictures").iterdir())
     assert [picture.name for picture in pictures] == ["drive_0000.png", "drive_0002.png"]
     assert cv2.imread(str(pictures[0])).shape[1] == 1440
-    recording = rerun.dataframe.load_recording(str(tmp_path / "view" / "recording.rrd"))
-    entities = {str(column.entity_path) for column in recording.schema().component_columns()}
+    entities = set(rerun_file.logged(tmp_path / "view" / "recording.rrd"))
     assert {f"/cameras/{name}" for name in fx.RIG.names} | {"/world/true"} <= entities
     assert "/world/predicted" not in entities
 

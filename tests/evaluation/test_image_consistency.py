@@ -14,7 +14,7 @@ from painted_room import LOOKS, WALL_M, H, K, W, at
 
 from occ_core.camera import Camera, Rig
 from occ_core.cli.main import app
-from occ_core.evaluation.image_consistency import ImageConsistency, outlines
+from occ_core.evaluation.image_consistency import ImageConsistency, _of_images, outlines
 from occ_core.frame import Frame
 from occ_core.geometry import pose
 from occ_core.grid import OCC3D_GRID
@@ -34,9 +34,12 @@ def rgb(x_m: float) -> np.ndarray:
 class Drive:
     """The images one step before and after."""
 
+    def __init__(self, step_m: float) -> None:
+        self.step_m = step_m
+
     def around(self, frame, name):
         sides = []
-        for x_m in (-STEP_M, STEP_M):
+        for x_m in (-self.step_m, self.step_m):
             sides.append([NearbyImage(CAMERA, pose((x_m, 0, 0)) @ EGO_FROM_CAM, lambda x_m=x_m: rgb(x_m))])
         return tuple(sides)
 
@@ -49,10 +52,10 @@ def room(wall_m: float) -> np.ndarray:
     return labels
 
 
-def scored(labels: np.ndarray) -> dict:
+def scored(labels: np.ndarray, step_m: float = STEP_M) -> dict:
     frame = Frame(1, np.eye(4), Rig((CAMERA,)), {"CAM": rgb(0.0)}, {"CAM": 1}, {"CAM": np.eye(4)})
     scores = ImageConsistency(OCC3D, OCC3D_GRID)
-    scores.add(labels, frame, Drive())
+    scores.add(labels, frame, Drive(step_m))
     return scores.report()
 
 
@@ -63,11 +66,40 @@ def test_images_fit_the_right_map_and_no_other():
     assert wrong and all(row["fits"] < 50 for row in wrong)
 
 
+def test_images_fit_the_right_map_better_than_the_same_map_beside_its_place():
+    right, near, far = (scored(room(wall_m), 4.0)["shifted"] for wall_m in (WALL_M, WALL_M - 1, WALL_M + 1))
+    assert right["above"]["images"] == 1 and right["above"]["better"] == 100 and right["above"]["bits"] > 2
+    assert right["above"]["bits_low"] == right["above"]["bits"] == right["above"]["bits_high"]  # of one image alone
+    for wrong in (near, far):  # a metre off: one of the ways to shift it is the way to the truth
+        assert wrong["above"]["better"] == 0 and wrong["above"]["bits"] < -1
+
+
+def test_of_many_images_the_interval_is_that_of_their_mean():
+    bits = np.random.default_rng(1).normal(0.5, 2.0, 400)
+    found = _of_images(np.stack([bits, [1, 4] * 200], axis=1))
+    assert found["images"] == 400 and found["better"] == pytest.approx(100 * (bits > 0).mean())
+    assert found["by_chance"] == pytest.approx(100 * (1 / 2 + 1 / 5) / 2)
+    half = 1.96 * bits.std() / 20  # of a mean, by the normal law
+    assert found["bits_low"] == pytest.approx(bits.mean() - half, abs=0.03)
+    assert found["bits_high"] == pytest.approx(bits.mean() + half, abs=0.03)
+
+
+def test_a_map_that_knows_nothing_wins_as_often_as_chance():
+    """Walls of the painted room at distances drawn blindly: each shifted one is as likely to be the best."""
+    rng = np.random.default_rng(0)
+    told = [
+        row for wall_m in rng.uniform(10, 18, 24) if (row := scored(room(wall_m), 4.0)["shifted"]["above"])["images"]
+    ]
+    won, chance = (np.mean([row[key] for row in told]) for key in ("better", "by_chance"))
+    assert len(told) > 15 and won < chance + 20
+
+
 def test_a_map_of_nothing_is_not_judged():
     report = scored(np.full(OCC3D_GRID.shape, OCC3D.free_id, dtype=np.uint8))
     counted = [row["pixels"] for bands in report["photometric"].values() for row in bands.values()]
     assert sum(counted) == 0 and report["outlines"]["pixels"] == 0 and np.isnan(report["outlines"]["near_edge"])
     assert report["images"] == 1 and report["images_alone"] == 0
+    assert all(row["images"] == 0 and np.isnan(row["bits"]) for row in report["shifted"].values())
 
 
 def test_outlines_are_of_what_stands_in_front():

@@ -89,7 +89,6 @@ def test_the_key_of_a_model_is_of_its_bytes_its_json_and_its_settings(tmp_path):
 
 
 def test_the_key_of_a_frame_is_of_what_its_images_are(tmp_path):
-    pytest.importorskip("nuscenes")
     small_nuscenes.make(tmp_path / "set")
     shutil.copytree(tmp_path / "set", tmp_path / "copy", copy_function=shutil.copy)  # other times
     source, copy = open_source(tmp_path / "set"), open_source(tmp_path / "copy")

@@ -117,11 +117,8 @@ def test_three_states():
 
 def test_a_moving_thing_is_where_its_own_frame_saw_it():
     empty = [evidence(passes=9, number=n) for n in range(1, 9)]
-    assert one(evidence([CENTER], [CAR], [5]), empty, min_hit_share=0.3) == (
-        CAR,
-        True,
-        5,
-    )  # others saw it without the car
+    with_car = one(evidence([CENTER], [CAR], [5]), empty, min_hit_share=0.3)
+    assert with_car == (CAR, True, 5)  # others saw it without the car
     gone = [evidence([CENTER], [CAR], [50], number=1)]
     assert one(evidence(passes=9), gone, min_hit_share=0.3) == (FREE, True, 0)
     assert one(evidence(), gone) == (FREE, False, 0)

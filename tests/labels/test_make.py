@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("nuscenes", reason="reading a data set needs the nuscenes-devkit: pip install 'occ_ros[nuscenes]'")
 pytest.importorskip("numba", reason="ray casting needs numba: pip install 'occ_ros[world]'")
 
 from label_fixtures import hashes, make_city

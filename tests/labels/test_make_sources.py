@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
-pytest.importorskip("nuscenes", reason="reading a data set needs the nuscenes-devkit: pip install 'occ_ros[nuscenes]'")
 pytest.importorskip("numba", reason="ray casting needs numba: pip install 'occ_ros[world]'")
 pytest.importorskip("rosbags", reason="bags need rosbags: pip install 'occ_ros[bags]'")
 
@@ -18,12 +18,14 @@ from small_kitti import make_kitti
 
 from occ_core.bags.writer import write_bag
 from occ_core.ego_mask import write_mask
-from occ_core.errors import InvalidInput
+from occ_core.errors import InvalidInput, MissingInput
 from occ_core.grid import SEMANTIC_KITTI_VOXELS
 from occ_core.labels.make import TeacherChoice, make_labels
 from occ_core.labels.map_writer import write_maps
 from occ_core.labels.recipes import Recipe
+from occ_core.labels.score import score_store
 from occ_core.labels.store import LabelStore
+from occ_core.show.labels import show_labels
 from occ_core.sources.nuscenes_tables import NuScenesTables
 from occ_core.taxonomy import SEMANTIC_KITTI
 
@@ -82,13 +84,28 @@ def test_labels_of_a_bag_are_those_of_its_data_set(city, bag, by_stamp, of_bag, 
         assert (a.observed != b.observed).mean() < 1e-4
 
 
+def test_labels_of_a_bag_are_scored_and_shown_as_those_of_its_data_set(city, bag, of_bag, tmp_path):
+    of_city, of_its_bag = (score_store(of_bag, source) for source in (city, bag))
+    assert of_city["lidar"]["points"] > 50
+    for name in ("points", "in_occupied", "in_free", "in_undecided", "free_cells_hit"):
+        assert of_its_bag["lidar"][name] == pytest.approx(of_city["lidar"][name], rel=0.01), name
+    shown = [show_labels(LabelStore.open(of_bag), source, tmp_path / source.name, pictures=1, recording=False)
+             for source in (city, bag)]  # fmt: skip
+    first, second = (cv2.imread(str(path)) for (path,) in shown)
+    assert np.ptp(second) > 200 and first.shape[1] == second.shape[1]
+    with pytest.raises(MissingInput, match="no scene 'scene-0001'"):
+        score_store(of_bag, robot().write(tmp_path / "another"))
+
+
 def test_killed_three_times_ends_with_the_same_bytes(bag, by_stamp, of_bag, tmp_path):
     out = tmp_path / "labels"
     setup = f"""
 from pathlib import Path
 from occ_core.labels import make
 from occ_core.labels.recipes import Recipe
+from occ_core.labels.score import score_store
 from occ_core.labels.store import LabelStore
+from occ_core.show.labels import show_labels
 from occ_core.sources import bag_frames
 from occ_core.teachers import files
 bag, out, choice = Path({str(bag)!r}), Path({str(out)!r}), make.TeacherChoice({f"files:{by_stamp}"!r})
@@ -135,6 +152,8 @@ def test_semantic_kitti_gets_labels_in_its_own_grid_and_classes(tmp_path):
     labels.mkdir()
     for number in range(6):
         np.array([40, 50], dtype="<u4").tofile(labels / f"{number:06d}.label")
+        rows = np.float32([[5, 1, -1, 0.5], [9.1, 0.1, 0.1, 1.0]])  # the second in the middle of a cell
+        rows.tofile(root / f"sequences/03/velodyne/{number:06d}.bin")
     done = make_labels(root, tmp_path / "labels", Recipe(), TeacherChoice("lidar"), show_progress=False)
     assert [(scene.written, scene.error) for scene in done] == [(2, "")]
     store = LabelStore.open(tmp_path / "labels")
@@ -144,3 +163,17 @@ def test_semantic_kitti_gets_labels_in_its_own_grid_and_classes(tmp_path):
     centres = label.grid.origin_m + (np.argwhere(label.occupied) + 0.5) * label.grid.voxel_size_m
     assert len(centres) == 1 and np.abs(centres - (9, 0, 0)).max() <= 0.1001  # half a cell
     assert label.labels[label.occupied].tolist() == [SEMANTIC_KITTI.id_of("building")]
+    scores = score_store(store.folder, root)["lidar"]
+    inside = sum(_in_grid(root / "sequences/03/velodyne" / f"{number:06d}.bin") for number in (0, 5))
+    assert scores["points"] == inside and scores["in_occupied"] == pytest.approx(100 * 2 / inside)
+    assert scores["per_class"] == {"building": 100.0}
+    (picture,) = show_labels(store, root, tmp_path / "look", pictures=1, recording=False)
+    assert picture.name == "03_0000.png" and picture.is_file()
+
+
+def _in_grid(path: Path) -> int:
+    """Points of a sweep in SemanticKITTI's grid and beyond 3 m."""
+    points = np.fromfile(path, "<f4").reshape(-1, 4)[:, :3]
+    at = np.floor((points - (0, -25.6, -2)) / 0.2)
+    inside = ((at >= 0) & (at < (256, 256, 32))).all(axis=1)
+    return int((inside & (np.linalg.norm(points, axis=1) > 3)).sum())

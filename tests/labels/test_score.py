@@ -91,9 +91,6 @@ def test_points_of_unknown_class_do_not_count():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A data set with truth and LiDAR, and a store whose labels are its truth with one class wrong."""
-    pytest.importorskip(
-        "nuscenes", reason="reading a data set needs the nuscenes-devkit: pip install 'occ_ros[nuscenes]'"
-    )
     import small_nuscenes
 
     root = tmp_path_factory.mktemp("data")

@@ -108,7 +108,7 @@ def test_calibration_faults_are_named():
 
 
 def test_a_refused_transform_is_named_where_it_matters():
-    TFMessage = pytest.importorskip("tf2_msgs.msg", reason="run tools/build_tf2_msgs.py").TFMessage
+    TFMessage = pytest.importorskip("tf2_msgs.msg", reason="run tools/build_messages.py").TFMessage
     for child, words in (("cam", "transform refused: 'base_link' -> 'cam': "), ("elsewhere", "no transform")):
         bad = TransformStamped(child_frame_id=child)
         bad.header.frame_id, bad.transform.translation.x = "base_link", math.nan
@@ -120,6 +120,7 @@ def test_a_refused_transform_is_named_where_it_matters():
 def test_a_camera_that_jumps_is_named_and_one_that_stands_keeps_its_table():
     calibration = calibrated(frame_known=False)
     away = AHEAD.copy()
+    away[2, 3] = 1.0
     for i in range(8):
         away[0, 3] = 0.1 + 0.2 * (i % 2)
         calibration.tree.set("base_link", "cam", i * S, away, static=False)
@@ -135,6 +136,19 @@ def test_a_camera_that_jumps_is_named_and_one_that_stands_keeps_its_table():
     rigs = {id(standing.rig({"a": round(t * S)})) for t in (0.1, 0.7, 1.3, 2.9)}  # interpolated: last digits differ
     assert len(rigs) == 1
     assert standing.moves("a") == (0, 0.0, 0.0)
+
+
+def test_a_camera_that_moves_is_named_by_a_slow_machine_too(monkeypatch):
+    """One answer a second: three moves within two seconds are never seen."""
+    clock = iter(range(1000))
+    monkeypatch.setattr("occ_ros.calibration.time.monotonic", lambda: float(next(clock)))
+    calibration, away = calibrated(frame_known=False), AHEAD.copy()
+    for i in range(8):
+        away[:3, 3] = 0.1 + 0.2 * (i % 2), 0.0, 1.0
+        calibration.tree.set("base_link", "cam", i * S, away, static=False)
+        calibration.rig({"a": i * S})
+    times, _, farthest_m = calibration.moves("a")
+    assert times >= 3 and farthest_m == pytest.approx(0.2)
 
 
 def test_errors_come_before_warnings():
@@ -264,6 +278,34 @@ def test_camera_info_between_images_announces_none(more, late_ms):
     assert (quiet.lost_frames, dict(quiet.lost_images)) == (0, {})
 
 
+@pytest.mark.parametrize("images", [3, 4, 5, 30])
+@pytest.mark.parametrize("more", [2, 3, 5])
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_robot_that_stops_after_its_last_camera_infos_lost_nothing(images, more, wait):
+    """The last CameraInfos come after the last image, and no image follows them."""
+    watch = TransportWatch("a", 0.1)
+    for i in range(images):
+        for step in range(more):
+            stamp_ns = 10 * S + i * S // 4 + step * (S // 4) // more
+            if step == 0:
+                watch.image("a", stamp_ns, stamp_ns)
+            watch.info("a", stamp_ns, stamp_ns)
+            watch.poll(stamp_ns)
+    if wait:
+        watch.poll(stamp_ns + 3 * WAIT_NS)
+        watch.poll(stamp_ns + 5 * WAIT_NS)
+    watch.finish()
+    assert (watch.lost_frames, dict(watch.lost_images)) == (0, {})
+
+
+def test_images_that_end_while_camera_infos_go_on_are_lost():
+    watch = TransportWatch("a", 0.05)
+    end_ns = drive(watch, 40, lost={(i, "a") for i in range(30, 40)}, cameras="a")
+    watch.poll(end_ns + 2 * WAIT_NS)
+    watch.finish()
+    assert watch.lost_images == {"a": 10}
+
+
 def test_every_second_image_lost_by_chance_is_told():
     watch, rng = TransportWatch("a", 0.05), np.random.default_rng(0)
     gone = {(i, "a") for i in range(60) if rng.random() < 0.5 and i > 4}
@@ -355,7 +397,7 @@ def test_cv_bridge_and_numpy_agree(encoding):
 
 def test_a_fixed_mount_that_is_stated_elsewhere_once_is_named():
     """Found by odd_robots.py: two nodes state it by turns, slower than a moving mount would be."""
-    TFMessage = pytest.importorskip("tf2_msgs.msg", reason="run tools/build_tf2_msgs.py").TFMessage
+    TFMessage = pytest.importorskip("tf2_msgs.msg", reason="run tools/build_messages.py").TFMessage
     calibration = Calibration({"a": ("/a/camera_info", False)}, "base_link")
     calibration.add_info("a", info())
     link = TransformStamped()

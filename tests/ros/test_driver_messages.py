@@ -89,6 +89,11 @@ CALIBRATIONS = [
     ("not a number", {"d": [*RADIAL, np.nan]}, "distortion"),
     ("K zero", {"k": np.zeros(9), "width": 0, "height": 0}, "uncalibrated"),
     ("K not a number", {"k": [np.nan] * 9}, "calibration"),
+    ("K of one unit", {"k": [0.8, 0, 0.5, 0, 0.8, 0.5, 0, 0, 1]}, "calibration"),
+    ("K of a telescope", {"k": [2e4, 0, 15.5, 0, 2e4, 11.5, 0, 0, 1]}, "calibration"),
+    ("K of two lenses", {"k": [20, 0, 15.5, 0, 200, 11.5, 0, 0, 1]}, "calibration"),
+    ("K of a negative focal length", {"k": [-20, 0, 15.5, 0, 20, 11.5, 0, 0, 1]}, "calibration"),
+    ("pixels twice as wide as high", {"k": [20, 0, 15.5, 0, 40, 11.5, 0, 0, 1]}, ("none", 0)),
     ("no frame", {"header": msg.header(T0, "")}, "camera frame"),
     ("frame of nobody", {"header": msg.header(T0, "nobody")}, "place"),
     ("another size", {"width": 2 * W, "height": 2 * H}, "size"),
@@ -119,6 +124,12 @@ IMAGES = [
     ("16 bits of colour in a PNG", coded(".png", np.zeros((H, W, 3), np.uint16), "png"), "bits"),
     ("compressedDepth", coded(".png", DEPTH, "32FC1; compressedDepth png"), "depth"),
     ("an encoding of nobody", raw("yuv420p", GREY), "encoding"),
+    ("NV12", raw("nv12", GREY), "encoding"),
+    ("WebP", coded(".webp", picture(1), "webp"), "file"),
+    ("BMP", coded(".bmp", picture(1), "bmp"), "file"),
+    ("TIFF", coded(".tiff", picture(1), "tiff"), "file"),
+    ("video", msg.compressed_image(T0, "odd_optical", "h264", b"\0\0\0\1\x67" + bytes(90)), "file"),
+    ("PNG with alpha", coded(".png", np.dstack([picture(1), GREY]), "png"), ""),
     ("grey", raw("8UC1", GREY), ""),
     ("Bayer in a JPEG", coded(".jpg", GREY, "bayer_rggb8; jpeg compressed "), ""),
     ("Bayer of 12 bits in a grey PNG", coded(".png", GREY, "bayer_rggb12; png compressed "), "encoding"),
@@ -212,6 +223,53 @@ def test_coefficients_are_opencvs(count):
     pixels, _ = camera.project(points)
     np.testing.assert_allclose(pixels, expected, atol=1e-9)
     np.testing.assert_allclose(camera.rays(expected), points, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [
+        ("k", [20, 0, 0, 0, 21, 0, 0, 0, 1], "centre"),
+        ("d", [-0.9, 0, 0, 0, 0], "folds"),
+        ("frame", "another", "frames"),
+        ("mount", (0.5, 0.0, -0.3), "below"),
+        ("mount", (500.0, 0.0, 1200.0), "far"),
+    ],
+)
+def test_what_is_used_and_hardly_right_is_named_alike(tmp_path, field, value, kind):
+    pytest.importorskip("rclpy", reason="needs ROS 2 (pip install -e '.[ros]')")
+    from sensor_msgs.msg import Image
+
+    from occ_ros.calibration import Calibration
+    from occ_ros.cameras import CameraInput, ImageSlot, problems
+    from occ_ros.sensors import WARN, Surroundings
+
+    place, calibration = base_from("odd"), info(**{field: value} if field in ("k", "d") else {})
+    image = raw("rgb8", picture(1))
+    if field == "mount":
+        place[:3, 3] = value
+    if field == "frame":
+        image.header = msg.header(T0, value)
+    made = robot(images=3)
+    made.add("/tf_static", T0, msg.transforms(T0, [("base_link", "odd_optical", place)]))
+    for step in range(3):
+        made.add(TOPIC, T0 + step * S // 10, at(image, T0 + step * S // 10))
+        made.add("/odd/camera_info", T0 + step * S // 10, calibration)
+    source = BagSource(made.write(tmp_path / "bag"))
+    assert len(list(source)) == 3 and "odd" not in source.refused
+    bag = {problem.kind: problem.found for problem, _ in source.tally.of(TOPIC)}
+
+    node = Calibration({"odd": ("/odd/camera_info", False)}, "base_link")
+    node.tree.set("base_link", "odd_optical", 0, place, static=True)
+    node.add_info("odd", calibration)
+    node.rig({"odd": T0})
+    camera = CameraInput("odd", TOPIC, "/odd/camera_info", False)
+    camera.came(T0, T0, 10.0)
+    seen = Image(encoding="rgb8", width=W, height=H, step=3 * W, data=picture(1).tobytes())
+    seen.header.frame_id = image.header.frame_id
+    assert ImageSlot(camera, seen, 10.0).pixels((W, H), (1, 1)) is not None
+    around = Surroundings(10.1, 0.7, 0.0, frozenset({"Image"}))
+    found = {found.kind: found.text for found in problems(camera, node, around) if found.level == WARN}
+    assert bag == found and list(bag) == [kind]
 
 
 def test_r_turns_the_camera_of_rectified_images():

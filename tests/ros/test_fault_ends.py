@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2 (pip install -e '.[ros]')")
-pytest.importorskip("tf2_msgs.msg", reason="needs tf2_msgs (python tools/build_tf2_msgs.py)")
+pytest.importorskip("tf2_msgs.msg", reason="needs tf2_msgs (python tools/build_messages.py)")
 pytest.importorskip("torch")
 pytest.importorskip("rosbags")
 

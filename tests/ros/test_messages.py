@@ -174,7 +174,7 @@ def test_images():
 
 
 def test_transforms():
-    TFMessage = pytest.importorskip("tf2_msgs.msg", reason="run tools/build_tf2_msgs.py").TFMessage
+    TFMessage = pytest.importorskip("tf2_msgs.msg", reason="run tools/build_messages.py").TFMessage
     tree = TransformTree()
     good, bad = TransformStamped(child_frame_id="cam"), TransformStamped(child_frame_id="odd")
     for transform in (good, bad):

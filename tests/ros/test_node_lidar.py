@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,14 +14,14 @@ import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2 (pip install -e '.[ros]')")
-pytest.importorskip("tf2_msgs.msg", reason="needs tf2_msgs (python tools/build_tf2_msgs.py)")
+pytest.importorskip("tf2_msgs.msg", reason="needs tf2_msgs (python tools/build_messages.py)")
 pytest.importorskip("torch")
 pytest.importorskip("rosbags")
 
 import rclpy
 import ros_fixtures as fx
 import tiny_lidar_node as tiny
-from fault_rig import NODE, until
+from fault_rig import NODE, until, watched
 from lidar_rig import TOPIC, WELL, LidarRig, SweepFault, sweep_cells
 from sensor_msgs.msg import Image, PointCloud2
 
@@ -47,22 +46,12 @@ def start(folder: Path, model: Path, domain: int, **parameters: Any) -> subproce
 
 
 def running(folder: Path, dropout: float, domain: int):
-    """A rig with a node that answers it; the node has to live to the end."""
+    """A rig with a node that answers it."""
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     process = start(folder, tiny.checkpoint(folder / "tiny.safetensors", dropout), domain, lidar_topic=TOPIC)
     rig = LidarRig(domain)
-    rig.start()
-    try:
-        until(lambda: rig.answers, 120, lambda: f"{rig.status} {(folder / 'node.log').read_text()}")
+    with watched(process, rig, folder / "node.log"):
         yield rig
-        assert process.poll() is None, "the node died"
-        assert fx.stop(process, signal.SIGTERM) == 0
-    finally:
-        if process.poll() is None:
-            process.kill()
-        rig.stop()
-        print((folder / "node.log").read_text())
-    assert "Traceback" not in (folder / "node.log").read_text()
 
 
 @pytest.fixture(scope="module")

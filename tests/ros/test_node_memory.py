@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 
 import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2 (pip install -e '.[ros]')")
-pytest.importorskip("tf2_msgs.msg", reason="needs tf2_msgs (python tools/build_tf2_msgs.py)")
+pytest.importorskip("tf2_msgs.msg", reason="needs tf2_msgs (python tools/build_messages.py)")
 pytest.importorskip("torch")
 pytest.importorskip("rosbags")
 
 import ros_fixtures as fx
-from fault_rig import LONGEST_PERIOD_S, NODE, Fault, FaultRig, until
+from fault_rig import LONGEST_PERIOD_S, NODE, Fault, FaultRig, until, watched
 
 from occ_core.bags import messages as msg
 from occ_core.geometry import pose
@@ -54,18 +53,8 @@ def rig(tmp_path_factory):
     model = fx.tiny_model(folder, SMALL)
     process = fx.start_node("occupancy_node", DOMAIN, folder / "node.log", model=model, **NODE)
     made = DrivingRig(DOMAIN)
-    made.start()
-    try:
-        until(lambda: made.answers, 120, lambda: f"{made.status} {(folder / 'node.log').read_text()}")
+    with watched(process, made, folder / "node.log"):
         yield made
-        assert process.poll() is None, "the node died"
-        assert fx.stop(process, signal.SIGTERM) == 0
-    finally:
-        if process.poll() is None:
-            process.kill()
-        made.stop()
-        print((folder / "node.log").read_text())
-    assert "Traceback" not in (folder / "node.log").read_text()
 
 
 def test_01_with_odometry_the_memory_is_in_use(rig):

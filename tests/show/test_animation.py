@@ -1,4 +1,4 @@
-"""The animation shows each moment at the drive's own speed, and a map that keeps what earlier frames said."""
+"""The animation shows each frame at the drive's own speed, and a map that keeps what earlier frames said."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def share_of(image: np.ndarray, class_id: int) -> float:
 
 @pytest.fixture(scope="module")
 def drive(tmp_path_factory):
-    """A data set and predictions of it: a car ahead at the first moment, road alone at the second, which does not see
+    """A data set and predictions of it: a car ahead at the first frame, road alone at the second, which does not see
     where the car was; the third has no prediction; and a second scene that sees road alone."""
     root = tmp_path_factory.mktemp("animation")
     tokens = small_nuscenes.make(root / "city", keyframes=3, scenes=2)
@@ -48,7 +48,7 @@ def drive(tmp_path_factory):
     return root
 
 
-def test_the_map_keeps_what_the_moment_does_not_see_and_each_scene_has_its_own(drive):
+def test_the_map_keeps_what_the_frame_does_not_see_and_each_scene_has_its_own(drive):
     frames = [picture for _, picture in animation.drawn(PredictedFrames(drive / "predictions", drive / "city"))]
     assert len(frames) == 4
     cars = []
@@ -85,7 +85,7 @@ def test_what_cannot_be_shown_is_named(drive, tmp_path):
     with pytest.raises(InvalidInput, match=r"a \.webp file, not .*drive\.mp4"):
         animation.write_animation(frames, tmp_path / "drive.mp4")
     bag = ros_fixtures.write_bag(tmp_path / "bag", 1)  # without odometry
-    with pytest.raises(MissingInput, match="no moment has a prediction"):
+    with pytest.raises(MissingInput, match="no frame has a prediction"):
         animation.write_animation(PredictedFrames(bag, None), tmp_path / "drive.webp")
     (name,) = open_source(bag).names
     save_prediction(tmp_path / "of_bag" / f"{name}.npz", np.full(OCC3D_GRID.shape, ROAD, np.uint8))

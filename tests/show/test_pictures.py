@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+import rerun_file
 
 from occ_core.grid import OCC3D_GRID
 from occ_core.occupancy import Occupancy
@@ -97,14 +98,25 @@ def test_album_draws_what_is_chosen_and_records_everything(tmp_path):
 
 
 def test_recording_is_complete_or_absent(tmp_path):
-    rerun = pytest.importorskip("rerun")
+    pytest.importorskip("rerun", reason="recordings need rerun: pip install 'occ_ros[viz]'")
     path = tmp_path / "r.rrd"
     images = {"CAM_FRONT": np.zeros((90, 160, 3), np.uint8)}
     with Recording(path, "test") as stream:
         stream.log(10**18, images, one_car((1, 2, 3)), one_car((4, 5, 6)))
-    recording = rerun.dataframe.load_recording(str(path))
-    entities = {str(column.entity_path) for column in recording.schema().component_columns()}
-    assert {"/cameras/CAM_FRONT", "/world/predicted", "/world/true"} <= entities
+        stream.log(10**18 + 123_456_789, images, one_car((1, 2, 4)))
+    found = rerun_file.logged(path)
+    assert [stamp_ns for stamp_ns, _ in found["/cameras/CAM_FRONT"]] == [10**18, 10**18 + 123_456_789]
+    (first, at_first), (second, at_second) = found["/world/predicted"]
+    assert (first, second) == (10**18, 10**18 + 123_456_789)
+    car_rgb = tuple(OCC3D.palette[CAR].tolist())
+    assert (rerun_file.cells(at_first), rerun_file.cells(at_second)) == ({(1, 2, 3): car_rgb}, {(1, 2, 4): car_rgb})
+    np.testing.assert_allclose(at_first["VoxelGridMap:voxel_size"], [[0.4, 0.4, 0.4]])
+    np.testing.assert_allclose(at_first["VoxelGridMap:translation"], [OCC3D_GRID.origin_m])
+    ((_, true),) = found["/world/true"]
+    assert set(rerun_file.cells(true)) == {(4, 5, 6)}
+    assert set(rerun_file.views(path)) == {
+        ("/cameras/CAM_FRONT", "CAM_FRONT"), ("world", "predicted"), ("world", "true")
+    }  # fmt: skip
     with pytest.raises(KeyboardInterrupt), Recording(tmp_path / "broken.rrd", "test") as stream:
         stream.log(10**18, images)
         raise KeyboardInterrupt

@@ -9,11 +9,10 @@ import pytest
 import small_nuscenes
 
 from occ_core.errors import CorruptInput, InvalidInput, MissingInput
-from occ_core.geometry import inverse
+from occ_core.geometry import inverse, pose
 from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.sources.nuscenes_tables import NuScenesTables
 
-pytest.importorskip("nuscenes")
 REAL = {
     "nuscenes_scene0103_4kf": ("scene-0103", 4, None),
     "nuscenes_scene0061_1kf": ("scene-0061", 1, 34688),
@@ -67,6 +66,52 @@ def test_stamps_poses_and_pixels_are_those_of_the_tables(shared_data, name):
         np.testing.assert_array_equal(frame.images[channel], expected)
         checked += 1
     assert checked == 6
+
+
+def _opened_by_the_devkit(root):
+    devkit = pytest.importorskip("nuscenes.nuscenes", reason="another reader of this layout; `make setup` installs it")
+    return devkit.NuScenes(version="v1.0-mini", dataroot=str(root), verbose=False)
+
+
+@pytest.mark.parametrize("name", [*REAL, "small"])
+def test_every_record_and_box_is_that_of_the_devkit(shared_data, small, name):
+    root = small if name == "small" else shared_data(name)
+    ours, theirs = NuScenesTables(root), _opened_by_the_devkit(root)
+    assert ours.scenes == [row["name"] for row in theirs.scene]
+    records, boxes = 0, 0
+    for scene in theirs.scene:
+        token, samples = scene["first_sample_token"], []
+        while token:
+            samples.append(theirs.get("sample", token))
+            token = samples[-1]["next"]
+        assert ours.samples(scene["name"]) == [(row["token"], row["timestamp"] * 1000) for row in samples]
+        rows = {str(theirs.dataroot) + "/" + row["filename"]: row for row in theirs.sample_data}
+        for record in ours.records(scene["name"]):
+            row = rows.pop(str(record.path))
+            calibration = theirs.get("calibrated_sensor", row["calibrated_sensor_token"])
+            ego = theirs.get("ego_pose", row["ego_pose_token"])
+            told = (row["channel"], row["sensor_modality"], row["timestamp"] * 1000, row["is_key_frame"])
+            assert (record.channel, record.modality, record.stamp_ns, record.is_keyframe) == told
+            assert (record.sample_token, record.calibration) == (row["sample_token"], calibration["token"])
+            np.testing.assert_array_equal(record.ego_from_sensor, _pose_of(calibration))
+            np.testing.assert_array_equal(record.world_from_ego, _pose_of(ego))
+            records += 1
+        assert not rows or len(theirs.scene) > 1
+        for sample in samples:
+            found = {box.token: box for box in ours.annotations(sample["token"])}
+            assert list(found) == sample["anns"]
+            for token, box in found.items():
+                row = theirs.get("sample_annotation", token)
+                assert (box.category, box.instance) == (row["category_name"], row["instance_token"])
+                assert list(box.size_wlh_m) == row["size"]
+                np.testing.assert_array_equal(box.world_from_box, _pose_of(row))
+                boxes += 1
+    assert records > 5
+    assert boxes or name != "small"
+
+
+def _pose_of(row):
+    return pose(row["translation"], row["rotation"])
 
 
 def test_reference_pose_without_lidar(shared_data):
@@ -139,6 +184,28 @@ def edit(root, table, change):
         (lambda root: edit(root, "ego_pose", lambda rows: rows.pop(0)), CorruptInput, "ego_pose.json does not have"),
         (lambda root: edit(root, "sensor", lambda rows: rows.pop(0)), CorruptInput, "by sensor_token to"),
         (lambda root: edit(root, "sample", lambda rows: rows.pop(0)), CorruptInput, "sample.json does not have"),
+        (lambda root: edit(root, "ego_pose", lambda rows: rows.append(rows[0])), CorruptInput, "each must have one of"),
+        (lambda root: edit(root, "sample", lambda rows: rows[0].pop("token")), CorruptInput, "sample.json: row 0 has"),
+        (
+            lambda root: edit(root, "sample_data", lambda rows: rows[1].pop("filename")),
+            CorruptInput,
+            "sample_data.json: row .* lacks 'filename'",
+        ),
+        (
+            lambda root: edit(root, "sample_data", lambda rows: rows[1].update(timestamp="noon")),
+            CorruptInput,
+            "timestamp must be microseconds, got 'noon'",
+        ),
+        (
+            lambda root: edit(root, "sample_data", lambda rows: rows[1].update(width="wide")),
+            CorruptInput,
+            "width and height must be pixels",
+        ),
+        (
+            lambda root: edit(root, "calibrated_sensor", lambda rows: rows[0].update(camera_intrinsic=[[1], 2])),
+            CorruptInput,
+            "camera_intrinsic must be a matrix",
+        ),
         (
             lambda root: edit(root, "ego_pose", lambda rows: rows[0].update(rotation=[0, 0, 0, 0])),
             CorruptInput,
@@ -156,6 +223,24 @@ def test_broken_tables_are_one_error_that_names_the_file(small, damage, error, w
     with pytest.raises(error, match=words) as caught:
         NuScenesSource(small)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda row: row.update(instance_token="x"), "by instance_token to 'x', which instance.json"),
+        (lambda row: row.update(sample_token="x"), "by sample_token to 'x', which sample.json"),
+        (lambda row: row.update(size=[1, 2]), "size must be three numbers"),
+        (lambda row: row.update(rotation=[0, 0, 0, 0]), "norm"),
+        (lambda row: row.pop("translation"), "lacks 'translation'"),
+    ],
+)
+def test_broken_boxes_are_named_when_they_are_asked_for(small, damage, words):
+    edit(small, "sample_annotation", lambda rows: damage(rows[1]))
+    tables = NuScenesTables(small)
+    assert NuScenesSource(small)[0].images  # cameras alone do not need them
+    with pytest.raises(CorruptInput, match=f"sample_annotation.json: row .*{words}"):
+        tables.annotations(tables.samples("scene-0001")[0][0])
 
 
 def test_zero_focal_length_names_the_camera(small):

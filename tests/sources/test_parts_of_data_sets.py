@@ -20,8 +20,6 @@ from occ_core.sources.nuscenes_tables import NuScenesTables, root_of
 from occ_core.sources.open import open_source
 from occ_core.training.label_files import labels_folder
 
-pytest.importorskip("nuscenes")
-
 
 @pytest.fixture
 def several(tmp_path):

@@ -266,9 +266,9 @@ def test_a_body_frame_looks_at_the_sky(tmp_path):
 
 def test_a_mosaic_that_nobody_names(tmp_path):
     made = robot(("left",))
-    for _, topic, message in made.messages:
+    for number, (_, topic, message) in enumerate(made.messages):
         if topic == "/left/image_raw":
-            rows = np.tile(np.array([[220, 30], [30, 60]], np.uint8), (12, W // 2))
+            rows = np.tile(np.array([[220, 30], [30, 60]], np.uint8), (12, W // 2)) + np.uint8(number)
             message.encoding, message.step, message.data = "mono8", W, rows.reshape(-1)
     report = BagReport(BagSource(made.write(tmp_path / "bag")))
     assert [problem.kind for problem, _ in report.rows[0].problems] == ["mosaic"] and not report.well

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("rosbags", reason="bags need rosbags: pip install 'occ_ros[bags]'")
-pytest.importorskip("nuscenes", reason="reading a data set needs the nuscenes-devkit: pip install 'occ_ros[nuscenes]'")
 
 import small_nuscenes
 from bag_robot import S, robot

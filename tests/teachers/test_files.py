@@ -19,6 +19,7 @@ from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI, UNLABELED
 from occ_core.teachers.base import NoMaps
 from occ_core.teachers.lidar import project, read_kitti_labels
 from occ_core.teachers.load import load_parts, load_teachers
+from occ_core.teachers.names import is_network, parts_of
 from occ_core.teachers.vocabulary import ID_LISTS, MEANS, class_id_of
 
 IDS = np.arange(96 * 64).reshape(64, 96) % 5  # of the test camera's size
@@ -210,6 +211,38 @@ def test_a_folder_of_one_kind_is_one_part_of_a_teacher(tmp_path, one):
     for name, has in (("both", (1, 1)), ("classes", (1, 0)), ("depth", (0, 1)), ("bare", (0, 1))):
         parts = load_parts(f"files:{tmp_path / name}", tmp_path, OCC3D)
         assert tuple(part is not None for part in parts) == has, name
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("files:c++/maps+1", ["files:c++/maps+1"]),
+        ("files:c++/maps+1+lidar", ["files:c++/maps+1", "lidar"]),
+        ("files:c++/maps+1+files:c++/maps+1+lidar", ["files:c++/maps+1", "files:c++/maps+1", "lidar"]),
+        ("files:plain+lidar", ["files:plain", "lidar"]),
+        ("files:plain+files:c++/maps+1", ["files:plain", "files:c++/maps+1"]),
+        ("files:absent+lidar", ["files:absent", "lidar"]),
+        ("grounded-sam+metric3d+lidar", ["grounded-sam", "metric3d", "lidar"]),
+        ("oracle", ["oracle"]),
+        ("lidar+", ["lidar", ""]),
+    ],
+)
+def test_a_folder_may_have_a_plus_in_its_name(tmp_path, monkeypatch, name, parts):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("c++/maps+1", "plain"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert parts_of(name) == parts
+
+
+def test_maps_in_a_folder_with_a_plus_are_read(tmp_path, one):
+    folder = tmp_path / "c++" / "maps+1"
+    put(folder, "classes/samples/CAM_FRONT/a.b.png", png(IDS.astype(np.uint8)))
+    put(folder, "depth/samples/CAM_FRONT/a.b.npy", DEPTH_M, None)
+    for name in (f"files:{folder}", f"files:{folder}+files:{folder}"):
+        teachers = load_teachers(name, tmp_path, OCC3D)
+        np.testing.assert_array_equal(teachers.classes.classes(one)["CAM_FRONT"].class_id, MEANT)
+        np.testing.assert_allclose(teachers.depth.depth(one)["CAM_FRONT"].depth_m, DEPTH_M, rtol=1e-6)
+    assert not is_network(f"files:{folder}+lidar") and is_network(f"files:{folder}+metric3d")
 
 
 def test_no_pickle_is_read(tmp_path, one):

@@ -42,13 +42,9 @@ from occ_core.training.data_sets import open_data  # noqa: E402
 from occ_core.training.label_files import LabelFiles, open_labels  # noqa: E402
 from occ_core.training.samples import NEEDS, collate  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("tiny_network")
 torch.set_num_threads(1)
 BY_NAME = [1, 0]  # cameras of a bag are in the order of their names: back, front
-
-
-@pytest.fixture(autouse=True)
-def _tiny(monkeypatch):
-    tiny.use_tiny(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="module")

@@ -81,8 +81,8 @@ def test_a_batch_of_two_answers_as_two_batches_of_one():
 def test_every_epoch_visits_every_sample_once_and_a_resumed_stream_goes_on():
     scenes = [hand_made("a", 2), hand_made("b", 3)]
     config = TrainingConfig(model=SMALL, color_jitter=0, camera_dropout=0, nano={"flip": 0, "columns": 10})
-    serial = drawn(scenes, config)
-    firsts = [next(serial).rig_images.images.numpy() for _ in range(5)]
+    batches = drawn(scenes, config)
+    firsts = [next(batches).rig_images.images.numpy() for _ in range(5)]
     known = np.concatenate([scene["images"] for scene in scenes])
     assert sorted(next(k for k in range(5) if np.array_equal(known[k], f)) for f in firsts) == [0, 1, 2, 3, 4]
     assert np.array_equal(next(drawn(scenes, config, step=3)).rig_images.images, firsts[3])
@@ -91,8 +91,8 @@ def test_every_epoch_visits_every_sample_once_and_a_resumed_stream_goes_on():
 def test_single_images_are_drawn_once_an_epoch_and_mirrored_with_their_rays():
     scenes = [hand_made("a", 2), hand_made("b", 1)]
     config = TrainingConfig(model=SMALL, color_jitter=0, nano={"flip": 0, "image_batch": 4})
-    serial = drawn(scenes, config, "images")
-    batches = [next(serial) for _ in range(3)]
+    image_batches = drawn(scenes, config, "images")
+    batches = [next(image_batches) for _ in range(3)]
     images = np.concatenate([batch.rig_images.images for batch in batches])
     known = np.concatenate([scene["images"].reshape(-1, *images.shape[1:]) for scene in scenes])
     assert sorted(next(k for k in range(12) if np.array_equal(known[k], image)) for image in images) == list(range(12))

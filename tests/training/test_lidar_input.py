@@ -134,8 +134,8 @@ def test_a_sample_without_a_sweep_ends_training_unless_the_network_learns_to_do_
     with pytest.raises(InvalidInput, match=rf"drive, frame '{bag.names[2]}': it has no LiDAR sweep, but 'with-lidar'"):
         strict[0, 2]
     learning = samples_of(bag, LidarConfig(lidar=LidarInput(sweeps=3, dropout=0.1)), needs=needs)
-    for serial, present in ((0, True), (2, False), (4, True)):
-        sample = learning[0, serial]
+    for index, present in ((0, True), (2, False), (4, True)):
+        sample = learning[0, index]
         assert bool(sample.rig_images.lidar.isfinite().all()) == present
         assert bool(sample.rig_images.lidar.isnan().all()) != present
         expected = (0.5, 0.2, 1.0) if present else (np.nan,) * 3  # where its left camera is

@@ -31,19 +31,8 @@ from occ_core.training.counts import cell_weights  # noqa: E402
 from occ_core.training.log import Clock, Log  # noqa: E402
 from occ_core.training.task import TrainingTask  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("tiny_network")
 torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def _tiny(monkeypatch):
-    tiny.use_tiny(monkeypatch.setattr)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data") / "set"
-    tiny.make_data(root)
-    return root
 
 
 def program(tmp_path: Path, out: str, data: Path, *launcher: str, **asked) -> subprocess.CompletedProcess:

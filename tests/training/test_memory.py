@@ -47,7 +47,7 @@ def settings(batch_size=1, **of_nano) -> TrainingConfig:
     return TrainingConfig(model=CONFIG, batch_size=batch_size, nano=of_nano, color_jitter=0.0, camera_dropout=0.0)
 
 
-# --- sequences ----------------------------------------------------------------------------------------------------------
+# --- sequences -------------------------------------------------------------------------------------------------------
 
 
 def number(images: torch.Tensor, scene: SceneCache) -> int:
@@ -56,10 +56,10 @@ def number(images: torch.Tensor, scene: SceneCache) -> int:
 
 def test_sequences_are_samples_in_a_row_of_all_lengths():
     scene = hand_made("s", 5)
-    serial = drawn([scene], settings(flip=0.0), "sequences")
+    batches = drawn([scene], settings(flip=0.0), "sequences")
     lengths = set()
     for _ in range(40):
-        sequence, targets = next(serial)
+        sequence, targets = next(batches)
         numbers = [number(frame.images, scene) for frame in sequence.frames]
         assert numbers == list(range(numbers[0], numbers[-1] + 1)) and sequence.linked.all()
         lengths.add((numbers[-1], len(numbers)))
@@ -70,9 +70,8 @@ def test_sequences_are_samples_in_a_row_of_all_lengths():
     assert {length for _, length in lengths} == {1, 2, 3, 4}  # memory_frames before it, or fewer, or none
     assert all(length <= last + 1 for last, length in lengths)
     last = next(drawn([scene], settings(flip=0.0), "sequences", step=39)).rig_images
-    assert np.array_equal(last.frames[-1].images, sequence.frames[-1].images) and len(last.frames) == len(
-        sequence.frames
-    )
+    assert len(last.frames) == len(sequence.frames)
+    assert np.array_equal(last.frames[-1].images, sequence.frames[-1].images)
 
 
 @pytest.mark.parametrize("broken", ["stamp_ns", "world_from_ego", "rig"])
@@ -85,8 +84,8 @@ def test_sequences_end_where_a_deployed_network_forgets(broken):
         array[2:, 0, 3] += 200.0
     tables = {name: np.repeat(scene[name], 2, axis=0) for name in ("voxel_index", "pillar_index", "rays")}
     scene = with_arrays(scene, **{broken: array}, **tables)
-    serial = drawn([scene], settings(flip=0.0), "sequences")
-    seen = {tuple(number(frame.images, scene) for frame in next(serial).rig_images.frames) for _ in range(40)}
+    batches = drawn([scene], settings(flip=0.0), "sequences")
+    seen = {tuple(number(frame.images, scene) for frame in next(batches).rig_images.frames) for _ in range(40)}
     assert seen == {(0,), (1,), (2,), (3,), (0, 1), (2, 3)}
 
 

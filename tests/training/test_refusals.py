@@ -1,7 +1,6 @@
 """What training refuses, in one line that names both sides: numbers that are none, other models, other data."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -17,19 +16,8 @@ from occ_core.inference.predictor import Predictor  # noqa: E402
 from occ_core.models.config import Phase  # noqa: E402
 from occ_core.training import loop  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("tiny_network")
 torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def _tiny(monkeypatch):
-    tiny.use_tiny(monkeypatch.setattr)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data") / "set"
-    tiny.make_data(root)
-    return root
 
 
 def test_a_loss_that_is_no_number_ends_training_and_overwrites_nothing(data, tmp_path, monkeypatch):

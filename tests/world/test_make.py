@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("embreex", reason="the simulated city needs embreex: pip install 'occ_ros[world]'")
-pytest.importorskip("nuscenes", reason="opening the result needs the nuscenes-devkit: pip install 'occ_ros[nuscenes]'")
 
 from occ_core.errors import CorruptInput, InvalidInput
 from occ_core.occupancy import load_occ3d
@@ -31,9 +30,12 @@ def world(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def nusc(world):
-    from nuscenes.nuscenes import NuScenes
+    return opened_by_the_devkit(world)
 
-    return NuScenes("v1.0-mini", str(world), verbose=False)
+
+def opened_by_the_devkit(world: Path):
+    devkit = pytest.importorskip("nuscenes.nuscenes", reason="another reader of this layout; `make setup` installs it")
+    return devkit.NuScenes("v1.0-mini", str(world), verbose=False)
 
 
 def files_of(out: Path) -> dict[str, str]:
@@ -173,9 +175,7 @@ def test_two_workers_write_what_one_writes_and_sweeps_are_linked(tmp_path):
     make_world(tmp_path / "a", settings, workers=1, show_progress=False)
     make_world(tmp_path / "b", settings, workers=2, show_progress=False)
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
-    from nuscenes.nuscenes import NuScenes
-
-    nusc = NuScenes("v1.0-mini", str(tmp_path / "a"), verbose=False)
+    nusc = opened_by_the_devkit(tmp_path / "a")
     token, stamps = nusc.sample[0]["data"]["CAM_FRONT"], []
     while token:
         row = nusc.get("sample_data", token)

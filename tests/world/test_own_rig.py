@@ -154,7 +154,6 @@ def rig_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def world(rig_file, tmp_path_factory) -> Path:
-    pytest.importorskip("nuscenes", reason="opening the result needs the nuscenes-devkit")
     out = tmp_path_factory.mktemp("world") / "city"
     result = run(out, "--rig", rig_file, "--keyframes", 2, "--seed", 3, "--sweeps", "--rate", 4, "--workers", 1)
     assert result.exit_code == 0, result.output

@@ -180,10 +180,8 @@ def world(tmp_path_factory) -> Path:
 
 
 def test_devkit_and_source_read_rigs_that_differ_by_scene(world):
-    pytest.importorskip("nuscenes", reason="opening the result needs the nuscenes-devkit")
-    from nuscenes.nuscenes import NuScenes
-
-    nusc = NuScenes("v1.0-mini", str(world), verbose=False)
+    devkit = pytest.importorskip("nuscenes.nuscenes", reason="another reader of this layout; `make setup` installs it")
+    nusc = devkit.NuScenes("v1.0-mini", str(world), verbose=False)
     robots = [random_robot((TWO.width, TWO.height), TWO.city_seed(i)) for i in range(2)]
     assert [len(robot.rig) for robot in robots] == [3, 1]
     for sample in nusc.sample:

@@ -1,1 +1,2 @@
-"""What executes the network: torch, onnxruntime, OpenVINO or TensorRT, each imported only where it is used."""
+"""The backends that execute a network: torch, onnxruntime, OpenVINO and TensorRT. Each is imported only where it is
+used."""

@@ -1,4 +1,5 @@
-"""The few calls of the CUDA driver that an engine needs, through ctypes: nothing to install beside TensorRT.
+"""The few calls of the CUDA driver that an engine needs, through ctypes, so that nothing has to be installed beside
+TensorRT.
 
 JetPack brings the driver; torch with CUDA or cuda-python would be one more thing to match with it.
 """
@@ -31,7 +32,8 @@ class CudaError(OccError, RuntimeError):
 
 
 def probe() -> Gpu:
-    """The first GPU, asked for in a process of its own: TensorRT crashes without a driver, and so may a broken driver.
+    """Return the first GPU, asked for in a process of its own, because TensorRT crashes without a driver and a broken
+    driver may crash too.
 
     Raises:
         MissingPackage: no driver, or no GPU; says which.
@@ -50,7 +52,7 @@ def probe() -> Gpu:
 
 
 def main() -> None:
-    """What `probe` runs: one line of json."""
+    """Print one line of json; `probe` runs this."""
     try:
         print(json.dumps(_first_gpu()._asdict()))
     except (OSError, CudaError) as error:
@@ -80,7 +82,8 @@ def _checked(driver: ctypes.CDLL, function: str, *arguments: Any) -> None:
 
 
 class Cuda:
-    """The first GPU's memory and one stream. Its buffers are freed with it; any one thread at a time may use it."""
+    """The first GPU's memory and one stream. Its buffers are freed together with it. Any single thread at a time may
+    use it."""
 
     def __init__(self) -> None:
         self._driver = ctypes.CDLL(DRIVER)
@@ -101,25 +104,25 @@ class Cuda:
         self._call("cuCtxSetCurrent", self._context)
 
     def allocate(self, size: int) -> int:
-        """Address of `size` new bytes on the GPU."""
+        """Return the address of `size` new bytes on the GPU."""
         address = ctypes.c_uint64()
         self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
         self._buffers.append(address.value)
         return address.value
 
     def free(self) -> None:
-        """Give back every buffer."""
+        """Free every buffer."""
         while self._buffers:
             self._call("cuMemFree_v2", ctypes.c_uint64(self._buffers.pop()))
 
     def upload(self, address: int, array: np.ndarray) -> None:
-        """Copy a contiguous array to the GPU; waits."""
+        """Copy a contiguous array to the GPU, and wait until it is there."""
         source, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
         self._call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), source, size, self._stream)
         self.wait()
 
     def download(self, array: np.ndarray, address: int) -> None:
-        """Fill a contiguous array from the GPU; waits."""
+        """Fill a contiguous array from the GPU, and wait until it is there."""
         target, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
         self._call("cuMemcpyDtoHAsync_v2", target, ctypes.c_uint64(address), size, self._stream)
         self.wait()

@@ -1,4 +1,5 @@
-"""What every backend of an exported network knows: names of its inputs and outputs, and its own description."""
+"""What every backend of an exported network shares: the names of inputs and outputs, and the file's description of
+itself."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ STATE_OUTPUT = "next_state"
 
 
 def described(text: str | None, path: Path) -> tuple[EasyOccConfig, int | None]:
-    """Config of the network and the number of cameras it was trained on, from the metadata of an exported file.
+    """Read the network's config, and the number of cameras it was trained on, from the metadata of an exported file.
 
     Raises:
         CorruptInput, InvalidInput.
@@ -47,7 +48,7 @@ def outputs_of(config: EasyOccConfig) -> tuple[str, ...]:
 
 
 def require_outputs(offered: set[str], config: EasyOccConfig, path: Path) -> None:
-    """Raise CorruptInput where an export of an older version lacks an output."""
+    """Raise CorruptInput if an export lacks an output, as those of older versions do."""
     if missing := [name for name in outputs_of(config) if name not in offered]:
         raise CorruptInput(f"{path}: has no output '{missing[0]}'; it is of an older version, run `occ export` again")
 
@@ -57,7 +58,7 @@ def network_inputs(
     table: Table,
     past: Past | None = None,
 ) -> dict[str, np.ndarray]:
-    """The network's inputs by name; past: of a network with memory."""
+    """Collect the network's inputs by name; `past` is given to a network with memory."""
     arrays: tuple[Any, ...] = images, table.voxel_index, table.pillar_index, table.rays
     return dict(zip(INPUTS, arrays, strict=True)) | ({} if past is None else past._asdict())
 
@@ -77,10 +78,10 @@ class ExportedSession(ABC):
     def run_after(
         self, images: np.ndarray, rig: Rig, missing: frozenset[str], past: Past
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The same of a network with memory, and its state for the moment after."""
+        """The same for a network with memory, and its state for the next frame."""
         labels, confidence, observed, state = self._outputs(images, rig, missing, past)
         return labels[0], confidence[0], observed[0], state
 
     @abstractmethod
     def _outputs(self, images: np.ndarray, rig: Rig, missing: frozenset[str], past: Past | None) -> list[np.ndarray]:
-        """The graph's outputs in the order of `outputs_of`, each the caller's own."""
+        """Run the graph and return its outputs in the order of `outputs_of`; each belongs to the caller."""

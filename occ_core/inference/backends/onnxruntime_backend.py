@@ -1,4 +1,4 @@
-"""The exported network in onnxruntime; needs neither torch nor the checkpoint's json."""
+"""Runs the exported network in onnxruntime; it needs neither torch nor the checkpoint's json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The exported network in OpenVINO, the fastest on x86 processors; needs neither torch nor the checkpoint's json."""
+"""Runs the exported network in OpenVINO, the fastest backend on x86 processors; it needs neither torch nor the
+checkpoint's json."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from occ_core.models.easyocc.table import RAY_CHANNELS, Tables
 
 
 class OpenVinoSession(ExportedSession):
-    """Compiles for the number of cameras that it meets: fixed shapes are faster, and rigs rarely change."""
+    """Compiles the network anew for each number of cameras: fixed shapes are faster, and rigs rarely change."""
 
     def __init__(self, path: Path, threads: int):
         self._ov = need("openvino", "openvino")
@@ -67,7 +68,7 @@ class OpenVinoSession(ExportedSession):
 
 
 def _metadata(model: Any) -> str | None:
-    """OpenVINO keeps the metadata of an ONNX file under `framework`."""
+    """Read the metadata of an ONNX file, which OpenVINO keeps under `framework`."""
     try:
         return model.get_rt_info(["framework", METADATA_KEY]).astype(str)
     except RuntimeError:

@@ -1,4 +1,5 @@
-"""An engine in TensorRT >= 10.3. Nobody has measured it for this project: docs/backends.md says what was checked."""
+"""Runs an engine in TensorRT >= 10.3. It has not been measured for this project; docs/backends.md says what was
+checked."""
 
 from __future__ import annotations
 
@@ -37,10 +38,10 @@ PER_MOMENT = {"images", *PAST_INPUTS}
 
 
 class TensorRtSession(ExportedSession):
-    """Buffers are made for the number of cameras met last; a rig's table is uploaded once."""
+    """Buffers are made for the latest number of cameras; a rig's table is uploaded once."""
 
     def __init__(self, path: Path):
-        """Load an engine, or of an `.onnx` the engine that `occ engine build` made for this machine.
+        """Load an engine; for an `.onnx` file, the engine that `occ engine build` made of it for this machine.
 
         Raises:
             MissingPackage, MissingInput, CorruptInput, InvalidInput: an engine of another GPU or TensorRT.

@@ -1,4 +1,4 @@
-"""TensorRT engines: built once for a GPU and a TensorRT version, kept with a json that says what they are.
+"""TensorRT engines: each is built once for a GPU and a TensorRT version, and kept with a json that describes it.
 
 One code path for TensorRT 10.3 (JetPack 6) to 11: networks are strongly typed, so the precision is the ONNX file's own.
 """
@@ -23,7 +23,7 @@ WORKSPACE_BYTES = 1 << 30
 
 
 class Machine(NamedTuple):
-    """What an engine is bound to."""
+    """The GPU and TensorRT version that an engine is bound to."""
 
     gpu: Gpu
     tensorrt: str  # version
@@ -33,7 +33,8 @@ class Machine(NamedTuple):
 
 
 def this_machine() -> tuple[Machine, Any]:
-    """GPU and TensorRT version, and TensorRT itself. The driver is asked first: without one TensorRT crashes.
+    """Return GPU, TensorRT version and the TensorRT module. The driver is asked first, since TensorRT crashes without
+    one.
 
     Raises:
         MissingPackage: says what is missing, driver, GPU or TensorRT, and what to install.
@@ -50,7 +51,7 @@ def this_machine() -> tuple[Machine, Any]:
 
 
 def build_engine(onnx_file: Path, folder: Path | None = None) -> Path:
-    """Build the engine of an exported model for this machine; one that is there already is kept.
+    """Build the engine of an exported model for this machine, unless it is there already.
 
     Raises:
         MissingPackage, MissingInput, CorruptInput: TensorRT's parser refuses the file, or its builder fails.
@@ -81,7 +82,7 @@ def build_engine(onnx_file: Path, folder: Path | None = None) -> Path:
 
 
 def engine_path(onnx_sha256: str, machine: Machine, precision: str, folder: Path | None = None) -> Path:
-    """Where the engine of a model for a machine is kept: all that it depends on is in its name."""
+    """Return where the engine of a model for a machine is kept; its name contains everything that it depends on."""
 
     capability = machine.gpu.compute_capability.replace(".", "")
     name = f"{onnx_sha256[:16]}_trt{machine.tensorrt}_sm{capability}_{precision}.engine"
@@ -89,7 +90,7 @@ def engine_path(onnx_sha256: str, machine: Machine, precision: str, folder: Path
 
 
 def read_exported(onnx_file: Path) -> tuple[bytes, dict[str, str]]:
-    """Content and metadata of an exported model.
+    """Read content and metadata of an exported model.
 
     Raises:
         MissingInput, CorruptInput, MissingPackage.
@@ -106,12 +107,12 @@ def read_exported(onnx_file: Path) -> tuple[bytes, dict[str, str]]:
 
 
 def how_made(entries: dict[str, str]) -> dict[str, Any]:
-    """Precision, and calibration if there was one, from an exported model's metadata."""
+    """Return the precision, and the calibration if there was one, from an exported model's metadata."""
     return json.loads(entries.get(EXPORT_KEY, '{"precision": "fp32"}'))
 
 
 def read_sidecar(engine_file: Path) -> dict[str, Any]:
-    """The json beside an engine, after checking that the engine is the one that it describes.
+    """Read the json beside an engine, after checking that it describes this engine.
 
     Raises:
         MissingInput, CorruptInput: before anything of the engine is run.

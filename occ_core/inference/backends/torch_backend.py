@@ -1,4 +1,4 @@
-"""The network in torch: the plain twin of every faster backend, and the one that runs every kind of network."""
+"""Runs the network in torch: it is the plain twin of every faster backend, and runs every kind of network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Asked = Callable[..., tuple[Tensor, ...]]
 
 
 class _Within(TorchFunctionMode):
-    """Stops the building of a network that is far larger than the weights it shall get: a json can ask for anything."""
+    """Stops a network from being built that is far larger than its weights, since a json can ask for anything."""
 
     SLACK = 1 << 24  # buffers that are not kept in files
     MAKERS = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)
@@ -50,7 +50,7 @@ class _Within(TorchFunctionMode):
 
 
 def load_model(path: Path) -> nn.Module:
-    """The network of a checkpoint of any kind, ready to answer."""
+    """Load the network of a checkpoint of any kind, ready to answer."""
     tensors, record = load_checkpoint(path)
     with _Within(sum(tensor.numel() for tensor in tensors.values()), path):
         model = build_model(parse_config(record["model"]))
@@ -59,7 +59,7 @@ def load_model(path: Path) -> nn.Module:
 
 
 class TorchSession:
-    """EasyOcc nano runs on the CPU, which it is made for; camera networks on a GPU where there is one."""
+    """Runs EasyOcc nano on the CPU, for which it is made, and camera networks on a GPU if there is one."""
 
     def __init__(self, path: Path, threads: int, compiled: bool = False):
         torch.set_num_threads(threads)
@@ -76,8 +76,8 @@ class TorchSession:
     def run(
         self, images: np.ndarray, rig: Rig, missing: frozenset[str], lidar: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Labels, confidence and observed, uint8 (X, Y, Z), from images uint8 (N, H, W, 3) of the rig's cameras, and
-        for a network that takes LiDAR a cloud float32 (P, 5), or none."""
+        """Labels, confidence and observed, uint8 (X, Y, Z), from images uint8 (N, H, W, 3) of the rig's cameras and,
+        for a network that takes LiDAR, a cloud float32 (P, 5) or None."""
         with torch.inference_mode():
             answer = self._answer(images, rig, missing, lidar)
             labels, confidence, observed = (part[0].cpu().numpy() for part in answer[:3])
@@ -86,7 +86,7 @@ class TorchSession:
     def run_after(
         self, images: np.ndarray, rig: Rig, missing: frozenset[str], past: Past
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The same of a network with memory, and its state for the moment after."""
+        """The same for a network with memory, and its state for the next frame."""
         with torch.inference_mode():
             labels, confidence, observed, state = (part.numpy() for part in self._answer(images, rig, missing, past))
         return labels[0], confidence[0], observed[0], state

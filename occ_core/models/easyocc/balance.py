@@ -1,4 +1,4 @@
-"""How much the grid's verdict on a cell counts beside its viewing ray's, fitted on scenes that trained neither.
+"""Weighs the grid's logit of a cell against its viewing ray's, fitted on scenes that trained neither.
 
 On scenes that the image network has learned its depth is better than on new ones, and the bird's-eye network, which
 learns there what to make of it, takes it for better than it is. So the two are weighed again where both are new to
@@ -25,7 +25,7 @@ RIDGE = 0.01  # of the cells' number: where there are few, the weights stay near
 
 @torch.no_grad()
 def fit_balance(model: EasyOcc, samples: LabelledSamples) -> None:
-    """Set the model's `balance` by cells in sight; without samples, grid and ray count as training left them."""
+    """Fit the model's `balance` on cells in sight; without samples, grid and ray count as training left them."""
     heights = model.config.grid_shape[2]
     model.balance.copy_(torch.tensor([[1.0], [1.0], [0.0]]).repeat(1, heights))
     rows: list[list[np.ndarray]] = [[] for _ in range(heights)]
@@ -44,7 +44,7 @@ def fit_balance(model: EasyOcc, samples: LabelledSamples) -> None:
 
 
 def verdicts(model: EasyOcc, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of being occupied that grid and viewing ray give each cell, [..., Z] each; NEVER where no ray comes."""
+    """The logits of occupied that grid and viewing ray give each cell, [..., Z] each; NEVER where no ray comes."""
     heights = model.config.grid_shape[2]
     hazard, reached = columns[..., -2 * heights : -heights], columns[..., -heights:]
     grid = model.to_occupied(model.head(columns[..., : -2 * heights]))
@@ -52,7 +52,8 @@ def verdicts(model: EasyOcc, columns: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def regress(grid: np.ndarray, ray: np.ndarray, occupied: np.ndarray) -> np.ndarray:
-    """(weight of grid, weight of ray, constant) that make the cells (K,) most likely; neither weight is negative."""
+    """Find (weight of grid, weight of ray, constant) that make the cells (K,) most likely; neither weight is
+    negative."""
     start = np.array([1.0, 1.0, 0.0])
     features = np.stack([grid, ray, np.ones_like(grid)])
     weights, stiff = start.copy(), RIDGE * max(1, len(grid))

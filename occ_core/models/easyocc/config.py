@@ -1,4 +1,4 @@
-"""Shape of an EasyOcc network. Imports no torch, so that a deployment with onnxruntime alone can read it."""
+"""The shape of an EasyOcc network. It imports no torch, so that a deployment with onnxruntime alone can read it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STRIDE = 8  # pixels of the network's input per cell of the feature map
 
 
 class EasyOccConfig(NetworkConfig):
-    """All that decides the weights' shapes and the table; the defaults are the size `nano`."""
+    """All settings that decide the weights' shapes and the table; the defaults are the size `nano`."""
 
     input_multiple: ClassVar[int] = 32
     by_table: ClassVar[bool] = True
@@ -65,7 +65,7 @@ class EasyOccConfig(NetworkConfig):
         return self.memory_channels > 0
 
     def phases(self, steps: int, nano: NanoTraining) -> tuple[Phase, ...]:
-        """On single images, on whole samples and, with memory, on samples in a row."""
+        """A run has a phase of single images, one of whole samples and, with memory, one of sequences of samples."""
         if bool(nano.memory_steps) != self.remembers:
             raise InvalidInput(
                 f"nano.memory_steps is {nano.memory_steps}, the model's memory_channels {self.memory_channels}: one "
@@ -88,13 +88,14 @@ class EasyOccConfig(NetworkConfig):
 
     @property
     def depth_edges_m(self) -> np.ndarray:
-        """Borders of the depth bins, float64 (depth_bins + 1,): widths grow slowly, here 0.1 to 0.9 m."""
+        """Borders of the depth bins, float64 (depth_bins + 1,); widths grow slowly, with the defaults from 0.1 to 0.9
+        m."""
         near, far = self.depth_m
         return near + (far - near) * np.linspace(0, 1, self.depth_bins + 1) ** 1.4
 
 
 def parse_config(record: dict) -> EasyOccConfig:
-    """A validated config from a plain dict.
+    """Validate a config given as a plain dict.
 
     Raises:
         InvalidInput: one line that names the first wrong field.

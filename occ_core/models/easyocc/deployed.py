@@ -1,4 +1,4 @@
-"""EasyOcc nano as it is exported: the answers of `Answer`, computed in the order that runtimes like.
+"""EasyOcc nano as it is exported: it gives the answers of `Answer`, computed in an order that suits the runtimes.
 
 What a viewing ray says of the cells is gathered as two arrays, not as pairs, and the head's logits are laid out class
 by class, so that 16 cells lie beside each other in memory: OpenVINO needs a tenth of the time for both. For TensorRT,
@@ -26,7 +26,7 @@ HAZARD_RANGE = 16.0  # a power of two, so that float32 loses nothing
 
 class Deployed(nn.Module):
     """The exported graph. Hazard logits enter the bird's-eye network divided by HAZARD_RANGE, and its weights are
-    multiplied by it: probabilities lie beside them, and one int8 scale has to fit both."""
+    multiplied by it, because probabilities lie beside the logits and one int8 scale has to fit both."""
 
     nearer: Tensor
 
@@ -93,7 +93,7 @@ class Deployed(nn.Module):
         return rows + ground.over_depth_rows(along, _rows(rays[:, GROUND : GROUND + 1]), model.log_depth.reshape(1, -1))
 
     def _evidence(self, rows: Tensor, voxel_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each cell: the logit that its ray ends there, and the probability that it comes so far; [1, X, Y, Z].
+        """For each cell, the logit that its ray ends there and the probability that the ray comes so far, [1, X, Y, Z].
 
         Args:
             rows: [N * h * w, depth bins], of `_hazard`.
@@ -104,7 +104,7 @@ class Deployed(nn.Module):
         return hazard, reached
 
     def _pillar_weight(self, hazard: Tensor, reached: Tensor) -> Tensor:
-        """[1, X/2, Y/2, heights, 1], as `EasyOcc` has it."""
+        """The pillar weights [1, X/2, Y/2, heights, 1], as in `EasyOcc`."""
         c = self.model.config
         px, py, pz = c.pillar_grid_shape
         ends_here = (torch.sigmoid(hazard) * reached).permute(0, 3, 1, 2)
@@ -136,7 +136,7 @@ def _rows(maps: Tensor) -> Tensor:
 
 
 def _beside(first: nn.Linear, second: nn.Linear) -> nn.Linear:
-    """One layer that gives what both give; what they read is then read once."""
+    """Join two layers into one, so that their input is read once."""
     both = nn.Linear(first.in_features, first.out_features + second.out_features)
     both.weight.data, both.bias.data = (
         torch.cat([getattr(layer, name).data for layer in (first, second)]) for name in ("weight", "bias")
@@ -145,12 +145,12 @@ def _beside(first: nn.Linear, second: nn.Linear) -> nn.Linear:
 
 
 def _as_conv(linear: nn.Linear) -> nn.Conv2d:
-    """The same of channels that come before places; OpenVINO takes half of the time for it in int8."""
+    """The same linear layer for channels that come before columns; OpenVINO needs half the time for it in int8."""
     conv = nn.Conv2d(linear.in_features, linear.out_features, 1)
     conv.weight.data, conv.bias = linear.weight.data[:, :, None, None].contiguous(), linear.bias
     return conv
 
 
 def _gather(rows: Tensor, index: Tensor) -> Tensor:
-    """`gather_rows` that takes a vector too: element or row by index, zeros for the index after the last."""
+    """Like `gather_rows`, but it takes a vector too: elements or rows by index, zeros for the index after the last."""
     return torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])]).index_select(0, index)

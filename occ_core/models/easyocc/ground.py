@@ -1,4 +1,4 @@
-"""Where a viewing ray ends, told in parts of the way to where it meets the ground.
+"""Predicts where a viewing ray ends as a fraction of the way to where it meets the ground.
 
 Road is at that place on any rig, and what stands on it is nearer by a share that the image alone tells (rows to its
 foot against rows to the horizon), whatever the focal length and the height of the camera. GEDepth (arXiv 2309.09975)
@@ -21,7 +21,7 @@ def over_depth(
     ground: Tensor,  # [N, 1, h, w]: 1 / distance, in 1 / m, at which each ray meets it, 0 for never
     log_depth: Tensor,  # [D, 1, 1]: of the depth bins' middles in m
 ) -> Tensor:  # [N, D, h, w]
-    """The logits at the depth bins, between two places by a straight line; 0 where a ray meets no ground."""
+    """Interpolate the logits linearly to the depth bins; they are 0 where a ray meets no ground."""
     position = places(ground, log_depth)
     none = torch.zeros_like(logits[:, :1])
     logits = torch.cat([none, logits, none, none], dim=1)

@@ -1,4 +1,4 @@
-"""From features lifted into the grid to logits of its cells: in three dimensions, or over the ground plane."""
+"""Heads from features lifted into the grid to logits of its cells: in three dimensions, or over the ground plane."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SLABS = 8  # of the volume, whose hidden layer is computed again one after the o
 
 
 class HourglassHead(nn.Module):
-    """Stacked 3D hourglasses; where a feature is 2 x 2 x 2 cells, these come out of the channels."""
+    """Stacked 3D hourglasses; where a feature stands for 2 x 2 x 2 cells, the cells come out of the channels."""
 
     def __init__(self, config: EasyOccVolumeConfig, channels_in: int, outputs: int):
         super().__init__()
@@ -34,7 +34,7 @@ class HourglassHead(nn.Module):
 
 
 class BirdsEyeHead(nn.Module):
-    """2D UNet over pillars; height comes out of the channels, as in FlashOcc (arXiv 2311.12058)."""
+    """A 2D UNet over pillars; height comes out of the channels, as in FlashOcc (arXiv 2311.12058)."""
 
     def __init__(self, config: EasyOccVolumeConfig, channels_in: int, outputs: int):
         super().__init__()
@@ -77,7 +77,7 @@ def blocks_to_cells(
 
 
 def position_channels(points_ego_m: Tensor, extent_m: Tensor) -> Tensor:
-    """Where features are, which convolutions cannot know: [4, K] of x, y, z and distance, each in about -1..1.
+    """Position of each feature, which convolutions cannot know: [4, K] of x, y, z and distance, each in about -1..1.
 
     Args:
         points_ego_m: [K, 3]. extent_m: [3], largest |x|, |y|, |z| of the grid.

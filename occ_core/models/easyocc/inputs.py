@@ -1,4 +1,4 @@
-"""What EasyOcc nano is given and taught with: the counterparts of `RigImages` and `Targets`, with a table for a rig."""
+"""Inputs and targets of EasyOcc nano: the counterparts of `RigImages` and `Targets`, with a table instead of a rig."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from occ_core.network_input.rig_images import each_tensor
 
 @dataclass(frozen=True, eq=False)
 class TableImages:
-    """Images of B frames on top of each other, N in all, with the table of their rigs; see `models.easyocc.table`.
+    """Images of B frames, N in all, one after the other, with the table of their rigs; see `models.easyocc.table`.
 
     Attributes:
         images: uint8 [N, H, W, 3], RGB.
@@ -33,7 +33,7 @@ class TableImages:
 
     @property
     def table(self) -> tuple[Tensor, Tensor]:
-        """`voxel_index` and `pillar_index` of what has them."""
+        """`voxel_index` and `pillar_index`, where there are any."""
         assert self.voxel_index is not None and self.pillar_index is not None
         return self.voxel_index, self.pillar_index
 
@@ -41,12 +41,12 @@ class TableImages:
         return each_tensor(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> TableImages:
-        """In memory that a GPU can fetch by itself; torch's DataLoader calls this."""
+        """Copy the tensors to memory that a GPU can read by itself; torch's DataLoader calls this."""
         return each_tensor(self, Tensor.pin_memory)
 
 
 class SampleSequence(NamedTuple):
-    """K frames of B robots, the newest last.
+    """A sequence of K frames of B robots, the newest last.
 
     Attributes:
         linked: bool [K - 1, B], whether there was something before; where not, the frame before stands in for nothing.
@@ -64,7 +64,7 @@ class SampleSequence(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TableTargets:
-    """What the same frames, or the newest ones of sequences, are taught with.
+    """Targets of the same frames, or of the newest ones of sequences.
 
     Attributes:
         depth, pixel_class: uint8 [N, h, w], what each pixel's viewing ray meets; see `training.rays`.
@@ -88,5 +88,5 @@ class TableTargets:
         return each_tensor(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> TableTargets:
-        """As of `TableImages`."""
+        """As in `TableImages`."""
         return each_tensor(self, Tensor.pin_memory)

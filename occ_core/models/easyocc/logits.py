@@ -1,4 +1,4 @@
-"""What EasyOcc nano says on its way from images to cells."""
+"""The intermediate results of EasyOcc nano on the way from images to cells."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NEVER = -30.0  # logit of what cannot be; finite, so that arithmetic with it is
 
 
 class Views(NamedTuple):
-    """What the images alone say of each feature pixel's viewing ray."""
+    """What the images alone predict for each feature pixel's viewing ray."""
 
     features: Tensor  # [N, C, h, w]
     hazard_logits: Tensor  # [N, D, h, w]: does the ray end in this depth bin, if it comes so far?
@@ -18,14 +18,14 @@ class Views(NamedTuple):
 
 
 class Lifted(NamedTuple):
-    """What the images say, brought into the grid."""
+    """The images' predictions and features, gathered into the grid."""
 
     geometry: Tensor  # [B, X, Y, 2 Z]: pairs of what its ray says of each cell: hazard, reached
     context: Tensor  # [B, heights * C, X / 2, Y / 2]
 
 
 class Hidden(NamedTuple):
-    """What comes before the cells; the losses on rays read it too."""
+    """All results before the cells; the losses on rays read them too."""
 
     columns: Tensor  # [B, X, Y, C + 2 Z]: bird's-eye features, and what its ray says of each cell: hazard, reached
     views: Views
@@ -33,7 +33,7 @@ class Hidden(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """Logits of what the network says of each cell."""
+    """Logits of the cells."""
 
     occupied: Tensor  # [..., Z]: if a camera sees the cell, is something in it?
     classes: Tensor  # [..., Z, classes - 1]: if so, what? (without the free class)

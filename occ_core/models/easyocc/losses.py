@@ -1,4 +1,4 @@
-"""How EasyOcc nano learns: losses on cells, and on the viewing rays of its image network."""
+"""The losses of EasyOcc nano: on cells, and on the viewing rays of its image network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def losses(model: EasyOcc, inputs: TableImages | SampleSequence, targets: TableTargets) -> dict[str, Tensor]:
-    """Weighted terms: of cells alone for samples in a row, of rays alone for images that have no grid, else of both."""
+    """The weighted loss terms: of cells alone for sequences, of rays alone for images without a grid, otherwise of
+    both."""
     if isinstance(inputs, SampleSequence):
         terms = cell_losses(model, last_columns(model, inputs), targets)
     elif inputs.voxel_index is None:
@@ -30,7 +31,7 @@ def losses(model: EasyOcc, inputs: TableImages | SampleSequence, targets: TableT
 
 
 def ray_losses(views: Views, targets: TableTargets) -> dict[str, Tensor]:
-    """Where rays end, and in what."""
+    """Losses on where rays end, and in which class."""
     assert targets.pixel_weights is not None
     return {
         "depth": depth_loss(views.hazard_logits, targets.depth),
@@ -39,7 +40,7 @@ def ray_losses(views: Views, targets: TableTargets) -> dict[str, Tensor]:
 
 
 def sample_losses(model: EasyOcc, inputs: TableImages, targets: TableTargets) -> dict[str, Tensor]:
-    """Losses on cells and rays of whole samples, of cells alone if the image network is frozen."""
+    """Losses on cells and rays of whole samples; on cells alone if the image network is frozen."""
     frozen = targets.settings.freeze_images
     if frozen:
         for part in (model.backbone, model.neck):  # with its batch norms
@@ -83,7 +84,7 @@ def cell_losses(
 def _lovasz(
     occupied_logit: Tensor, class_logits: Tensor, known: Tensor, labels: Tensor, free: int, limit: int
 ) -> Tensor:
-    """Lovasz-softmax of joint probabilities over the cells that matter: occupied, or called so.
+    """Lovasz-softmax of joint probabilities over the cells that matter: those that are occupied or called so.
 
     A free cell that nobody calls occupied has an error near 0 and stands at the flat end of every sorted list.
     """

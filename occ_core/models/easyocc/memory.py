@@ -1,4 +1,4 @@
-"""What EasyOcc nano knows of the frames before: bird's-eye features, moved to where their places are now.
+"""The memory of EasyOcc nano: bird's-eye features of earlier frames, moved to where the robot is now.
 
 One recurrent state in place of stored frames, as GDFusion (arXiv 2504.12959) has it. Where the state knows nothing, the
 network computes exactly what one without memory does; so a state of zeros is none, and there is one set of weights.
@@ -15,7 +15,7 @@ from occ_core.models.easyocc.config import EasyOccConfig
 
 
 class MemoryFusion(nn.Module):
-    """Joins the moved state with the features of the frame, and says what to keep of what came of it.
+    """Joins the moved state with the features of the frame, and selects what the next state keeps.
 
     The state, [B, memory channels + 1, X/2, Y/2], lies in -1..1; its last channel says where it knows something, 0..1.
     """
@@ -49,7 +49,8 @@ class MemoryFusion(nn.Module):
         state: Tensor,  # [B, memory channels + 1, X/2, Y/2], seen from the ego frame then
         then_from_now: Tensor,  # [B, 2, 3]: (x, y, 1) in metres in the ego frame now to (x, y) in that of then
     ) -> Tensor:  # the same, seen from the ego frame now; zeros where the grid did not reach then
-        """Bilinear. Called by its name, not as a layer, so that fp16 exports keep its coordinates in fp32."""
+        """Resample the state bilinearly. It is called by name, not as a layer, so that fp16 exports keep its
+        coordinates in fp32."""
         unit_from_now = then_from_now.transpose(1, 2) @ self.to_unit
         where = self.centers_m @ unit_from_now + self.corner
         where = where.reshape(-1, *self.known.shape[2:], 2)
@@ -60,21 +61,21 @@ class MemoryFusion(nn.Module):
         features: Tensor,  # [B, C, X/2, Y/2]
         past: Tensor,  # [B, memory channels + 1, X/2, Y/2], what `moved` gives
     ) -> Tensor:  # [B, C, X/2, Y/2]
-        """The features, changed where the past knows something, and only there."""
+        """The features, changed only where the state knows something."""
         change = self.change(F.relu(self.now(features) + self.then(past), inplace=True))
         return features + change * past[:, -1:]
 
     def kept(self, features: Tensor) -> Tensor:
-        """What to remember of features [B, C, X/2, Y/2]: a state without its last channel."""
+        """What to remember of the features [B, C, X/2, Y/2]: a state without its last channel."""
         return torch.tanh(self.keep(features))
 
     def state(self, kept: Tensor) -> Tensor:
-        """The state of what `kept` gives: it knows something everywhere. By its name, as `moved`."""
+        """The state made of what `kept` returns; it knows something everywhere. It is called by name, like `moved`."""
         return torch.cat([kept, self.known.expand(kept.shape[0], -1, -1, -1)], dim=1)
 
 
 def _centers_m(config: EasyOccConfig) -> Tensor:
-    """(x, y, 1) of each place of the state, float32 (X/2 * Y/2, 3)."""
+    """Centres (x, y, 1) of the state's cells, float32 (X/2 * Y/2, 3)."""
     shape, cell_m = config.pillar_grid_shape, config.voxel_size_m * config.pillar_cells
     x, y = (o + (torch.arange(n) + 0.5) * cell_m for o, n in zip(config.grid_origin_m[:2], shape[:2], strict=True))
     x, y = torch.meshgrid(x, y, indexing="ij")

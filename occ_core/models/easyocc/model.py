@@ -49,7 +49,7 @@ class Residual(nn.Module):
 
 
 class Neck(nn.Module):
-    """Features of strides 8, 16, 32 and the pixels' viewing rays, summed at stride 8.
+    """Sums features of strides 8, 16, 32 and the pixels' viewing rays at stride 8.
 
     And of stride 4, if there are any: they say where in its 8 pixels a thing meets the ground, at 10 m 2 m of distance.
     """
@@ -62,7 +62,7 @@ class Neck(nn.Module):
         self.smooth = nn.Sequential(conv(channels, channels), conv(channels, channels))
 
     def forward(self, features: tuple[Tensor, ...], rays: Tensor) -> Tensor:
-        """features: of the backbone's strides, from 4 on, or from 8."""
+        """Sum the features of the backbone's strides, from 4 or 8 on."""
         x8, x16, x32 = (layer(x) for layer, x in zip(self.lateral, features[-3:], strict=True))
         x16 = x16 + F.interpolate(x32, scale_factor=2.0, mode="nearest")
         x = x8 + F.interpolate(x16, scale_factor=2.0, mode="nearest") + self.rays(rays)
@@ -72,7 +72,7 @@ class Neck(nn.Module):
 
 
 class BirdsEyeNet(nn.Module):
-    """UNet over the ground plane: geometry at the grid's resolution, everything else at 1/2, 1/4, 1/8 of it."""
+    """A UNet over the ground plane: geometry has the grid's resolution, everything else 1/2, 1/4, 1/8 of it."""
 
     position: Tensor
 
@@ -116,7 +116,7 @@ class BirdsEyeNet(nn.Module):
 
 
 class EasyOcc(nn.Module):
-    """Camera images and a rig's table to class logits of every cell."""
+    """Maps camera images and a rig's table to class logits of every cell."""
 
     mean: Tensor
     std: Tensor
@@ -149,8 +149,8 @@ class EasyOcc(nn.Module):
         self.to_occupied = nn.Linear(wide, heights)
         self.to_class = nn.Linear(wide, heights * (len(config.classes) - 1))
         self.to_observed = nn.Linear(wide, heights)
-        self.hazard_weight = nn.Parameter(torch.ones(heights))  # in the viewing ray's own verdict on a cell
-        self.reached_weight = nn.Parameter(torch.full((heights,), 8.0))  # trust in its having come so far
+        self.hazard_weight = nn.Parameter(torch.ones(heights))  # of the viewing ray's logit in `occupied`
+        self.reached_weight = nn.Parameter(torch.full((heights,), 8.0))  # of `reached` in `observed`
         if self.to_ground is not None:  # learned beside what `to_hazard` may know already
             nn.init.zeros_(self.to_ground.weight)
             nn.init.zeros_(self.to_ground.get_parameter("bias"))
@@ -159,9 +159,7 @@ class EasyOcc(nn.Module):
         self.register_buffer("balance", balance)  # of the grid's and the ray's verdict; see balance.py
         self.register_buffer("threshold", torch.zeros(len(config.classes) - 1))  # see thresholds.py
         self.register_buffer("class_bias", torch.zeros(len(config.classes) - 1))  # added to class logits; there too
-        self.register_buffer(
-            "observed_threshold", torch.zeros(())
-        )  # logit above which a cell counts as observed; there too
+        self.register_buffer("observed_threshold", torch.zeros(()))  # of the logit of observed cells; there too
 
     def load_backbone(self, weights: str | Path) -> None:
         """See `backbones.load_backbone`."""
@@ -172,11 +170,11 @@ class EasyOcc(nn.Module):
         images: Tensor,  # [N, 3, H, W] colours 0..255
         rays: Tensor,  # [N, RAY_CHANNELS, h, w]
     ) -> Tensor:  # [N, C, h, w]
-        """What the images say at the resolution of the viewing rays."""
+        """Features of the images at the resolution of the viewing rays."""
         return self.neck(self.backbone((images - self.mean) / self.std)[-4:], rays)
 
     def hazard(self, features: Tensor, rays: Tensor) -> Tensor:
-        """`Views.hazard_logits` of `features`."""
+        """Compute `Views.hazard_logits` from `features`."""
         logits = self.to_hazard(features)
         if self.to_ground is None:
             return logits
@@ -204,7 +202,7 @@ class EasyOcc(nn.Module):
         return Hidden(columns, views, state)
 
     def lifted(self, views: Views, voxel_index: Tensor, pillar_index: Tensor) -> Lifted:
-        """The gather through the rig's table."""
+        """Gather features and hazards into the grid through the rig's table."""
         c = self.config
         x, y, z = c.grid_shape
         px, py, pz = c.pillar_grid_shape
@@ -217,7 +215,7 @@ class EasyOcc(nn.Module):
     def columns(
         self, lifted: Lifted, state: Tensor | None = None, then_from_now: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """`columns` and `state` of Hidden."""
+        """Compute `columns` and `state` of Hidden."""
         geometry, memory, past = lifted.geometry, self.birds_eye.memory, None
         if memory is not None and state is not None and then_from_now is not None:
             past = memory.moved(state, then_from_now)
@@ -226,7 +224,7 @@ class EasyOcc(nn.Module):
         return columns, None if memory is None or kept is None else memory.state(kept)
 
     def _pillar_weight(self, geometry: Tensor) -> Tensor:
-        """Probability that a lifted feature's ray ends in its cell, [B, X/2, Y/2, heights, 1], plus a floor."""
+        """The probability that a lifted feature's ray ends in its cell, [B, X/2, Y/2, heights, 1], plus a floor."""
         x, y, z = self.config.grid_shape
         px, py, pz = self.config.pillar_grid_shape
         evidence = geometry.reshape(-1, px, x // px, py, y // py, pz, z // pz, 2)
@@ -237,7 +235,8 @@ class EasyOcc(nn.Module):
         self,
         columns: Tensor,  # [..., C + 2 Z] of Hidden.columns
     ) -> Cells:
-        """Height comes out of the channels here; any selection of columns may be passed."""
+        """Compute the cells of columns; height comes out of the channels here. Any selection of columns may be
+        passed."""
         heights = self.config.grid_shape[2]
         x = self.head(columns[..., : -2 * heights])
         hazard, reached = columns[..., -2 * heights : -heights], columns[..., -heights:]
@@ -260,16 +259,16 @@ class EasyOcc(nn.Module):
 
     @torch.no_grad()
     def answer(self, inputs: TableImages) -> VoxelAnswer:
-        """What is deployed says of samples without a past; set the model to eval mode first."""
+        """The answer that the deployed network gives to samples without a past; set the model to eval mode first."""
         return self.sequential().answer(inputs)
 
     def sequential(self) -> SequentialModel:
-        """The network as it meets samples one after the other, with its memory, if it has one."""
+        """The network as it answers frames one after the other, with its memory if it has one."""
         return SequentialModel(self, Answer(self).of)
 
     @torch.no_grad()
     def fit(self, samples: Iterable[tuple[TableImages, TableTargets]], class_weights: Tensor) -> None:
-        """Set the tensors that the config calls `fitted`; without samples they stay, as they were at the start.
+        """Fit the tensors that the config calls `fitted`; without samples they stay, as they were at the start.
 
         Args:
             samples: one by one, in order of scene and time, with `labels`; of scenes that did not train the weights.
@@ -283,12 +282,12 @@ class EasyOcc(nn.Module):
 
 
 def channels_last(model: EasyOcc) -> EasyOcc:
-    """The same model with weights laid out as the CPU's convolutions like them; about twice as fast."""
+    """Lay out the weights as the CPU's convolutions read them best; this makes the model about twice as fast."""
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class Answer(nn.Module):
-    """The deployed network: one byte each of class, confidence and state leaves it for a cell, not 17 floats."""
+    """The deployed network. It returns one byte each of class, confidence and state for a cell, not 17 floats."""
 
     def __init__(self, model: EasyOcc):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Whether what a network remembers may be used at a frame: the one judgement for node, command line and training.
+"""Decides whether a network's memory may be used for a frame, in the same way for node, command line and training.
 
 A state is a picture of the ground around the robot, seen from where it stood. It may be used as long as one knows how
 the robot moved since, the cameras are the same, and it is not old.
@@ -39,14 +39,14 @@ class StampedPose(NamedTuple):
 
     @classmethod
     def of(cls, frame: Frame) -> StampedPose | None:
-        """Of a source's frame; None where nobody said where the robot was."""
+        """The stamped pose of a source's frame; None if nobody said where the robot was."""
         if not frame.has_pose:
             return None
         return cls(frame.stamp_ns, frame.world_from_ego, frame.scene, frame.rig.fingerprint)
 
 
 class Past(NamedTuple):
-    """The network's inputs; a state of zeros is none."""
+    """The inputs of a network with memory; a state of zeros means that there is none."""
 
     state: np.ndarray  # float32 [1, memory channels + 1, X/2, Y/2]
     then_from_now: np.ndarray  # float32 [1, 2, 3]: (x, y, 1) in metres in the ego frame now to (x, y) in that of then
@@ -67,7 +67,7 @@ NO_ODOMETRY = Refusal("no odometry")
 
 
 class Memory:
-    """Keeps one state between the frames of one robot, and hands it out where it may be used.
+    """Keeps one state between the frames of one robot, and returns it where it may be used.
 
     Attributes:
         empty: what the network is given where there is nothing to remember.
@@ -83,8 +83,8 @@ class Memory:
         self.counts: Counter[str] = Counter()
 
     def before(self, pose: StampedPose | None) -> Past:
-        """What to give the network at a frame; None: nobody knows where the robot is. What may not be used is
-        forgotten.
+        """The past to give the network for a frame; `pose` is None if nobody knows where the robot is. A state that may
+        not be used is forgotten.
 
         Raises:
             InvalidInput: its pose is no rigid transform.
@@ -102,7 +102,7 @@ class Memory:
         return past
 
     def keep(self, state: np.ndarray, pose: StampedPose | None) -> None:
-        """Take what the network says after a frame, if it is time to, and if it is sound."""
+        """Keep the state that the network returned for a frame, if the interval has passed and the state is finite."""
         if pose is None or not np.isfinite(state).all():
             self.forget()
         elif self._kept is None or pose.stamp_ns - self._kept[1].stamp_ns >= self._interval_ns:
@@ -113,14 +113,14 @@ class Memory:
 
 
 def empty_past(config: EasyOccConfig) -> Past:
-    """Of a frame with none before it."""
+    """The past of a frame that has none before it."""
     x, y, _ = config.pillar_grid_shape
     stays = np.eye(2, 3, dtype=np.float32)[None]
     return Past(np.zeros((1, config.memory_channels + 1, x, y), dtype=np.float32), stays)
 
 
 def refusal(then: StampedPose, now: StampedPose) -> Refusal | None:
-    """Why what was seen then says nothing about now; None: it does."""
+    """Why a state of `then` must not be used at `now`; None if it may."""
     if then.scene != now.scene:
         return Refusal("another scene")
     if then.rig != now.rig:
@@ -143,8 +143,8 @@ def refusal(then: StampedPose, now: StampedPose) -> Refusal | None:
 
 
 def then_from_now(world_from_then: np.ndarray, world_from_now: np.ndarray) -> np.ndarray:
-    """(x, y, 1) in metres in the ego frame now to (x, y) in that of then, float32 (2, 3): the motion in the plane of
-    the ground then, without its height and tilt."""
+    """The motion in the ground plane, float32 (2, 3): it maps (x, y, 1) in metres in the ego frame now to (x, y) in the
+    ego frame then. Height and tilt are left out."""
     motion = inverse(world_from_then) @ world_from_now
     yaw = _yaw_rad(motion)
     cos, sin = math.cos(yaw), math.sin(yaw)

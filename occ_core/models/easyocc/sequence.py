@@ -1,8 +1,8 @@
-"""Frames in a row, for a network with memory: how it learns from them, and how it meets them one by one.
+"""Sequences of frames, for a network with memory: how it learns from them, and how it answers them one by one.
 
-A sequence is a frame and some before it. The image network stands still and the batch norms with it, so what is kept of a
-frame is what a deployed network keeps. Gradients reach back through one step: what is kept is learned from what it was
-good for.
+A sequence is a frame and some frames before it. The image network and all batch norms are frozen, so that the state is
+the one that a deployed network keeps. Gradients reach back through one step: the network learns to keep what helps it
+to answer the next frame.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def last_columns(model: EasyOcc, sequence: SampleSequence) -> Tensor:
 
 
 class SequentialModel:
-    """A network, in eval mode, that meets frames one by one in order of scene and time, as a robot does: one with
-    memory remembers those before."""
+    """A network in eval mode that answers frames one by one in order of scene and time, as on a robot; with a memory it
+    remembers earlier frames."""
 
     def __init__(self, model: EasyOcc, answer_of: Callable[[Cells], tuple[Tensor, Tensor, Tensor]]) -> None:
         self._model, self._answer_of = model, answer_of

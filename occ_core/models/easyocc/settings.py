@@ -1,4 +1,4 @@
-"""What only EasyOcc nano's training has: the field `nano` of a run's config. Imports no torch."""
+"""Settings that only EasyOcc nano's training has: the field `nano` of a run's config. It imports no torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class NanoTraining(BaseModel):
     fit_on_learned: bool = False  # where no scene is kept for that: fit them on what the weights learned from
     image_steps: NotNegative = 0  # first, of the image network alone, on the losses of rays: cheap
     image_batch: Positive = 8  # images a step of these
-    # of `steps`, the last: of all but the image network, which stands still, on moments in a row, for a memory to learn
+    # of `steps`, the last: of all but the image network, which stands still, on frames in a row, for a memory to learn
     memory_steps: NotNegative = 0
     memory_frames: Annotated[int, Field(gt=0, le=100)] = 4  # up to so many before the one that is learned from
     columns: Positive = 8192  # of the grid, per sample, on which the loss is computed
@@ -39,6 +39,6 @@ class NanoTraining(BaseModel):
     flip: Share = 0.5
     zoom: Share = 0.0  # of the images of `image_steps`: a part of them, as a longer lens would have shown it
     retexture: Share = 0.0  # of the images of `image_steps`: shapes stay, colours and fine texture are other ones
-    freeze_images: bool = False  # in the steps on moments the image network keeps its weights
-    turn: Share = 0.0  # of the moments, by one to three quarters around the robot; needs a square grid
+    freeze_images: bool = False  # in the steps on frames the image network keeps its weights
+    turn: Share = 0.0  # of the frames, by one to three quarters around the robot; needs a square grid
     loss: NanoLossWeights = NanoLossWeights()

@@ -1,4 +1,4 @@
-"""The look-up table of a rig: which feature pixel and which depth bin along its ray each cell of the grid falls on.
+"""The look-up table of a rig: for each cell of the grid, the feature pixel and the depth bin along its ray.
 
 The table is an input of the network, so one set of weights serves every vehicle and a new calibration costs one rebuild
 of the table. It goes through `Camera.project`, so distorted and fisheye lenses need nothing special.
@@ -26,7 +26,8 @@ LOWEST_M = 0.1  # a camera below is taken to be so high: of its rays' ground not
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Inputs of the network that depend on the calibration alone; N cameras, feature map h x w, D depth bins.
+    """The inputs of the network that depend on the calibration alone, for N cameras, feature maps h x w and D depth
+    bins.
 
     Attributes:
         voxel_index: int32 (X * Y * Z,) into (N, h, w, D); N * h * w * D where no camera looks.
@@ -42,7 +43,7 @@ class Table:
 
 
 class Tables:
-    """Tables of the rigs met last; rarely more than one, with each set of missing cameras."""
+    """Keeps the tables of the rigs met last (rarely more than one), for each set of missing cameras."""
 
     KEPT = 16
 
@@ -52,8 +53,8 @@ class Tables:
         self._views: tuple[str, RigViews] | None = None  # of the rig met last
 
     def of(self, rig: Rig, missing: frozenset[str]) -> Table:
-        """The table, built now if it was not asked for before: about a second for a rig, a tenth of it where only other
-        cameras are missing."""
+        """Return a table, building it if it is new: a rig takes about a second, the same rig with other cameras missing
+        a tenth of that."""
         key = rig.fingerprint, missing
         if key not in self._tables:
             if self._views is None or self._views[0] != rig.fingerprint:
@@ -66,13 +67,13 @@ class Tables:
 
 
 def build_table(rig: Rig, config: EasyOccConfig, missing: frozenset[str] = frozenset()) -> Table:
-    """The table of a rig whose images have the rig's sizes; `missing` cameras see nothing."""
+    """Build the table of a rig whose images have the rig's sizes; `missing` cameras see nothing."""
     return RigViews(rig, config).table(missing)
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """The points that one camera sees, K of them.
+    """The K points that one camera sees.
 
     Attributes:
         point: int32 (K,), which points.
@@ -88,7 +89,7 @@ class View:
 
 
 class RigViews:
-    """What each camera of a rig sees of the grid: all that is slow about a table."""
+    """What each camera of a rig sees of the grid; computing this is the slow part of a table."""
 
     def __init__(self, rig: Rig, config: EasyOccConfig) -> None:
         preprocess = Preprocess(config.input_width, config.input_height)
@@ -101,7 +102,7 @@ class RigViews:
         self._rays = np.ascontiguousarray(np.stack([_rays(camera, config) for camera in cameras]))
 
     def table(self, missing: frozenset[str] = frozenset()) -> Table:
-        """The table where `missing` cameras see nothing."""
+        """The table with `missing` cameras, which see nothing."""
         config, d = self._config, self._config.depth_bins
         w, h = config.feature_size
         unseen = len(self._names) * h * w
@@ -114,7 +115,7 @@ class RigViews:
 
 
 def _pillar_centers(config: EasyOccConfig) -> np.ndarray:
-    """float32 (X/2 * Y/2 * heights, 3) metres."""
+    """Centres of the pillars' cells in metres, float32 (X/2 * Y/2 * heights, 3)."""
     grid, shape = config.grid, config.pillar_grid_shape
     sizes = [n * grid.voxel_size_m / m for n, m in zip(grid.shape, shape, strict=True)]
     axes = [o + (np.arange(m) + 0.5) * s for o, m, s in zip(grid.origin_m, shape, sizes, strict=True)]
@@ -122,7 +123,7 @@ def _pillar_centers(config: EasyOccConfig) -> np.ndarray:
 
 
 def _view(points_ego_m: np.ndarray, camera: Camera, number: int, config: EasyOccConfig) -> View:
-    """What a camera, the `number`th of its rig, sees of points (K, 3)."""
+    """Find which of the points (K, 3) the `number`th camera of a rig sees, and where."""
     w, h = config.feature_size
     points_cam_m = apply(inverse(camera.ego_from_cam), points_ego_m)
     uv, visible = camera.project(points_cam_m)
@@ -134,7 +135,8 @@ def _view(points_ego_m: np.ndarray, camera: Camera, number: int, config: EasyOcc
 
 
 def _central_pixel(views: list[View], points: int, unseen: int) -> tuple[np.ndarray, np.ndarray]:
-    """Feature pixel that sees each point, int64 (points,), `unseen` where none does, and its distance, (points,).
+    """For each point the feature pixel that sees it, int64 (points,), `unseen` if none does, and its distance,
+    (points,).
 
     Where several cameras see a point, the one whose image centre is nearest: there lenses are sharp and views whole.
     """
@@ -201,14 +203,14 @@ def mirrored(table: Table, config: EasyOccConfig) -> Table:
 def mirrored_rays(
     rays: np.ndarray,  # (..., RAY_CHANNELS, h, w)
 ) -> np.ndarray:
-    """`Table.rays` of images flipped left to right, of a rig in a mirror."""
+    """`Table.rays` for images flipped left to right, as a mirrored rig has them."""
     rays = rays[..., ::-1].copy()
     rays[..., 1, :, :] *= -1
     return rays
 
 
 def turned(table: Table, quarters: int, config: EasyOccConfig) -> Table:
-    """The table of the rig on a robot that stands turned clockwise by `quarters`: its world turns the other way.
+    """The table of the rig on a robot that is turned clockwise by `quarters`; the world around it turns the other way.
 
     Raises:
         InvalidInput: the grid is not a square around the ego.

@@ -1,4 +1,4 @@
-"""Where to draw the lines: a logit above which a cell is observed, and one for each class above which it is occupied.
+"""Fits thresholds: a logit above which a cell is observed, and for each class one above which it is occupied.
 
 A probability of 0.5 is the wrong border for IoU: of calibrated probabilities the best one is IoU / (1 + IoU), so 0.35
 for a class with IoU 55 and 0.1 for one with 11. A class's IoU depends on its own threshold alone (the free class is in
@@ -46,8 +46,8 @@ def fit_thresholds(
     samples: LabelledSamples,
     weights: Tensor,  # [classes - 1] of the occupied classes, by which the losses weighed them
 ) -> None:
-    """Set the model's thresholds and class bias to the best on samples that did not train its weights; without any,
-    logit 0 and no bias."""
+    """Fit the model's thresholds and class bias on samples that did not train its weights; without any,
+    nothing changes."""
     if next(iter(samples), None) is None:
         return
     fit_observed(model, samples)
@@ -56,7 +56,8 @@ def fit_thresholds(
 
 @torch.no_grad()
 def fit_observed(model: EasyOcc, samples: LabelledSamples) -> None:
-    """The threshold below which lie LOST of the occupied cells in sight: to overlook one is worse than to guess."""
+    """Fit the threshold of observed cells so that LOST of the occupied cells in sight lie below it. It is low because
+    overlooking a cell is worse than guessing one."""
     logits = []
     for sample, labels, cells in _answers(model, samples):
         logit = cells.observed[0].numpy()
@@ -67,7 +68,7 @@ def fit_observed(model: EasyOcc, samples: LabelledSamples) -> None:
 
 @torch.no_grad()
 def fit_classes(model: EasyOcc, samples: LabelledSamples, weights: Tensor) -> None:
-    """The thresholds of the classes and what is added to their logits, given the threshold of observed cells."""
+    """Fit the thresholds of the classes and the bias of their logits, given the threshold of observed cells."""
     biases = [torch.where(weights > 0, -share * weights.log(), NEVER) for share in TAKEN_BACK]  # no label: no name
     named, there = count_named(model, samples, biases)
     fits = [best_thresholds(counts, there) for counts in named]
@@ -82,8 +83,8 @@ def fit_classes(model: EasyOcc, samples: LabelledSamples, weights: Tensor) -> No
 
 
 class Named(NamedTuple):
-    """Cells in sight, float64 (C, borders + 1) each, by the class the network names and the place of their logit among
-    BORDERS: all; those that are of that class; those that are occupied at all."""
+    """Histograms of cells in sight, float64 (C, borders + 1) each, by predicted class and by where the logit lies among
+    BORDERS: of all cells, of those that are of that class, and of those that are occupied."""
 
     said: np.ndarray
     right: np.ndarray
@@ -91,24 +92,22 @@ class Named(NamedTuple):
 
 
 def count_named(model: EasyOcc, samples: LabelledSamples, biases: list[Tensor]) -> tuple[list[Named], np.ndarray]:
-    """With each of some class biases, what the network names; and how many cells are of each class, (C,)."""
+    """Count what the network predicts with each of some class biases, and how many cells are of each class, (C,)."""
     taxonomy = model.config.classes
     ids = np.array(taxonomy.occupied_ids)
     counts = [Named(*np.zeros((3, len(ids), len(BORDERS) + 1))) for _ in biases]
     there = np.zeros(len(ids))
 
     def add(histogram: np.ndarray, name: np.ndarray, border_index: np.ndarray) -> None:
-        histogram += np.bincount(name * histogram.shape[1] + border_index, minlength=histogram.size).reshape(
-            histogram.shape
-        )
+        flat = np.bincount(name * histogram.shape[1] + border_index, minlength=histogram.size)
+        histogram += flat.reshape(histogram.shape)
 
     for sample, labels, cells in _answers(model, samples):
         seen = in_sight(*sample, model.config)
         truth = labels[seen]
         border_index = np.searchsorted(BORDERS, cells.occupied[0].numpy()[seen])
-        border_index[cells.observed[0].numpy()[seen] <= float(model.observed_threshold)] = (
-            0  # below all borders: never called occupied
-        )
+        hidden = cells.observed[0].numpy()[seen] <= float(model.observed_threshold)
+        border_index[hidden] = 0  # below all borders: never called occupied
         filled = truth != taxonomy.free_id
         there += np.array([(truth == c).sum() for c in ids])
         logits = cells.classes[0][torch.from_numpy(seen)]
@@ -122,7 +121,8 @@ def count_named(model: EasyOcc, samples: LabelledSamples, biases: list[Tensor]) 
 
 
 def in_sight(inputs: TableImages, targets: TableTargets, config: EasyOccConfig) -> np.ndarray:
-    """Labelled cells, bool (X, Y, Z), no more than a cell behind the end of their pixel's ray through the labels."""
+    """Labelled cells, bool (X, Y, Z), that lie at most one cell behind the end of their pixel's ray through the
+    labels."""
     count = len(config.depth_edges_m) - 1
     voxel_index, labels, depth = inputs.table[0].numpy(), labels_of(targets), targets.depth.numpy()
     in_view = voxel_index < depth.size * count
@@ -134,7 +134,7 @@ def in_sight(inputs: TableImages, targets: TableTargets, config: EasyOccConfig) 
 
 
 def labels_of(targets: TableTargets) -> np.ndarray:
-    """Of one sample, uint8 (X, Y, Z)."""
+    """The labels of one sample, uint8 (X, Y, Z)."""
     assert targets.labels is not None
     return targets.labels[0].numpy()
 
@@ -148,8 +148,8 @@ def _answers(
 
 
 class Fit(NamedTuple):
-    """Thresholds, float32 (C,), their score, and of what they name as each class the share that is of it, (C,), 1
-    where that is nothing."""
+    """Thresholds, float32 (C,), their score, and each class's precision, (C,), which is 1 for a class that is never
+    predicted."""
 
     thresholds: np.ndarray
     score: float
@@ -157,7 +157,7 @@ class Fit(NamedTuple):
 
 
 def best_thresholds(named: Named, there: np.ndarray) -> Fit:
-    """Thresholds of the highest MEAN_COUNTS x mean class IoU + IoU, from the best common one.
+    """Search the thresholds with the highest MEAN_COUNTS x mean class IoU + IoU, starting from the best common one.
 
     Args:
         there: (C,) cells that are of each class.

@@ -21,6 +21,7 @@ from occ_core.models.image_network import ImageNetwork
 from occ_core.models.voxel_answer import VoxelAnswer
 from occ_core.network_input.projection import cell_centers_m, in_view, lift
 from occ_core.network_input.rig_images import RigImages, Targets
+from occ_core.taxonomy import UNLABELED
 
 OBSERVED_CELLS = 1 << 16  # random cells of a sample on which the loss of the observed output is computed
 SEEN_RECALL = 0.98
@@ -30,14 +31,14 @@ SEEN_RATE = 0.05  # how fast the threshold follows that share, as batch norms fo
 
 
 class VolumeCells(NamedTuple):
-    """Logits of cells; memory has the classes of a cell side by side."""
+    """Logits of cells; the classes of a cell lie side by side in memory."""
 
     classes: Tensor  # [B, C, X, Y, Z], the free class among them
     observed: Tensor | None  # [B, X, Y, Z]: of a cell in view, does a camera see it, or is it hidden?
 
 
 class EasyOccVolume(nn.Module):
-    """Images of a rig to class logits of every cell."""
+    """Maps images of a rig to class logits of every cell."""
 
     points_ego_m: Tensor
     position: Tensor
@@ -95,10 +96,11 @@ class EasyOccVolume(nn.Module):
         return losses
 
     def _observed_loss(self, logits: Tensor, labels: Tensor, rig_images: RigImages) -> Tensor:
-        """On random cells in view; what no camera has in view is never observed, by rule."""
+        """The loss of the observed output, on random cells in view; cells that no camera has in view are never
+        observed, by rule."""
         some = torch.randint(len(self.centers_m), (OBSERVED_CELLS,), device=logits.device)
         visible = in_view(self.centers_m[some], rig_images)  # [B, S]
-        logit, known = logits.flatten(1)[:, some][visible], (labels.flatten(1)[:, some] != 255)[visible]
+        logit, known = logits.flatten(1)[:, some][visible], (labels.flatten(1)[:, some] != UNLABELED)[visible]
         if self.training and known.any():
             self.observed_threshold.lerp_(logit[known].detach().float().quantile(1 - SEEN_RECALL), SEEN_RATE)
         return observed_loss(logit, known)

@@ -1,4 +1,4 @@
-"""Shape and losses of EasyOcc in the sizes `paper`, `base` and `small`. Imports no torch."""
+"""Shape and losses of EasyOcc in the sizes `paper`, `base` and `small`. It imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from occ_core.models.config import CameraModelConfig, Count
 
 
 class EasyOccLoss(BaseModel):
-    """Weights of the losses; 0 leaves one out. What is left out needs no targets."""
+    """Weights of the losses; a weight of 0 leaves a term out, and its targets are not needed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,7 +33,7 @@ class EasyOccLoss(BaseModel):
 
 
 class EasyOccVolumeConfig(CameraModelConfig):
-    """All that decides the weights' shapes, and what they are trained with; the defaults are the size `paper`."""
+    """All settings that decide the weights' shapes, and the losses; the defaults are the size `paper`."""
 
     kind: Literal["easyocc"] = "easyocc"
     name: str = "easyocc_paper"

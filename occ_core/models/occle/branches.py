@@ -1,4 +1,5 @@
-"""The two branches: what is there, and where something is. Each makes a volume of features of its own."""
+"""The two branches, semantic (what is there) and geometric (where something is). Each makes its own volume of
+features."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from occ_core.models.hourglass import Hourglass
 
 
 class Refined(nn.Module):
-    """Rows of features of a lattice to a volume: batch norm, then a 3D U-Net of three resolutions.
+    """Turns rows of features of a lattice into a volume: batch norm, then a 3D U-Net of three resolutions.
 
     Dense at the lattice's resolution, where the paper's is sparse.
     """
@@ -29,7 +30,7 @@ class Refined(nn.Module):
 
 
 class SemanticBranch(nn.Module):
-    """Image features and the class probabilities of pixels, lifted, beside the LiDAR points of each lattice cell."""
+    """Reads image features and the pixels' class probabilities, lifted, and the LiDAR points of each lattice cell."""
 
     def __init__(
         self, seen: int, classes: int, side: int, channels: int, lattice: tuple[int, int, int], checkpoint: bool
@@ -47,7 +48,7 @@ class SemanticBranch(nn.Module):
 
 
 class GeometryBranch(nn.Module):
-    """Cross-plane synergy: the image is trusted across the view, LiDAR along it.
+    """Cross-plane synergy: across the view the image is trusted, along it the LiDAR.
 
     An image feature is the same all along its viewing ray: it says what lies in which direction, not how far. A gate
     for each channel, made of what LiDAR says of the cell and of its place on the ray, lets it pass where things are.

@@ -1,4 +1,4 @@
-"""Shape and losses of OccLE. Imports no torch."""
+"""Shape and losses of OccLE. It imports no torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from occ_core.models.config import CameraModelConfig, Count, LidarInput
 
 
 class OccleLoss(BaseModel):
-    """Weights of the losses; 0 leaves one out, and what it alone needs is not read. All weights are ours: the paper's
-    are not known."""
+    """Weights of the losses; a weight of 0 leaves a term out, and what only it needs is not read. All weights are ours,
+    because the paper's are not known."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,7 +31,7 @@ class OccleLoss(BaseModel):
 
 
 class OccleConfig(CameraModelConfig):
-    """`lidar: null` is a variant of cameras alone, which is ours."""
+    """Settings of OccLE; `lidar: null` is a variant of cameras alone, which is ours."""
 
     takes_lidar: ClassVar[bool] = True
 

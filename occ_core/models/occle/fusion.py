@@ -23,7 +23,7 @@ STEP_RANGE = (0.001, 0.1)  # of the first steps, as in Mamba
 
 
 class MambaMixer(nn.Module):
-    """Cells of a volume in one order as a sequence: half of the heads walk it forwards, the other half backwards.
+    """Reads the cells of a volume in one order as a sequence: half of the heads go forwards, the other half backwards.
 
     Mamba's block, but its convolution along the sequence looks one cell ahead and one back instead of three back.
     """
@@ -64,7 +64,7 @@ class MambaMixer(nn.Module):
 
 
 class ConvMixer(nn.Module):
-    """For comparison: two plain 3D convolutions, which take about the time of `MambaMixer`."""
+    """Two plain 3D convolutions, which take about the time of `MambaMixer`; for comparison."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -80,7 +80,7 @@ class ConvMixer(nn.Module):
 
 
 class DualStage(nn.Module):
-    """Each volume is mixed after a linear map of the other one is added to what is mixed. This exchange is ours."""
+    """Adds to each volume a linear map of the other one, then mixes it. This exchange is ours."""
 
     def __init__(self, channels: int, semantic: nn.Module, geometry: nn.Module):
         super().__init__()
@@ -96,7 +96,8 @@ class DualStage(nn.Module):
 
 
 class DualFusion(nn.Module):
-    """Two volumes [B, C, x, y, z], each with what half the resolution adds to it after all stages.
+    """Fuses two volumes [B, C, x, y, z]: all stages run at half the resolution, and their result is added to each
+    volume.
 
     Cost is linear in the number of cells, with either mixer. x, y and z must be even.
     """
@@ -138,7 +139,7 @@ class DualFusion(nn.Module):
 
 
 def _halved(volume: Tensor) -> Tensor:
-    """[B, C, x, y, z] to [B, x / 2, y / 2, z / 2, 8 C]: each 2 x 2 x 2 cells in a row."""
+    """Group 2 x 2 x 2 cells into one row: [B, C, x, y, z] to [B, x / 2, y / 2, z / 2, 8 C]."""
     b, c, x, y, z = volume.shape
     blocks = volume.reshape(b, c, x // 2, 2, y // 2, 2, z // 2, 2)
     return blocks.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4)

@@ -1,4 +1,4 @@
-"""What LiDAR points say: of the cells that they lie in, and of how deep each camera sees."""
+"""Features of LiDAR points: of the cells that they lie in, and of how deep each camera sees."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HIDDEN_SHARE, HIDDEN_M = 0.05, 0.5  # a point so much deeper than another in its
 
 
 class Points(NamedTuple):
-    """The points of all samples that lie in the grid, in a row."""
+    """The points of all samples that lie in the grid."""
 
     sample: Tensor  # [Q] int64
     rows: Tensor  # [Q, 5]: x, y, z in metres in the ego frame, intensity, age in seconds
@@ -28,7 +28,7 @@ def points_in_grid(
     lidar: Tensor,  # [B, P, 5], rows of NaN pad
     grid: VoxelGrid,
 ) -> Points:
-    """Points outside the grid are left out."""
+    """Select the points that lie in the grid."""
     cell, inside = cells_at(lidar[..., :3], grid)
     sample, row = inside.nonzero().unbind(1)
     return Points(sample, lidar[sample, row], cell[sample, row])
@@ -50,7 +50,7 @@ def voxel_channels(block: tuple[int, int, int]) -> int:
 
 
 def voxelise(points: Points, samples: int, grid: VoxelGrid, block: tuple[int, int, int]) -> Tensor:
-    """Of each block of cells: how many points, and how they lie in it.
+    """Features of each block of cells: how many points it has, and how they lie in it.
 
     Returns:
         float32 [B, x * y * z, C], zeros without points: mean offset from the block's centre in halves of its edge (3),
@@ -84,7 +84,7 @@ class ImageDepths(NamedTuple):
 
 
 def image_depths(rig_images: RigImages, size: tuple[int, int]) -> ImageDepths:
-    """How deep cameras see, by the points of `rig_images.lidar`, in `size` (w, h) cells of each image.
+    """How deep each camera sees, measured by the points of `rig_images.lidar`, in `size` (w, h) cells of each image.
 
     The LiDAR sees some points that the camera does not: those far behind the nearest one in their cell are left out.
     """
@@ -109,7 +109,7 @@ def depth_evidence(
     rig_images: RigImages,
     depths: ImageDepths,
 ) -> Tensor:  # [B, K, DEPTH_CHANNELS]
-    """Where points lie on the cameras' viewing rays, compared with how deep these see.
+    """Compare where points lie on the cameras' viewing rays with how deep the cameras see there.
 
     Channels: 1 if any LiDAR point lies in the image cell where the point is seen, else all are 0; how far it is behind
     the nearest of them, tanh(metres / scale) for each scale; and behind the farthest. Mean over the cameras that see it
@@ -132,7 +132,7 @@ def depth_evidence(
 
 
 def _image_cell(pixel: Tensor, image: Tensor, rig_images: RigImages, size: tuple[int, int]) -> Tensor:
-    """Flat index into [B * N, h, w] of the cell that a visible pixel (u, v) of an image lies in."""
+    """The flat index into [B * N, h, w] of the image cell in which a visible pixel (u, v) lies."""
     w, h = size
     height, width = rig_images.images.shape[2:4]
     column = ((pixel[:, 0] + 0.5) * (w / width)).long().clamp(0, w - 1)

@@ -54,19 +54,19 @@ UNSEEN = 0.01  # added to the probabilities of lifted pixels: where no camera lo
 
 
 class Hidden(NamedTuple):
-    """What comes before the cells; the losses of the branches read it."""
+    """All results before the heads; the losses of the branches read them."""
 
     pixel_logits: Tensor  # [B, N, C, h, w]
-    lifted_log_probs: Tensor  # [B, x, y, z, C - 1] logarithms of what the pixels show that see each lattice cell
+    lifted_log_probs: Tensor  # [B, x, y, z, C - 1] log class probabilities of the pixels that see each lattice cell
     depths: ImageDepths | None
     semantic: Tensor  # [B, V, x, y, z] of the branch alone
     geometry: Tensor
-    fused_semantic: Tensor  # [B, V, x, y, z], fused
+    fused_semantic: Tensor  # [B, V, x, y, z]
     fused_geometry: Tensor
 
 
 class Occle(nn.Module):
-    """Images and LiDAR of a rig to occupancy, and to the classes of what is occupied.
+    """Maps images and LiDAR of a rig to occupancy, and to the classes of what is occupied.
 
     The same two heads read the branches alone, whose losses keep them apart, and the fused volumes, which answer: a
     cell is occupied where the geometric logit is > 0, and then of the class that the semantic one likes best. In losses
@@ -106,7 +106,7 @@ class Occle(nn.Module):
         self.register_buffer("row_of_cell", blocks_to_cells(rows, config.block, 1).flatten(), persistent=False)
 
     def hidden(self, rig_images: RigImages) -> Hidden:
-        """All but the heads.
+        """Compute everything but the heads.
 
         Raises:
             InvalidInput: the network takes LiDAR and is given no cloud, not even that of `absent_points`.
@@ -123,21 +123,13 @@ class Occle(nn.Module):
         semantic_side = side if depths is None else side[..., :-DEPTH_CHANNELS]
         semantic = self.semantic(lifted, semantic_side)
         geometry = self.geometry(image, side)
-        fused_semantic, fused_geometry = (
-            (semantic, geometry) if self.fusion is None else self.fusion(semantic, geometry)
-        )
-        return Hidden(
-            pixel_logits,
-            lifted_log_probs.unflatten(1, self.config.lattice),
-            depths,
-            semantic,
-            geometry,
-            fused_semantic,
-            fused_geometry,
-        )
+        fused = (semantic, geometry) if self.fusion is None else self.fusion(semantic, geometry)
+        lifted_log_probs = lifted_log_probs.unflatten(1, self.config.lattice)
+        return Hidden(pixel_logits, lifted_log_probs, depths, semantic, geometry, *fused)
 
     def _lidar_side(self, rig_images: RigImages, position: Tensor) -> tuple[Tensor, ImageDepths | None]:
-        """[B, K, side + depth] of each lattice cell: where it is, its points, and its place on the viewing rays."""
+        """Features [B, K, side + depth] of each lattice cell: where it is, its points, and where it lies on the viewing
+        rays."""
         config = self.config
         assert config.lidar is not None
         if rig_images.lidar is None:
@@ -149,17 +141,17 @@ class Occle(nn.Module):
         return torch.cat([position, voxels, evidence], dim=2), depths
 
     def occupied(self, volume: Tensor) -> Tensor:
-        """Logits [B, X, Y, Z] of a volume [B, V, x, y, z]: is anything in the cell?"""
+        """Logits [B, X, Y, Z] that a cell of the volume [B, V, x, y, z] is occupied."""
         return blocks_to_cells(self._rows(self.to_occupied, volume), self.config.block, 1)[..., 0]
 
     def classes(self, volume: Tensor, lifted_log_probs: Tensor) -> Tensor:
-        """Logits [B, x, y, z, block, C - 1] of a volume [B, V, x, y, z]: if anything is in a cell, what? Without the
-        free class. Cells stay in blocks: to put so many numbers in the grid's order takes longer than to find them."""
+        """Class logits [B, x, y, z, block, C - 1] of occupied cells of a volume [B, V, x, y, z], without the free
+        class. Cells stay in blocks, because bringing them into the grid's order takes longer than computing them."""
         rows = self._rows(self.to_classes, volume).unflatten(-1, (-1, lifted_log_probs.shape[-1]))
         return rows + (self.pixel_weight * lifted_log_probs)[..., None, :]
 
     def classes_of(self, volume: Tensor, lifted_log_probs: Tensor, index: Tensor) -> Tensor:
-        """The same of some cells only, [Q, C - 1]; flat indices [Q] over samples and the grid."""
+        """The same for some cells only, [Q, C - 1], by flat indices [Q] over samples and the grid."""
         block = len(self.row_of_cell) // len(self.points_ego_m)
         cell = index % len(self.row_of_cell)
         row = index - cell + self.row_of_cell[cell]
@@ -215,16 +207,16 @@ class Occle(nn.Module):
             ]
             losses["geometry_lidar"] = loss.geometry_lidar * (halves[0] + halves[1]) / 2
         if self.config.mean_teacher:
-            term = (
-                self._consistency(teacher, rig_images, occupied, unlabelled) if teacher and asks else occupied.sum() * 0
-            )
+            term = occupied.sum() * 0
+            if teacher and asks:
+                term = self._consistency(teacher, rig_images, occupied, unlabelled)
             losses["geometry_consistency"] = loss.geometry_consistency * teacher_weight(progress) * term
         return losses | self._map_losses(rig_images, targets, hidden, occupied, classes_of, unlabelled)
 
     def _label_losses(
         self, occupied: Tensor, classes_of: Classes, labels: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
-        """On labelled cells alone, so that what the two heads say is joined for these alone."""
+        """Losses on labelled cells; the two heads' logits are joined for these cells alone."""
         loss, free = self.config.loss, self.config.classes.free_id
         index = (labels != UNLABELED).flatten().nonzero()[:, 0]
         rows = joint_log_probabilities(occupied.flatten()[index], classes_of(index), free)
@@ -233,7 +225,7 @@ class Occle(nn.Module):
         return {name: loss.labels * term for name, term in terms.items()}
 
     def _consistency(self, teacher: Occle, rig_images: RigImages, occupied: Tensor, unlabelled: Tensor) -> Tensor:
-        """Against the averaged network, which sees what nobody disturbed."""
+        """The consistency loss against the averaged network, which sees the undisturbed input."""
         with torch.no_grad():
             taught = teacher.occupied(teacher.hidden(rig_images).fused_geometry)
         asked = unlabelled[:, None, None, None].expand_as(occupied)
@@ -249,7 +241,7 @@ class Occle(nn.Module):
         classes_of: Classes,
         unlabelled: Tensor,
     ) -> dict[str, Tensor]:
-        """What the class teacher's maps teach."""
+        """The losses that read the class teacher's maps."""
         loss, free, grid = self.config.loss, self.config.classes.free_id, self.config.grid
         losses: dict[str, Tensor] = {}
         if "class_map" not in self.config.needs:
@@ -281,22 +273,19 @@ class Occle(nn.Module):
 
     @torch.no_grad()
     def answer(self, rig_images: RigImages) -> VoxelAnswer:
-        """What is more likely than not; in view of a camera counts as observed, with a cloud every cell. Set eval mode
-        first."""
+        """The most likely state of each cell. Cells in view of a camera count as observed; with a cloud, all do. Set
+        eval mode first."""
         free = self.config.classes.free_id
         hidden = self.hidden(rig_images)
-        logit, best_class = (
-            self.occupied(hidden.fused_geometry),
-            self.classes(hidden.fused_semantic, hidden.lifted_log_probs).argmax(dim=-1),
-        )
+        logit = self.occupied(hidden.fused_geometry)
+        best_class = self.classes(hidden.fused_semantic, hidden.lifted_log_probs).argmax(dim=-1)
         best_class = blocks_to_cells(best_class, self.config.block, 1)[..., 0]
+        best_class = best_class + (best_class >= free).long()  # the free class has no logit of its own
         observed = in_view(self.centers_m, rig_images).reshape(-1, *self.config.grid_shape)
         if rig_images.lidar is not None:  # which looks all around
             observed = observed | rig_images.lidar[..., 0].isfinite().any(dim=1)[:, None, None, None]
         occupied = observed & (logit > 0)
-        labels = torch.where(
-            occupied, best_class + (best_class >= free).long(), free
-        )  # the free class has no logit of its own
+        labels = torch.where(occupied, best_class, free)
         confidence = torch.sigmoid(logit.abs()) * observed * 255
         return VoxelAnswer(labels.to(torch.uint8), confidence.to(torch.uint8), observed.to(torch.uint8))
 
@@ -306,20 +295,18 @@ def joint_log_probabilities(
     classes: Tensor,  # [..., C - 1] logits of all classes but the free one
     free_id: int,
 ) -> Tensor:  # [..., C]
-    """log P(class) of all classes: P(free) = 1 - P(occupied), P(c) = P(occupied) P(c | occupied)."""
-    log_probabilities = F.log_softmax(classes, dim=-1) + F.logsigmoid(occupied)[..., None]
-    return torch.cat(
-        [log_probabilities[..., :free_id], F.logsigmoid(-occupied)[..., None], log_probabilities[..., free_id:]], dim=-1
-    )
+    """log P of all classes: P(free) = 1 - P(occupied), P(class c) = P(occupied) P(c | occupied)."""
+    log_p = F.log_softmax(classes, dim=-1) + F.logsigmoid(occupied)[..., None]
+    return torch.cat([log_p[..., :free_id], F.logsigmoid(-occupied)[..., None], log_p[..., free_id:]], dim=-1)
 
 
 def occupied_class_index(classes: Tensor, free_id: int) -> Tensor:
-    """Class ids as they are among classes without the free one."""
+    """Renumber class ids so that the free class is left out."""
     return classes - (classes > free_id).long()
 
 
 def without_free_class(rows: Tensor, free_id: int) -> Tensor:
-    """The rows of all classes but the free one."""
+    """Return the rows of all classes but the free one."""
     return torch.cat([rows[:free_id], rows[free_id + 1 :]])
 
 

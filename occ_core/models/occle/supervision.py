@@ -1,4 +1,4 @@
-"""What teaches OccLE beside voxel labels: class maps at LiDAR points, LiDAR rays, and its own averaged weights."""
+"""Supervision of OccLE beside voxel labels: class maps at LiDAR points, LiDAR rays, and its own averaged weights."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def lidar_evidence(
     grid: VoxelGrid,
     rays: int,
 ) -> Evidence:
-    """Of at most `rays` random points of each sample's newest sweep: their cells, and cells on the way to them.
+    """Choose at most `rays` random points of each sample's newest sweep; return their cells, and the cells on the way
+    to them.
 
     A cell that holds any point is never called free.
     """
@@ -63,7 +64,8 @@ def lidar_evidence(
 
 
 def _some(chosen: Tensor, count: int) -> Tensor:
-    """At most `count` random ones of the True of each row of a bool [B, P], as places in `chosen.nonzero()`."""
+    """Choose at most `count` True elements of each row of a bool [B, P] at random, as indices into
+    `chosen.nonzero()`."""
     rows = chosen.nonzero()[:, 0]
     order = (rows + torch.rand(len(rows), device=rows.device)).argsort()  # rows stay together, each one shuffled
     counts = rows.bincount(minlength=len(chosen))
@@ -77,7 +79,7 @@ def evidence_loss(
     unlabelled: Tensor,  # [B, X, Y, Z] bool
     free_share: float,
 ) -> Tensor:
-    """`balanced_occupancy` in cells without label."""
+    """`balanced_occupancy` on the cells without label."""
     used = unlabelled.flatten()[evidence.cell]
     return balanced_occupancy(occupied.flatten()[evidence.cell[used]], evidence.occupied[used], free_share)
 
@@ -87,19 +89,20 @@ def balanced_occupancy(
     occupied: Tensor,  # [K] bool
     free_share: float,
 ) -> Tensor:
-    """Binary cross-entropy: `free_share` of it is the mean over free cells, the rest that over occupied ones."""
+    """Binary cross-entropy, of which `free_share` is the mean over free cells and the rest the mean over occupied
+    ones."""
     of_free, of_occupied = (geometry_loss(logit[part], occupied[part]) for part in (~occupied, occupied))
     return free_share * of_free + (1 - free_share) * of_occupied
 
 
 class Taught(NamedTuple):
-    """Cells of which a teacher says: if they are occupied, then by that."""
+    """Cells and the class that a teacher gives each of them, if it is occupied."""
 
     cell: Tensor  # [Q] int64, flat over samples and cells
     classes: Tensor  # [Q] int64
 
     def known(self, weights: Tensor) -> Taught:
-        """Those of classes with a weight: a mean over no weight is no number."""
+        """Keep the cells whose class has a weight, since a mean over no weight is not a number."""
         some = weights[self.classes] > 0
         return Taught(self.cell[some], self.classes[some])
 
@@ -112,7 +115,7 @@ def points_taught(
     grid: VoxelGrid,
     free_id: int,
 ) -> Taught:
-    """The class map's answer at the pixel of every point that a camera sees; sky and unknown tell nothing.
+    """Read the class map at the pixel of every point that a camera sees; sky and unknown are left out.
 
     Each point tells it of its own cell, and of one near it: beams meet one in five of the cells that cameras see
     occupied, and what is next to a point is most often the same thing. To spread them so is ours.
@@ -132,7 +135,7 @@ def points_taught(
 
 
 def voxels_taught(
-    pseudo_labels: Tensor,  # uint8 [B, X, Y, Z], 255 where nothing is said
+    pseudo_labels: Tensor,  # uint8 [B, X, Y, Z], UNLABELED where nothing is said
     free_id: int,
 ) -> Taught:
     """The cells that pseudo-labels call occupied."""
@@ -146,8 +149,8 @@ def disturbed(
     rig_images: RigImages,
     chosen: Tensor,  # [B] bool
 ) -> RigImages:
-    """In chosen samples each camera brighter or darker, and a part of the LiDAR points gone: what the averaged network
-    does not see."""
+    """In the chosen samples, change each camera's brightness and remove a part of the LiDAR points; the averaged
+    network sees the undisturbed input."""
     images = rig_images.images
     low, high = (math.log(limit) for limit in BRIGHTNESS)
     factor = torch.exp(low + (high - low) * torch.rand(*images.shape[:2], 1, 1, 1, device=images.device))
@@ -167,8 +170,8 @@ def consistency_loss(
     rig_images: RigImages,
     cells: int,
 ) -> Tensor:
-    """Mean squared difference of the probabilities to be occupied, of random cells in view and without label; of those
-    that the average calls occupied and of the others, half each, for most are free."""
+    """Mean squared difference between the probabilities of occupied, on random cells in view that have no label. Cells
+    that the average calls occupied count half and the others half, because most are free."""
     some = torch.randint(len(centers_m), (cells,), device=occupied.device)
     used = in_view(centers_m[some], rig_images) & unlabelled.flatten(1)[:, some]
     mine = torch.sigmoid(occupied.flatten(1)[:, some][used].float())
@@ -179,5 +182,5 @@ def consistency_loss(
 
 
 def teacher_weight(progress: float) -> float:
-    """Of the averaged network, 0..1: it knows little at first (the ramp of Laine and Aila, arXiv 1610.02242)."""
+    """Weight of the averaged network, 0..1; at first it knows little (the ramp of Laine and Aila, arXiv 1610.02242)."""
     return math.exp(-5 * (1 - min(1.0, progress / RAMP)) ** 2)

@@ -1,4 +1,4 @@
-"""Shape of an OccNeRF network and the weights of its losses. Imports no torch."""
+"""Shape of an OccNeRF network and the weights of its losses. It imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from occ_core.models.config import CameraModelConfig, Count
 
 
 class OccNerfLoss(BaseModel):
-    """Weights of the losses; 0 leaves a term out. The defaults are the published ones, without labels."""
+    """Weights of the losses; a weight of 0 leaves a term out. The defaults are the published ones, without labels."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,7 +36,7 @@ class OccNerfLoss(BaseModel):
 
 
 class OccNerfConfig(CameraModelConfig):
-    """All that decides the weights' shapes, and what they are trained with; the defaults are the published size."""
+    """All settings that decide the weights' shapes, and the losses; the defaults are the published size."""
 
     kind: Literal["occnerf"] = "occnerf"
     name: str = "occnerf"
@@ -70,8 +70,8 @@ class OccNerfConfig(CameraModelConfig):
 
     @property
     def volume_shape(self) -> tuple[int, int, int]:
-        """Cells of the volume along x, y, z: as large as `cells_per_feature` of the grid's, and around it as many
-        again as the contraction asks for."""
+        """Cells of the volume along x, y, z: `cells_per_feature` of the grid's cells make one, and the contraction adds
+        cells around them."""
         f, ratio = self.cells_per_feature, self.contraction_ratio
         shape = []
         for cells in self.grid_shape:
@@ -87,7 +87,7 @@ class OccNerfConfig(CameraModelConfig):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The fields of `Targets` without which the losses cannot be computed."""
+        """The fields of `Targets` that the losses read."""
         wanted = {
             "labels": self.loss.labels,
             "class_map": self.loss.semantic,

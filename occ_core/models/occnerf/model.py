@@ -37,7 +37,7 @@ class is to let all rays end at the camera, so parallax has its say first."""
 
 
 class OccNerf(nn.Module):
-    """Images of a rig to class logits in a box of contracted space."""
+    """Maps images of a rig to class logits in a box of contracted space."""
 
     points_ego_m: Tensor
     centers_m: Tensor
@@ -56,7 +56,8 @@ class OccNerf(nn.Module):
         self.register_buffer("centers_m", cell_centers_m(config.grid), persistent=False)  # [X * Y * Z, 3]
 
     def _start_free(self) -> None:
-        """Let a ray through half of the box lose STOPPED_AT_FIRST of itself, spread over all of its cells."""
+        """Set the bias so that a ray through half of the box loses STOPPED_AT_FIRST of itself, spread over all its
+        cells."""
         longest = math.hypot(*self.config.volume_shape) / 2  # cells from the middle to a corner
         bias = self.head[-1].get_parameter("bias")
         nn.init.constant_(bias[self.config.classes.free_id], math.log(longest / STOPPED_AT_FIRST - 1))
@@ -72,7 +73,8 @@ class OccNerf(nn.Module):
         self,
         volume: Tensor,  # [B, C, *volume_shape]
     ) -> Tensor:  # [B, C, *grid_shape]
-        """Logits at the centres of the grid's cells; interpolated where several share one cell of the volume."""
+        """Logits at the centres of the grid's cells; they are interpolated where several cells share one of the
+        volume."""
         f = self.config.cells_per_feature
         x, y, z = self.contraction.inner
         if f == 1:
@@ -110,7 +112,7 @@ class OccNerf(nn.Module):
     def _rendered_losses(
         self, volume: Tensor, rig_images: RigImages, targets: Targets, progress: float
     ) -> dict[str, Tensor]:
-        """Of the cameras that are present; a camera that is absent has no image to compare with."""
+        """Losses of the cameras that are present; an absent camera has no image to compare with."""
         loss, present = self.config.loss, rig_images.present
         size = self.config.render_width, self.config.render_height
         seen = self._render(volume, rig_images, size, jittered=True)
@@ -141,7 +143,7 @@ class OccNerf(nn.Module):
         return losses
 
     def _render(self, volume: Tensor, rig_images: RigImages, size: tuple[int, int], jittered: bool) -> Rendered:
-        """What every camera, present or not, would see: fields [B, N, h, w, ...] of `Rendered`."""
+        """Render what every camera, present or not, would see: fields [B, N, h, w, ...] of `Rendered`."""
         config = self.config
         origins_m, directions = pixel_rays(rig_images, size)
         b, n, h, w, _ = directions.shape
@@ -199,7 +201,7 @@ def _at_rays(
     maps: Tensor,  # [M, H, W]
     size: tuple[int, int],  # (w, h)
 ) -> Tensor:  # [M, h, w]
-    """The pixel in which each ray's cell of the image has its centre."""
+    """The pixel at the centre of each ray's cell of the image."""
     rows, columns = (
         ((torch.arange(rays, device=maps.device) + 0.5) * pixels / rays).long()
         for rays, pixels in zip((size[1], size[0]), maps.shape[1:], strict=True)

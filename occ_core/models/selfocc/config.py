@@ -1,4 +1,4 @@
-"""Shape of a SelfOcc network and the weights of its losses. Imports no torch."""
+"""Shape of a SelfOcc network and the weights of its losses. It imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STRIDES = (4, 8, 16, 32)
 
 
 class SelfOccLoss(BaseModel):
-    """Weights of the losses; 0 leaves a term out. The defaults are published for nuScenes occupancy."""
+    """Weights of the losses; a weight of 0 leaves a term out. The defaults are published for nuScenes occupancy."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,7 +35,7 @@ class SelfOccLoss(BaseModel):
 
 
 class SelfOccConfig(CameraModelConfig):
-    """The defaults are the published size for nuScenes occupancy with the TPV encoder."""
+    """Settings of SelfOcc; the defaults are the published size for nuScenes occupancy with the TPV encoder."""
 
     kind: Literal["selfocc"] = "selfocc"
     name: str = "selfocc"
@@ -78,7 +78,7 @@ class SelfOccConfig(CameraModelConfig):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The fields of `Targets` without which the losses cannot be computed."""
+        """The fields of `Targets` that the losses read."""
         wanted = {
             "labels": self.loss.labels,
             "class_map": self.loss.semantic,
@@ -88,7 +88,7 @@ class SelfOccConfig(CameraModelConfig):
 
     @property
     def spacing_m(self) -> tuple[float, float, float]:
-        """Between vertices along x, y and z."""
+        """Distances between vertices along x, y and z."""
         sides = zip(self.grid.origin_m, self.grid.upper_m, self.vertices, strict=True)
         x, y, z = ((high - low) / (n - 1) for low, high, n in sides)
         return x, y, z

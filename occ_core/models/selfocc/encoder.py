@@ -1,4 +1,4 @@
-"""Features on planes of the ego frame that look at the images where their cells project to.
+"""Features on planes of the ego frame; their cells attend to the images where they project to.
 
 One ground plane ("bev", BEVFormer, arXiv 2203.17270) or three orthogonal planes ("tpv", TPVFormer, arXiv 2302.07817).
 A plane is named by its normal axis: 0 = x (the plane spans y and z), 1 = y (x and z), 2 = z (x and y, the ground). Its
@@ -24,7 +24,7 @@ PLANE_AXES = ((1, 2), (0, 2), (0, 1))  # by normal; the first is the rows of the
 
 
 class Sight(NamedTuple):
-    """Which reference points of a plane's cells one camera sees, and where."""
+    """The reference points of a plane's cells that one camera sees, and where it sees them."""
 
     rows: Tensor  # [K] int64, cell * references + reference
     places: Tensor  # [K, 2], fractions of the image
@@ -86,7 +86,8 @@ class ImageAttention(nn.Module):
         return (total.unflatten(1, (heads, -1)) / norm.clamp(min=1e-6).unsqueeze(-1)).flatten(1)
 
     def _highest(self, logits: Tensor, sights: list[Sight]) -> Tensor:
-        """Of what cameras see, by cell and head, [Q, heads]: what none sees must not weigh in the soft-max's scale."""
+        """The highest logit among the cameras that see a cell, by cell and head, [Q, heads]; cameras that do not see it
+        must not set the soft-max's scale."""
         rows = torch.cat([sight.rows for sight in sights]).long()
         peaks = logits.new_full((len(logits) // self.references, logits.shape[1]), -torch.inf)
         cells = (rows // self.references).unsqueeze(1).expand(-1, peaks.shape[1])
@@ -94,7 +95,8 @@ class ImageAttention(nn.Module):
 
 
 class PlaneLayer(nn.Module):
-    """Planes read each other, then the images, then each cell thinks; with residuals and layer norms after each."""
+    """Planes attend to each other, then to the images, then each cell passes a feed-forward layer; with residuals and
+    layer norms after each."""
 
     def __init__(self, config: SelfOccConfig, normals: tuple[int, ...], levels: int):
         super().__init__()
@@ -124,7 +126,7 @@ class PlaneLayer(nn.Module):
 
 
 class PlaneEncoder(nn.Module):
-    """Image features to plane features."""
+    """Maps image features to plane features."""
 
     def __init__(self, config: SelfOccConfig, levels: int):
         super().__init__()
@@ -141,7 +143,8 @@ class PlaneEncoder(nn.Module):
             self.register_buffer(f"points_{normal}_m", points_m, persistent=False)
 
     def _plane_references(self) -> Tensor:  # [Q, planes, P, 2]
-        """Where a cell looks on each plane: at itself on its own, along its normal on the others."""
+        """The points at which a cell attends to each plane: itself on its own, points along its normal on the
+        others."""
         points = self.config.self_points
         rows = []
         for normal, shape in zip(self.normals, self.shapes, strict=True):
@@ -159,7 +162,7 @@ class PlaneEncoder(nn.Module):
         levels: tuple[Tensor, ...],  # of [B, N, C, h, w]
         rig_images: RigImages,
     ) -> dict[int, Tensor]:
-        """[B, rows, columns, C] by the plane's normal."""
+        """Features [B, rows, columns, C] by the plane's normal."""
         biased = [level + bias[:, None, None] for level, bias in zip(levels, self.level_bias, strict=True)]
         sights = [self.sights(normal, rig_images) for normal in self.normals]
         query = self.query.expand(rig_images.images.shape[0], -1, -1)
@@ -172,7 +175,7 @@ class PlaneEncoder(nn.Module):
 
     @torch.no_grad()
     def sights(self, normal: int, rig_images: RigImages) -> list[list[Sight]]:
-        """Of a plane's reference points, those that each camera sees: [B][N]."""
+        """The reference points of a plane that each camera sees: [B][N]."""
         height, width = rig_images.images.shape[2:4]
         pixels, _, visible = project(getattr(self, f"points_{normal}_m"), rig_images)
         size = pixels.new_tensor([width, height])

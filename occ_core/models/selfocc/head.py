@@ -1,4 +1,4 @@
-"""From plane features to what stands at each vertex of the grid: distance to the surface, colour, class."""
+"""From plane features to the values at each vertex of the grid: distance to the surface, colour and class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SLAB = 32  # vertices along x that the head works on at once: bounds its memory
 
 
 class Volume(NamedTuple):
-    """What the head says of each vertex."""
+    """The values at each vertex."""
 
     sdf_m: Tensor  # [B, X, Y, Z]
     rgb: Tensor  # [B, X, Y, Z, 3], 0..1
@@ -26,7 +26,7 @@ class Volume(NamedTuple):
 
 
 class SdfHead(nn.Module):
-    """A two-layer network on the sum of a vertex's plane features; on the ground plane alone, height is an embedding.
+    """A two-layer network on the sum of a vertex's plane features; with the ground plane alone, height is an embedding.
 
     Its first layer is linear, so it is applied to the planes before they are summed, which is the same and far cheaper.
     The field starts as the ground plane z = 0 of the ego frame (a geometric initialisation, as a sphere is for NeuS).
@@ -47,7 +47,7 @@ class SdfHead(nn.Module):
         self.register_buffer("start_m", vertex_axes_m(config)[2].clamp(max=START_LIMIT_M), persistent=False)
 
     def forward(self, planes: dict[int, Tensor]) -> Volume:
-        """From `PlaneEncoder`'s planes, [B, rows, columns, C] by normal."""
+        """Compute the volume from `PlaneEncoder`'s planes, [B, rows, columns, C] by normal."""
         hidden = {n: F.linear(plane, self.hidden.weight) for n, plane in planes.items()}
         if self.config.encoder == "bev":
             hidden[0] = F.linear(self.height, self.hidden.weight)[None, None]  # the same for every x and y
@@ -61,7 +61,7 @@ class SdfHead(nn.Module):
         return Volume(out[..., 0] + self.start_m, out[..., 1:4].sigmoid(), out[..., 4:])
 
     def _slab(self, *hidden: Tensor) -> Tensor:
-        """Planes' hidden features, by normal x, (y,) z, to [B, x, Y, Z, 4 + classes]."""
+        """Map the planes' hidden features, by normal x, (y,) z, to [B, x, Y, Z, 4 + classes]."""
         normals = (0, 1, 2) if len(hidden) == 3 else (0, 2)
         total: Tensor = self.hidden.bias
         for normal, part in zip(normals, hidden, strict=True):

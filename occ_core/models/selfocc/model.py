@@ -1,7 +1,7 @@
 """SelfOcc (Huang et al., CVPR 2024, arXiv 2311.12754): images -> planes -> signed distances -> rays, or cells.
 
 Images teach it: the distance field is rendered into each camera, and what its rays meet must look as it does from
-where the camera was a moment earlier and later. Class maps and 3D labels can be added. docs/selfocc.md says what is
+where the camera was a sweep earlier and later. Class maps and 3D labels can be added. docs/selfocc.md says what is
 published and what is ours.
 """
 
@@ -51,7 +51,7 @@ class SelfOcc(nn.Module):
         self.register_buffer("upper_m", torch.tensor(grid.upper_m), persistent=False)
 
     def volume(self, rig_images: RigImages) -> Volume:
-        """What the network says of every vertex."""
+        """Compute the values at every vertex."""
         planes = self.encoder(self.pyramid(rig_images.images), rig_images)
         with torch.autocast(rig_images.images.device.type, enabled=False):  # 8 bits of a distance are not smooth
             return self.head({normal: plane.float() for normal, plane in planes.items()})
@@ -78,7 +78,7 @@ class SelfOcc(nn.Module):
 
     @torch.no_grad()
     def answer(self, rig_images: RigImages) -> VoxelAnswer:
-        """Occupied where the distance at the cell's centre is not positive, in what the classes' soft-max says.
+        """Cells are occupied where the distance at their centre is not positive; their class is the most likely one.
 
         Without semantics, all that is occupied gets the first class of the taxonomy that is not free. Cells count as
         observed where a present camera has their centre in view. SelfOcc's evaluation also sets cells near the grid's
@@ -103,7 +103,7 @@ class SelfOcc(nn.Module):
 
     @torch.no_grad()
     def rendered_depth(self, rig_images: RigImages, size: tuple[int, int]) -> Tensor:  # [B, N, h, w]
-        """Metres along the optical axis of `size` (w, h) rays over each image; NaN of cameras that are absent."""
+        """Metres along the optical axis of `size` (w, h) rays over each image; NaN for cameras that are absent."""
         volume = self.volume(rig_images)
         height, width = rig_images.images.shape[2:4]
         pixels = pixel_grid(size, (width, height), self.lower_m.new_zeros(2))
@@ -135,7 +135,7 @@ class SelfOcc(nn.Module):
     def _render(
         self, tables: Tables, rig_images: RigImages, b: int, n: int, pixels: Tensor, anneal: float
     ) -> RenderedRays:
-        """Rays of camera `n` of sample `b` through `pixels` [R, 2]."""
+        """Render rays of camera `n` of sample `b` through `pixels` [R, 2]."""
         rays = camera_rays(pixels, rig_images.intrinsics[b, n], rig_images.ego_from_cam[b, n])
         box = Box(self.lower_m, self.upper_m, self.config.vertices)
         jitter = torch.rand(len(pixels), 1, device=pixels.device) if self.training else pixels.new_full((1, 1), 0.5)
@@ -147,7 +147,7 @@ class SelfOcc(nn.Module):
     def _rendered_losses(
         self, volume: Volume, rig_images: RigImages, targets: Targets, progress: float
     ) -> dict[str, Tensor]:
-        """Each the mean over the cameras that have what it needs."""
+        """The rendering losses; each is the mean over the cameras that have what it needs."""
         anneal = min(1.0, progress / ANNEALED)
         terms: dict[str, list[Tensor]] = {}
         for b, tables in enumerate(self._tables(volume)):
@@ -200,7 +200,7 @@ class SelfOcc(nn.Module):
         return {name: weights.labels * term for name, term in terms.items()}
 
     def label_logits(self, volume: Volume) -> Tensor:  # [B, C, X, Y, Z]
-        """Logits whose soft-max is: free with probability sigmoid(s * sdf), else a class by the classes' soft-max.
+        """Logits whose soft-max gives free with probability sigmoid(s * sdf), and otherwise the classes' soft-max.
 
         So the field and the classes learn from labels through the same s that renders them (ours).
         """
@@ -211,7 +211,8 @@ class SelfOcc(nn.Module):
         return torch.cat([classes[..., :free], F.logsigmoid(scaled), classes[..., free:]], dim=-1).movedim(-1, 1)
 
     def _at_cells(self, values: Tensor) -> Tensor:
-        """From vertices [B, vx, vy, vz, C] to the centres of cells [B, X, Y, Z, C], trilinear: one product an axis."""
+        """Interpolate trilinearly from vertices [B, vx, vy, vz, C] to the centres of cells [B, X, Y, Z, C], one axis
+        after the other."""
         for axis, (cells, vertices) in enumerate(zip(self.config.grid_shape, self.config.vertices, strict=True), 1):
             hat = hat_functions(cells, vertices, values)
             values = torch.tensordot(values, hat, dims=([axis], [1])).movedim(-1, axis)

@@ -1,4 +1,4 @@
-"""Rays through the volume: where they enter and leave it, what they meet there, and what they look like."""
+"""Rays through the volume: where they enter and leave it, what they meet there, and how it looks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from occ_core.models.selfocc.sdf import neus_weights
 
 
 class RenderedRays(NamedTuple):
-    """Along R rays with S samples each. Depth is along the camera's optical axis."""
+    """Results along R rays with S samples each. Depth is along the camera's optical axis."""
 
     depth_m: Tensor  # [R]
     sample_depth_m: Tensor  # [R, S]
@@ -30,14 +30,14 @@ class Rays(NamedTuple):
 
 
 class Box(NamedTuple):
-    """Where a volume's vertices are: from border to border."""
+    """Where a volume's vertices are, from border to border."""
 
     lower_m: Tensor  # [3]
     upper_m: Tensor  # [3]
     shape: tuple[int, int, int]
 
     def places(self, points_m: Tensor) -> Tensor:
-        """Points [..., 3] in vertices along x, y, z."""
+        """Convert points [..., 3] to units of vertices along x, y, z."""
         last = self.lower_m.new_tensor([n - 1 for n in self.shape])
         return (points_m - self.lower_m) / (self.upper_m - self.lower_m) * last
 
@@ -54,7 +54,7 @@ def pixel_grid(
     image_size: tuple[int, int],  # (W, H)
     shift: Tensor,  # [..., 2], of all rays together in cells, -0.5..0.5; 0 = cell centres
 ) -> Tensor:  # [..., h, w, 2]
-    """Pixel of each ray: one in each of w x h cells over the image. (0, 0) is the centre of the top-left pixel."""
+    """The pixel of each ray, one in each of w x h cells over the image. (0, 0) is the centre of the top-left pixel."""
     (w, h), (width, height) = size, image_size
     x = torch.arange(w, device=shift.device, dtype=shift.dtype) + 0.5
     y = torch.arange(h, device=shift.device, dtype=shift.dtype) + 0.5
@@ -77,7 +77,8 @@ def span_in_box(
     upper_m: Tensor,  # [3]
     near: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [R] each
-    """Depths where rays enter a box, or `near` where that is further, and leave it; whether any is between."""
+    """Depths at which rays enter a box (or `near` where that is further) and leave it, and whether any depth lies
+    between."""
     safe = torch.where(rays.directions.abs() < 1e-9, 1e-9, rays.directions)
     ends = torch.stack([(lower_m - rays.origin_m) / safe, (upper_m - rays.origin_m) / safe])
     enter = ends.amin(dim=0).amax(dim=-1).clamp(min=near)
@@ -89,7 +90,8 @@ def trilinear(
     places: Tensor,  # [K, 3], in vertices along x, y, z
     shape: tuple[int, int, int],
 ) -> tuple[Tensor, Tensor]:  # int32 [K, 8], [K, 8]
-    """The eight vertices around each place, as rows of a flattened volume, and weights; clamped to the borders."""
+    """The eight vertices around each place, as rows of a flattened volume, and their weights; places are clamped to the
+    borders."""
     limit = places.new_tensor([n - 1 for n in shape])
     places = places.clamp(min=torch.zeros_like(limit), max=limit)
     first = torch.minimum(places.floor(), limit - 1)
@@ -117,7 +119,8 @@ def render(
     jitter: Tensor,  # [R, 1], place of each ray's samples in their intervals, 0..1; 0.5 = centres
     anneal: float = 1.0,
 ) -> RenderedRays:
-    """Samples at equal steps from `near_m` to where the ray leaves the box; weights of NeuS; sums of what is there.
+    """Sample rays at equal steps from `near_m` to where they leave the box, weigh the samples as NeuS does, and sum
+    them up.
 
     What passes all samples is given to the last one, so that a ray ends at the border of the box at the latest (ours;
     the published renderer leaves it without depth). Of rays that miss the box nothing is meant.

@@ -16,7 +16,7 @@ def sdf_gradient(
     sdf_m: Tensor,  # [B, X, Y, Z]
     spacing_m: tuple[float, float, float],  # between vertices along x, y, z
 ) -> Tensor:  # [B, X, Y, Z, 3]
-    """Central differences, one-sided at the borders; without unit."""
+    """Central differences, one-sided at the borders; the gradient has no unit."""
     return torch.stack(torch.gradient(sdf_m, spacing=list(spacing_m), dim=[1, 2, 3]), dim=-1)
 
 

@@ -1,4 +1,4 @@
-"""What the rendered rays of one camera are compared with: its image, its class map, its neighbours in time."""
+"""Losses on the rendered rays of one camera, against its image, its class map and its neighbours in time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALLEST = 1e-6  # probability
 
 
 class View(NamedTuple):
-    """One camera at one sample."""
+    """One camera of one sample."""
 
     pixels: Tensor  # [h, w, 2], of the rays
     image: Tensor  # [1, 3, H, W], 0..1
@@ -31,13 +31,13 @@ class View(NamedTuple):
     sees: Tensor | None = None  # [H, W] bool: pixels that show the world; None: all
 
     def colours(self, image: Tensor) -> Tensor:  # [1, 3, h, w]
-        """Of an image [1, 3, H, W] at the rays' pixels."""
+        """Colours of an image [1, 3, H, W] at the rays' pixels."""
         values, _ = sample_image(image, self.pixels.flatten(0, 1)[None])
         return values.unflatten(2, self.pixels.shape[:2])
 
     @property
     def shown(self) -> Tensor:  # [1, 1, h, w] bool
-        """Rays whose pixels show the world."""
+        """Whether each ray's pixel shows the world."""
         if self.sees is None:
             return self.pixels.new_ones(1, 1, *self.pixels.shape[:2], dtype=torch.bool)
         return nearest_values(self.sees, self.pixels).view(1, 1, *self.pixels.shape[:2])
@@ -60,7 +60,8 @@ def neighbour_loss(
     neighbour_from_cam: Tensor,  # [K, 4, 4]
     mvs: bool,
 ) -> Tensor:
-    """Least photometric error over the neighbours, with automask: of all samples (`mvs`), or at the rendered depth."""
+    """The least photometric error over the neighbours, with automask: of all samples (`mvs`), or at the rendered
+    depth."""
     target = view.colours(view.image)
     error_of = _error_of_samples if mvs else _error_at_depth
     errors, valid, identity = [], [], []
@@ -98,7 +99,7 @@ def _warped(
     neighbour: Tensor,  # [1, 3, H, W]
     neighbour_from_cam: Tensor,  # [1, 4, 4]
 ) -> tuple[Tensor, Tensor]:  # [1, 3, R * S], bool [1, R * S]
-    """The neighbour's colours where these points are in it, and whether they are."""
+    """The neighbour's colours at these points, and whether the points are in its image."""
     pixels = view.pixels.flatten(0, 1).repeat_interleave(depth_m.shape[1], dim=0)[None]
     there, there_m = reproject(pixels, depth_m.reshape(1, -1), view.intrinsics, neighbour_from_cam)
     colours, inside = sample_image(neighbour, there)
@@ -110,11 +111,11 @@ def _warped(
 
 def ray_class_loss(
     rays: RenderedRays,
-    class_map: Tensor,  # [R] uint8: class of each ray's pixel; the free id is sky, 255 unknown
+    class_map: Tensor,  # [R] uint8: class of each ray's pixel; the free id is sky, UNLABELED unknown
     pixel_weights: Tensor,  # [C]
     free_id: int,
 ) -> Tensor:
-    """Weighted mean of the negative log-likelihood of what rays end in; of sky, that they end in nothing.
+    """The weighted negative log-likelihood of the class in which rays end; for sky, of ending in nothing.
 
     Classes are rendered as probabilities (a mixture of the vertices' soft-maxes), so no soft-max follows; ours.
     """

