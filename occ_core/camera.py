@@ -1,4 +1,4 @@
-"""How pixels see the ego frame.
+"""Cameras and rigs: how pixels see the ego frame.
 
 Camera frames are optical: x right, y down, z forward. Pixel (u, v) = (0, 0) is the centre of the top-left pixel, as in
 OpenCV and ROS. Distortion models and coefficient orders are those of sensor_msgs/CameraInfo.
@@ -122,7 +122,7 @@ class Camera:
         return pixels, self.sees(pixels)
 
     def sees(self, pixels: np.ndarray) -> np.ndarray:
-        """bool (N,): which of (N, 2) are in the image and on no blind pixel."""
+        """Whether points (N, 2) are in the image and on no blind pixel, bool (N,)."""
         w, h = self.size
         with np.errstate(invalid="ignore"):
             seen = (pixels > -0.5).all(axis=1) & (pixels[:, 0] < w - 0.5) & (pixels[:, 1] < h - 0.5)
@@ -132,7 +132,7 @@ class Camera:
         return seen
 
     def _pixels_of(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """(N, 2) of places in the image plane, in focal lengths."""
+        """Pixels (N, 2) of places in the image plane, in focal lengths."""
         k = self.intrinsics
         return np.stack([k[0, 0] * x + k[0, 1] * y + k[0, 2], k[1, 1] * y + k[1, 2]], axis=1)
 

@@ -38,7 +38,7 @@ POINT_FIELD_TYPES = {"i1": 1, "u1": 2, "i2": 3, "u2": 4, "i4": 5, "u4": 6, "f4":
 
 
 def fields_of(layout: np.dtype) -> list[tuple[str, int, int]]:
-    """(name, byte offset, sensor_msgs/PointField datatype) of each field."""
+    """For each field (name, byte offset, sensor_msgs/PointField datatype)."""
     assert layout.fields is not None
     return [(name, field[1], POINT_FIELD_TYPES[field[0].str[1:]]) for name, field in layout.fields.items()]
 
@@ -72,7 +72,7 @@ def truth_points(occupancy: Occupancy) -> np.ndarray:
 
 
 def occupancy_of(points: np.ndarray, grid: VoxelGrid, taxonomy: Taxonomy) -> Occupancy:
-    """The grid that `voxel_points` or `truth_points` listed; points outside the grid are dropped.
+    """Rebuild the grid that `voxel_points` or `truth_points` listed; points outside the grid are dropped.
 
     From VOXEL_POINT the whole grid counts as observed: that cloud lists what is occupied and nothing else. Its
     confidence is 0 in cells that are not listed.

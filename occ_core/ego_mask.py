@@ -22,7 +22,7 @@ FOLDER = "masks"
 
 
 def with_masks(rig: Rig, data: Path, scene: str) -> Rig:
-    """The rig with the masks that lie beside its data; a camera that has one already keeps it.
+    """Add the masks that lie beside the data to the rig; a camera that has a mask already keeps it.
 
     Args:
         data: folder of the data set or bag, or the bag's file, in whose folder masks are then looked for.
@@ -61,7 +61,7 @@ def file_name(camera: str) -> str:
 
 
 def masked(camera: Camera, path: Path) -> Camera:
-    """The camera that is blind where its mask is white.
+    """Make the camera blind where its mask is white.
 
     Raises:
         MissingInput, CorruptInput: no such file, no picture, or not of the image's size.

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and records that are read within bounds."""
+"""Writes files that are there whole or not at all, and reads records within bounds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def is_there(path: Path) -> bool:
-    """The file exists and is not empty."""
+    """Whether the file exists and is not empty."""
     try:
         return path.stat().st_size > 0
     except OSError:
@@ -42,7 +42,7 @@ def is_there(path: Path) -> bool:
 
 
 def require_writable(folder: Path) -> None:
-    """Make the folder where it is absent, and raise CannotWrite if no file can be written into it."""
+    """Make the folder if it is missing, and raise CannotWrite if no file can be written into it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -51,7 +51,8 @@ def require_writable(folder: Path) -> None:
 
 
 def content_key(paths: Iterable[Path]) -> str:
-    """Hash of what files hold and are called, not of where they are or when they came there; absent ones are so."""
+    """Hash the content and names of files, not where they are or when they came there; missing files count as
+    missing."""
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         data = path.read_bytes() if path.is_file() else b""
@@ -72,7 +73,7 @@ def remove(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises:
         CorruptInput: too large, no JSON, or no object.
@@ -84,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
-    """The object that a JSON text holds; `where` it is from begins the error message.
+    """Read the object in a JSON text; error messages begin with `where`.
 
     Raises:
         CorruptInput: too large, no JSON, or no object.
@@ -101,7 +102,7 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
 
 
 def default_cache() -> Path:
-    """In the user's cache folder; of a user without a home, a folder that is not there and cannot be made."""
+    """A folder in the user's cache; for a user without a home, a folder that does not exist and cannot be made."""
     try:
         home = Path.home()
     except RuntimeError:  # a container's number without an entry in /etc/passwd

@@ -55,7 +55,7 @@ class LidarSweep:
 
 
 class _WhenAsked:
-    """A frame's sweep; where it is given as a function that reads it, it is read when it is first asked for.
+    """A frame's sweep; if it is given as a function that reads it, it is read on first use.
 
     Who works with cameras alone needs no LiDAR file: neither its bytes nor that it was downloaded.
     """
@@ -77,7 +77,7 @@ class _WhenAsked:
 
 
 class Shot(NamedTuple):
-    """Which image of a recording: its time, and its file's path in the data set (empty where it has none)."""
+    """One image of a recording: its time, and its file's path in the data set (empty if it has none)."""
 
     stamp_ns: int
     file: str = ""
@@ -136,12 +136,12 @@ class Frame:
 
     @property
     def shots(self) -> dict[str, Shot]:
-        """Which images these are, by camera name."""
+        """The images by camera name."""
         return {name: Shot(self.camera_stamp_ns[name], self.image_files.get(name, "")) for name in self.images}
 
     @cached_property
     def images_key(self) -> str:
-        """Hash of what the images are, not of what they are called: 32 characters."""
+        """Hash of the images' content, not of their names: 32 characters."""
         digest = hashlib.blake2b(digest_size=16)
         for name, image in sorted(self.images.items()):
             digest.update(f"{name} {image.shape} ".encode())
@@ -164,5 +164,6 @@ class Frame:
         )
 
     def ego_from_camera_at_its_stamp(self, name: str) -> np.ndarray:
-        """(4, 4) from the camera at its own stamp to the ego frame at `stamp_ns`; it holds the motion in between."""
+        """The transform (4, 4) from the camera at its own stamp to the ego frame at `stamp_ns`; it includes the motion
+        in between."""
         return inverse(self.world_from_ego) @ self.camera_world_from_ego[name] @ self.rig[name].ego_from_cam

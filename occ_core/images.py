@@ -44,7 +44,7 @@ OTHER_FILES = (
 
 
 def require_image_fields(encoding: str, width: int, height: int, step: int, held: int) -> None:
-    """Whether the fields of a sensor_msgs/Image can be what they say, with `held` bytes of data.
+    """Raise an error unless the fields of a sensor_msgs/Image are consistent with `held` bytes of data.
 
     Raises:
         InvalidInput: unknown encoding, or a size that does not fit; the message names value and limit.

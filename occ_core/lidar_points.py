@@ -1,4 +1,4 @@
-"""LiDAR sweeps as networks are given them, in training and prediction alike: one cloud in the ego frame of one time."""
+"""Makes the LiDAR input of networks, for training and prediction alike: one cloud in the ego frame of one time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def lidar_points(
     world_from_ego: np.ndarray,  # (4, 4) at stamp_ns
     limit: int,
 ) -> np.ndarray:
-    """Sweeps brought into the ego frame at `stamp_ns`, each by its own pose.
+    """Bring sweeps into the ego frame at `stamp_ns`, each by its own pose.
 
     Points within MIN_RANGE_M of their sensor are left out. A newest sweep without others is no cloud: older ones never
     stand in for it. Of more than `limit`, as many are kept, drawn alike over the whole cloud and always the same ones:
@@ -49,7 +49,7 @@ def lidar_points(
 
 
 def absent_points() -> np.ndarray:
-    """What stands for no cloud at all where a network takes one, float32 (1, 5): a row of padding."""
+    """What a network that takes a cloud is given if there is none, float32 (1, 5): a row of padding."""
     return np.full((1, len(COLUMNS)), np.nan, dtype=np.float32)
 
 
@@ -64,7 +64,7 @@ def require_finite(points_m: np.ndarray, what: str) -> None:
 
 
 def _in_ego(sweep: LidarSweep, stamp_ns: int, ego_from_world: np.ndarray) -> np.ndarray:
-    """float32 (N, 5) of one sweep."""
+    """One sweep as float32 (N, 5)."""
     require_finite(sweep.points_lidar_m, f"LiDAR sweep at {sweep.stamp_ns} ns")
     far = np.linalg.norm(sweep.points_lidar_m, axis=1) >= MIN_RANGE_M
     points = np.empty((int(far.sum()), len(COLUMNS)), dtype=np.float32)

@@ -1,4 +1,5 @@
-"""What files, bags and messages may ask for at most; checked before memory is taken, and named in the errors.
+"""The limits of what files, bags and messages may ask for; they are checked before memory is taken, and named in
+errors.
 
 Each bound is far above what real robots and data sets have, and far below what takes a machine down.
 """
@@ -47,6 +48,6 @@ MAX_UNPACKED_BYTES = 1 << 28
 
 
 def shown(text: str, length: int = 80) -> str:
-    """A text from outside as an error message may hold it: printable, and cut where it is long."""
+    """Make a text from outside fit for an error message: printable, and cut if it is long."""
     cut = text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
     return "".join(c if c.isprintable() else "?" for c in cut)

@@ -1,5 +1,5 @@
-"""Where numba keeps what it compiles. It refuses to import a function to be kept where it finds no folder for it,
-as in a container whose package and home cannot be written."""
+"""Chooses where numba keeps compiled code. Numba refuses to import a cached function if it finds no folder for it, as
+in a container whose package and home cannot be written."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 def provide_numba_cache(package: Path, environ: MutableMapping[str, str]) -> None:
-    """Give numba a folder of this process' own where it would find none: neither beside the code of `package` nor in
-    the user's cache. Functions are then compiled by every process, some seconds each."""
+    """Give numba a folder of this process' own if it would find none, neither beside the code of `package` nor in the
+    user's cache. Every process then compiles functions for itself, which takes some seconds each."""
     if "NUMBA_CACHE_DIR" in environ or os.access(package, os.W_OK):
         return
     import atexit  # these here, for `import occ_core` is to be quick

@@ -1,4 +1,4 @@
-"""One answer: what each cell is, and whether anybody looked; and its file format, Occ3D's labels.npz."""
+"""Occupancy: what each cell is and whether anybody observed it; and its file format, Occ3D's labels.npz."""
 
 from __future__ import annotations
 
@@ -57,12 +57,13 @@ class Occupancy:
 
     @property
     def occupied(self) -> np.ndarray:
-        """bool (X, Y, Z): a class other than free, in an observed cell."""
+        """Mark cells of a class other than free that are observed, bool (X, Y, Z)."""
         return (self.labels != self.taxonomy.free_id) & self.observed
 
     @property
     def surface(self) -> np.ndarray:
-        """bool (X, Y, Z): occupied cells with at least one of six neighbours not occupied; the others are hidden."""
+        """Mark occupied cells with at least one of six neighbours not occupied, bool (X, Y, Z); the others are
+        hidden."""
         occupied = self.occupied
         padded = np.pad(occupied, 1)
         inner = padded[2:, 1:-1, 1:-1] & padded[:-2, 1:-1, 1:-1]
@@ -178,7 +179,7 @@ def _require_bounded(archive: zipfile.ZipFile, path: Path, limit: int) -> None:
 
 
 def _require_bounded_array(file: IO[bytes], path: Path, name: str, size: int, limit: int) -> None:
-    """The same of one array of `size` bytes, whose header is read."""
+    """Refuse one array of `size` bytes in the same way."""
     if size > limit:
         raise CorruptInput(f"{path}: '{name}' holds {size} bytes, limit {limit}")
     version = np.lib.format.read_magic(file)

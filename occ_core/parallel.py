@@ -1,4 +1,4 @@
-"""The same work on many items, one process each; Ctrl-C and a killed process cost what was under way, nothing more."""
+"""Does the same work on many items, one process each; Ctrl-C or a killed process costs only what was under way."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run_in_processes(
     step: Step = lambda: None,
     restarts: int = 0,
 ) -> Generator[Result, None, None]:
-    """Results of `work(item, step)` as they are done, in any order.
+    """Yield results of `work(item, step)` as they are done, in any order.
 
     Work must leave files whole at any time (see `files.write_atomically`): processes are ended without notice when
     the caller stops. One worker, or one item, runs in this process.
@@ -76,7 +76,7 @@ def run_in_processes(
 
 
 def _round(work, left: dict[int, Any], workers: int, step: Step) -> Iterator[tuple[int, Any]]:
-    """One pool of processes; it is gone when this generator ends, however it ends."""
+    """Run one pool of processes; it is gone when this generator ends, however it ends."""
     context = multiprocessing.get_context("spawn")  # embree, numba and torch do not survive a fork
     # Pipes, not a Queue and an Event: those have locks, which a killed process takes with it.
     steps, tell_step = context.Pipe(duplex=False)
@@ -125,7 +125,7 @@ def _start_worker(tell_step: Connection, parent_lives: Connection) -> None:
 
 
 def _end_with_parent(parent_lives: Connection) -> None:
-    """A parent that is killed would leave its workers waiting for ever; its end of the pipe closes with it."""
+    """End a worker whose parent was killed: its end of the pipe closes, and it would otherwise wait for ever."""
     parent_lives.poll(None)
     os._exit(1)
 

@@ -1,4 +1,4 @@
-"""What can be wrong with what drivers send: each kind with its cause and its cure, in the words that all tools print.
+"""The kinds of problems with what drivers send, each with its cause and its cure, in the words that all tools print.
 
 Node, bag reader and `occ bag check` name a problem by the same kind; docs/troubleshooting.md goes through them.
 """
@@ -12,7 +12,7 @@ from occ_core.errors import InvalidInput
 
 
 class Kind(NamedTuple):
-    """Why a problem comes about, and what helps."""
+    """Why a problem occurs, and what helps."""
 
     cause: str
     cure: str
@@ -215,7 +215,7 @@ class Unusable(InvalidInput):
 
 
 class Tally:
-    """Counts what is left out: of each kind and place the first problem, and how many there were.
+    """Counts what is left out: the first problem of each kind and place, and how many there were.
 
     Args:
         strict: the first problem is raised instead.
@@ -232,13 +232,13 @@ class Tally:
         self.note(problem, count)
 
     def note(self, problem: Problem, count: int = 1) -> None:
-        """As `add`, for what is used all the same: never raised."""
+        """Like `add`, for things that are used all the same; nothing is raised."""
         key = problem.kind, problem.where
         self._first.setdefault(key, problem)
         self._counts[key] = self._counts.get(key, 0) + count
 
     def of(self, where: str) -> list[tuple[Problem, int]]:
-        """(first problem, count) of each kind at a place."""
+        """The (first problem, count) of each kind at a place."""
         return [(problem, count) for problem, count in self if problem.where == where]
 
     def __iter__(self):

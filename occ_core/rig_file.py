@@ -1,4 +1,4 @@
-"""A rig described in one YAML file, for vehicles whose calibration does not come by CameraInfo and TF.
+"""Reads a rig from one YAML file, for vehicles whose calibration does not come by CameraInfo and TF.
 
 cameras:
   front:
@@ -43,7 +43,7 @@ class RigFileCamera:
 
 
 def load_rig_file(path: Path | str) -> tuple[RigFileCamera, ...]:
-    """The cameras, in the order of the file.
+    """Read the cameras, in the order of the file.
 
     Raises:
         MissingInput, CorruptInput: no file, or no YAML in it; no mask where one is named, or one that does not fit.
@@ -65,7 +65,7 @@ def load_rig_file(path: Path | str) -> tuple[RigFileCamera, ...]:
 
 
 def rig_text(rig: Rig, image_topics: Mapping[str, str], ego_masks: Mapping[str, str]) -> str:
-    """The file of a rig, as `load_rig_file` reads it.
+    """Write the file of a rig, as `load_rig_file` reads it.
 
     Args:
         image_topics, ego_masks: by camera name, as far as known; paths of masks from the file's folder.

@@ -49,18 +49,18 @@ NUMBERS = re.compile(r"\d+")
 
 
 def words_of(name: str) -> set[str]:
-    """Of the last part of a topic, or of a frame: lower case, numbers dropped (`infra1` is `infra`)."""
+    """The words of the last part of a topic, or of a frame: lower case, without numbers (`infra1` is `infra`)."""
     return {NUMBERS.sub("", word) for word in name.rpartition("/")[2].lower().split("_")}
 
 
 def base_topic(topic: str) -> str:
-    """Of an image topic, without image_transport's ending."""
+    """An image topic without image_transport's ending."""
     base, _, last = topic.rpartition("/")
     return base if last in TRANSPORTS and base else topic
 
 
 def is_rectified(topic: str) -> bool:
-    """By image_proc's names: image_rect, image_rect_color; by the last part alone, not by namespaces."""
+    """Whether image_proc's names say so (image_rect, image_rect_color); only the last part counts, not namespaces."""
     return "rect" in words_of(base_topic(topic))
 
 
@@ -188,8 +188,8 @@ def _frame_from_rectified(info: Any) -> np.ndarray:
 
 
 def _require_lens(camera: Camera) -> None:
-    """Numbers that are each within bounds can still be no lens: its view has to be a camera's, with a viewing ray in
-    every corner."""
+    """Raise an error if the numbers, though each within bounds, make no lens: its view has to be a camera's, with a
+    viewing ray in every corner."""
     w, h = camera.size
     fx, fy = camera.intrinsics[0, 0], camera.intrinsics[1, 1]
     if not FOCAL_WIDTHS[0] <= fx / w <= FOCAL_WIDTHS[1] or not 1 / MAX_ASPECT <= fx / fy <= MAX_ASPECT:

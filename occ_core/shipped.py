@@ -30,12 +30,12 @@ def config_file(name: Path | str) -> Path:
 
 
 def network_file(name: Path | str) -> Path:
-    """The path itself, or the checkpoint that ships under this name; does not ask whether the file is there."""
+    """The path itself, or the checkpoint that ships under this name; whether the file exists is not checked."""
     return NETWORKS.get(str(name), Path(name))
 
 
 def require_network(name: Path | str) -> Path:
-    """As `network_file`.
+    """Like `network_file`, but the file must exist.
 
     Raises:
         MissingInput: no such file, nor such a name.

@@ -72,7 +72,7 @@ class _OpenSet:
     aligned_ns: dict[str, int] = field(default_factory=dict)
 
     def distance_ns(self, aligned_ns: int) -> int:
-        """To the nearest image of the set."""
+        """The distance to the nearest image of the set."""
         return min(abs(aligned_ns - other) for other in self.aligned_ns.values())
 
     def spread_with_ns(self, aligned_ns: int) -> int:
@@ -130,7 +130,7 @@ class FrameSynchroniser:
 
     @property
     def pending(self) -> int:
-        """Images held in sets that are still open."""
+        """The number of images in sets that are still open."""
         return sum(len(group.items) for group in self._open)
 
     def add(self, camera: str, stamp_ns: int, item: Any, now_ns: int) -> list[SyncedSet]:
@@ -167,7 +167,8 @@ class FrameSynchroniser:
         return ready
 
     def _time_ran_back(self, camera: str, stamp_ns: int, last_ns: int | None) -> bool:
-        """One camera fell far behind itself, or most cameras behind themselves or behind what was handed out."""
+        """Whether one camera fell far behind itself, or most cameras fell behind themselves or behind what was handed
+        out."""
         if last_ns is not None and stamp_ns < last_ns - BACKWARD_NS:
             return True
         outdated = self._emitted_ns is not None and stamp_ns - self._offset_ns[camera] < self._emitted_ns - BACKWARD_NS
@@ -196,7 +197,7 @@ class FrameSynchroniser:
         return self._close_up_to(max(self._open, key=lambda other: other.newest_ns)) if self._open else []
 
     def reset(self) -> None:
-        """Drop what is held and forget all stamps; called by itself when time runs backward."""
+        """Drop all images and forget all stamps; it is called when time runs backward."""
         self.statistics.resets += 1
         for group in self._open:
             for camera in group.items:
@@ -226,7 +227,8 @@ class FrameSynchroniser:
         return self._open[-1]
 
     def _same_cycle(self, group: _OpenSet, camera: str, aligned_ns: int) -> bool:
-        """False for an image that is nearer to the cycle before or after than to the set's; True where nobody knows.
+        """Whether an image belongs to the set's trigger cycle, and not to the one before or after; True if that is not
+        known.
 
         Without this a camera's next image would take the place of one that was lost, and each set from then on would
         wait for an image of the next cycle.

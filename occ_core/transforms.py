@@ -26,7 +26,7 @@ MAX_SAMPLES = 100_000
 
 @dataclass
 class _Link:
-    """From one frame to its parent: sorted samples, or one for all times."""
+    """A link from one frame to its parent: sorted samples, or one for all times."""
 
     parent: str
     static: bool
@@ -135,7 +135,7 @@ class TransformTree:
                 raise type(error)(f"no transform '{target}' <- '{source}': {error}") from None
 
     def require_connected(self, target: str, source: str) -> None:
-        """Whether the two frames are in one tree, at whatever time.
+        """Raise an error unless the two frames are in one tree, at whatever time.
 
         Raises:
             MissingTransform: naming the link that is missing.
@@ -151,7 +151,7 @@ class TransformTree:
         return link.parent if link else None
 
     def is_moving(self, frame: str) -> bool:
-        """The frame has a parent, and the link to it is not static."""
+        """Whether the frame has a parent and the link to it is not static."""
         link = self._links.get(frame.lstrip("/"))
         return link is not None and not link.static
 

@@ -1,4 +1,4 @@
-"""Where a ray enters a grid: parts that the walks from cell to cell share. Needs numba."""
+"""Finds where a ray enters a grid, for all walks from cell to cell. It needs numba."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When in their common period the cameras of a rig fire, learned from their stamps: which images are of one cycle."""
+"""Learns from stamps when in their common period the cameras of a rig fire, and so which images belong to one cycle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLEARLY = 0.1
 
 
 class TriggerPhases:
-    """Cameras of one period that fire one after the other: a cycle begins after the longest pause.
+    """Trigger phases of cameras with one period that fire one after the other: a cycle begins after the longest pause.
 
     Nothing is known before each living camera has been heard `ENOUGH_GAPS` + 1 times, nor of different periods.
 
@@ -33,7 +33,7 @@ class TriggerPhases:
         self.period_ns: int | None = None
 
     def observe(self, camera: str, stamp_ns: int) -> None:
-        """An image of the camera; older ones than its last change nothing."""
+        """Learn from an image of the camera; images that are older than its last one are ignored."""
         last_ns = self._last_ns.get(camera)
         if last_ns is not None and stamp_ns <= last_ns:
             return
@@ -43,11 +43,12 @@ class TriggerPhases:
             self._learn()
 
     def forget_stamps(self) -> None:
-        """Time was set: what came before cannot be compared. What was learned of their phases stays."""
+        """Forget the stamps after time was set, since they cannot be compared with later ones. The learned phases
+        stay."""
         self._last_ns = {}
 
     def cycle_start_ns(self, camera: str, stamp_ns: int) -> int | None:
-        """When the cycle began that an image of this stamp is of; None: not known."""
+        """When the cycle began to which an image of this stamp belongs; None if that is not known."""
         after_start_ns = self._after_start_ns.get(camera)
         return None if self.period_ns is None or after_start_ns is None else stamp_ns - after_start_ns
 

@@ -1,4 +1,5 @@
-"""How fast the node is at camera rate: a bag with all sweeps, played in a loop, its own times read at the end.
+"""Measures how fast the node is at camera rate: a bag with all sweeps is played in a loop, and the node's own times are
+read at the end.
 
     python -m occ_ros.bench BAG MODEL --seconds 60 --json benchmarks/node.json
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(bag: Path, model: Path, seconds: float, threads: int) -> dict:
-    """Counts and stage times of the node, as it tells them itself, and how many clouds arrived here."""
+    """Counts and stage times that the node reports, and the number of clouds that arrived here."""
     os.environ.update(environment())  # before rclpy starts: this process listens in the same domain
     with tempfile.TemporaryDirectory(prefix="occ_bench_") as folder:
         times, logs = Path(folder) / "node.json", Path(folder)
@@ -99,7 +100,8 @@ def memory_mb(process: Process) -> float:
 
 
 def memory_record(samples: list[tuple[float, float]]) -> dict[str, float]:
-    """Of (seconds, megabytes): mean of the first and of the last tenth after it settled, and how far any was off."""
+    """From (seconds, megabytes): the mean of the first and of the last tenth after start-up, and the largest
+    deviation."""
     settled = [mb for at_s, mb in samples if at_s >= SETTLED_S] or [mb for _, mb in samples]
     tenth = max(1, len(settled) // 10)
     first, last = (sum(part) / tenth for part in (settled[:tenth], settled[-tenth:]))

@@ -1,4 +1,4 @@
-"""CameraInfo and TF, as they come in, to a rig."""
+"""Makes a rig of CameraInfo and TF as they come in."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ USUAL_DELAY_NS = 200_000_000  # a moving link's sample may come this much later 
 
 @dataclass
 class _Source:
-    """What is known of one camera: the last good CameraInfo as a camera at the origin of its own frame."""
+    """What is known about one camera: the last good CameraInfo, as a camera at the origin of its own frame."""
 
     info_topic: str
     rectified: bool
@@ -48,7 +48,7 @@ class _Source:
 
 @dataclass(frozen=True)
 class KnownRig:
-    """The cameras of which something is known, and which of them may be used now.
+    """The cameras about which something is known, and those that may be used now.
 
     The others stay where they were last, so that no table has to be made anew when they come back; they have to be
     masked.
@@ -60,7 +60,7 @@ class KnownRig:
 
 
 class Calibration:
-    """Keeps the last good CameraInfo of each camera and the transform tree; answers with a rig in the base frame.
+    """Keeps the last good CameraInfo of each camera and the transform tree, and makes a rig in the base frame of them.
 
     A bad CameraInfo never replaces a good one, and a missing transform is never taken for the identity. `add_info` and
     `add_transforms` may run in another thread than `rig`.
@@ -116,8 +116,8 @@ class Calibration:
         self.changes += 1
 
     def images_have(self, camera: str, size: tuple[int, int]) -> None:
-        """Images come in another (width, height) than their CameraInfo says; with binning or a region of interest it
-        may mean the sensor's."""
+        """Note that images have another (width, height) than their CameraInfo says; with binning or a region of
+        interest it may mean the sensor's."""
         source = self._sources[camera]
         message = source.message
         if message is None or source.image_size == size:
@@ -142,18 +142,18 @@ class Calibration:
         return self._sources[camera].lens
 
     def frame(self, camera: str) -> str:
-        """That its CameraInfo names; empty for a camera of a rig file."""
+        """The frame that the camera's CameraInfo names; empty for a camera of a rig file."""
         return self._sources[camera].frame_id
 
     def placed(self, camera: str) -> Camera | None:
-        """The camera where it was last on the vehicle."""
+        """The camera at its last known place on the vehicle."""
         return self._sources[camera].camera
 
     def has_info(self, camera: str) -> bool:
         return self._sources[camera].lens is not None
 
     def size(self, camera: str) -> tuple[int, int] | None:
-        """(width, height) that the images of a camera have to have."""
+        """The (width, height) that the images of a camera must have."""
         lens = self._sources[camera].lens
         return None if lens is None else lens.size
 
@@ -177,8 +177,8 @@ class Calibration:
         )
 
     def moves(self, camera: str) -> tuple[int, float, float]:
-        """How often the camera changed its place on the vehicle, within how many seconds, and the farthest of these
-        ways in metres; all zero where that is no wonder: a fixed mount never does, one that moves may sometimes."""
+        """How often the camera changed its place on the vehicle, within how many seconds, and the largest of these
+        moves in metres. All are zero if that is normal: a fixed mount never moves, a moving one may now and then."""
         source = self._sources[camera]
         chain = takewhile(lambda frame: frame != self.base_frame, self.tree.ancestors(source.frame_id))
         within_s, many = (RECENT_S, MANY_MOVES) if any(map(self.tree.is_moving, chain)) else (FIXED_S, 1)
@@ -189,7 +189,7 @@ class Calibration:
         return (len(ways_m), within_s, max(ways_m)) if len(ways_m) >= many else (0, 0.0, 0.0)
 
     def rig(self, stamps_ns: dict[str, int]) -> KnownRig | None:
-        """The rig, known as far as calibration is at these stamps; None if no camera is known.
+        """The rig, as far as calibration is known at these stamps; None if no camera is known.
 
         Args:
             stamps_ns: camera name -> when; others at the stamp of their last CameraInfo.

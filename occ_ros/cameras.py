@@ -1,4 +1,4 @@
-"""State of each camera input, and what is wrong with it in one sentence, the most specific cause first."""
+"""The state of each camera input, and what is wrong with it in one sentence, the most specific cause first."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class CameraInput(SensorInput):
 
 
 def problems(camera: CameraInput, calibration: Calibration, around: Surroundings) -> list[Found]:
-    """All that is wrong; errors first, among them the most specific first."""
+    """Everything that is wrong: errors first, and among them the most specific first."""
     kind, hint = _type_of(camera), ": see 'transport'"
     found = [*connection_problems(camera, camera.image_topic, kind, NOUNS, around, hint)]
     found += [*rival_problems(around), *_calibration(camera, calibration, around)]
@@ -126,7 +126,8 @@ def _type_of(camera: CameraInput) -> str:
 
 
 def lags_s(cameras: Sequence[CameraInput], now_s: float, stale_s: float) -> dict[str, float]:
-    """By how much later than the others' each camera's last image came after its stamp; needs three that are alive."""
+    """How much later than the other cameras' each camera's last image came after its stamp; at least three must be
+    alive."""
     delays = {
         camera.name: camera.arrival_s - camera.stamp_ns / 1e9
         for camera in cameras
@@ -139,7 +140,7 @@ def lags_s(cameras: Sequence[CameraInput], now_s: float, stale_s: float) -> dict
 
 
 class ImageSlot:
-    """An image on its way: a message, then `array`, the network's input; once, in one thread."""
+    """An image on its way: first a message, then `array`, the network's input; one thread converts it, once."""
 
     def __init__(self, camera: CameraInput, message: Image | CompressedImage, arrival_s: float) -> None:
         self.camera = camera
@@ -150,7 +151,7 @@ class ImageSlot:
 
     @property
     def waiting(self) -> bool:
-        """Not looked at yet."""
+        """Whether the image has not been decoded yet."""
         return self._message is not None
 
     @property
@@ -159,7 +160,8 @@ class ImageSlot:
         return 0 if self._message is None else len(self._message.data)
 
     def pixels(self, size: tuple[int, int], useful: tuple[int, int]) -> np.ndarray | None:
-        """RGB uint8 (h, w, 3) of the calibrated size, or a smaller version of it that is not below `useful`.
+        """The image as RGB uint8 (h, w, 3) of the calibrated size, or a smaller version of it that is not below
+        `useful`.
 
         None if the image cannot be used, which is then counted and its reason kept.
         """
@@ -204,13 +206,13 @@ def image_topics(
 
 
 def camera_input(name: str, image_topic: str, info_topic: str, transport: str) -> CameraInput:
-    """With transport auto the type is first guessed by the topic's name."""
+    """Make the input; with transport auto the message type is first guessed from the topic's name."""
     compressed = transport == "compressed" or (transport == "auto" and image_topic.endswith("/compressed"))
     return CameraInput(name, image_topic, info_topic, compressed)
 
 
 def offsets_ns(names: tuple[str, ...], offsets_s: list[float]) -> dict[str, int]:
-    """Camera name -> how much later than the others it fires; one number means: the same for all."""
+    """How much later than the others each camera fires, by name; a single number holds for all."""
     if len(offsets_s) == 1:
         return {}
     if len(offsets_s) != len(names):

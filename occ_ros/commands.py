@@ -1,4 +1,4 @@
-"""The nodes' console scripts: importing a node takes ROS, and where that is not there, one line says what to do."""
+"""The nodes' console scripts. Importing a node needs ROS; where that is missing, one line says what to do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def evaluator_node() -> None:
 
 
 def run(node: str) -> None:
-    """`main` of occ_ros.<node>; exit code 2 and one line on stderr where a package of an extra is missing."""
+    """Call `main` of occ_ros.<node>; if a package of an extra is missing, print one line on stderr and return 2."""
     try:
         with naming_extras():
             importlib.import_module(f"occ_ros.{node}").main()

@@ -1,4 +1,4 @@
-"""The whole line in one command: a simulated drive, its bag, three nodes over DDS, a score, pictures.
+"""The whole pipeline in one command: a simulated drive, its bag, three nodes over DDS, a score, pictures.
 
     python -m occ_ros.demo runs/demo
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(out: Path, keyframes: int, model: Path, rate: float = 1.0) -> None:
-    """All steps in order.
+    """Run all steps in order.
 
     Raises:
         OccError: a step failed; the message names its log.
@@ -89,7 +89,7 @@ def run(out: Path, keyframes: int, model: Path, rate: float = 1.0) -> None:
 
 
 def occ(title: str, *arguments: str) -> None:
-    """Run one `occ` command, its progress visible."""
+    """Run one `occ` command and show its progress."""
     console.print(f"[bold]{title}[/]\n$ occ {' '.join(arguments)}", soft_wrap=True)
     result = subprocess.run([sys.executable, "-m", "occ_core.cli.main", *arguments], check=False)
     if result.returncode:
@@ -97,7 +97,7 @@ def occ(title: str, *arguments: str) -> None:
 
 
 def replay(out: Path, drive: Path, model: Path, rate: float = 1.0) -> None:
-    """Play the bag to the node under the evaluator's eyes; returns when the evaluator has written its report.
+    """Play the bag to the node while the evaluator listens; returns when the evaluator has written its report.
 
     Played slower than recorded, the images of a set are as much farther apart, and the node waits as much longer.
     """
@@ -125,7 +125,7 @@ def replay(out: Path, drive: Path, model: Path, rate: float = 1.0) -> None:
 
 
 def name_by_token(by_stamp: Path, predictions: Path, dataroot: Path) -> None:
-    """Answers carry stamps; predictions on disk carry the sample token of the keyframe that they answer."""
+    """Rename answers, which carry stamps, to the sample tokens of their keyframes, as predictions on disk are named."""
     from occ_core.sources.nuscenes_tables import NuScenesTables
 
     samples = NuScenesTables(dataroot, None).samples(SCENE)
@@ -139,7 +139,7 @@ def name_by_token(by_stamp: Path, predictions: Path, dataroot: Path) -> None:
 
 
 def check(out: Path) -> None:
-    """Nothing may be lost without a word."""
+    """Check that nothing was lost unreported."""
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     sent, answered, dropped = (report[f"frames_{what}"] for what in ("sent", "answered", "dropped"))
     if sent > answered + dropped:  # images of a frame that come as two sets are reported twice

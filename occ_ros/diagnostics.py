@@ -1,4 +1,4 @@
-"""/diagnostics: why nothing comes out, in one sentence for each camera, the model and the outputs."""
+"""Publishes /diagnostics: why nothing comes out, in one sentence for each camera, the model and the outputs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UNUSED_S = 0.5
 
 
 class Diagnostics:
-    """Looks at the node four times a second and says so while something is wrong, else once a second.
+    """Checks the node four times a second; it publishes at once while something is wrong, else once a second.
 
     Attributes:
         pipeline: what is looked at; None while the node is not configured.
@@ -109,7 +109,7 @@ class Diagnostics:
         return self._status(level, f"camera {camera.name}", camera.name, text, values)
 
     def _tell(self, camera: str, first: Found) -> None:
-        """One line in the log for each change of a camera's state that two checks in a row find."""
+        """Log one line for each change of a camera's state that two checks in a row find."""
         state = first.level, first.kind or first.text
         before, self._unsure[camera] = self._unsure.get(camera), state
         if before != state or self._logged.get(camera, (OK, "ok")) == state:
@@ -143,7 +143,7 @@ class Diagnostics:
         )
 
     def _publishers(self, topic: str) -> tuple[frozenset[str], bool]:
-        """Types of a topic's publishers, and whether none offers the reliability that is asked for. Takes time."""
+        """The types of a topic's publishers, and whether none offers the requested reliability. This takes time."""
         infos = self._infos(topic)
         offered = [info.qos_profile.reliability for info in infos]
         asked = self._values["image_reliability"] == "reliable"
@@ -151,7 +151,7 @@ class Diagnostics:
         return frozenset(info.topic_type.rpartition("/")[2] for info in infos), reliable_only
 
     def _rivals(self, *topics: str) -> dict[str, list[str]]:
-        """Nodes that publish on those of the topics that have several publishers."""
+        """The nodes that publish on those of the topics that have several publishers."""
         shared = [topic for topic in topics if topic and self._node.count_publishers(topic) > 1]
         return {topic: sorted(info.node_name for info in self._infos(topic)) for topic in shared}
 
@@ -244,7 +244,7 @@ class Diagnostics:
 
 
 def _lens_values(calibration: Calibration, camera: CameraInput, lag_s: float) -> dict[str, Any]:
-    """What `occ doctor` shows beside the state."""
+    """The values that `occ doctor` shows beside the state."""
     lens, placed = calibration.lens(camera.name), calibration.placed(camera.name)
     values: dict[str, Any] = {"stamps_behind_s": round(lag_s, 3), "encoding": camera.encoding or "?"}
     if lens is not None:

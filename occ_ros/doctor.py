@@ -21,7 +21,7 @@ LEVELS = "ok", "warn", "error", "stale"
 
 @dataclass
 class Heard:
-    """First and last status of each thing, and when they came."""
+    """The first and the last status of each thing, and when they came."""
 
     first: dict[str, tuple[float, DiagnosticStatus]] = field(default_factory=dict)
     last: dict[str, tuple[float, DiagnosticStatus]] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class Heard:
 
 
 def listen(seconds: float, node_name: str = "") -> Heard:
-    """What comes on /diagnostics, of one node or of all; ends early when nothing more is to be learned.
+    """Collect statuses on /diagnostics, of one node or of all; ends early when nothing more can be learned.
 
     Args:
         seconds: longest wait for the first status.
@@ -65,7 +65,7 @@ def listen(seconds: float, node_name: str = "") -> Heard:
 
 
 def camera_rows(heard: Heard) -> list[CameraRow]:
-    """A row for each camera of the node."""
+    """Make a row for each camera of the node."""
     rows = []
     for name, (last_s, status) in sorted(heard.last.items()):
         if not name.partition(": ")[2].startswith("camera "):
@@ -88,7 +88,7 @@ def camera_rows(heard: Heard) -> list[CameraRow]:
 
 
 def other_lines(heard: Heard) -> list[str]:
-    """Of what is no camera: model, outputs, LiDAR, map."""
+    """Lines about everything else: model, outputs, LiDAR, map."""
     return [
         f"{name.partition(': ')[2]}: {LEVELS[level_of(status)]}: {status.message}"
         for name, (_, status) in sorted(heard.last.items())
@@ -105,7 +105,7 @@ def _values(status: DiagnosticStatus) -> dict[str, str]:
 
 
 def _problem(status: DiagnosticStatus, values: dict[str, str]) -> Problem:
-    """As the node has it, with what else is wrong; its cause tells the kind."""
+    """The problem that the node reports, and what else is wrong; its cause tells the kind."""
     kind = next((kind for kind, known in KINDS.items() if known.cause == values.get("cause")), "silent")
     return Problem(kind, "", "; also: ".join(filter(None, (status.message, values.get("also")))))
 

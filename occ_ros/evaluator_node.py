@@ -117,7 +117,8 @@ class EvaluatorNode(Node):
             self._lidar.add_answer(stamp_ns, points)
 
     def _settle_latency(self, final: bool) -> None:
-        """Latency of the answers whose frame is known; CameraInfos can be handled after the answer to their images.
+        """Record the latency of answers whose frame is known; CameraInfos may be handled after the answer to their
+        images.
 
         `final`: no more will come; an answer then belongs to the nearest frame (an image was lost on its way) or none.
         """
@@ -163,7 +164,7 @@ class EvaluatorNode(Node):
             self.done = True
 
     def _work_off(self, count: int | None) -> None:
-        """Score and save what waits, at most `count` of each."""
+        """Score and save what is waiting, at most `count` of each."""
         for _ in range(min(count or len(self._to_score), len(self._to_score))):
             truth, answer = self._to_score.popleft()
             predicted = occupancy_of(answer, self._grid, self._taxonomy)
@@ -219,14 +220,14 @@ class EvaluatorNode(Node):
 
 
 def _finite(value: Any) -> Any:
-    """The same with null for what is not a number, which JSON cannot hold."""
+    """Replace values that are not numbers by null, because JSON cannot hold them."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_table(report: dict[str, Any]) -> None:
-    """The report on the terminal."""
+    """Print the report on the terminal."""
     from rich.console import Console
     from rich.table import Table
 

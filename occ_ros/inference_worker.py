@@ -31,7 +31,7 @@ STOP_S = 10.0
 
 
 class InferenceWorker:
-    """Sets of images in, answers out, in a thread of its own between `start` and `stop`.
+    """Turns sets of images into answers, in its own thread between `start` and `stop`.
 
     Attributes:
         failure: why the last set was not answered; empty if it was.
@@ -85,7 +85,7 @@ class InferenceWorker:
         self._thread.start()
 
     def stop(self) -> bool:
-        """End the thread after what it is doing; what waits is dropped. False if it does not end in time."""
+        """End the thread after its current set; waiting sets are dropped. Returns False if it does not end in time."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -102,7 +102,8 @@ class InferenceWorker:
         return self._thread is not None and self._thread.is_alive()
 
     def offer(self, group: SyncedSet, taken: Sequence[Sweep] = ()) -> None:
-        """Newest wins: a set that is still waiting is replaced, and the sweeps that were kept for it are let go."""
+        """Offer a set. The newest wins: a set that is still waiting is replaced, and the sweeps kept for it are
+        dropped."""
         with self._wake:
             self._arrived += 1
             if self._closing:
@@ -113,21 +114,21 @@ class InferenceWorker:
             self._wake.notify()
 
     def image(self, slot: ImageSlot) -> None:
-        """An image of a set to come; it is decoded while nothing else is to be done."""
+        """Take an image of a set to come; it is decoded while there is nothing else to do."""
         with self._wake:
             self._early[slot.camera.name] = slot
             self._wake.notify()
 
     def calibration_changed(self) -> None:
-        """Look at it before the next set needs it."""
+        """Ask the thread to read the new calibration before the next set needs it."""
         with self._wake:
             self._new_calibration = True
             self._wake.notify()
 
     def counts(self) -> tuple[int, Counter[str]]:
-        """Sets whose end is known, counted as they arrived; and how they ended: answered, skipped, failed, superseded,
-        stopped; of failed ones also `failed: <reason>`, of answered ones `without LiDAR`, `with memory`, `without
-        memory: <reason>`."""
+        """Counts of the sets whose end is known, as they arrived, and of how they ended: answered, skipped, failed,
+        superseded, stopped. Failed ones also count as `failed: <reason>`, answered ones as `without LiDAR`, `with
+        memory`, `without memory: <reason>`."""
         with self._wake:
             return self._arrived - (self._waiting is not None) - self._busy, self._ended.copy()
 
@@ -154,7 +155,7 @@ class InferenceWorker:
                     self._ended.update(ended)
 
     def _prepare_early(self, slot: ImageSlot | None) -> None:
-        """While nothing else waits: build the table of a new calibration, decode what came."""
+        """While nothing else waits, build the table of a new calibration and decode images that came."""
         try:
             self._rig = self._calibration.rig({})
             if slot is None:
@@ -166,7 +167,7 @@ class InferenceWorker:
             self._logger.error(f"{type(error).__name__}: {one_line(error)}", throttle_duration_sec=5.0)
 
     def _answer_or_fail(self, group: SyncedSet, taken: Sequence[Sweep]) -> list[str]:
-        """How the set ended; nothing that goes wrong with it ends the thread."""
+        """Answer a set and return how it ended; no error in it ends the thread."""
         if not self._outputs.wanted():
             self.failure = ""
             if self._sweeps:
@@ -224,7 +225,7 @@ class InferenceWorker:
         return not (self.without or self.without_lidar) or self._values["missing_camera"] == "mask"
 
     def _rig_at(self, rig: Rig, group: SyncedSet, until_s: float) -> Rig:
-        """For a network that takes the rig as data: each camera where it was at its own stamp."""
+        """The rig with each camera where it was at its own stamp, for a network that takes the rig as data."""
         if self._odometry is None or not self._predictor.moving_rig:
             return rig
         with self._times.measure("odometry"):
@@ -233,7 +234,7 @@ class InferenceWorker:
         return moved
 
     def _pose_at(self, stamp_ns: int, until_s: float) -> tuple[StampedPose | None, str]:
-        """For a network with memory: where the robot is; or None, and why odometry does not tell."""
+        """Where the robot is, for a network with memory; or None, and why odometry does not say."""
         if self._odometry is None or not self.remembers:
             return None, ""
         try:
@@ -246,7 +247,7 @@ class InferenceWorker:
             self.odometry_late = self._odometry.late
 
     def _lidar_at(self, stamp_ns: int, taken: Sequence[Sweep], until_s: float) -> tuple[np.ndarray | None, str]:
-        """The LiDAR's cloud, float32 (P, 5), or None; and why it is missing where the network takes one.
+        """The LiDAR's cloud, float32 (P, 5), or None; and why it is missing if the network takes one.
 
         Raises:
             InvalidInput: it is missing, and the network cannot do without.
@@ -270,7 +271,7 @@ class InferenceWorker:
         self.over_since_s = (self.over_since_s or now_s) if over else None
 
     def _rig_for(self, group: SyncedSet) -> KnownRig | None:
-        """The rig at this set; calibration that should come soon is waited for."""
+        """The rig of this set; it waits for calibration that should come soon."""
         now_s = time.monotonic()
         self._first_set_s = self._first_set_s or now_s
         starting_s = self._first_set_s + CALIBRATION_WAIT_S
@@ -284,7 +285,7 @@ class InferenceWorker:
             time.sleep(0.005)
 
     def _input(self, slot: ImageSlot) -> np.ndarray | ViewImages | None:
-        """The network's input from one image; None if it cannot be used, now or at all."""
+        """The network's input from one image; None if the image cannot be used, now or at all."""
         camera, known = slot.camera.name, self._rig
         if slot.waiting and known is not None and camera in known.known:
             calibrated = known.rig[camera]
@@ -298,7 +299,7 @@ class InferenceWorker:
         return slot.array
 
     def _prepare_table(self, known: KnownRig) -> None:
-        """A changed calibration rebuilds the predictor's table."""
+        """Rebuild the predictor's table after the calibration changed."""
         if known.rig.fingerprint != self._prepared:
             with self._times.measure("calibration change"):
                 self._predictor.prepare(known.rig)
@@ -308,7 +309,7 @@ class InferenceWorker:
 
 
 def require_sound(occupancy: Occupancy) -> None:
-    """Raise InvalidInput where a backend gave numbers that are none; labels were checked by Occupancy.
+    """Raise InvalidInput if a backend returned values that are not numbers; labels are checked by Occupancy.
 
     Most backends answer in bytes, which hide a NaN: where the network has one, no cell compares as observed.
     """

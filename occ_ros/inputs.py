@@ -1,4 +1,4 @@
-"""The node's subscriptions. Callbacks only store what came, group it into sets and offer these to the worker."""
+"""The node's subscriptions. Callbacks only store messages, group them into sets and offer these to the worker."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ LATCHED = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 def is_latched(publisher: Any) -> bool:
-    """Of what `get_publishers_info_by_topic` tells: it keeps its last messages for those who come later."""
+    """Whether a publisher, as `get_publishers_info_by_topic` describes it, keeps its last messages for late
+    subscribers."""
     return publisher.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
 
 
 class Inputs:
-    """Images, CameraInfos, transforms and LiDAR sweeps, received between `open` and `close`.
+    """Receives images, CameraInfos, transforms and LiDAR sweeps between `open` and `close`.
 
     Args:
         announced: CameraInfos are listened to; False: the cameras' calibration is fixed.
@@ -79,7 +80,7 @@ class Inputs:
         self._timer = node.create_timer(period_s, guard("deadline", self._poll), clock=steady)
 
     def close(self) -> None:
-        """Stop listening; sets that are still open are offered or counted as incomplete."""
+        """Stop listening; open sets are offered, or counted as incomplete."""
         for subscription in [*self._images.values(), *self._others]:
             self._node.destroy_subscription(subscription)
         if self._timer is not None:
@@ -129,7 +130,7 @@ class Inputs:
             self._images[camera.name] = self._subscribe_image(camera)
 
     def follow_info(self, camera: CameraInput) -> None:
-        """Subscribe anew to a CameraInfo topic that is silent because it was sent once, before this node was there."""
+        """Subscribe again to a silent CameraInfo topic that was sent once, before this node was there."""
         infos = self._node.get_publishers_info_by_topic(self._node.resolve_topic_name(camera.info_topic))
         if camera.name in self._latched or not infos or not all(map(is_latched, infos)):
             return
@@ -151,12 +152,13 @@ class Inputs:
     # --- what comes ---------------------------------------------------------------------------------------------
 
     def now_ns(self) -> int:
-        """With a simulated clock waiting is measured in it, so that a bag played slowly gets longer deadlines."""
+        """The time by which deadlines are measured. With a simulated clock they are measured in it, so that a slowly
+        played bag gets longer ones."""
         return self._node.get_clock().now().nanoseconds if self._simulated_time else time.monotonic_ns()
 
     @property
     def clock_stands_still(self) -> bool:
-        """A simulated clock is asked for that nobody publishes."""
+        """Whether a simulated clock is configured that nobody publishes."""
         return self._simulated_time and self._node.get_clock().now().nanoseconds == 0
 
     def _on_image(self, camera: CameraInput, message: Image | CompressedImage) -> None:
@@ -179,7 +181,7 @@ class Inputs:
         self._offer([])
 
     def _offer(self, groups: list[SyncedSet]) -> None:
-        """Sets go to the worker, where there is a LiDAR with their sweep or after the wait for it."""
+        """Offer sets to the worker; with a LiDAR, together with their sweep or after waiting for it."""
         if self._sweep_wait:
             groups = self._sweep_wait.ready(groups, self.now_ns(), time.monotonic())
         self._offer_now(groups)

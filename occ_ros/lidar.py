@@ -1,4 +1,4 @@
-"""State of the LiDAR input, and what is wrong with it in one sentence, the most specific cause first."""
+"""The state of the LiDAR input, and what is wrong with it in one sentence, the most specific cause first."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ class LidarTopic(SensorInput):
     odometry_error: str = ""
 
     def reject(self, why: str) -> None:
-        """The last sweep cannot be used."""
+        """Note that the last sweep cannot be used."""
         self.rejected += 1
         self.sweep_error = why
 
     def forget(self) -> None:
-        """Nobody asks what the LiDAR sees, so what was wrong at the last time need not be true any more."""
+        """Forget what was wrong: nobody reads the LiDAR now, so it may no longer be true."""
         self.sweep_error = self.apart = self.transform_error = self.odometry_error = ""
 
 
 def lidar_problems(lidar: LidarTopic, around: Surroundings) -> list[Found]:
-    """All that is wrong; errors first, among them the most specific first."""
+    """Everything that is wrong: errors first, and among them the most specific first."""
     found = [*connection_problems(lidar, lidar.topic, CLOUD_TYPE, NOUNS, around)]
     found += [*rival_problems(around), *_sweeps(lidar, around)]
     if lidar.transform_error:

@@ -78,17 +78,17 @@ class LidarJudge:
         self._place(self._matcher.add_truth(stamp_ns, points))
 
     def settle(self) -> None:
-        """Nothing more will come: pair what waits."""
+        """Pair what is waiting, since nothing more will come."""
         self._place(self._matcher.settle(None))
 
     def work_off(self, count: int | None) -> None:
-        """Score what waits, at most `count` answers; None: all."""
+        """Score what is waiting, at most `count` answers; None: all."""
         for _ in range(min(count or len(self._to_score), len(self._to_score))):
             points, returns = self._to_score.popleft()
             self._scores.add(occupancy_of(points, self._scores.grid, self._scores.taxonomy).labels, returns)
 
     def report(self) -> dict[str, Any]:
-        """As LidarRayScores.report, and how many sweeps came, which of them could not be used, and why."""
+        """The report of LidarRayScores, with the number of sweeps that came, and how many could not be used and why."""
         return self._scores.report() | {
             "sweeps": self._sweeps,
             "answers_without_sweep": self._matcher.unmatched,
@@ -100,7 +100,7 @@ class LidarJudge:
         self._unusable[why] = self._unusable.get(why, 0) + 1
 
     def _place(self, pairs: list[tuple[int, int, Any, Any]]) -> None:
-        """Where the returns are at the answer's stamp; now, for transforms are not kept for ever."""
+        """The pose at the answer's stamp; it is looked up now, because transforms are not kept for ever."""
         for answer_ns, _, points, sweep in pairs:
             try:
                 self._to_score.append((points, returns_of(self._frame(answer_ns, sweep))))
@@ -108,7 +108,7 @@ class LidarJudge:
                 self._refuse(str(error))
 
     def _frame(self, stamp_ns: int, sweep: Sweep) -> Frame:
-        """The frame of an answer with its sweep; of the images only their size is asked."""
+        """The frame of an answer with its sweep; only the size of its images is used."""
         sweep.decode(FULL_INTENSITY)
         ego_from_lidar = self._odometry.ego_from(sweep.frame_id, sweep.stamp_ns)
         try:

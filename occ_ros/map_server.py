@@ -96,7 +96,7 @@ class MapServer:
     # --- answers ------------------------------------------------------------------------------------------------
 
     def add(self, occupancy: Occupancy, stamp_ns: int) -> None:
-        """Fuse an answer, later and in another thread."""
+        """Fuse an answer later, in another thread."""
         with self._lock:
             self._counts["offered"] += 1
             if self._waiting >= MAX_WAITING:
@@ -127,7 +127,7 @@ class MapServer:
         self._newest = world_from_base, stamp_ns
 
     def _lookup(self, stamp_ns: int) -> np.ndarray:
-        """world_from_base at the stamp, which may still have to come; never anything else in its place.
+        """world_from_base at the stamp, which may still have to come; no other transform is used in its place.
 
         Raises:
             MissingTransform: naming the link.
@@ -144,7 +144,7 @@ class MapServer:
     # --- outputs ------------------------------------------------------------------------------------------------
 
     def _publish_if_due(self) -> str:
-        """What somebody listens to. Returns what is wrong with it, empty if nothing is."""
+        """Publish the outputs that somebody listens to. Returns what is wrong, empty if nothing is."""
         now_s = time.monotonic()
         listened = any(each.get_subscription_count() for each in (self._cloud, self._markers, self._grid))
         if not listened or now_s - self._published_s < 1 / self._values["map_rate_hz"]:
@@ -171,7 +171,7 @@ class MapServer:
             self._grid.publish(grid_message(cells, occupancy.grid, base_z_m, stamp_ns, frame_id))
 
     def status(self) -> tuple[int, str, dict[str, Any]]:
-        """(level, text, values) for /diagnostics."""
+        """The (level, text, values) for /diagnostics."""
         with self._lock:
             counts, problem = dict(self._counts), self._problem
         values = {
@@ -185,7 +185,7 @@ class MapServer:
     # --- services -----------------------------------------------------------------------------------------------
 
     def _offer_services(self) -> list[Any]:
-        """~/map/reset, ~/map/save, ~/map/load, where std_srvs is installed."""
+        """Offer ~/map/reset, ~/map/save and ~/map/load, if std_srvs is installed."""
         try:
             from std_srvs.srv import Trigger
         except ImportError:
@@ -229,13 +229,13 @@ class MapServer:
         return f"map loaded from {path}"
 
     def _path(self) -> Path:
-        """From a parameter that is fixed at the start: nobody on the network may name a file."""
+        """The map's file, from a parameter that is fixed at the start: nobody on the network may name a file."""
         if not self._values["map_file"]:
             raise InvalidInput("parameter 'map_file' is empty: start the node with a file for the map")
         return Path(self._values["map_file"])
 
     def close(self) -> None:
-        """Finish what has begun, drop what waits, take topics and services back."""
+        """Finish what has begun, drop what waits, and remove topics and services."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         for service in self._services:
             self._node.destroy_service(service)
@@ -244,7 +244,7 @@ class MapServer:
 
 
 def _attempt(work: Callable[[], str]) -> tuple[bool, str]:
-    """(success, message) as std_srvs/Trigger answers."""
+    """Do something and return (success, message), as std_srvs/Trigger answers."""
     try:
         return True, work()
     except OccError as error:

@@ -1,4 +1,4 @@
-"""A visualization_msgs/MarkerArray of cubes, written as CDR by numpy.
+"""Writes a visualization_msgs/MarkerArray of cubes as CDR with numpy.
 
 Filling Point and ColorRGBA objects takes rclpy about 10 us a cube, which alone would hold the node below 10 Hz; as one
 block of memory it is a fraction of a millisecond. `Publisher.publish` takes such bytes.
@@ -16,7 +16,8 @@ ADD, DELETE_ALL, CUBE_LIST = 0, 3, 6  # visualization_msgs/Marker constants
 
 
 class CdrWriter:
-    """Plain CDR (XCDR 1), little-endian; alignment counts from the byte after the four bytes of encapsulation."""
+    """Writes plain CDR (XCDR 1), little-endian; alignment counts from the byte after the four bytes of
+    encapsulation."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -30,7 +31,7 @@ class CdrWriter:
         self._size += len(data)
 
     def number(self, kind: str, *values: float) -> None:
-        """Numbers of one struct format character each, aligned to their own size."""
+        """Write numbers of one struct format character, each aligned to its own size."""
         self.align(struct.calcsize(kind))
         self.raw(struct.pack(f"<{len(values)}{kind}", *values))
 
@@ -40,7 +41,7 @@ class CdrWriter:
         self.raw(data)
 
     def array(self, values: np.ndarray) -> None:
-        """A sequence: (N, k) of structs of k equal numbers; an empty one has no alignment of its own."""
+        """Write a sequence (N, k) of structs of k equal numbers; an empty one has no alignment of its own."""
         self.number("I", len(values))
         if len(values):
             self.align(values.dtype.itemsize)
@@ -53,7 +54,7 @@ class CdrWriter:
 def cubes_cdr(
     centers_m: np.ndarray, rgba: np.ndarray, edge_m: float, stamp_ns: int, frame_id: str, namespace: str
 ) -> bytes:
-    """Serialised MarkerArray: one that clears what was shown, one CUBE_LIST.
+    """A serialised MarkerArray of two markers: one clears what was shown, one is a CUBE_LIST.
 
     Args:
         centers_m: (N, 3) in the frame of `frame_id`.
@@ -86,7 +87,7 @@ def _marker(
     frame_id: str,
     namespace: str,
 ) -> None:
-    """Fields in the order of visualization_msgs/Marker (the same from Humble on)."""
+    """Write the fields in the order of visualization_msgs/Marker (the same from Humble on)."""
     out.number("i", stamp_ns // 1_000_000_000)
     out.number("I", stamp_ns % 1_000_000_000)
     out.text(frame_id)

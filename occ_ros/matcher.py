@@ -1,4 +1,4 @@
-"""Which messages of two topics belong together, by their stamps."""
+"""Pairs messages of two topics that belong together, by their stamps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MOST_WAITING = 64  # answers that are kept for a truth that is late, truths that
 
 
 class Matcher:
-    """Pairs truths with answers: for each truth the nearest answer in time. Memory is bounded."""
+    """Pairs each truth with the answer that is nearest in time. Its memory is bounded."""
 
     def __init__(self, tolerance_ns: int) -> None:
         self.tolerance_ns = tolerance_ns
@@ -22,7 +22,8 @@ class Matcher:
         return self.settle(None) if len(self._truths) > MOST_WAITING else []
 
     def add_answer(self, stamp_ns: int, answer: Any) -> list[tuple[int, int, Any, Any]]:
-        """(truth stamp, answer stamp, truth, answer) of the truths for which no nearer answer can come any more."""
+        """Take an answer; returns (truth stamp, answer stamp, truth, answer) of the truths for which no nearer answer
+        can come any more."""
         self._answers.append((stamp_ns, answer))
         return self.settle(stamp_ns)
 

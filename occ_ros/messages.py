@@ -1,4 +1,5 @@
-"""numpy <-> ROS messages, and nothing else. Arrays go over as blocks of bytes, never element by element."""
+"""Converts between numpy arrays and ROS messages, and does nothing else. Arrays are copied as blocks of bytes, never
+element by element."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def header_of(stamp_ns: int, frame_id: str) -> Header:
 def image_of(
     message: Image | CompressedImage, at_least: tuple[int, int] | None = None, header: ImageHeader | None = None
 ) -> np.ndarray:
-    """RGB uint8 (height, width, 3); of a JPEG perhaps a smaller version, see `decode_compressed`.
+    """Read an image as RGB uint8 (height, width, 3); a JPEG may be decoded smaller, see `decode_compressed`.
 
     An Image goes through cv_bridge where that is installed. `header` is the image's, where it is known already.
 
@@ -62,7 +63,8 @@ def _bridge() -> Any | None:
 
 
 def cloud_of(points: np.ndarray, stamp_ns: int, frame_id: str) -> PointCloud2:
-    """PointCloud2 of a structured array (N,), for example of `VOXEL_POINT`; of (height, width) an organised cloud."""
+    """Make a PointCloud2 of a structured array (N,), for example of `VOXEL_POINT`; (height, width) makes an organised
+    cloud."""
     height, width = points.shape if points.ndim == 2 else (1, len(points))
     data = array("B")
     data.frombytes(np.ascontiguousarray(points).view(np.uint8).data)
@@ -93,7 +95,7 @@ def mono8_of(pixels: np.ndarray, stamp_ns: int, frame_id: str) -> Image:
 
 
 def points_of(message: PointCloud2, layout: np.dtype) -> np.ndarray:
-    """Structured array (N,) of `layout` from a cloud that has at least these fields with these types.
+    """Read a cloud as a structured array (N,) of `layout`; it must have at least these fields with these types.
 
     Raises:
         InvalidInput: a field is missing or of another type, or there is less data than the size says.
@@ -108,6 +110,6 @@ def points_of(message: PointCloud2, layout: np.dtype) -> np.ndarray:
 
 
 def status_of(level: int, name: str, hardware_id: str, text: str, values: Mapping[str, Any]) -> DiagnosticStatus:
-    """A DiagnosticStatus; level 0 = OK, 1 = WARN, 2 = ERROR, 3 = STALE."""
+    """Make a DiagnosticStatus; level 0 = OK, 1 = WARN, 2 = ERROR, 3 = STALE."""
     pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
     return DiagnosticStatus(level=bytes([level]), name=name, hardware_id=hardware_id, message=text, values=pairs)

@@ -41,7 +41,7 @@ class OccupancyNode(LifecycleNode):
         change_state.callback = self._refusing(change_state.callback)
 
     def start(self) -> None:
-        """With `autostart` configure and activate.
+        """Configure and activate, if `autostart` is set.
 
         Raises:
             OccError: why that failed.
@@ -56,7 +56,7 @@ class OccupancyNode(LifecycleNode):
         self._starting = False
 
     def _refusing(self, change_state: Callable[..., Any]) -> Callable[..., Any]:
-        """In Jazzy's rclpy a transition that is not possible from the present state would end the process."""
+        """Refuse a transition that is not possible in the present state; in Jazzy's rclpy it would end the process."""
 
         def answer(request: Any, response: Any) -> Any:
             try:
@@ -130,7 +130,7 @@ class OccupancyNode(LifecycleNode):
         self._pipeline = self._diagnostics.pipeline = None
 
     def close(self) -> None:
-        """The process ends: last counts, one line, times."""
+        """End: write the last counts, one line, and times."""
         pipeline = self._pipeline
         self._step("inactive", self._deactivate)
         path = self._values["timings_file"]
@@ -143,7 +143,7 @@ class OccupancyNode(LifecycleNode):
     # --- parameters ---------------------------------------------------------------------------------------------
 
     def _on_parameters(self, parameters: list[Any]) -> SetParametersResult:
-        """All changes of one call hold, or none."""
+        """Set all parameters of one call, or none."""
         asked = {p.name: p.value for p in parameters if p.name in self._values}
         changed = {name: list(v) if isinstance(self._values[name], list) else v for name, v in asked.items()}
         state = self._diagnostics.state

@@ -1,4 +1,4 @@
-"""Where the robot and its sensors were, by the transform tree; only what may still come in time is waited for."""
+"""Finds where the robot and its sensors were in the transform tree; it waits only for what can still come in time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE = 10  # answers of "late" in a row; from then on it is waited for only 
 
 
 class Odometry:
-    """`odom_frame` <- `base_frame` at given stamps, and sensors on the robot; for one thread.
+    """Looks up `odom_frame` <- `base_frame` at given stamps, and sensors on the robot; for one thread.
 
     Attributes:
         late: why the last poses could not be told, where there is odometry that is late; else empty.
@@ -31,7 +31,7 @@ class Odometry:
         self._missed = 0  # in a row
 
     def ego_from(self, frame_id: str, stamp_ns: int, until_s: float = 0.0) -> np.ndarray:
-        """(4, 4) from a sensor's frame, at its stamp.
+        """The transform (4, 4) from a sensor's frame to the ego frame, at its stamp.
 
         Args:
             until_s: how long a sample is waited for (monotonic clock); 0: not at all.
@@ -42,7 +42,7 @@ class Odometry:
         return self._lookup(self._base_frame, frame_id, stamp_ns, until_s)
 
     def world_from_ego(self, stamps_ns: Sequence[int], until_s: float = 0.0) -> list[np.ndarray]:
-        """(4, 4) at each of these stamps, or at none of them.
+        """The pose (4, 4) at each of these stamps; empty unless all are known.
 
         Raises:
             MissingTransform: as `ego_from`; TransformNotYet where odometry is late.
@@ -59,7 +59,7 @@ class Odometry:
         return poses
 
     def world_from_ego_past(self, stamp_ns: int) -> np.ndarray:
-        """(4, 4) at a stamp before others that are known.
+        """The pose (4, 4) at a stamp before others that are known.
 
         Raises:
             MissingTransform: it is older than what is kept.

@@ -35,7 +35,7 @@ class Output:
         return self._recent_s[-1] if self._recent_s else 0.0
 
     def send(self, make: Callable[[], Any]) -> None:
-        """Make a message and publish it; what is wrong with one output must not stop the others."""
+        """Make a message and publish it; an error in one output must not stop the others."""
         try:
             self._publisher.publish(make())
         except Exception as error:

@@ -1,4 +1,4 @@
-"""What the node publishes, and to how many."""
+"""The topics that the node publishes, and how many listen."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from occ_ros.output import Output
 
 
 class Outputs:
-    """The answers' ways out. Only what somebody listens to is computed.
+    """Publishes the answers. Only what somebody listens to is computed.
 
     Args:
         values: the node's parameters; those of outputs may change at any time.
@@ -51,11 +51,12 @@ class Outputs:
         return self._cloud, self._markers, self._grid, *self._layers.all
 
     def wanted(self) -> bool:
-        """Somebody listens, or a map is to be kept."""
+        """Whether somebody listens, or a map is to be kept."""
         return self.fused is not None or any(output.subscribers for output in self.all)
 
     def publish(self, occupancy: Occupancy, stamp_ns: int, current: bool = True) -> None:
-        """One answer. One that is not current goes not to ~/grid and what else robots drive by, nor into the map."""
+        """Publish one answer. An answer that is not current goes neither to ~/grid and the other topics that robots
+        drive by, nor into the map."""
         frame_id = self._values["base_frame"]
         self.withheld += not current
         if self._cloud.subscribers:

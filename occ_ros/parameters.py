@@ -85,7 +85,7 @@ DYNAMIC = frozenset(parameter.name for parameter in OCCUPANCY_PARAMETERS if para
 
 
 def check_occupancy(values: Mapping[str, Any], changed: Collection[str]) -> None:
-    """The `changed` values of the occupancy node, each for itself, and all together.
+    """Check the `changed` values of the occupancy node, each by itself, and all together.
 
     Raises:
         InvalidInput: naming the parameter and the limit.

@@ -1,4 +1,4 @@
-"""Everything between the topics of a configured node: made when it is configured, dropped when it is cleaned up."""
+"""Everything between the topics of a configured node: created on configure, dropped on cleanup."""
 
 from __future__ import annotations
 
@@ -98,12 +98,13 @@ class Pipeline:
         self.inputs.open()
 
     def stop(self) -> bool:
-        """Listen no longer and end the thread; False if it does not end."""
+        """Stop listening and end the thread; returns False if it does not end."""
         self.inputs.close()
         return self.worker.stop()
 
     def frame_counts(self) -> dict[str, int]:
-        """frames_in = answered + dropped + skipped; dropped = superseded + failed + incomplete + lost + stopped.
+        """The counts of frames: frames_in = answered + dropped + skipped; dropped = superseded + failed + incomplete +
+        lost + stopped.
 
         `frames_in` are those whose end is known: not the one that waits nor the one that is being answered.
         """
@@ -150,7 +151,7 @@ class Pipeline:
         )
 
     def write_times(self, path: Path, exceptions: Mapping[str, int]) -> None:
-        """Counts and stage times as JSON.
+        """Write counts and stage times as JSON.
 
         Raises:
             OSError: the file cannot be written.
@@ -187,7 +188,7 @@ def cameras_of(values: Mapping[str, Any], rig_file: tuple[RigFileCamera, ...]) -
 
 
 def sweeps_for(values: Mapping[str, Any], predictor: Predictor, odometry: Odometry) -> Sweeps | None:
-    """What keeps the LiDAR's sweeps, where the network takes them.
+    """Make what keeps the LiDAR's sweeps, if the network takes them.
 
     Raises:
         InvalidInput: the network takes LiDAR and there is no topic for it, or the other way round.

@@ -29,7 +29,7 @@ CAMERA_INFO = "sensor_msgs/msg/CameraInfo"  # its CDR: 4 bytes of encapsulation,
 
 
 class PlayerNode(Node):
-    """See docs/node.md. Ends by itself when the bag has been played."""
+    """Plays a bag and ends by itself afterwards. See docs/node.md."""
 
     def __init__(self) -> None:
         super().__init__("player_node")
@@ -71,7 +71,7 @@ class PlayerNode(Node):
         return publishers
 
     def _offer_pause(self) -> None:
-        """Service ~/pause, where std_srvs is installed."""
+        """Offer the service ~/pause, if std_srvs is installed."""
         try:
             from std_srvs.srv import SetBool
         except ImportError:
@@ -85,7 +85,7 @@ class PlayerNode(Node):
         self.create_service(SetBool, "~/pause", pause)
 
     def _run(self) -> None:
-        """The thread that plays; whatever goes wrong is one line and an exit code."""
+        """Play, in a thread; any error becomes one line and an exit code."""
         try:
             if self._wait_for_subscribers():
                 self._play_all()
@@ -135,7 +135,7 @@ class PlayerNode(Node):
             self._play_once(start_ns)
 
     def _announce(self) -> None:
-        """What is known beforehand on a robot that has been running: fixed transforms and calibration.
+        """Publish what is known beforehand on a robot that has been running: fixed transforms and calibration.
 
         Transforms stay with the publisher for those who come later. The first CameraInfo of each camera goes out with
         stamp zero, which says that it belongs to no image; it lets nodes build their tables before the first frame.
@@ -187,7 +187,7 @@ class PlayerNode(Node):
         self._counts[topic] += 1
 
     def _drain(self) -> None:
-        """Reliable subscribers get what is still on its way, late ones of them the fixed transforms."""
+        """Wait until reliable subscribers have everything, and late ones the fixed transforms."""
         deadline = time.monotonic() + 1.0
         for publisher in self._topics.values():
             left_s = deadline - time.monotonic()
@@ -220,7 +220,7 @@ class PlayerNode(Node):
 
 
 class Pace:
-    """Bag time against wall time."""
+    """Relates bag time and wall time."""
 
     def __init__(self, start_ns: int, rate: float, now: Callable[[], float] = time.monotonic) -> None:
         self._start_ns, self._rate, self._now, self._start_s = start_ns, rate, now, now()
@@ -236,12 +236,12 @@ class Pace:
         return max(0.0, -1e3 * self.left_s(stamp_ns))
 
     def shift(self, seconds: float) -> None:
-        """Time stood still for so long."""
+        """Note that time stood still for so long."""
         self._start_s += seconds
 
 
 def open_bag(path: Path) -> Any:
-    """An opened rosbags Reader with at least one message.
+    """Open a rosbags Reader with at least one message.
 
     Raises:
         MissingInput: no such folder, no metadata.yaml in it, or no message.
@@ -254,7 +254,7 @@ def open_bag(path: Path) -> Any:
 
 
 def python_type(name: str) -> Any | None:
-    """Class of a message type such as `sensor_msgs/msg/Image`; None where it is not installed."""
+    """The class of a message type such as `sensor_msgs/msg/Image`; None if it is not installed."""
     package, _, kind = name.partition("/msg/")
     try:
         message_type = getattr(importlib.import_module(f"{package}.msg"), kind, None)
@@ -264,7 +264,7 @@ def python_type(name: str) -> Any | None:
 
 
 def offered_qos(connections: list[Any], len_static: int = 0) -> QoSProfile:
-    """QoS of the recorded publisher; reliable, volatile and depth 10 where the bag does not tell.
+    """The QoS of the recorded publisher; reliable, volatile and depth 10 if the bag does not say.
 
     Args:
         connections: of rosbags, all of one topic.

@@ -1,4 +1,4 @@
-"""Nodes as processes of their own, for the demo and the benchmark: started, watched, always ended."""
+"""Runs nodes as processes of their own, for the demo and the benchmark: they are started, watched and always ended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Process = subprocess.Popen[bytes]
 
 @contextmanager
 def node(name: str, log: Path, parameters: Mapping[str, object]) -> Iterator[Process]:
-    """`occ_ros.<name>` with its words in `log`; ended by SIGINT when the block ends."""
+    """Run `occ_ros.<name>` with its output in `log`; SIGINT ends it when the block ends."""
     command = [sys.executable, "-m", f"occ_ros.{name}", "--ros-args"]
     for key, value in parameters.items():
         command += ["-p", f"{key}:={value}"]
@@ -40,7 +40,8 @@ def node(name: str, log: Path, parameters: Mapping[str, object]) -> Iterator[Pro
 
 
 def environment() -> dict[str, str]:
-    """Shared memory large enough for images, and a domain apart from other robots on this network."""
+    """Environment of nodes: shared memory large enough for images, and a domain apart from other robots on this
+    network."""
     mine = {
         "PYTHONUNBUFFERED": "1",
         "FASTDDS_DEFAULT_PROFILES_FILE": str(ROOT / "config" / "fastdds.xml"),

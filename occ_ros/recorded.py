@@ -1,4 +1,4 @@
-"""What a node has to be told of a bag that is played to it."""
+"""The parameters that a node needs for a bag that is played to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from occ_core.sources.bag_reader import BagReader
 
 
 def image_topic_of(bag: Path) -> str:
-    """Template of the bag's image topics: compressed ones where it has them, else raw ones."""
+    """The template of the bag's image topics: compressed ones if it has them, else raw ones."""
     compressed = any(topic.endswith("/image_raw/compressed") for topic in BagReader(bag).topics)
     return "/{camera}/image_raw" + ("/compressed" if compressed else "")
 

@@ -1,4 +1,5 @@
-"""Plays a stretch of a bag to the node that `occ adapt` wrote parameters for, and says what the node counted."""
+"""Plays a stretch of a bag to the node with the parameters that `occ adapt` wrote, and reports what the node
+counted."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ LEAD_S = 1.0  # of the bag before the stretch: transforms
 
 
 def replay(node_file: Path, stretch: Path) -> dict[str, Any]:
-    """From the stretch's begin to the bag's end, at its own speed.
+    """Play from the stretch's begin to the bag's end, at its own speed.
 
     Returns:
         frames_answered, frames_dropped; p50_ms and p95_ms from the last image to the answer.
@@ -64,7 +65,7 @@ def replay(node_file: Path, stretch: Path) -> dict[str, Any]:
 
 @contextmanager
 def _listening() -> Iterator[None]:
-    """Subscribed to the answers, without which the node would idle; nothing is done with them."""
+    """Subscribe to the answers and ignore them; without a subscriber the node would idle."""
     import rclpy
     from rclpy.qos import QoSProfile
     from sensor_msgs.msg import PointCloud2

@@ -1,4 +1,4 @@
-"""What all three nodes share: start and clean end, parameters from a table, callbacks that survive."""
+"""What all three nodes share: start and clean end, parameters from a table, callbacks that survive errors."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def declare(node: Node, table: tuple[Parameter, ...], managed: bool = False) -> 
 
 
 def check_values(table: Iterable[Parameter], values: Mapping[str, Any]) -> None:
-    """What rclpy does not check.
+    """Check what rclpy does not check.
 
     Raises:
         InvalidInput: a text that is not one of its choices, or a number that is none.
@@ -152,7 +152,7 @@ SIGNALS = _Signals()
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Work in the main thread, such as loading a model, that a signal ends at once.
+    """Let a signal end work in the main thread at once, such as loading a model.
 
     Raises:
         Stopped: a signal came, now or before.
@@ -203,5 +203,5 @@ def run(
 
 
 def one_line(error: BaseException) -> str:
-    """First line of an error's text; its type where it has none."""
+    """The first line of an error's text, or its type if it has no text."""
     return str(error).strip().split("\n", 1)[0] or type(error).__name__

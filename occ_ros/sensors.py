@@ -1,4 +1,4 @@
-"""What the node sees of a topic that a sensor publishes on, and what is wrong with the connection."""
+"""What the node observes of a sensor's topic, and what is wrong with the connection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROFILE = "config/fastdds.xml"
 
 
 class Found(NamedTuple):
-    """Something that is wrong.
+    """A problem that was found.
 
     Attributes:
         level: of the diagnostics.
@@ -36,7 +36,7 @@ class Found(NamedTuple):
 
 @dataclass(kw_only=True)
 class SensorInput:
-    """One sensor as the node sees it.
+    """What the node observes of one sensor.
 
     Attributes:
         received, rejected: messages that came, and those that could not be used.
@@ -52,7 +52,8 @@ class SensorInput:
     age_ns: int = 0
 
     def came(self, stamp_ns: int, clock_ns: int, now_s: float) -> None:
-        """A message came, at `clock_ns` of the node's clock (0: it stands still) and `now_s` of a monotonic one."""
+        """Note that a message came, at `clock_ns` of the node's clock (0: it stands still) and `now_s` of a monotonic
+        one."""
         self.received += 1
         self.arrival_s, self.stamp_ns = now_s, stamp_ns
         self.age_ns = clock_ns - stamp_ns
@@ -64,7 +65,7 @@ class SensorInput:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What else has to be known to say what is wrong with a sensor.
+    """What else has to be known to find out what is wrong with a sensor.
 
     Attributes:
         types: of the publishers on its topic, without the package; empty: there is no publisher.
@@ -91,7 +92,7 @@ class Surroundings:
 def connection_problems(
     sensor: SensorInput, topic: str, kind: str, nouns: tuple[str, str], around: Surroundings, hint: str = ""
 ) -> Iterator[Found]:
-    """Why nothing comes; nothing while something does.
+    """Reasons why nothing comes; none while something does.
 
     Args:
         kind: type that the topic should have, without the package.
@@ -117,14 +118,14 @@ def connection_problems(
 
 
 def rival_problems(around: Surroundings) -> Iterator[Found]:
-    """Several publishers on a topic of one sensor: what they send gets mixed."""
+    """Problems of several publishers on a topic of one sensor, whose messages get mixed."""
     for topic, nodes in around.rivals.items():
         text = f"{len(nodes)} publishers on {topic}: {', '.join(nodes)}; what they send gets mixed"
         yield Found(WARN, text, "two publishers")
 
 
 def stamp_problems(sensor: SensorInput, nouns: tuple[str, str], around: Surroundings) -> Iterator[Found]:
-    """Stamps that do not go with the node's clock; nouns as above."""
+    """Problems of stamps that do not agree with the node's clock; `nouns` as above."""
     if sensor.age_ns < -FUTURE_NS and sensor.silent_s(around.now_s) <= around.stale_s:
         yield Found(WARN, f"stamps are {-sensor.age_ns / 1e9:.1f} s in the future by the node's clock", "future")
     elif 0 < around.max_age_s < sensor.age_ns / 1e9:
@@ -133,7 +134,7 @@ def stamp_problems(sensor: SensorInput, nouns: tuple[str, str], around: Surround
 
 
 def lost_problems(nouns: tuple[str, str], around: Surroundings) -> Iterator[Found]:
-    """Messages that do not arrive; nouns as in `connection_problems`."""
+    """Problems of messages that do not arrive; `nouns` as in `connection_problems`."""
     message, device = nouns
     if around.lost:
         mend = f"start the {device} driver with FASTDDS_DEFAULT_PROFILES_FILE={PROFILE} (docs/node.md, Transport)"

@@ -1,4 +1,4 @@
-"""The newest sweeps of the LiDAR, which of them belong to a set of images, and the wait for them."""
+"""Keeps the newest sweeps of the LiDAR, finds those that belong to a set of images, and waits for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_GAP_NS = 1_000_000_000  # between sweeps in a row: what was before it is no 
 
 
 class Sweep:
-    """One message on its way: kept as it came, decoded once when an answer needs it, in one thread.
+    """One message on its way; it is decoded once, in one thread, when an answer needs it.
 
     Attributes:
         unusable: it was looked at, in vain.
@@ -40,7 +40,7 @@ class Sweep:
         self._intensity = np.zeros(0, dtype=np.float32)
 
     def decode(self, intensity_max: float) -> None:
-        """Look at the points, the first time.
+        """Decode the points, the first time.
 
         Raises:
             InvalidInput: none of them is a return, or as `lidar_of`.
@@ -65,7 +65,7 @@ class Sweep:
 
 
 class Sweeps:
-    """Keeps the last sweeps; answers with the cloud of a frame. `add` may run in another thread than `cloud`.
+    """Keeps the last sweeps and makes the cloud of a frame of them. `add` may run in another thread than `cloud`.
 
     Args:
         topic: whose state is kept.
@@ -122,7 +122,7 @@ class Sweeps:
             del self._held[: -self._most]
 
     def settled(self, stamp_ns: int) -> bool:
-        """A sweep of this time is there, or one that is newer, so that none of this time will come.
+        """Whether a sweep of this time is there, or a newer one, so that no sweep of this time will come.
 
         One of more than BACKWARD_NS later does not count: time was set back, and the sweeps have yet to follow.
         """
@@ -131,7 +131,8 @@ class Sweeps:
             return any(first_ns <= sweep.stamp_ns <= last_ns and not sweep.unusable for sweep in self._held)
 
     def taken(self, stamp_ns: int) -> tuple[Sweep, ...]:
-        """What is there for the cloud of a frame, to be kept with its set: the set may wait longer than sweeps do."""
+        """The sweeps that are there for the cloud of a frame, to be kept with its set, since the set may wait longer
+        than sweeps are kept."""
         with self._lock:
             return tuple(sweep for sweep in self._held if sweep.stamp_ns <= stamp_ns + self._lead_ns)
 
@@ -195,7 +196,7 @@ class Sweeps:
         return [newest.placed(ego_from_lidar, then), *self._past(usable[1:])], world_from_ego
 
     def _past(self, sweeps: list[Sweep]) -> Iterator[LidarSweep]:
-        """As far back as poses are known."""
+        """Yield sweeps as far back as poses are known."""
         for sweep in sweeps:
             try:
                 ego_from_lidar = self._odometry.ego_from(sweep.frame_id, sweep.stamp_ns)
@@ -205,7 +206,8 @@ class Sweeps:
             yield sweep.placed(ego_from_lidar, world_from_ego)
 
     def _why_not_moved(self, error: MissingTransform) -> str:
-        """Empty where a network of one sweep has no odometry at all, which it need not have."""
+        """Why sweeps could not be moved; empty if the network reads one sweep and there is no odometry, since it needs
+        none."""
         if self.asked.sweeps > 1:
             return f"only the newest sweep is used: {error}"
         return f"the sweep is used as it came: {error}" if isinstance(error, TransformNotYet) else ""
@@ -229,7 +231,7 @@ def _stamp_ns(sweep: Sweep) -> int:
 
 
 class SweepWait:
-    """Sets of images that wait for their sweep, for `deadline_s` from their last image; in one thread.
+    """Lets sets of images wait for their sweep, for `deadline_s` from their last image; in one thread.
 
     Args:
         stale_s: while no sweep has come for so long, nothing is waited for; it may change at any time.
@@ -260,11 +262,11 @@ class SweepWait:
         return [self._held.popleft() for _ in range(over)]
 
     def flush(self) -> list[SyncedSet]:
-        """All that wait; nothing more will come."""
+        """Return all sets that wait, since nothing more will come."""
         held, self._held, self._first_s = list(self._held), deque(), None
         return held
 
     def _silent_s(self, now_s: float) -> float:
-        """Since the last sweep, or since the first set before any."""
+        """The time since the last sweep, or since the first set if there was none."""
         arrival_s = self._sweeps.topic.arrival_s
         return now_s - (arrival_s if arrival_s is not None else self._first_s or now_s)

@@ -1,4 +1,4 @@
-"""Times of the stages of a pipeline: kept bounded, told as p50/p95/p99, written as JSON."""
+"""Times of the stages of a pipeline: bounded in memory, reported as p50/p95/p99, written as JSON."""
 
 from __future__ import annotations
 

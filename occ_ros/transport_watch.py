@@ -1,4 +1,4 @@
-"""What was lost on its way: which images, and which frames as a whole.
+"""Finds what was lost on its way: which images, and which frames as a whole.
 
 CameraInfo is small and gets through where images are lost, and it carries the stamp of its image. Without CameraInfo
 the stamps themselves tell, by their gaps.
@@ -49,7 +49,7 @@ class TransportWatch:
         self.lost_images: Counter[str] = Counter()
 
     def image(self, camera: str, stamp_ns: int, now_ns: int) -> None:
-        """An image came."""
+        """Note that an image came."""
         stamps = self._stamps_ns[camera]
         own_rate = len(self._matches[camera]) >= JUDGED // 4 and not self._announces(camera)
         if (self._by_gaps or own_rate) and len(stamps) >= 8:
@@ -60,13 +60,13 @@ class TransportWatch:
         stamps.append(stamp_ns)
 
     def info(self, camera: str, stamp_ns: int, now_ns: int) -> None:
-        """A CameraInfo came; stamp zero is calibration that belongs to no image."""
+        """Note that a CameraInfo came; stamp zero is calibration that belongs to no image."""
         if stamp_ns:
             self._infos_ns[camera].append(stamp_ns)
             self._hold(self._frames.add(camera, stamp_ns, None, now_ns), now_ns)
 
     def poll(self, now_ns: int) -> None:
-        """Judge the frames whose images had their time."""
+        """Judge the frames whose images have had their time."""
         self._hold(self._frames.poll(now_ns), now_ns)
         if self._due and self._due[0][0] > now_ns + 2 * WAIT_NS:  # the clock was set back
             self._due = deque((now_ns + WAIT_NS, frame) for _, frame in self._due)
@@ -74,13 +74,13 @@ class TransportWatch:
             self._judge(self._due.popleft()[1], now_ns)
 
     def finish(self) -> None:
-        """Judge what is left; nothing more will come."""
+        """Judge what is left, since nothing more will come."""
         for frame in [*(group for _, group in self._due), *self._frames.flush()]:
             self._judge(frame, 0)
         self._due.clear()
 
     def recently_lost(self, camera: str, now_ns: int) -> int:
-        """Images of a camera lost in the last RECENT_NS."""
+        """The number of a camera's images lost in the last RECENT_NS."""
         return sum(0 <= now_ns - lost_ns <= RECENT_NS for lost_ns in self._losses_ns[camera])
 
     def _hold(self, frames: list[SyncedSet], now_ns: int) -> None:
@@ -97,9 +97,9 @@ class TransportWatch:
                 self._lose(camera, 1, now_ns)
 
     def _kept_pace(self, camera: str, stamp_ns: int) -> bool:
-        """CameraInfos come faster than images, and the images before and after followed each other as they do: this
-        one announced none. Nor did one after the last image, while the next was not due: the robot may have stopped.
-        """
+        """Whether CameraInfos come faster than images, and the images before and after followed each other at their own
+        pace, so that this CameraInfo announced none. The same holds for one after the last image while the next is not
+        due: the robot may have stopped."""
         images, infos = sorted(set(self._stamps_ns[camera])), sorted(set(self._infos_ns[camera]))
         after = bisect(images, stamp_ns)
         if min(len(images), len(infos)) < KNOWN or not after:
@@ -109,7 +109,7 @@ class TransportWatch:
         return _pace_ns(infos) < FASTER * pace and next_ns - images[after - 1] < GAPS[0] * pace
 
     def _announces(self, camera: str) -> bool:
-        """Most CameraInfos of this camera had an image; not so where images are throttled, or CameraInfo comes at a
+        """Whether most CameraInfos of this camera had an image; not so where images are throttled, or CameraInfo has a
         rate of its own. A camera of which no image came is taken to be one that should send them."""
         came = sum(there for there, _ in self._matches[camera])
         return not self._stamps_ns[camera] or (came >= KNOWN and 2 * came >= len(self._matches[camera]))
@@ -132,6 +132,6 @@ class TransportWatch:
 
 
 def _pace_ns(stamps_ns: Sequence[int]) -> int:
-    """Usual step of sorted stamps; not their median, for half of them may be lost."""
+    """The usual step of sorted stamps; it is not their median, because half of them may be lost."""
     steps = sorted(b - a for a, b in zip(stamps_ns, stamps_ns[1:], strict=False))
     return steps[len(steps) // 4]
