@@ -1,8 +1,10 @@
-"""Simulated cities seen by a rig: what a network can learn from before its robot has driven at all."""
+"""Simulated cities seen by a rig: what a network can learn from before its robot has driven at all, and beside a drive,
+which shows one place, as many other places seen by the same cameras."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,11 @@ def cities_of(rig: Path, count: int, seed: int) -> Cities:
     return Cities(Rig(tuple(entry.camera for entry in entries)), topics, count, seed)
 
 
+def seen_from(cities: Cities, stretch: Path) -> Cities:
+    """The same cities, seen by the cameras of a stretch, with the ego masks that lie in its folder."""
+    return replace(cities, rig=_own(RIGS[0], stretch))
+
+
 def _own(name: str, like: Path | None) -> Rig:
     """As it stands in a city."""
     rig = own_rig(name, like)
@@ -74,11 +81,13 @@ def _own(name: str, like: Path | None) -> Rig:
     return rig
 
 
-def make_cities(out: Path, cities: Cities, workers: int) -> dict[str, list[str]]:
+def make_cities(out: Path, cities: Cities, workers: int, parts: Sequence[str] = PARTS) -> dict[str, list[str]]:
     """Render the cities of each part, or those that are lacking; returns their folders in `out`."""
     rig = placed(_smaller(cities.rig), "the rig")
     made: dict[str, list[str]] = {}
     for number, (part, count) in enumerate(cities.counts.items()):
+        if part not in parts:
+            continue
         folder = Path(FOLDER) / part
         make_world(out / folder, Settings(count, cities.seed + number, keyframes=1), workers, rig=rig)
         made[part] = [str(folder)]

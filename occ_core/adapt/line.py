@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from occ_core.adapt import cities as city
 from occ_core.adapt import cut, deploy, label, learn
-from occ_core.adapt.cities import Cities, cities_of
+from occ_core.adapt.cities import Cities, cities_of, make_cities, seen_from
 from occ_core.adapt.doctor import (
     LEAST_KEYFRAMES,
     Drive,
@@ -34,7 +34,7 @@ from occ_core.parallel import progress_bar
 from occ_core.teachers.names import is_network
 
 OnProgress = Callable[[str], None]
-STAGES, CITY_STAGES = 11, 10  # of bags, and one more where ROS 2 is; of cities
+STAGES = 10  # and `masks` of bags, `places` and their labels of bags beside cities, `replay` where ROS 2 is
 # Rough, of one camera's image on a core: a label by maps that are there (200 labels of six images took two processes
 # 49 s, benchmarks/labels.md), an answer with reading and scoring, in three judgements; and what does not grow.
 LABEL_S, ANSWER_S, OTHER_S = 0.1, 0.1, 120.0
@@ -47,7 +47,7 @@ class Plan:
     """What will be done, once the recordings are found to do.
 
     Attributes:
-        drives: what is learned from; or, where there are none, `cities`.
+        drives: what is learned from; where there are none, `cities` are, else beside them.
         teacher, recipe: chosen by what the recordings have.
         bytes_needed: on the disk of `out`, about.
     """
@@ -67,9 +67,9 @@ class Plan:
     @property
     def asked(self) -> dict[str, Any]:
         """What makes an adaption this one; another one needs another folder."""
-        bags = {"bags": {drive.scene: drive.key for drive in self.drives}}
         return {
-            **(bags if self.cities is None else self.cities.asked),
+            **({"bags": {drive.scene: drive.key for drive in self.drives}} if self.drives else {}),
+            **({} if self.cities is None else self.cities.asked),
             "teacher": self.teacher,
             "recipe": self.recipe,
             "hours": self.hours,
@@ -79,17 +79,19 @@ class Plan:
 
     def lines(self) -> list[str]:
         """For people: what there is, what will happen, and how long it takes."""
-        if self.cities is None:
-            keyframes = sum(len(drive.keyframes_ns) for drive in self.drives)
-            images = sum(len(drive.keyframes_ns) * len(drive.cameras) for drive in self.drives)
-            kept = sum(len(cut.cut(len(drive.keyframes_ns)).judge) for drive in self.drives)
-            made_s, what = 0.0, [line for drive in self.drives for line in _about(drive)]
-        else:
+        keyframes = sum(len(drive.keyframes_ns) for drive in self.drives)
+        images = sum(len(drive.keyframes_ns) * len(drive.cameras) for drive in self.drives)
+        kept = sum(len(cut.cut(len(drive.keyframes_ns)).judge) for drive in self.drives)
+        made_s, what = 0.0, [line for drive in self.drives for line in _about(drive)]
+        if self.cities is not None:
             counts, names = self.cities.counts, self.cities.rig.names
-            keyframes, kept = sum(counts.values()), counts["judge"]
-            images = keyframes * len(names)
-            made_s = (keyframes * CITY_S + images * RENDER_S) / self.threads
-            what = [f"{keyframes} simulated cities of one keyframe, seen by {len(names)} cameras ({', '.join(names)})"]
+            rendered = counts["learn"] if self.drives else sum(counts.values())
+            keyframes, kept = keyframes + rendered, kept if self.drives else counts["judge"]
+            images += rendered * len(names)
+            made_s = rendered * (CITY_S + len(names) * RENDER_S) / self.threads
+            what.append(
+                f"{rendered} simulated cities of one keyframe, seen by {len(names)} cameras ({', '.join(names)})"
+            )
         labels = f"recipe {self.recipe}, teacher {self.teacher}"
         labels += ", whose networks take what they take" if is_network(self.teacher) else ""
         minutes = (made_s + images * (LABEL_S + 3 * cut.JUDGE_SHARE * ANSWER_S) + OTHER_S) / 60
@@ -119,11 +121,14 @@ def plan(
     weights: Path | None = None,
     threads: int = 2,
     short: bool = False,
+    cities: int = 0,
+    seed: int = 1,
 ) -> Plan:
     """Look at everything that could stop the line later, in seconds.
 
     Args:
         short: as of `examine`.
+        cities: how many simulated ones to learn from beside the bags, and their `seed`; as of `cities_of`.
 
     Raises:
         InvalidInput, MissingInput, CannotWrite, ...: in one line, why it cannot be done.
@@ -133,11 +138,19 @@ def plan(
     require_distinct(drives)
     name = teacher_for(teacher, all(drive.lidar for drive in drives))
     require_teacher(name, drives, weights)
-    sizes = (bytes_of(len(drive.keyframes_ns), len(drive.cameras), is_network(name)) for drive in drives)
-    needed = require_room(out, sum(sizes))
-    found = Plan(tuple(drives), out, name, recipe_for(name)[0], hours, steps, start, weights, threads, needed)
+    sizes = [bytes_of(len(drive.keyframes_ns), len(drive.cameras), is_network(name)) for drive in drives]
+    needed = require_room(out, sum(sizes) + bytes_of(cities, len(drives[0].cameras)))
+    beside = _cities_of_bag(drives[0].bag, cities, seed) if cities else None
+    found = Plan(tuple(drives), out, name, recipe_for(name)[0], hours, steps, start, weights, threads, needed, beside)
     _require_same(out / "adapt.json", found.asked)
     return found
+
+
+def _cities_of_bag(bag: Path, count: int, seed: int) -> Cities:
+    try:
+        return cities_of(bag, count, seed)
+    except InvalidInput as error:
+        raise InvalidInput(f"{error}; --cities 0 learns from the bags alone") from error
 
 
 def plan_of_cities(
@@ -195,17 +208,18 @@ def run(
     """
     out, threads = plan.out, plan.threads
     _write(out / "adapt.json", plan.asked)
-    total = STAGES + (replay is not None) if plan.cities is None else CITY_STAGES
-    stages = _ReportedStages(Stages(out, plan.asked), on_progress, total)
+    more = (1 + 2 * (plan.cities is not None) + (replay is not None)) if plan.drives else 0
+    stages = _ReportedStages(Stages(out, plan.asked), on_progress, STAGES + more)
     parts, masks = _recordings(plan, stages)
     learned, fitted, judged = ([out / folder for folder in parts[part]] for part in cut.PARTS)
     taught = [*learned, *fitted]
     labels = stages.once(
         "labels", lambda: label.make_all([*taught, *judged], len(taught), plan.teacher, out / "maps", plan.weights)
     )
+    beside = _beside(plan, stages, learned[0])
 
     def config(steps: int) -> Any:
-        return learn.run_config(plan.start, learned, fitted, out / "cache", steps, threads)
+        return learn.run_config(plan.start, [*learned, *beside], fitted, out / "cache", steps, threads)
 
     size = stages.once("size", lambda: _sized(plan, config(learn.PROBE_STEPS)))
     on_progress(f"training takes {size['steps']} steps" + (f" of {size['step_s']:.2f} s" if "step_s" in size else ""))
@@ -234,7 +248,7 @@ def run(
         "speed": speed, "runs": runs, "node": node,
     }  # fmt: skip
     _write(out / "report.json", report)
-    if replay is not None and plan.cities is None:
+    if replay is not None and plan.drives:
         report["replay"] = stages.once("replay", lambda: replay(out / "node.yaml", judged[-1]))
         _write(out / "report.json", report)
     on_progress(f"report: {write_report_page(out, judged, report)}")
@@ -243,18 +257,30 @@ def run(
 
 def _recordings(plan: Plan, stages: _ReportedStages) -> tuple[dict[str, list[str]], dict[str, Any]]:
     """Folders in `plan.out` of each part, cut from the drives or rendered; what of the images shows the robot."""
-    if plan.cities is not None:
-        cities = plan.cities
-        return stages.once("cities", lambda: city.make_cities(plan.out, cities, plan.threads)), {}
+    if not plan.drives:
+        cities = cast(Cities, plan.cities)
+        return stages.once("cities", lambda: make_cities(plan.out, cities, plan.threads)), {}
     parts = stages.once("cut", lambda: cut.write_cut(plan.out, plan.drives))
     masks = stages.once("masks", lambda: shown("keyframes", partial(label.give_masks, plan.out, plan.drives)))
     return parts, masks
 
 
+def _beside(plan: Plan, stages: _ReportedStages, learned: Path) -> list[Path]:
+    """Labelled cities beside the drives, as the cameras of `learned` see them; none if none are asked for."""
+    if plan.cities is None or not plan.drives:
+        return []
+    cities = seen_from(plan.cities, learned)
+    made = stages.once("cities", lambda: make_cities(plan.out, cities, plan.threads, ("learn",)))
+    folders = [plan.out / folder for folder in made["learn"]]
+    stages.once("city labels", lambda: label.make_all(folders, len(folders), city.TEACHER, plan.out / "maps", None))
+    return folders
+
+
 def _node(plan: Plan, judged: Path, model: Path, backend: str) -> dict[str, str]:
-    if plan.cities is None:
+    if plan.drives:
         return deploy.write_node_of(plan.out, judged, model, backend, plan.threads)
-    return deploy.write_node(plan.out, plan.cities.rig, plan.cities.topics, model, backend, plan.threads)
+    cities = cast(Cities, plan.cities)
+    return deploy.write_node(plan.out, cities.rig, cities.topics, model, backend, plan.threads)
 
 
 def _why(change: Change | None, better: bool) -> str:

@@ -33,8 +33,10 @@ def adapt(
             help="No bag: simulated cities, seen by the cameras of this rig file (as of the node) or recording.",
         ),
     ] = None,
-    cities: Annotated[int, typer.Option(help="With --sim-only: how many to learn from.")] = 96,
-    seed: Annotated[int, typer.Option(help="With --sim-only: of the cities, and the two after it; other cities.")] = 1,
+    cities: Annotated[
+        int, typer.Option(help="Simulated cities to learn from, too, seen by the bag's cameras; 0: none.", min=0)
+    ] = 64,
+    seed: Annotated[int, typer.Option(help="Of the simulated cities, and with --sim-only the two after it.")] = 1,
     short: Annotated[
         bool,
         typer.Option("--short", help="Take bags however short: shows that the line runs, not what adapting gains."),
@@ -67,7 +69,7 @@ def adapt(
         need("embreex", "world")
         found = plan_of_cities(sim_only, out, checkpoint, cities, seed, hours, steps, threads)
     else:
-        found = plan(recordings, out, checkpoint, teacher, hours, steps, weights, threads, short)
+        found = plan(recordings, out, checkpoint, teacher, hours, steps, weights, threads, short, cities, seed)
     for line in found.lines():
         typer.echo(line)
     if dry_run:

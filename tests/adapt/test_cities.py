@@ -151,8 +151,8 @@ def test_what_cannot_be_done_is_one_line_before_any_work(robot, tmp_path):
 def test_a_dry_run_says_how_much_there_is_to_do(robot, tmp_path):
     result = CliRunner().invoke(app, ["adapt", "--sim-only", str(robot["rig"]), str(tmp_path / "out"), "--dry-run"])
     assert result.exit_code == 0, result.output
-    assert "120 simulated cities of one keyframe, seen by 2 cameras (front, rear)" in result.output
-    assert "recipe completed, teacher realistic+realistic+lidar; 12 of them only judge" in result.output
+    assert "80 simulated cities of one keyframe, seen by 2 cameras (front, rear)" in result.output
+    assert "recipe completed, teacher realistic+realistic+lidar; 8 of them only judge" in result.output
 
 
 def test_another_rig_in_the_same_folder_is_refused(robot, tmp_path):
