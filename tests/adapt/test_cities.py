@@ -124,10 +124,12 @@ cities.LEAST_CITIES, cities.LEAST, deploy.FRAMES, deploy.REPEATS = 2, 1, 1, 1
         few(few_patch)
         run(found, print)
     mine, theirs = hashes(out), hashes(adapted)
-    kinds = ("cities/", "train/model.safetensors", "judged/")
+    kinds = ("cities/", "train/model.safetensors")
     assert {n: of for n, of in mine.items() if n.startswith(kinds)} == {
         n: of for n, of in theirs.items() if n.startswith(kinds)
     }
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (out, adapted)]
+    assert reports[0]["after"] == reports[1]["after"]
 
 
 def test_what_cannot_be_done_is_one_line_before_any_work(robot, tmp_path):
