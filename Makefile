@@ -20,23 +20,21 @@ help:
 
 setup: .venv/ready
 
-# $(call make_venv,folder,constraints), with EXTRAS set
+# $(call make_venv,folder,constraints). nuscenes-devkit is another reader in tests. Its metadata refuses numpy 2, with which it works: so it comes
+# without its dependencies.
 define make_venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python >= 3.10 is needed, $(PYTHON) is `$(PYTHON) --version 2>&1`; name another: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/python -m pip install --quiet --upgrade pip "setuptools<80" wheel
-	$(1)/bin/python -m pip install --quiet -c $(2) -e ".[$(EXTRAS)]"
+	$(1)/bin/python -m pip install --quiet -c $(2) -e ".[all,dev]"
+	$(1)/bin/python -m pip install --quiet -c $(2) --no-deps nuscenes-devkit
 	$(1)/bin/python tools/build_messages.py
 endef
 
-# nuscenes-devkit is another reader in tests. Its metadata refuses numpy 2, with which it works: so it comes without its dependencies.
-.venv/ready: EXTRAS := all,dev
 .venv/ready: setup.py constraints.txt
 	$(call make_venv,.venv,constraints.txt)
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps nuscenes-devkit
 	@touch $@
 
-.venv-numpy1/ready: EXTRAS := world,bags,torch,onnx,openvino,ros,dev
 .venv-numpy1/ready: setup.py constraints-numpy1.txt
 	$(call make_venv,.venv-numpy1,constraints-numpy1.txt)
 	@touch $@

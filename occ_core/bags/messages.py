@@ -36,7 +36,7 @@ def serialize(message: Any) -> memoryview:
 
 
 def new(kind: str, *values: Any, **fields: Any) -> Any:
-    """A message, such as `new("std_msgs/msg/String", data="x")`."""
+    """Make a message, such as `new("std_msgs/msg/String", data="x")`."""
     return store().types[kind](*values, **fields)
 
 

@@ -1,4 +1,4 @@
-"""How the vehicle moves in a bag: one pose a stamp, and velocities."""
+"""The motion of the vehicle in a bag: one pose for each stamp, and velocities."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ TWIST_SPAN_NS = 50_000_000
 
 
 def one_pose_a_stamp(records: list[SensorRecord]) -> list[SensorRecord]:
-    """The same records; where sensors of one stamp have different ego poses, some stamps moved by a few nanoseconds.
+    """Return the records; where sensors of one stamp have different ego poses, some stamps are moved by a few
+    nanoseconds.
 
     /tf holds one pose a stamp, and data sets give stamps in microseconds: below them is room. The first LiDAR keeps its
     stamp, which is its sample's too.

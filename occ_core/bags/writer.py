@@ -1,4 +1,4 @@
-"""nuScenes scene -> ROS 2 bag that `ros2 bag play` takes. Needs no ROS installation. Topics: docs/bags.md.
+"""Writes a nuScenes scene as a ROS 2 bag for `ros2 bag play`, without a ROS installation. Topics: docs/bags.md.
 
 Written beside the target and renamed when complete, so an interruption leaves no bag or a whole one.
 """
@@ -56,7 +56,7 @@ class BagSummary:
 
 @dataclass(frozen=True)
 class BagOptions:
-    """How to write.
+    """How a bag is written.
 
     Attributes:
         storage: mcap | sqlite3.
@@ -225,7 +225,7 @@ def _note_absent(tables: NuScenesTables, plan: _Plan, records: list[SensorRecord
 
 
 class _McapWithCrc(McapWriter):
-    """rosbags writes 0 ("not computed") as the checksum of a chunk; this fills it in."""
+    """Fills in the checksums of chunks, for which rosbags writes 0 ("not computed")."""
 
     def close_chunk(self) -> None:
         start = self.bio.tell()
@@ -240,7 +240,7 @@ class _McapWithCrc(McapWriter):
 
 
 class _Topics:
-    """Writes messages; a topic comes into being with its first message, so that none is empty."""
+    """Writes messages; a topic is created with its first message, so that none is empty."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer

@@ -1,4 +1,5 @@
-"""How fast each backend runs a model at each precision, and how well: one run, each frame in every backend in turn.
+"""Measures how fast and how well each backend runs a model at each precision: one run, each frame in every backend in
+turn.
 
 In turn, because a machine's speed wanders by more than backends differ.
 """
@@ -30,8 +31,8 @@ Network = Callable[[np.ndarray, Rig], np.ndarray]  # images uint8 [N, H, W, 3] -
 
 
 @dataclass
-class Row:
-    """What is measured of one backend at one precision."""
+class BackendRow:
+    """The measurements of one backend at one precision."""
 
     name: str
     network: Network
@@ -69,11 +70,11 @@ def bench_backends(
     scored = eager.taxonomy if truths.is_dir() else None
     rows, left_out = _rows(checkpoint, folder, calibrate, threads)
     rows = {"torch fp32": _network(eager), **rows}
-    measured = [Row(name, network, VoxelScores(scored) if scored else None) for name, network in rows.items()]
+    measured = [BackendRow(name, network, VoxelScores(scored) if scored else None) for name, network in rows.items()]
     found: dict[str, Any] = {}
     if peer is not None:
         network, found["peer"] = _peer(peer, source[int(chosen[0])].rig, eager, threads)
-        measured.append(Row(found["peer"]["name"], network, None))
+        measured.append(BackendRow(found["peer"]["name"], network, None))
     for index in chosen:
         frame = source[int(index)]
         truth = truths / frame.scene / frame.token / "labels.npz"
@@ -90,7 +91,7 @@ def bench_backends(
     }
 
 
-def _measure(rows: list[Row], frame: Frame, eager: Predictor, truth_file: Path | None, repeats: int) -> None:
+def _measure(rows: list[BackendRow], frame: Frame, eager: Predictor, truth_file: Path | None, repeats: int) -> None:
     inputs = {name: eager.preprocess_one(image, frame.rig[name]) for name, image in frame.images.items()}
     images = eager.images_of(cast(dict[str, np.ndarray], inputs), frame.rig)  # EasyOcc nano takes lenses as they are
     truth = None if truth_file is None else load_occ3d(truth_file, eager.grid, eager.taxonomy)
@@ -112,7 +113,7 @@ def _measure(rows: list[Row], frame: Frame, eager: Predictor, truth_file: Path |
 def _rows(
     checkpoint: Path, folder: Path, calibrate: Path | None, threads: int
 ) -> tuple[dict[str, Network], dict[str, str]]:
-    """Every backend at every precision by name, and why others are not there."""
+    """Every backend at every precision by name, and why others are missing."""
     rows: dict[str, Network] = {}
     left_out: dict[str, str] = {}
 
@@ -170,7 +171,7 @@ def _module(path: Path) -> ModuleType:
     return module
 
 
-def _figures(row: Row) -> dict[str, Any]:
+def _figures(row: BackendRow) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "p50_ms": float(np.percentile(row.ms, 50)),
         "p95_ms": float(np.percentile(row.ms, 95)),

@@ -1,4 +1,4 @@
-"""What the fusion costs as the volume grows: time and memory of Dual Mamba beside plain convolutions."""
+"""Measures time and memory of Dual Mamba beside plain convolutions as the volume grows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where and when something was measured: what every table of numbers must say."""
+"""Describes where and when something was measured, for every table of numbers."""
 
 from __future__ import annotations
 

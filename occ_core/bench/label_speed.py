@@ -1,4 +1,5 @@
-"""How long labels take, teachers excluded: ours, plain numpy and Open3D on the same maps, in the same run."""
+"""Measures how long labels take without the teachers: ours, plain numpy and Open3D on the same maps, in the same
+run."""
 
 from __future__ import annotations
 

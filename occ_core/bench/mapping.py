@@ -1,4 +1,4 @@
-"""How long the map takes a frame, beside its plain twin: `occ bench mapping`."""
+"""Measures how long the map takes for a frame, beside its plain twin: `occ bench mapping`."""
 
 from __future__ import annotations
 

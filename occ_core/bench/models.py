@@ -1,4 +1,5 @@
-"""Models side by side: same data, same steps, several seeds; each run is `occ train`, `occ predict`, `occ eval`.
+"""Compares models on the same data, with the same steps and several seeds; each run is `occ train`, `occ predict`, `occ
+eval`.
 
 A plan (YAML) names the runs. Every run is a process of its own, so that peak memory is its own too, and a run whose
 `scores.json` is there is not repeated; its folder says what it was trained with, and is refused where the plan has
@@ -34,7 +35,7 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One training: `name` of the plan, with one seed; `config` is what `occ train` is given."""
 
     name: str
@@ -45,7 +46,8 @@ class Run:
 
 
 def read_plan(path: Path) -> dict[str, dict[str, Any]]:
-    """Config of each run by its name: the file named by `config`, over it `base` of the plan, over it the run's own.
+    """Read the config of each run by its name: the file named by `config`, overridden by `base` of the plan, then by
+    the run's own.
 
     Raises:
         MissingInput, InvalidInput.
@@ -76,7 +78,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`under` with the values of `over`; mappings are merged, all else is replaced."""
+    """`under` with the values of `over`: mappings are merged, everything else is replaced."""
     out = dict(under)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
@@ -106,7 +108,7 @@ def bench_models(
         raise InvalidInput(f"{plan}: no run '{unknown[0]}', there are: {', '.join(configs)}")
     names = [name for name in configs if only is None or name in only]
     runs = [
-        Run(name, seed, configs[name] | {"seed": seed, "threads": 1}, out / f"{name}-{seed}", held_out)
+        PlannedRun(name, seed, configs[name] | {"seed": seed, "threads": 1}, out / f"{name}-{seed}", held_out)
         for seed in range(seeds)
         for name in names
     ]
@@ -119,8 +121,8 @@ def bench_models(
     return {"seeds": seeds, "runs": rows}
 
 
-def run_one(run: Run, step: Callable[[], object]) -> dict[str, Any]:
-    """One run's scores, also kept in its `scores.json`.
+def run_one(run: PlannedRun, step: Callable[[], object]) -> dict[str, Any]:
+    """The scores of one run, which are also kept in its `scores.json`.
 
     Returns:
         seed; steps; step_s: median seconds of a training step, without waiting for data; peak_memory_mb of training;
@@ -159,7 +161,7 @@ def run_one(run: Run, step: Callable[[], object]) -> dict[str, Any]:
     return record
 
 
-def _require_same_config(run: Run, stored: Path) -> None:
+def _require_same_config(run: PlannedRun, stored: Path) -> None:
     if not stored.is_file():
         return
     was, now = _read_yaml(stored), yaml.safe_load(yaml.safe_dump(dict(run.config)))
@@ -168,7 +170,7 @@ def _require_same_config(run: Run, stored: Path) -> None:
 
 
 def _cost(folder: Path) -> dict[str, Any]:
-    """Steps, seconds a step and peak memory, from the run's log and record."""
+    """Read steps, seconds a step and peak memory from the run's log and record."""
     with open(folder / "log.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     record = json.loads((folder / "model.json").read_text())
@@ -180,7 +182,8 @@ def _cost(folder: Path) -> dict[str, Any]:
 
 
 def _step_seconds(rows: list[dict[str, str]]) -> list[float]:
-    """Of each row of a log, the mean since the row before it, without waiting for data; rows of warm-up left out."""
+    """For each row of a log, the mean step time since the row before, without waiting for data; warm-up rows are left
+    out."""
     warm = [row for before, row in pairwise(rows) if int(before["step"]) >= WARM_STEPS]
     return [float(row["step_seconds"]) * (1 - float(row["waiting"])) for row in warm or rows]
 

@@ -1,4 +1,5 @@
-"""Labels of real drives against LiDAR that they were not made from: is what they call occupied and free so?
+"""Scores labels of real drives against LiDAR that they were not made from: are cells that they call occupied or free
+really so?
 
 Two ways to hold LiDAR out. `stripes`: of every sweep, every other degree of elevation; labels of all frames, each
 scored by its own held-out points. `frames`: every other sweep; labels of the frames between, each scored by the sweeps
@@ -49,7 +50,7 @@ class OneClass:
 
 
 @dataclass(frozen=True, eq=False)
-class Drive:
+class LidarDrive:
     """One scene with LiDAR, in memory but for the pixels, which a LiDAR teacher does not look at.
 
     Attributes:
@@ -68,7 +69,7 @@ class Drive:
     point_class: Sequence[np.ndarray] | None
 
 
-def open_drives(dataroot: Path, classes: str | None = None) -> list[Drive]:
+def open_drives(dataroot: Path, classes: str | None = None) -> list[LidarDrive]:
     """Every scene of a data set: SemanticKITTI where there is `sequences/`, else nuScenes' layout, geometry only.
 
     Args:
@@ -83,20 +84,20 @@ def open_drives(dataroot: Path, classes: str | None = None) -> list[Drive]:
     drives = []
     for scene in source.scenes:
         frames = _without_pixels(NuScenesSource(source.tables, scenes=[scene]))
-        drives.append(Drive(scene, frames, OCC3D_GRID, GEOMETRY, OneClass(), None))
+        drives.append(LidarDrive(scene, frames, OCC3D_GRID, GEOMETRY, OneClass(), None))
     return drives
 
 
-def _kitti_drive(dataroot: Path, scene: str, classes: str | None) -> Drive:
+def _kitti_drive(dataroot: Path, scene: str, classes: str | None) -> LidarDrive:
     source = SemanticKittiSource(dataroot, [scene])
     frames, name = _without_pixels(source), f"sequence {scene}"
     if not source.labels_path(0).is_file():
-        return Drive(name, frames, SEMANTIC_KITTI_GRID, GEOMETRY, OneClass(), None)
+        return LidarDrive(name, frames, SEMANTIC_KITTI_GRID, GEOMETRY, OneClass(), None)
     point_class = [read_kitti_labels(source.labels_path(index)) for index in range(len(source))]
     teacher, _ = load_parts(classes or "lidar", dataroot, SEMANTIC_KITTI)
     if teacher is None:
         raise InvalidInput(f"'{classes}' knows no classes")
-    return Drive(name, frames, SEMANTIC_KITTI_GRID, SEMANTIC_KITTI, teacher, point_class)
+    return LidarDrive(name, frames, SEMANTIC_KITTI_GRID, SEMANTIC_KITTI, teacher, point_class)
 
 
 def _without_pixels(source: NuScenesSource | SemanticKittiSource) -> list[Frame]:
@@ -110,7 +111,7 @@ def _without_pixels(source: NuScenesSource | SemanticKittiSource) -> list[Frame]
 
 
 def score_drive(
-    drive: Drive,
+    drive: LidarDrive,
     split: str,
     recipe: Recipe = PRESETS["lidar"],
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -174,7 +175,7 @@ def odd_stripes(frame: Frame) -> np.ndarray:
 
 
 def _only(frame: Frame, which: np.ndarray) -> Frame:
-    """The frame with all other points at the sensor's origin, where the teacher drops them; their order stays."""
+    """The frame with all other points moved to the sensor's origin, where the teacher drops them; their order stays."""
     assert frame.lidar is not None
     points_m = np.where(which[:, None], frame.lidar.points_lidar_m, np.float32(0))
     return replace(frame, lidar=replace(frame.lidar, points_lidar_m=points_m))
@@ -185,7 +186,7 @@ def _count(frame: Frame) -> int:
     return len(frame.lidar.points_lidar_m)
 
 
-def _add(scores: PointScores, drive: Drive, label: Occupancy, n: int, m: int, which: np.ndarray) -> None:
+def _add(scores: PointScores, drive: LidarDrive, label: Occupancy, n: int, m: int, which: np.ndarray) -> None:
     """Count those points of frame `m` against the label of frame `n` that an image shows."""
     frame = drive.frames[m]
     points_ego_m, shown = _shown(frame, drive.frames[n])
@@ -222,7 +223,7 @@ def _passed(label: Occupancy, of: Frame, judge: Frame, lifter: Lifter, teachers:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Table of what `score_drive` returns; the last column is of the points that the labels were made from."""
+    """A table of what `score_drive` returns; its last column is about the points that the labels were made from."""
     names = ("in_occupied", "in_free", "in_undecided", "occupied_of_decided", "free_cells_hit", "class_agreement")
     head = ["scene", "held out", "labels", "points", *names, "occupied_cells_passed", "in_occupied, given"]
     lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2)]

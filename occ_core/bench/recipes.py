@@ -1,4 +1,4 @@
-"""How good every recipe's labels are against exact truth, and what each part of `best` gives, under the same teachers.
+"""Scores every recipe's labels against exact truth, and what each part of `best` gives, with the same teachers.
 
 Teachers are asked once a frame for all recipes, and recipes that lift alike share their evidence. Nothing is stored.
 Memory a process: the evidence of a scene, of ten ways to lift together 25 MB a frame at 270 x 480, beside some 450 MB.
@@ -46,7 +46,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 
 def changed(recipe: Recipe, fields: Sequence[str], to: Recipe) -> Recipe:
-    """`recipe` with these fields as in `to`."""
+    """The recipe with these fields replaced by those of `to`."""
     return recipe.model_copy(update={name: getattr(to, name) for name in fields})
 
 
@@ -148,7 +148,7 @@ def _row(recipe: Recipe, scores: LabelScores) -> dict[str, Any]:
 
 
 def _cpu_s() -> float:
-    """Of this process and of its children that have ended."""
+    """Processor time of this process and of its children that have ended."""
     return sum(os.times()[:4])
 
 
@@ -195,7 +195,7 @@ def _lift_part(recipe: Recipe) -> Recipe:
 def _lift_all(
     source: NuScenesSource, teachers: Teachers, rows: Mapping[str, Recipe]
 ) -> dict[Recipe, dict[int, FrameEvidence | str]]:
-    """Evidence of all frames by the part of a recipe that lifts; each frame is read, and its teachers asked, once."""
+    """Lift all frames for each part of a recipe that lifts; each frame is read, and its teachers asked, once."""
     evidence_by_frame: dict[Recipe, dict[int, FrameEvidence | str]] = {
         _lift_part(recipe): {} for recipe in rows.values()
     }

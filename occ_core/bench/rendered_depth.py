@@ -1,4 +1,4 @@
-"""Depth that a network renders, against the simulated city's exact depth or a real LiDAR."""
+"""Scores the depth that a network renders, against the simulated city's exact depth or a real LiDAR."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ Truth = Callable[[Frame, str, Preprocess], tuple[np.ndarray, np.ndarray]]
 
 
 def rendered_views(model: Any, frame: Frame, truth: Truth, device: torch.device = CPU) -> list[RenderedView]:
-    """What the network renders of each camera that has an image, and the truth at pixels of its input."""
+    """Render the depth of each camera that has an image, and find the truth at pixels of its input."""
     config = model.config
     preprocess = Preprocess(config.input_width, config.input_height)
     images, present = preprocess.rig(frame.images, frame.rig.names)

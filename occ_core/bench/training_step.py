@@ -1,4 +1,5 @@
-"""Does a network fit this machine? One training step and one answer on a real keyframe, with time and peak memory.
+"""Measures whether a network fits this machine: one training step and one answer on a real keyframe, with time and peak
+memory.
 
 Where nobody labelled the data, a sweep's points stand in as labels, and all that is seen is called one class: it costs
 what real labels cost, and teaches nothing worth keeping.
@@ -128,7 +129,7 @@ def bench_step(
 
 
 def one_batch(config: TrainingConfig, dataroot: Path) -> Sample:
-    """The keyframe in the middle, `batch_size` times, with all that the losses need."""
+    """Make a batch of the middle keyframe, `batch_size` times, with all that the losses need."""
     model = cast(CameraModelConfig, config.model)
     taxonomy, frames = model.classes, open_source(dataroot)
     frame_index = len(frames) // 2

@@ -17,7 +17,7 @@ SECOND = "topic", "encoding", "lens", "looks", "TF"
 
 
 def make_console() -> Console:
-    """Of the terminal's width; files and pipes get whole lines."""
+    """Make a console of the terminal's width; files and pipes get whole lines."""
     from rich.console import Console
 
     console = Console()
@@ -61,7 +61,7 @@ def _cells(row: CameraRow) -> dict[str, str]:
 
 
 def problem_lines(rows: Sequence[CameraRow]) -> list[str]:
-    """Of each camera that is not well: what was found, why, and what helps."""
+    """For each camera with a problem: what was found, why, and what helps."""
     lines = []
     for row in rows:
         for problem, count in row.problems:

@@ -135,7 +135,7 @@ def make(
 
 
 def _report(out: Path, done) -> None:
-    """What was made, what was left out; exit code 2 where scenes failed."""
+    """Print what was made and what was left out; the exit code is 2 if scenes failed."""
     typer.echo(f"{sum(scene.written for scene in done)} labels made, in {out}")
     for scene in done:
         for reason in scene.skipped[:3]:

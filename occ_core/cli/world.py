@@ -103,7 +103,7 @@ def stats(
 
 
 def size_of(text: str) -> tuple[int, int]:
-    """(height, width) of 'HEIGHTxWIDTH'."""
+    """Parse 'HEIGHTxWIDTH' to (height, width)."""
     from occ_core.errors import InvalidInput
 
     parts = text.lower().split("x")

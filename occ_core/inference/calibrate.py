@@ -18,11 +18,11 @@ from occ_core.models.easyocc.table import build_table
 from occ_core.network_input.preprocess import Preprocess
 from occ_core.sources.open import FrameSource, open_source
 
-FRAMES_BEFORE = 8  # that a network with memory has seen at each frame
+FRAMES_BEFORE = 8  # number of frames that a network with memory has seen at each calibration frame
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationFrames:
     """Frames of a data set as inputs of the network.
 
     Attributes:
@@ -48,7 +48,7 @@ def read_calibration(
     config: EasyOccConfig,
     remembering: Predictor | None = None,
     version: str | None = None,
-) -> Calibration:
+) -> CalibrationFrames:
     """Read `frames` frames, evenly spread over a bag or data set; all of them if it has fewer.
 
     Args:
@@ -77,7 +77,7 @@ def read_calibration(
             f"{path}: no frame whose past is known, of {len(found)}: a network with memory is calibrated on a drive "
             f"with odometry, its frames at most {MAX_AGE_S} s apart"
         )
-    return Calibration(Path(path).resolve().name, found)
+    return CalibrationFrames(Path(path).resolve().name, found)
 
 
 def _past(predictor: Predictor, source: FrameSource, index: int) -> Past:

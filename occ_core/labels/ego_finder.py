@@ -20,21 +20,22 @@ from occ_core.frame import Frame
 from occ_core.sources.nuscenes_tables import root_of
 from occ_core.sources.scenes import Recording
 
-WIDTH_PX = 320  # that images are compared at
+WIDTH_PX = 320  # width at which images are compared
 STEP_M, STEP_RAD = 0.5, 0.1  # least motion between two images that are kept
-KEPT = 64  # images a camera; of longer ways every second, fourth, ...
-LEAST = 12  # images
-LEAST_TURN_DEG = 20.0  # between the headings of two of them
-QUANTILE = 0.8  # of a pixel's differences from its median: a few odd images do not count
-STILL_SHARE, STILL_LEVELS = 0.4, (6.0, 20.0)  # what hardly changes: by that share of the median pixel's change, within
-EDGE_LEVELS, ALIGNED = 2.0, 0.7  # of an edge that is always there: levels a pixel, and how far its directions agree
-OUTLINE_SHARE = 0.5  # of a region's outline that is such an edge
-LEAST_AREA = 0.002  # of the image
+KEPT = 64  # images kept for each camera; on longer drives every second, fourth, ...
+LEAST = 12  # images without which nothing is judged
+LEAST_TURN_DEG = 20.0  # least difference between the headings of two of them
+QUANTILE = 0.8  # of a pixel's differences from its median, so that a few odd images do not count
+# a pixel is still below this share of the median pixel's change, within these levels
+STILL_SHARE, STILL_LEVELS = 0.4, (6.0, 20.0)
+EDGE_LEVELS, ALIGNED = 2.0, 0.7  # a lasting edge: its levels a pixel, and how far its directions agree
+OUTLINE_SHARE = 0.5  # least share of a region's outline that is a lasting edge
+LEAST_AREA = 0.002  # least share of the image
 PICTURE = "ego_masks.jpg"
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class FoundMask:
     """The ego mask of one camera, or why none was found.
 
     Attributes:
@@ -86,11 +87,11 @@ class MaskFinder:
             if len(seen.images) > KEPT:
                 seen.images, seen.headings, seen.steps = seen.images[::2], seen.headings[::2], 2 * seen.steps
 
-    def found(self) -> dict[str, Found]:
+    def found(self) -> dict[str, FoundMask]:
         """The masks by camera name."""
         return {name: self._judged(seen) for name, seen in self._cameras.items()}
 
-    def _judged(self, seen: _Seen) -> Found:
+    def _judged(self, seen: _Seen) -> FoundMask:
         headings, (w, h) = np.unwrap(seen.headings), seen.size
         images = np.stack([seen.images[i] for i in _spread(headings)])
         median = np.sort(images, axis=0)[len(images) // 2]
@@ -102,9 +103,9 @@ class MaskFinder:
         elif turn_deg < LEAST_TURN_DEG:
             reason = f"too little motion: it turned by {turn_deg:.0f} degrees, {LEAST_TURN_DEG:.0f} are needed"
         if reason:
-            return Found(np.zeros((h, w), dtype=np.bool_), median, len(seen.images), reason)
+            return FoundMask(np.zeros((h, w), dtype=np.bool_), median, len(seen.images), reason)
         own = own_pixels(images).astype(np.float32)
-        return Found(cv2.resize(own, (w, h), interpolation=cv2.INTER_LINEAR) > 0.5, median, len(images))
+        return FoundMask(cv2.resize(own, (w, h), interpolation=cv2.INTER_LINEAR) > 0.5, median, len(images))
 
 
 def _spread(headings: np.ndarray) -> list[int]:
@@ -162,7 +163,7 @@ def _edges(grey: np.ndarray) -> np.ndarray:
     return (most > EDGE_LEVELS) & (aligned > ALIGNED)
 
 
-def write_found(found: dict[str, Found], out: Path) -> list[str]:
+def write_found(found: dict[str, FoundMask], out: Path) -> list[str]:
     """Write the masks that were found as `out/<camera>.png`, and a picture of all; one line a camera."""
     lines = []
     for name, one in sorted(found.items()):
@@ -193,7 +194,7 @@ def find_masks(dataroot: Path, scenes: list[str] | None = None) -> Iterator[str]
         yield from (f"{scene}, {line}" for line in write_found(finder.found(), out))
 
 
-def picture(found: dict[str, Found], columns: int = 3) -> np.ndarray:
+def picture(found: dict[str, FoundMask], columns: int = 3) -> np.ndarray:
     """Each camera's median image with its mask in red, RGB uint8."""
     tiles = []
     for name, one in sorted(found.items()):

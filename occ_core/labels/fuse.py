@@ -14,7 +14,7 @@ from occ_core.labels.recipes import Recipe
 from occ_core.occupancy import Occupancy
 from occ_core.taxonomy import Taxonomy
 
-FAR_M = 1000.0  # what is drawn onto the grid's faces where a recipe clamps; beyond it is nonsense anyway
+FAR_M = 1000.0  # points farther than this are not drawn onto the grid's faces by a recipe that clamps
 
 
 class Fuser:

@@ -17,7 +17,7 @@ from occ_core.labels.visibility import add_passes, ray_step_px
 from occ_core.taxonomy import UNLABELED, Taxonomy
 from occ_core.teachers.base import ClassMap, DepthMap
 
-SUB = 2  # points are summed up in cells of half a voxel, so that another frame's grid, turned, finds no holes
+SUB = 2  # points are summed in cells of half a voxel, so that another frame's turned grid has no holes
 DROP, POINT, PASS, SKY = 0, 1, 2, 3
 GROUND = ("driveable_surface", "other_flat", "sidewalk", "terrain", "road", "parking", "other_ground")
 
@@ -94,7 +94,7 @@ class Lifter:
         h, w = depth.depth_m.shape
         rays = self._rays_of(frame.rig.fingerprint, camera, (w, h))
         own = None if camera.blind is None else camera.resized((w, h)).blind
-        if own is not None:  # what shows the robot itself tells neither what is occupied nor what is free, nor of edges
+        if own is not None:  # pixels that show the robot itself are evidence of nothing, nor are their edges
             depth = replace(depth, depth_m=np.where(own, np.float32(np.nan), depth.depth_m))
         kind = sort_pixels(depth, class_id, score, self.recipe, self.taxonomy.free_id)
         if own is not None:
@@ -239,7 +239,7 @@ def _add_rays(passes: np.ndarray, view: _LiftedView, recipe: Recipe, grid: Voxel
 
     if 4 * np.count_nonzero(~np.isnan(view.depth_m)) >= view.depth_m.size:
         cast(thin, (POINT, PASS, SKY), step * step)
-        if (count := int(view.weight.max())) > 1:  # what says most of where a surface is says as much of where none is
+        if (count := int(view.weight.max())) > 1:  # a measured pixel counts as much for free cells as for its surface
             ends = view.depth_m * np.float32(1 - recipe.free_margin)
             measured = (view.weight > 1) & np.isin(view.kind, (POINT, PASS))
             add_passes(passes, view.rays, ends, measured, view.ego_from_cam, grid, count)

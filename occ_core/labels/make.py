@@ -136,7 +136,7 @@ def make_labels(
     todo = [task for task, lacks in zip(tasks, lacking, strict=True) if any(lacks)]
     with progress_bar(show_progress) as progress:
         total = sum(map(len, lacking))
-        # in images, for those are what takes the time: each label asks for those of its own frame
+        # counted in images, which take the time: each label needs those of its own frame
         cameras = _images_a_label(recording, tasks)
         bar = progress.add_task("images", total=total * cameras, completed=(total - sum(map(sum, lacking))) * cameras)
         results = run(partial(label_one, job), todo, workers, lambda: progress.advance(bar, cameras))

@@ -171,16 +171,16 @@ def measured_points(frames: SceneFrames, index: int, taxonomy: Taxonomy) -> tupl
     Raises:
         MissingInput: the sweep's file is not there. CorruptInput: naming the file.
     """
-    place = frames.places[index]
-    sweeps = frames.source.sweeps_before(place, 1)
+    number = frames.source_indices[index]
+    sweeps = frames.source.sweeps_before(number, 1)
     if not sweeps:
         return None
-    (sweep,), (_, world_from_ego) = sweeps, frames.source.stamp_and_pose(place)
+    (sweep,), (_, world_from_ego) = sweeps, frames.source.stamp_and_pose(number)
     outside = np.linalg.norm(sweep.points_lidar_m, axis=1) > OWN_BODY_M
     points_m = sweep.points_ego_m[outside]
     if not np.array_equal(world_from_ego, sweep.world_from_ego):  # the LiDAR's time is another one
         points_m = apply(inverse(world_from_ego) @ sweep.world_from_ego, points_m)
-    classes = point_classes(frames.source, place, taxonomy)
+    classes = point_classes(frames.source, number, taxonomy)
     if classes is not None and len(classes) != len(outside):
         raise CorruptInput(f"sample '{frames.tokens[index]}': {len(classes)} labels for {len(outside)} LiDAR points")
     return points_m, None if classes is None else classes[outside]

@@ -26,9 +26,9 @@ from occ_core.taxonomy import SEMANTIC_KITTI, UNLABELED
 from occ_core.teachers.lidar import RAW_KITTI_IDS, class_of_raw_kitti, read_raw_kitti
 
 REACH_M = 70.0  # scans from farther away add next to nothing to a grid of 51.2 m
-STEP_M = 0.5  # of the vehicle, between two scans that are added up: a car that waits sees the same again and again
-VIEW_STEP_M = 5.0  # between two places from which it is asked what can be seen
-KEPT_SCANS = 300  # in memory, 2 MB each
+STEP_M = 0.5  # least way between two scans that are added up; a waiting car sees the same again and again
+VIEW_STEP_M = 5.0  # distance between places from which visibility is tested
+KEPT_SCANS = 300  # scans kept in memory, 2 MB each
 FIRST_MOVING = 252  # SemanticKITTI's labels from here on are things seen to move
 NO_RETURN = (0, 1)  # SemanticKITTI's `unlabeled` and `outlier`
 

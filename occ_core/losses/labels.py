@@ -123,7 +123,7 @@ def geometry_affinity_loss(
     p_occupied: Tensor,  # [K]
     occupied: Tensor,  # [K] bool
 ) -> Tensor:
-    """The same for occupied against free, whatever the class (same place; its `L_scal^geo`)."""
+    """The affinity loss for occupied against free, whatever the class (in the same paper, `L_scal^geo`)."""
     truth = occupied.to(p_occupied.dtype)
     return _affinity((p_occupied * truth).sum(), p_occupied.sum(), truth.sum(), len(occupied))
 

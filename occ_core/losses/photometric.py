@@ -13,13 +13,13 @@ from torch import Tensor
 C1, C2 = 0.01**2, 0.03**2  # SSIM's stabilisers for values in 0..1
 SSIM_SHARE = 0.85
 WHOLE = 0.999  # all four pixels that a value comes from show the world
-NEAREST_M = 0.1  # what is nearer to the neighbour's image plane, or behind it, is not in its image
+NEAREST_M = 0.1  # points nearer to the neighbour's image plane, or behind it, are not in its image
 
 
 def as_float(
     images: Tensor,  # uint8 [..., H, W, 3]
 ) -> Tensor:  # float32 [..., 3, H, W] in 0..1
-    """Images as losses compare them."""
+    """Convert images to the form in which losses compare them."""
     return images.movedim(-1, -3).float() / 255
 
 
@@ -63,7 +63,8 @@ def reproject(
     intrinsics: Tensor,  # [N, 3, 3], of both images
     neighbour_from_cam: Tensor,  # [N, 4, 4]
 ) -> tuple[Tensor, Tensor]:
-    """Where points seen at `pixels` are in the neighbour's image: pixels [N, K, 2] and depth_m [N, K] there."""
+    """Project the points seen at `pixels` into the neighbour's image; returns pixels [N, K, 2] and depth_m [N, K]
+    there."""
     # In float64 and without large matrix products: reduced precision (autocast, TF32) would move points by pixels.
     k, motion = intrinsics.double(), neighbour_from_cam.double()
     turn = (k @ motion[:, :3, :3] @ k.inverse()).float()[:, :, :, None]  # [N, 3, 3, 1]
@@ -96,7 +97,8 @@ def warp(
     intrinsics: Tensor,  # [N, 3, 3], of both images
     neighbour_from_cam: Tensor,  # [N, 4, 4]
 ) -> tuple[Tensor, Tensor]:
-    """The image as its neighbour would show it at these depths: [N, C, h, w], and where it can, bool [N, h, w]."""
+    """The image as its neighbour would show it at these depths, [N, C, h, w], and where that is possible, bool [N, h,
+    w]."""
     n, h, w = depth_m.shape
     pixels = pixel_grid(h, w, depth_m.device).reshape(1, h * w, 2).expand(n, -1, -1)
     there, there_m = reproject(pixels, depth_m.reshape(n, h * w), intrinsics, neighbour_from_cam)

@@ -1,4 +1,5 @@
-"""Scatter-accumulated projection: an answer in cells, carried along pixels' viewing rays, against the class maps.
+"""Scatter-accumulated projection: compares an answer in cells, accumulated along pixels' viewing rays, with the class
+maps.
 
 Only the idea is OccLE's (arXiv 2505.20617); the formula is ours. A ray meets cells 1, 2, .. with p_i to be occupied:
 
@@ -24,7 +25,7 @@ from occ_core.network_input.projection import flat_cell, pixel_rays
 from occ_core.network_input.rig_images import RigImages
 from occ_core.taxonomy import UNLABELED
 
-LEAST_WEIGHT = 0.01  # of a cell on a ray; the class of one that counts less is not looked up
+LEAST_WEIGHT = 0.01  # cells with less weight on a ray are skipped when classes are computed
 SMALLEST = 1e-6
 
 

@@ -37,7 +37,7 @@ def sample_queries(
     rays: int,
     buffer_m: float,
 ) -> Queries:
-    """On `rays` random pixels of each sample, a free and an occupied point.
+    """Choose a free and an occupied point on `rays` random pixels of each sample.
 
     The free one is uniform between where the ray enters the grid and its hit, the occupied one uniform in the
     `buffer_m` behind the hit. The sky gives the first only, up to the end of the grid, and where the depth is within

@@ -1,4 +1,4 @@
-"""Losses on viewing rays: where each feature pixel's ray ends, and in what."""
+"""Losses on viewing rays: where each feature pixel's ray ends, and in which class."""
 
 from __future__ import annotations
 

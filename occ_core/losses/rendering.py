@@ -1,4 +1,4 @@
-"""Losses on rendered rays: each should end at one place, or nowhere."""
+"""Losses on rendered rays: each ray should end at one place, or nowhere."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def column_costs_in_world(
     band_m: tuple[float, float],  # above the ego frame's origin
     costs: np.ndarray,  # int8 [256]
 ) -> tuple[np.ndarray, VoxelGrid]:
-    """As `column_costs`, on a grid along the axes of the world.
+    """Like `column_costs`, on a grid along the axes of the world.
 
     Nav2's costmaps take the position of a grid's origin but not its rotation, and want it on a whole multiple of the
     resolution; so the answer is sampled anew, each cell from the one that holds its centre.

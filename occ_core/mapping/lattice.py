@@ -1,4 +1,5 @@
-"""From the cells of one grid to those of another that is moved and turned against it: the one that holds the centre."""
+"""Maps the cells of one grid to those of another one that is moved and turned against it: each to the cell that holds
+its centre."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def lattice_of(
     ego_from_world: np.ndarray,  # [4, 4]
     world_grid: VoxelGrid,
 ) -> Lattice:
-    """Where the cells of `world_grid` lie in `seen_grid`, which is in the ego frame."""
+    """Compute where the cells of `world_grid` lie in `seen_grid`, which is in the ego frame."""
     ratio = world_grid.voxel_size_m / seen_grid.voxel_size_m
     tables = [np.arange(n)[:, None] * ratio * ego_from_world[:3, axis] for axis, n in enumerate(world_grid.shape)]
     first_ego_m = apply(ego_from_world, np.array(world_grid.origin_m) + world_grid.voxel_size_m / 2)
@@ -40,7 +41,7 @@ def lattice_of(
 
 
 def seen_of(occupancy: Occupancy) -> np.ndarray:
-    """uint8 (X, Y, Z): class ids, UNLABELED where nobody looked."""
+    """The class ids, uint8 (X, Y, Z), UNLABELED where nobody looked."""
     return np.where(occupancy.observed, occupancy.labels, np.uint8(UNLABELED))
 
 
@@ -48,7 +49,7 @@ def sample(
     seen: np.ndarray,  # uint8 [A, B, C]
     lattice: Lattice,
 ) -> np.ndarray:
-    """uint8 (X, Y, Z): of each cell what the seen cell that holds its centre says; UNLABELED outside."""
+    """For each cell the value of the seen cell that holds its centre, uint8 (X, Y, Z); UNLABELED outside."""
     inside = np.ones((len(lattice.x), len(lattice.y), len(lattice.z)), dtype=bool)
     index = []
     for axis, size in enumerate(seen.shape):

@@ -75,7 +75,7 @@ def load_map(path: Path, rolling_map: RollingMap, frame: str) -> None:
 
 
 def _about(rolling_map: RollingMap, frame: str) -> dict[str, Any]:
-    """What has to be the same in file and node; lists, as JSON has them."""
+    """What must be the same in file and node; in lists, as in JSON."""
     return {
         "format": FORMAT,
         "frame": frame,

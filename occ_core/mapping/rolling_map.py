@@ -13,7 +13,7 @@ from occ_core.geometry import inverse, require_rigid
 from occ_core.grid import VoxelGrid
 from occ_core.mapping.lattice import Lattice, lattice_of, seen_of
 from occ_core.mapping.settings import MapSettings, map_shape
-from occ_core.mapping.update import Cells, Step, update_plain
+from occ_core.mapping.update import MapCells, Step, update_plain
 from occ_core.occupancy import Occupancy
 from occ_core.taxonomy import Taxonomy
 
@@ -23,7 +23,7 @@ FARTHEST_M = 1e7  # from the world's origin; beyond it cell numbers and float32 
 
 
 class MapState(NamedTuple):
-    """All that a map remembers, in world order; `occ_core.mapping.map_file` writes it."""
+    """Everything that a map remembers, in world order; `occ_core.mapping.map_file` writes it."""
 
     first_cell: tuple[int, int, int]  # number of the lowest cell: its corner lies at number * voxel_size_m
     log_odds: np.ndarray  # float32 [X, Y, Z]
@@ -53,7 +53,7 @@ class RollingMap:
         self._is_dynamic = np.zeros(256, dtype=bool)
         self._is_dynamic[list(taxonomy.dynamic_ids)] = True
         # Storage is a ring along each axis: the cell with number c lies at c modulo the size, so nothing is ever moved.
-        self._cells = Cells(
+        self._cells = MapCells(
             np.zeros(self.shape, dtype=np.float32),
             np.full(self.shape, taxonomy.free_id, dtype=np.uint8),
             np.zeros((*self.shape, len(taxonomy)), dtype=np.uint8),
@@ -64,7 +64,7 @@ class RollingMap:
 
     @property
     def grid(self) -> VoxelGrid:
-        """Where the map is now, in the world frame."""
+        """The map's grid at its present position, in the world frame."""
         x, y, z = (float(number) * self.voxel_size_m for number in self._first)
         return VoxelGrid((x, y, z), self.voxel_size_m, self.shape)
 
@@ -145,7 +145,7 @@ class RollingMap:
             array[where] = nothing
 
     def _lattice(self, world_from_ego: np.ndarray) -> Lattice:
-        """Where each plane of storage lies in the seen grid."""
+        """Compute where each plane of the storage lies in the seen grid."""
         in_order = lattice_of(self.seen_grid, inverse(world_from_ego), self.grid)
         return Lattice(*(np.roll(table, at, axis=0) for table, at in zip(in_order, self._ring_start(), strict=True)))
 
@@ -165,7 +165,7 @@ class RollingMap:
         )
 
     def _ring_start(self) -> tuple[int, ...]:
-        """Where storage has the lowest cell."""
+        """The index in the storage of the lowest cell."""
         return tuple(int(number) % size for number, size in zip(self._first, self.shape, strict=True))
 
     def _in_order(self, array: np.ndarray) -> np.ndarray:
@@ -173,7 +173,7 @@ class RollingMap:
         return np.roll(array, tuple(-at for at in self._ring_start()), axis=(0, 1, 2))
 
 
-def _fastest_update() -> Callable[[Cells, np.ndarray, Lattice, np.ndarray, Step], None]:
+def _fastest_update() -> Callable[[MapCells, np.ndarray, Lattice, np.ndarray, Step], None]:
     if importlib.util.find_spec("numba") is None:
         return update_plain
     from occ_core.mapping.update_fast import update_fast

@@ -1,4 +1,4 @@
-"""How strongly one frame counts, and how fast the map forgets."""
+"""Settings of the map: how strongly one frame counts, and how fast the map forgets."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from occ_core.mapping.lattice import Lattice, sample
 from occ_core.taxonomy import UNLABELED
 
 
-class Cells(NamedTuple):
+class MapCells(NamedTuple):
     """A map's memory, in storage order."""
 
     log_odds: np.ndarray  # float32 [X, Y, Z]
@@ -36,7 +36,7 @@ class Step(NamedTuple):
 
 
 def update_plain(
-    cells: Cells,
+    cells: MapCells,
     seen: np.ndarray,  # uint8 [A, B, C], class ids, UNLABELED where nobody looked
     lattice: Lattice,
     is_dynamic: np.ndarray,  # bool [classes]

@@ -6,12 +6,12 @@ import numba
 import numpy as np
 
 from occ_core.mapping.lattice import FRACTION_BITS, Lattice
-from occ_core.mapping.update import Cells, Step
+from occ_core.mapping.update import MapCells, Step
 from occ_core.taxonomy import UNLABELED
 
 
-def update_fast(cells: Cells, seen: np.ndarray, lattice: Lattice, is_dynamic: np.ndarray, step: Step) -> None:
-    """As `update_plain`, to the last bit."""
+def update_fast(cells: MapCells, seen: np.ndarray, lattice: Lattice, is_dynamic: np.ndarray, step: Step) -> None:
+    """The same as `update_plain`, to the last bit."""
     floats = np.array(step[:7], dtype=np.float32)
     low, high = lattice.z.min(axis=0), lattice.z.max(axis=0)
     _update(*cells, seen, *lattice, low, high, is_dynamic, floats, step.max_votes, step.free_id)

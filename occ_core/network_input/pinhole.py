@@ -24,16 +24,17 @@ from occ_core.geometry import inverse
 PINHOLE = ("none",)
 NOT_FISHEYE = tuple(model for model in COEFFICIENTS if model != "equidistant")
 WIDEST_DEG = 100.0
-BAND_DEG = (-45.0, 10.0)  # of a camera 1 m up: the ground from 1 m on; of what is 20 m away: 3.5 m up
-LEVEL_DEG = 15.0  # up and down, where it counts how far to the sides a lens sees
-SLACK = 0.05  # of a view, that may be lacking before there is one more
-ROW_OVERLAP = 0.1  # of a view's height: its corners reach less far up and down than its middle
-LEAST_SHARE = 0.05  # of a view's pixels that the lens has; those with fewer are left out
+# from 1 m above the ground this shows the ground from 1 m on, and things 20 m away up to 3.5 m
+BAND_DEG = (-45.0, 10.0)
+LEVEL_DEG = 15.0  # up and down; within it, how far a lens sees to the sides is measured
+SLACK = 0.05  # share of a view that may be missing before another view is added
+ROW_OVERLAP = 0.1  # share of a view's height, because its corners reach less far up and down than its middle
+LEAST_SHARE = 0.05  # views in which the lens has a smaller share of the pixels are left out
 FINEST = 4  # times a view's size, before it is scaled down
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class PinholeView:
     """One pinhole view of a lens.
 
     Attributes:
@@ -71,11 +72,11 @@ class ViewImages(NamedTuple):
     """The network's images of one lens, uint8 (K, H, W, 3), one for each of its K views."""
 
     images: np.ndarray
-    views: tuple[View, ...]
+    views: tuple[PinholeView, ...]
 
 
 @lru_cache(maxsize=128)  # cameras are told apart by identity: sources and nodes keep theirs
-def views_of(lens: Camera, size: tuple[int, int]) -> tuple[View, ...]:
+def views_of(lens: Camera, size: tuple[int, int]) -> tuple[PinholeView, ...]:
     """Make the views of a lens.
 
     Args:
@@ -221,10 +222,10 @@ def _ego_from_view(at_m: np.ndarray, azimuth: float, elevation: float) -> np.nda
     return out
 
 
-def _view(lens: Camera, camera: Camera) -> View:
+def _view(lens: Camera, camera: Camera) -> PinholeView:
     rays, _ = camera.directions(camera.pixel_grid())
     turn = lens.ego_from_cam[:3, :3].T @ camera.ego_from_cam[:3, :3]
     pixels, seen = lens.project(rays @ turn.T)
     (w, h), blind = camera.size, ~seen
     pixels = np.nan_to_num(pixels, nan=-1.0).astype(np.float32).reshape(h, w, 2)
-    return View(replace(camera, blind=blind.reshape(h, w) if blind.any() else None), lens, pixels)
+    return PinholeView(replace(camera, blind=blind.reshape(h, w) if blind.any() else None), lens, pixels)

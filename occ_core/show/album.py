@@ -9,7 +9,7 @@ import numpy as np
 from rich.progress import track
 
 from occ_core.show.pictures import save_png
-from occ_core.show.recording import Recording
+from occ_core.show.recording import RerunRecording
 
 
 def write_album(
@@ -18,7 +18,7 @@ def write_album(
     indices: Sequence[int],
     pictures: int,
     draw: Callable[[int], tuple[str, np.ndarray]],
-    record: Callable[[Recording, int], None] | None,
+    record: Callable[[RerunRecording, int], None] | None,
 ) -> list[Path]:
     """Write `out/recording.rrd` of all frames and `out/pictures/<scene>_<index>.png` of some.
 
@@ -35,7 +35,7 @@ def write_album(
     written = []
     if record is not None:
         path = out / "recording.rrd"
-        with Recording(path, title) as stream:
+        with RerunRecording(path, title) as stream:
             for index in track(indices, description="recording", transient=True):
                 record(stream, index)
         written.append(path)

@@ -17,7 +17,7 @@ from occ_core.occupancy import Occupancy, load_occ3d
 from occ_core.show.album import write_album
 from occ_core.show.maps import color_classes, color_depth, over_image
 from occ_core.show.pictures import camera_rows, captioned, from_above, legend, mosaic, strip
-from occ_core.show.recording import Recording as Stream
+from occ_core.show.recording import RerunRecording as Stream
 from occ_core.show.solids import in_perspective
 from occ_core.sources.scenes import Recording, SceneFrames
 from occ_core.taxonomy import UNLABELED

@@ -38,10 +38,10 @@ def write_page(path: Path, title: str, frames: Iterable[PageFrame], figures: Fig
         CorruptInput: a log without numbers. CannotWrite.
     """
     shown = list(frames)
-    told = figures.packed()
-    if not shown and not any(told.values()):
+    packed = figures.packed()
+    if not shown and not any(packed.values()):
         raise InvalidInput("a report page needs frames or figures, got neither")
-    data = {"title": title, "live": False, "scene": _scene(shown) if shown else None, **told}
+    data = {"title": title, "live": False, "scene": _scene(shown) if shown else None, **packed}
     write_atomically(path, page_text(data).encode())
 
 

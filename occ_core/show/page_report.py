@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def figures_of(report: dict[str, Any], remarks: Sequence[str] = ()) -> Figures:
     """All of a report of `occ eval`: its tables, what else it says as one text of some lines, its reliability and
     confusion."""
-    told = list(in_words(report))
-    lines = [item for item in told if isinstance(item, str)]
-    tables = [table_of(item) for item in told if not isinstance(item, str)]
+    items = list(in_words(report))
+    lines = [item for item in items if isinstance(item, str)]
+    tables = [table_of(item) for item in items if not isinstance(item, str)]
     return Figures(tables, [*(["\n".join(lines)] if lines else []), *remarks], {}, {"": report})
 
 

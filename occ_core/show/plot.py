@@ -15,8 +15,8 @@ BESIDE = frozenset({"seconds", "step_seconds", "waiting", "learning_rate"})
 
 
 def plot_curves(path: Path, logs: Mapping[str, Path]) -> None:
-    """Write `path`: one picture beside the other of each log, every column over its first one, the step; on a
-    logarithmic scale where all is above 0, as losses are.
+    """Write `path`: one picture beside the other of each log, every column over its first one, the step; losses on a
+    logarithmic scale where all are above 0.
 
     Raises:
         MissingPackage: matplotlib is not installed. CorruptInput: a log without numbers. CannotWrite.
@@ -28,7 +28,7 @@ def plot_curves(path: Path, logs: Mapping[str, Path]) -> None:
             if name not in BESIDE:
                 there = [(x, y) for x, y in zip(curve["x"]["values"], values, strict=True) if y is not None]
                 axes.plot(*zip(*there, strict=True), label=name, marker="." if len(there) < 20 else "")
-        if all(min(line.get_ydata()) > 0 for line in axes.lines):
+        if "total" in curve["lines"] and all(min(line.get_ydata()) > 0 for line in axes.lines):
             axes.set_yscale("log")
         axes.set(title=title, xlabel=curve["x"]["name"])
         axes.grid(alpha=0.3)

@@ -17,7 +17,7 @@ from occ_core.occupancy import Occupancy, load_occ3d
 from occ_core.sensor_messages import stamp_of
 from occ_core.show.album import spread, write_album
 from occ_core.show.pictures import compare
-from occ_core.show.recording import Recording
+from occ_core.show.recording import RerunRecording
 from occ_core.sources.bag_frames import BagFrames
 from occ_core.sources.bag_report import BagReport, CameraRow
 from occ_core.sources.bag_survey import CLOUD
@@ -194,7 +194,7 @@ def write_pictures(frames: PredictedFrames, out: Path, pictures: int, recording:
         title = f"{frame.scene}, {frame.token[:8] or frame.stamp_ns}"
         return frame.scene, compare(frame.images, predicted, truth, title)
 
-    def record(stream: Recording, index: int) -> None:
+    def record(stream: RerunRecording, index: int) -> None:
         frame, predicted, truth = frames[index]
         stream.log(frame.stamp_ns, frame.images, predicted, truth)
 

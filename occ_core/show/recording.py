@@ -20,7 +20,7 @@ JPEG_QUALITY = 85
 TIME_LINE = "stamp"
 
 
-class Recording:
+class RerunRecording:
     """Writes `path` when the `with` block ends well; nothing is left of an interrupted one.
 
     Open the file with `rerun PATH`; it brings the layout of its views along.
@@ -40,7 +40,7 @@ class Recording:
         self._stream = self._rerun.RecordingStream(title)
         self._stream.save(str(self._temporary))
 
-    def __enter__(self) -> Recording:
+    def __enter__(self) -> RerunRecording:
         self._stream.log("world", self._rerun.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
         return self
 

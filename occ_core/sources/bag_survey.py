@@ -19,7 +19,7 @@ IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO, CLOUD = "sensor_msgs/msg/CameraInfo", "sensor_msgs/msg/PointCloud2"
 TF, ODOMETRY = "tf2_msgs/msg/TFMessage", "nav_msgs/msg/Odometry"
 STAMP_BYTES = 12  # of CDR: four that say how it is coded, then the stamp of a header
-MAX_INFOS = 1000  # of a topic, that differ
+MAX_INFOS = 1000  # different CameraInfos of a topic
 
 
 class LogEntry(NamedTuple):

@@ -1,4 +1,4 @@
-"""What every teacher gives, and how it is asked: two small Protocols and the maps they return.
+"""Teachers' protocols and the maps that they return.
 
 A map may be smaller than its image (a teacher may work at its own resolution): pixel centres stay where they belong
 when the camera is `resized` to the size of the map.

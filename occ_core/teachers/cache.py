@@ -34,7 +34,8 @@ SPAN = np.log(FAR_M / NEAR_M) / (INF_CODE - 2)
 
 
 def default_cache(out: Path) -> Path:
-    """Where maps of networks are kept if nobody says: beside the labels, so that labels of other recipes find them."""
+    """The folder for maps of networks if none is named: it is beside the labels, so that labels of other recipes find
+    it."""
     return Path(out).resolve().parent / "teacher-maps"
 
 
@@ -51,7 +52,7 @@ def size_of(folder: Path) -> int:
 
 
 class _Kept:
-    """What teachers whose answers are kept have in common."""
+    """What teachers with cached answers have in common."""
 
     def __init__(self, teacher: ClassTeacher | DepthTeacher, folder: Path) -> None:
         self.folder, self.version = Path(folder), f"{teacher.version} cached-1"
@@ -126,7 +127,7 @@ def encode_classes(given: ClassMap) -> tuple[bytes, bytes]:
 
 
 def decode_classes(class_png: bytes, score_png: bytes) -> ClassMap:
-    """What `encode_classes` wrote."""
+    """Decode what `encode_classes` wrote."""
     return ClassMap(_image(class_png, np.uint8), _share(_image(score_png, np.uint8)))
 
 
@@ -141,7 +142,7 @@ def encode_depth(given: DepthMap) -> tuple[bytes, bytes]:
 
 
 def decode_depth(depth_jp2: bytes, confidence_png: bytes) -> DepthMap:
-    """What `encode_depth` wrote, depth within 0.17 %."""
+    """Decode what `encode_depth` wrote; depth is within 0.17 %."""
     table = (NEAR_M * np.exp((np.arange(INF_CODE + 1) - 1) * SPAN)).astype(np.float32)
     table[NAN_CODE], table[INF_CODE] = np.nan, np.inf
     code = _image(depth_jp2, np.uint16)

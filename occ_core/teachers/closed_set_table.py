@@ -1,4 +1,4 @@
-"""What the classes of street data sets are in our taxonomies, in the order of their ids: Occ3D's name, SemanticKITTI's.
+"""Maps the classes of street data sets, in the order of their ids, to Occ3D's and SemanticKITTI's names.
 
 The right column follows what each data set's own definitions say of borderline things: nuScenes counts riders to what
 they ride, fences and poles to `manmade`, rail tracks and water to `other_flat`; SemanticKITTI counts small walls and

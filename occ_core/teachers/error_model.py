@@ -1,4 +1,5 @@
-"""How real teachers err: what `Realistic` does to exact maps, and by how much. docs/teachers.md names the sources."""
+"""The errors of real teachers: what `Realistic` does to exact maps, and how much of it. docs/teachers.md names the
+sources."""
 
 from __future__ import annotations
 

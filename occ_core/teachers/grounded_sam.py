@@ -59,7 +59,7 @@ class GroundingDino:
         self.version = f"grounding-dino-2 {weights_digest(model)}"
 
     def boxes(self, images: list[np.ndarray], words: tuple[str, ...], against: tuple[str, ...] = ()) -> list[Boxes]:
-        """What the words name, in images of one size.
+        """Find what the words name, in images of one size.
 
         Args:
             images: RGB uint8 (h, w, 3).
@@ -148,7 +148,7 @@ class GroundedSam:
         return {name: maps[name] for name in frame.images}
 
     def _find(self, images: list[np.ndarray]) -> list[tuple[np.ndarray, Boxes]]:
-        """Of each image: class ids int (N,) and boxes of all classes."""
+        """For each image, the class ids (N,) and boxes of all classes."""
         answers = []  # of each class, of each image
         for class_id, words in self.asked:
             answers.append(self.detector.boxes(images, words, self.sky if class_id != self.taxonomy.free_id else ()))
@@ -161,7 +161,7 @@ class GroundedSam:
 
 
 def survivors(class_ids: np.ndarray, boxes: Boxes) -> np.ndarray:
-    """Which boxes are worth a mask: int (M,), best score first.
+    """Choose the boxes that are worth a mask, as indices (M,), best score first.
 
     Of boxes of one class that overlap by more than SAME_IOU the better one; at most MOST_BOXES.
 
@@ -183,7 +183,7 @@ def survivors(class_ids: np.ndarray, boxes: Boxes) -> np.ndarray:
 
 
 def paint(parts: Iterable[np.ndarray], class_ids: np.ndarray, scores: np.ndarray, size: tuple[int, ...]) -> ClassMap:
-    """Each pixel takes the class of the mask with the highest score over it.
+    """Give each pixel the class of the mask with the highest score over it.
 
     Args:
         parts: masks bool (n, h, w), best score first, N in all; one part at a time is held.
@@ -199,7 +199,7 @@ def paint(parts: Iterable[np.ndarray], class_ids: np.ndarray, scores: np.ndarray
 
 
 def lacking(weights: Path | None) -> list[str]:
-    """What to get before `load_grounded_sam` can load; nothing is loaded."""
+    """List what is missing for `load_grounded_sam`; nothing is loaded."""
     if weights is None:
         absent = networks.lacking(DETECTOR)
     elif (weights / "grounding-dino").is_dir():

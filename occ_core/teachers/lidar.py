@@ -66,7 +66,7 @@ class LidarDepth:
 
 
 def _shadowed(near: np.ndarray, rows: np.ndarray, columns: np.ndarray, camera: Camera) -> np.ndarray:
-    """bool (M,): points with something much nearer close beside them.
+    """Mark points with something much nearer close beside them, bool (M,).
 
     Level ground is nearer lower in the image, too: below a point, only what is nearer still than ground is counts.
     """
@@ -167,7 +167,7 @@ def class_of_raw_kitti(taxonomy: Taxonomy = SEMANTIC_KITTI) -> np.ndarray:
 
 
 def project(frame: Frame, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Where the points of a frame's sweep are in one of its images, each with its own stamp and pose.
+    """Project the points of a frame's sweep into one of its images; sweep and image have their own stamps and poses.
 
     Returns:
         rows, columns int64 (M,), unique; depth_m float32 (M,) along the optical axis; index int64 (M,) of the points.

@@ -1,4 +1,4 @@
-"""From a name on the command line to teachers that are ready to be asked."""
+"""Loads teachers by their names on the command line."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def load_teachers(
     seed: int = 0,
     cache: Path | None = None,
 ) -> Teachers:
-    """The teachers of a name: `A` for both; `A+B` for classes by A, depth by B; `A+B+lidar`: B's set right by a LiDAR;
-    `A+B+motion`: B's scaled by depth from motion.
+    """Load the teachers of a name: `A` for both; `A+B` for classes by A, depth by B; `A+B+lidar`: B's depth corrected
+    by a LiDAR; `A+B+motion`: B's depth scaled by depth from motion.
 
     Args:
         name: such as `oracle`, `realistic`, `grounded-sam+metric3d`, `oracle+lidar`, `grounded-sam+metric3d+lidar`,
@@ -95,7 +95,7 @@ def load_parts(
     device: str | None = None,
     seed: int = 0,
 ) -> tuple[ClassTeacher | None, DepthTeacher | None]:
-    """As `load_teachers`; but of a name without `+` that knows classes or depth only, the other is None.
+    """Like `load_teachers`, but for a name without `+` that knows only classes or only depth, the other is None.
 
     Raises:
         As of `load_teachers`.
@@ -123,7 +123,7 @@ def load_parts(
 
 
 def require_weights(name: str, weights: Path | None) -> None:
-    """Before anything is loaded, which may take minutes: all that the networks of a teacher's name lack, at once.
+    """Check for everything that the networks of a teacher's name need, before any is loaded, which may take minutes.
 
     Raises:
         MissingInput: naming each, and how to get it.
@@ -147,7 +147,7 @@ def require_weights(name: str, weights: Path | None) -> None:
 
 
 def _city_teacher(name: str, dataroot: Path, taxonomy: Taxonomy, seed: int) -> Oracle | Realistic | None:
-    """Who knows the simulated city's truth, classes and depth alike; None: the name is another's."""
+    """The teacher that knows the simulated city's classes and depth; None if the name is another's."""
     if name == "oracle":
         return Oracle(dataroot, taxonomy)
     if name == "realistic":

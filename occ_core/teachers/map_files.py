@@ -1,4 +1,4 @@
-"""Maps of images as files: where they are, and what is in them. docs/map_files.md describes the form.
+"""Maps of images as files: where they are, and what they hold. docs/map_files.md describes the format.
 
 <folder>/maps.yaml                       which class each id is, how depth is counted
 <folder>/classes/<image>.png             or .npy, .npz, _mask.bin; beside it perhaps <image>.score.png
@@ -38,8 +38,8 @@ PNG, PALETTE = b"\x89PNG\r\n\x1a\n", b"\x03"  # begin of the file; its colour ty
 
 
 class DepthUnit(BaseModel):
-    """How a depth file counts: metres = value x `scale_m`; or in equal steps of the logarithm, `log_m` = metres of
-    value 1 and of the last value, which is `sky` - 1."""
+    """The unit of a depth file: metres = value x `scale_m`; or equal steps of the logarithm, where `log_m` holds the
+    metres of value 1 and of the last value, `sky` - 1."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,8 +48,8 @@ class DepthUnit(BaseModel):
     sky: int | None = None  # the value that means no surface; 0 and NaN mean unknown
 
 
-class MapSettings(BaseModel):
-    """What `maps.yaml` says."""
+class MapFolderSettings(BaseModel):
+    """The content of `maps.yaml`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -75,7 +75,7 @@ class MapFolder:
 
     folder: Path
     kind: str
-    settings: MapSettings
+    settings: MapFolderSettings
 
     def find(self, name: str, shot: Shot) -> Path | None:
         """The map of a camera's image, if there is one."""
@@ -91,7 +91,7 @@ class MapFolder:
         return {name: path for name, path in found.items() if path is not None}
 
     def looked_for(self, scene: str, token: str, shots: Mapping[str, Shot]) -> str:
-        """Where the first image's map would be, for a message."""
+        """The path at which the first image's map would be, for an error message."""
         if self.settings.cameras and token:
             return str(self.folder / scene / f"{token}.npy")
         name, shot = next(iter(shots.items()))
@@ -99,7 +99,8 @@ class MapFolder:
         return " or ".join(f"{self.folder / stem}{{{','.join(SUFFIXES[self.kind])}}}" for stem in places[:2])
 
     def read(self, path: Path, name: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
-        """What the file of a camera's image holds, (h, w), and how sure that is, float32 (h, w) in 0..1, if it says so.
+        """Read the file of a camera's image: its values (h, w), and its confidence, float32 (h, w) in 0..1, if it has
+        one.
 
         Args:
             size: (width, height) of the image, which files without a shape must have.
@@ -143,7 +144,8 @@ def open_folder(folder: Path | str, kind: str) -> MapFolder:
 
 
 def kinds_in(folder: Path | str) -> list[str]:
-    """Which kinds of maps a folder holds; one that has no folder of either kind: classes where `maps.yaml` names some.
+    """Find which kinds of maps a folder holds. A folder without subfolders for the kinds holds classes if `maps.yaml`
+    names some.
 
     Raises:
         MissingInput: no such folder. InvalidInput: `maps.yaml`, naming the field.
@@ -155,17 +157,17 @@ def kinds_in(folder: Path | str) -> list[str]:
     return [open_folder(folder, only).kind]
 
 
-def read_settings(path: Path) -> MapSettings:
-    """Of `maps.yaml`; defaults where there is none.
+def read_settings(path: Path) -> MapFolderSettings:
+    """Read `maps.yaml`; without it, the defaults hold.
 
     Raises:
         InvalidInput: one line that names the first wrong field.
     """
     if not path.is_file():
-        return MapSettings()
+        return MapFolderSettings()
     try:
         record = yaml.safe_load(path.read_text()) or {}
-        return MapSettings.model_validate(record)
+        return MapFolderSettings.model_validate(record)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     except ValidationError as error:
@@ -174,8 +176,8 @@ def read_settings(path: Path) -> MapSettings:
         raise InvalidInput(f"{path}: {where}: {first['msg']}, got {first['input']!r:.80}") from error
 
 
-def class_table(settings: MapSettings, folder: Path, taxonomy: Taxonomy) -> np.ndarray:
-    """uint8 (MAX_ID + 1,): class of each id, UNLABELED where `maps.yaml` names none.
+def class_table(settings: MapFolderSettings, folder: Path, taxonomy: Taxonomy) -> np.ndarray:
+    """The class of each id, uint8 (MAX_ID + 1,), UNLABELED where `maps.yaml` names none.
 
     Raises:
         MissingInput: it names none at all. InvalidInput: a name that is no class, or an id out of range.
@@ -197,7 +199,7 @@ def class_table(settings: MapSettings, folder: Path, taxonomy: Taxonomy) -> np.n
 
 
 def metres_of(array: np.ndarray, unit: DepthUnit, path: Path) -> np.ndarray:
-    """float32 (h, w), metres; NaN unknown, +inf sky.
+    """Convert a depth file to metres, float32 (h, w); NaN unknown, +inf sky.
 
     Raises:
         InvalidInput: whole numbers of no known unit.
@@ -220,7 +222,7 @@ def metres_of(array: np.ndarray, unit: DepthUnit, path: Path) -> np.ndarray:
 
 
 def stems(name: str, shot: Shot) -> Iterator[str]:
-    """What the map of a camera's image may be called, without suffix; a bag's cameras are lower case."""
+    """The possible names, without suffix, of the map of a camera's image; a bag's cameras are lower case."""
     if shot.file:
         yield str(PurePosixPath(shot.file).with_suffix(""))
     yield from dict.fromkeys(f"{camera}/{shot.stamp_ns}" for camera in (name, name.upper(), name.lower()))
@@ -231,7 +233,7 @@ def _stem(path: Path) -> str:
 
 
 def _picture(path: Path) -> np.ndarray:
-    """Of one channel, as it is in the file: of a palette the numbers, not the colours."""
+    """Read the one channel of a picture as it is in the file; of a palette the numbers, not the colours."""
     data = path.read_bytes()
     if data[:8] == PNG and data[25:26] == PALETTE:
         array = _palette_numbers(path)
@@ -278,6 +280,6 @@ def _raw(path: Path, dtype: np.dtype, size: tuple[int, int]) -> np.ndarray:
 
 
 def _share(sure: np.ndarray, full: int) -> np.ndarray:
-    """float32, 0..1."""
+    """Convert to shares, float32, 0..1."""
     share = sure / np.float32(full) if sure.dtype.kind in "iu" else sure
     return np.clip(np.nan_to_num(share, nan=0.0), 0, 1).astype(np.float32)

@@ -139,7 +139,7 @@ def _depth_output(names: list[str], path: Path) -> str:
 
 
 def lacking(weights: Path | None) -> list[str]:
-    """What to get before `load_metric3d` can load; nothing is loaded."""
+    """List what is missing for `load_metric3d`; nothing is loaded."""
     if _in_hub_cache() if weights is None else _onnx_files(weights):
         return []
     if (

@@ -1,4 +1,5 @@
-"""Depth without a network: from how the world moves through the images while the robot drives, metric by its odometry.
+"""Measures depth without a network: from how the world moves through the images while the robot drives, metric by its
+odometry.
 
 `plane_sweep` gives every pixel a depth; here is decided which of them can be believed. The rest is NaN: pixels in which
 too little is to be seen, which move too little, whose match from the other side leads elsewhere (hidden, or moved by
@@ -57,7 +58,8 @@ class MotionDepth:
         return seen
 
     def depth(self, frame: Frame) -> dict[str, DepthMap]:
-        """Maps at most WIDTH_PX wide, NaN where nothing can be told: all of it, where the robot stood still.
+        """Measure maps at most WIDTH_PX wide; NaN where depth cannot be measured, which is everywhere if the robot
+        stood still.
 
         Raises:
             InvalidInput: nobody says where the robot was.
@@ -83,15 +85,15 @@ class MotionDepth:
         return DepthMap(*in_lens(depth_of(own, sides), camera, size))
 
 
-class Found(NamedTuple):
-    """float32 (h, w): depth in m, NaN where there is none; the share that a match's error may make of it."""
+class DepthMatch(NamedTuple):
+    """Depth in m, float32 (h, w), NaN where there is none; and the share of it that a match's error may make."""
 
     depth_m: np.ndarray
     error: np.ndarray
 
 
-def depth_of(own: View, sides: Sequence[Sequence[View]]) -> Found:
-    """Depth of the pixels whose depth can be told.
+def depth_of(own: View, sides: Sequence[Sequence[View]]) -> DepthMatch:
+    """Measure the depth of the pixels for which it can be measured.
 
     Args:
         sides: the views before, those after; of each the nearest first.
@@ -99,14 +101,14 @@ def depth_of(own: View, sides: Sequence[Sequence[View]]) -> Found:
     others = [view for side in sides for view in side]
     if not others:
         nothing = np.full(own.grey.shape, np.nan, np.float32)
-        return Found(nothing, nothing)
+        return DepthMatch(nothing, nothing)
     depth_m, cost = sweep(own, others)
     error = np.min([match_error(own, other, depth_m) for other in others], axis=0)
     agrees, differs = zip(*(seen_back(own, side[0], depth_m) for side in sides), strict=True)
     believed = np.any(agrees, axis=0) & ~np.any(differs, axis=0)
     believed &= (cost <= WORST_COST) & (texture(own.grey) >= LEAST_TEXTURE) & (error <= WORST_ERROR)
     depth_m = np.where(believed, depth_m, np.nan).astype(np.float32)
-    return Found(without_speckles(depth_m), error.astype(np.float32))
+    return DepthMatch(without_speckles(depth_m), error.astype(np.float32))
 
 
 def working_width(camera: Camera, world_from_cam: np.ndarray, nearest: Sequence[NearbyImage]) -> int:
@@ -146,7 +148,7 @@ def pinhole_view(
     return View(cv2.remap(grey, place[..., 0], place[..., 1], cv2.INTER_LINEAR), ideal.intrinsics, world_from_cam)
 
 
-def in_lens(found: Found, camera: Camera, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def in_lens(found: DepthMatch, camera: Camera, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Depth and confidence float32 (h, w) at the pixels of the camera itself, whose lens may distort; blind: NaN."""
     own = camera.resized(size)
     depth_m, error = found
@@ -163,7 +165,8 @@ def in_lens(found: Found, camera: Camera, size: tuple[int, int]) -> tuple[np.nda
 
 
 def above_road(frame: Frame, maps: dict[str, DepthMap]) -> dict[str, DepthMap]:
-    """The same with NaN below the ground: mirrored in paint, or gone along with the robot, such as the car ahead."""
+    """Remove depths below the ground, which come from mirrored light or from what moves along with the robot, such as
+    the car ahead."""
     heights, distances, steep = {}, {}, {}
     for name, found in maps.items():
         camera = frame.rig[name].resized(found.size)
@@ -199,7 +202,7 @@ def match_error(own: View, other: View, depth_m: np.ndarray) -> np.ndarray:
 
 
 def seen_back(own: View, other: View, depth_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What `other` says, by this image alone, of the places of `own`'s pixels.
+    """The depth that `other` alone gives to the places of `own`'s pixels.
 
     Returns:
         agrees bool (h, w): its depth there leads back to the pixel. differs bool (h, w): it looks through that place,
@@ -226,7 +229,7 @@ def texture(grey: np.ndarray) -> np.ndarray:
 
 
 def without_speckles(depth_m: np.ndarray) -> np.ndarray:
-    """The same with NaN for islands of less than SPECKLE_PX, where a step in inverse depth of two planes is a shore."""
+    """Remove islands of less than SPECKLE_PX; an island ends where the inverse depth steps by two planes."""
     planes = inverse_depths()
     code = np.where(np.isfinite(depth_m), (1 / depth_m - planes[0]) / (planes[1] - planes[0]) * 16 + 16, 0)
     code = np.nan_to_num(code).astype(np.int16)

@@ -1,4 +1,4 @@
-"""What a teacher's name says without loading it: whether networks are asked, and how many processes should ask."""
+"""What a teacher's name says without loading it: whether it uses networks, and how many processes should run it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ def parts_of(name: str) -> list[str]:
 
 
 def is_network(name: str) -> bool:
-    """Whether a teacher of this name, such as `grounded-sam+lidar`, asks a network."""
+    """Whether a teacher of this name, such as `grounded-sam+lidar`, uses a network."""
     return any(part not in ("", *MEASURED) and not part.startswith("files:") for part in parts_of(name))
 
 
 def processes_for(name: str, device: str | None) -> int:
-    """How many processes should ask a teacher at once: one a GPU for networks, one where none is, else one a core.
+    """How many processes should run a teacher at once: for networks one for each GPU, or one without a GPU; else one
+    for each core.
 
     Each of them takes its own GPU (`networks.pick_device`); on a CPU a network uses all cores by itself.
     """

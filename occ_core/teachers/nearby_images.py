@@ -1,4 +1,4 @@
-"""The same camera's images before and after a frame, each with the pose of its own time, as far away as is of use."""
+"""Finds the same camera's images before and after a frame at useful distances, each with the pose of its own time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class NearbyImage:
 
 
 class NearbyImages:
-    """Of one data set, which is opened when it is first asked.
+    """Finds nearby images in one data set, which is opened on first use.
 
     Args:
         dataroot: what `open_source` opens. version: table folder of nuScenes layout.

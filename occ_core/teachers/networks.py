@@ -1,4 +1,4 @@
-"""What teachers that are networks share: where they run, where their weights are, which weights they are."""
+"""What teachers that are networks share: their device, where their weights are, and which weights they are."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def from_pretrained(auto_class: Any, source: str | Path, **options: Any) -> Any:
 
 
 def lacking(source: str | Path) -> list[str]:
-    """What to get where a transformers model is neither a folder nor in the hub's cache; nothing is loaded."""
+    """List what is missing for a transformers model that is neither a folder nor in the hub's cache; nothing is
+    loaded."""
     try:
         from_pretrained(need("transformers", "teachers").AutoConfig, source)
     except MissingInput as error:
@@ -101,7 +102,7 @@ def model_from_pretrained(model_class: Any, source: str | Path, kinds: tuple[str
 
 @contextmanager
 def _naming(source: str | Path) -> Iterator[None]:
-    """Errors of transformers as ours."""
+    """Turn errors of transformers into those of this library."""
     try:
         yield
     except OSError as error:
@@ -115,14 +116,15 @@ def _naming(source: str | Path) -> Iterator[None]:
 
 
 class Batches:
-    """How many images go through a network at once: one on a CPU; on a GPU all, half as many where memory runs out."""
+    """Decides how many images go through a network at once: one on a CPU, all on a GPU, and half as many each time
+    memory runs out."""
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = need("torch", "teachers").device(device)
         self.at_once = 1 if self.device.type == "cpu" else 64
 
     def run(self, images: Sequence[np.ndarray], ask: Callable[[Sequence[np.ndarray]], Sequence[T]]) -> list[T]:
-        """Answers of all images, asked for in parts.
+        """Run the network on all images, in parts.
 
         Raises:
             OccError: not even one image fits.

@@ -1,4 +1,5 @@
-"""Depth of one view from others whose poses are known: planes swept through inverse depth, smoothed semi-globally.
+"""Estimates depth of one view from others with known poses: planes are swept through inverse depth, and smoothed
+semi-globally.
 
 At each of HYPOTHESES inverse depths every pixel is looked up in the other views; how well it fits there says the census
 transform (Zabih and Woodfill, ECCV 1994), which light does not change. Of several views the better half counts, for in
@@ -59,7 +60,8 @@ class View:
         return _census(finer, FINER)
 
     def ways_in(self, other: View) -> tuple[np.ndarray, np.ndarray]:
-        """(3, 3) A and (3,) b: pixel (u, v) at inverse depth p lies in `other` at A (u, v, 1) + p b, homogeneous."""
+        """A (3, 3) and b (3,), so that pixel (u, v) at inverse depth p lies in `other` at A (u, v, 1) + p b,
+        homogeneous."""
         other_from_own = inverse(other.world_from_cam) @ self.world_from_cam
         return (
             other.intrinsics @ other_from_own[:3, :3] @ np.linalg.inv(self.intrinsics),
@@ -68,12 +70,12 @@ class View:
 
 
 def inverse_depths() -> np.ndarray:
-    """float64 (HYPOTHESES,), 1/m, from far to near in even steps."""
+    """The inverse depths of the planes, float64 (HYPOTHESES,), 1/m, from far to near in even steps."""
     return np.linspace(1 / FAR_M, 1 / NEAR_M, HYPOTHESES)
 
 
 def sweep(own: View, others: Sequence[View]) -> tuple[np.ndarray, np.ndarray]:
-    """Depth of every pixel by the planes that fit best; nothing is checked here.
+    """The depth of every pixel by the planes that fit best; it is not checked here.
 
     Returns:
         depth_m float32 (h, w), NaN at the first and the last plane; cost float32 (h, w), bits of the census that differ
@@ -92,14 +94,15 @@ def sweep(own: View, others: Sequence[View]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def costs(own: View, others: Sequence[View]) -> np.ndarray:
-    """uint8 (h, w, HYPOTHESES): mean of the better half of the views that see the pixel at each plane."""
+    """The costs, uint8 (h, w, HYPOTHESES): at each plane the mean of the better half of the views that see the
+    pixel."""
     ways = [own.ways_in(other) for other in others]
     turns, shifts = np.stack([turn for turn, _ in ways]), np.stack([shift for _, shift in ways])
     return _costs(own.census, np.stack([other.finer_census for other in others]), turns, shifts, inverse_depths())
 
 
 def looked_up(own: View, other: View, depth_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the pixels of `own` lie in `other`, if they are at `depth_m` (h, w).
+    """The pixels in `other` at which the pixels of `own` would lie if they are at `depth_m` (h, w).
 
     Returns:
         pixels float64 (h, w, 2), NaN behind the camera; depth there float64 (h, w), m.
@@ -141,7 +144,7 @@ def _census(grey, step):
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _bits(code):
-    """How many are set (Hacker's Delight, 5-1)."""
+    """Count the set bits (Hacker's Delight, 5-1)."""
     code = code - ((code >> np.uint64(1)) & np.uint64(0x5555555555555555))
     code = (code & np.uint64(0x3333333333333333)) + ((code >> np.uint64(2)) & np.uint64(0x3333333333333333))
     code = (code + (code >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)

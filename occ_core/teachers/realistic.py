@@ -121,7 +121,7 @@ class Realistic:
         return self._shift_outlines(out, view, rng)
 
     def _confuse(self, class_id: np.ndarray, chance: np.ndarray, which: np.ndarray) -> np.ndarray:
-        """What a class is taken for where `chance` falls below its share; arrays of one shape."""
+        """The class for which a class is taken where `chance` falls below its share; all arrays have one shape."""
         out = class_id.copy()
         wrong = chance < self._confused[class_id]
         targets = self._targets[class_id[wrong]]
@@ -149,7 +149,8 @@ class Realistic:
         return out, behind
 
     def _grow_sky(self, out: np.ndarray, view: _TrueView, chance: np.ndarray) -> np.ndarray:
-        """Sky eats into what it borders, by place: twice `sky_growth_px` in half of the places, nowhere else."""
+        """Let the sky cover what it borders, by place: twice `sky_growth_px` in half of the places, nothing
+        elsewhere."""
         reach = round(self.model.sky_growth_px * view.px) * 2
         sky = (view.class_id == SKY).astype(np.uint8)
         if reach < 1 or not sky.any():
@@ -158,7 +159,7 @@ class Realistic:
         return np.where(grown & (sky == 0) & (chance > 0.5), np.uint8(SKY), out)
 
     def _merge(self, out: np.ndarray, view: _TrueView, rng: np.random.Generator) -> None:
-        """Narrow gaps between objects of one class become part of them."""
+        """Fill narrow gaps between objects of one class."""
         gap = max(1, round(self.model.merged_gap_px * view.px))
         window = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * (gap // 2) + 1,) * 2)
         for thing in sorted(set(np.unique(out).tolist()) & THINGS):
@@ -170,7 +171,7 @@ class Realistic:
             out[drawn[number]] = thing
 
     def _shift_outlines(self, out: np.ndarray, view: _TrueView, rng: np.random.Generator) -> np.ndarray:
-        """Masks end a little beside the object: each pixel reads its class a few pixels off."""
+        """Move outlines a little: each pixel reads its class a few pixels off."""
         h, w = out.shape
         size = np.float32(self.model.boundary_px * view.px)
         wiggle = [smooth_field(view.pixels, w / 40, rng) * size for _ in range(2)]
@@ -181,8 +182,8 @@ class Realistic:
 
 @dataclass(frozen=True, eq=False)
 class _TrueView:
-    """One image's truth: class_id uint8 and depth_m float32 (h, w); of every fourth pixel, its place in the world
-    (h/4, w/4, 3) and in the image (h/4, w/4, 2)."""
+    """The truth of one image: class_id uint8 and depth_m float32 (h, w), and for every fourth pixel its position in the
+    world (h/4, w/4, 3) and in the image (h/4, w/4, 2)."""
 
     class_id: np.ndarray
     depth_m: np.ndarray
@@ -197,7 +198,7 @@ class _TrueView:
 
 
 def _nearest(class_id: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Each pixel's nearest class among valid pixels."""
+    """Give each pixel the class of the nearest valid pixel."""
     _, label = cv2.distanceTransformWithLabels(
         (~valid).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )

@@ -1,4 +1,4 @@
-"""From boxes to masks: Segment Anything, as a `segment-anything` checkpoint or as transformers' SAM and SAM 2."""
+"""Makes masks of boxes with Segment Anything, from a `segment-anything` checkpoint or transformers' SAM and SAM 2."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class SegmentAnything:
 
 
 def lacking(weights: Path | None) -> list[str]:
-    """What to get before `load_segmenter` can load; nothing is loaded."""
+    """List what is missing for `load_segmenter`; nothing is loaded."""
     if weights is None:
         return networks.lacking(SEGMENTER)
     if any(weights.glob("sam_vit_*.pth")) or (weights / "sam").is_dir():

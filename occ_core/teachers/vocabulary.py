@@ -1,4 +1,4 @@
-"""What other people's classes are called, and which class of a taxonomy each of them is."""
+"""The class names of other data sets, and the class of a taxonomy that each of them means."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOTHING = ("unknown", "void", "ignore", "unlabeled", "unlabelled")
 
 
 def _plain(name: str) -> str:
-    """In lower case, with `_` between words."""
+    """Convert a name to lower case, with `_` between words."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
@@ -44,8 +44,8 @@ ID_LISTS: dict[str, dict[int, str]] = {
 
 
 def class_id_of(name: str, taxonomy: Taxonomy) -> int:
-    """Id in a taxonomy of a class by its own name, the other taxonomy's or a street data set's; its free id for the
-    sky, UNLABELED for what it has no class for.
+    """The id in a taxonomy of a class, given by its own name, the other taxonomy's or a street data set's; the free id
+    for the sky, UNLABELED for a class that the taxonomy does not have.
 
     Raises:
         InvalidInput: a name that nobody knows; names the taxonomy's.

@@ -22,42 +22,43 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: SerializeAsAny[ModelConfig] = EasyOccConfig()  # by its `kind`; without one, EasyOcc nano
-    data: tuple[Path, ...] = ()  # nuScenes layout, ROS 2 bags, SemanticKITTI
+    # the class follows from its `kind`; without one it is EasyOcc nano
+    model: SerializeAsAny[ModelConfig] = EasyOccConfig()
+    data: tuple[Path, ...] = ()  # folders in nuScenes layout, ROS 2 bags, SemanticKITTI
     version: str | None = None  # table folder of data in nuScenes layout, v1.0-mini and the like; None: the only one
     labels: str = "gts"  # folder of Occ3D labels in each, or a path; "voxels": SemanticKITTI's
-    unlabelled: bool = False  # also take samples without labels, whose cells nobody knows: for losses that need none
-    pseudo_labels: str | None = None  # folder or path: what `occ labels make` made, for samples without label
-    # of the draws, those that take a labelled sample; None: each sample as often as any other
+    unlabelled: bool = False  # also train on samples without labels, with losses that need none
+    pseudo_labels: str | None = None  # folder or path of labels that `occ labels make` made, for samples without label
+    # share of the samples that steps take which are labelled; None: each sample is taken as often as any other
     labelled_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     validation: tuple[Path, ...] = ()  # default: the last `validation_scenes` scenes of `data`
     validation_labels: str | None = None  # default: as `labels`, which may be pseudo-labels
     validation_scenes: NotNegative | tuple[str, ...] = 10  # how many, or the names of those that are held out
-    teacher: str | None = None  # of class maps and depth, such as `realistic` or `grounded-sam+metric3d`
-    teacher_seed: int = 0  # of the errors of `realistic`: labels made with the same seed have the same ones
+    teacher: str | None = None  # gives class maps and depth, such as `realistic` or `grounded-sam+metric3d`
+    teacher_seed: int = 0  # seed of the errors of `realistic`; labels made with the same seed have the same errors
     teacher_weights: Path | None = None  # folder of its networks' weights
-    start_from: Path | None = None  # checkpoint of the same network: its weights instead of random ones
-    cache: Path | None = None  # of decoded data and of teachers' maps; default: in the user's cache folder
-    cameras: tuple[str, ...] = ()  # of bags, by name or topic; default: all that can be used
-    exclude: tuple[str, ...] = ()  # cameras of bags that are not looked at
-    strict: bool = False  # stop at the first thing of a bag that would be left out
+    start_from: Path | None = None  # checkpoint of the same network, whose weights replace random ones
+    cache: Path | None = None  # folder for decoded data and teachers' maps; default: in the user's cache folder
+    cameras: tuple[str, ...] = ()  # cameras of bags to use, by name or topic; default: all that can be used
+    exclude: tuple[str, ...] = ()  # cameras of bags to leave out
+    strict: bool = False  # stop at the first part of a bag that would be left out
     steps: Positive = 8000
     batch_size: Positive = 1  # samples at once, in each process
     accumulate: Positive = 1  # batches whose gradients make one step
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
-    backbone_lr_scale: Weight = 1.0  # times learning_rate, of the image network's backbone
-    freeze_stem: bool = False  # of a pretrained backbone: what comes before stride 8 keeps its weights; saves time
+    backbone_lr_scale: Weight = 1.0  # learning rate of the image network's backbone, as a multiple of learning_rate
+    freeze_stem: bool = False  # keep the weights of a pretrained backbone before stride 8, which saves time
     warmup_steps: NotNegative = 200
     weight_decay: Weight = 0.02
-    clip_norm: Annotated[float, Field(gt=0)] = 10.0  # of the gradient
+    clip_norm: Annotated[float, Field(gt=0)] = 10.0  # largest norm of the gradient
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
     color_jitter: Share = 0.2
     camera_dropout: Share = 0.02
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    threads: Positive = 2  # of the CPU, in each process
-    workers: NotNegative = 0  # processes that read data, for each that trains
+    threads: Positive = 2  # CPU threads of each process
+    workers: NotNegative = 0  # processes that read data, for each process that trains
     log_every: Positive = 20
     checkpoint_every: Positive = 500
     validate_every: Positive = 2000

@@ -194,7 +194,7 @@ def train_step(
     sums: dict[str, torch.Tensor] = {}
     for i in range(config.accumulate):
         batch = next(batches)
-        # what networks and losses draw depends on seed and sample alone, however samples are shared among processes
+        # random numbers of networks and losses depend on seed and sample alone, however processes share the samples
         draw = batch_of_all(state.step * config.accumulate + i, ranks.rank, ranks.world, config.seed)
         torch.manual_seed(config.seed * 1_000_003 + draw)
         unready = i + 1 < config.accumulate and isinstance(network, DistributedDataParallel)

@@ -41,8 +41,8 @@ class Hull:
         return Hull(own(solids), lower.min(axis=0), upper.max(axis=0), roof_m)
 
 
-class Sight:
-    """What stands between eyes and points: solids as an embree scene."""
+class BodyOcclusion:
+    """Tests whether solids, as an embree scene, stand between eyes and points."""
 
     def __init__(self, solids: Solids) -> None:
         mesh, make_mesh = solids.mesh(), need("embreex.mesh_construction", "world").TriangleMesh
@@ -50,7 +50,7 @@ class Sight:
         make_mesh(self._scene, np.ascontiguousarray(mesh.vertices[mesh.faces]))
 
     def hidden(self, eye_m: np.ndarray, points_m: np.ndarray) -> np.ndarray:
-        """bool (N,): a solid is between the eye (3,) and each of the points (N, 3)."""
+        """Whether a solid is between the eye (3,) and each of the points (N, 3), bool (N,)."""
         to = (points_m - eye_m).astype(np.float32)
         reach = np.linalg.norm(to, axis=1)
         eyes = np.ascontiguousarray(np.broadcast_to(eye_m, to.shape), dtype=np.float32)
@@ -58,7 +58,7 @@ class Sight:
 
 
 def own(solids: Solids) -> Solids:
-    """The same solids as parts of the robot itself."""
+    """Return the same solids as parts of the robot itself."""
     return replace(solids, class_id=np.full(len(solids), OWN_BODY, np.uint8))
 
 

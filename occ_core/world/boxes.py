@@ -8,7 +8,7 @@ from occ_core.camera import Camera, Rig
 from occ_core.geometry import apply, inverse
 from occ_core.world.city import Actor, City
 from occ_core.world.nuscenes_tables import attribute_of
-from occ_core.world.render import View
+from occ_core.world.render import RenderedImage
 
 RANGE_M = 80.0
 PROBES = 64
@@ -25,7 +25,12 @@ class SceneBoxes:
         self._stamps_s: dict[int, float] = {}
 
     def add(
-        self, keyframe: int, t_s: float, views: dict[str, tuple[View, float]], rig: Rig, lidar_world_m: np.ndarray
+        self,
+        keyframe: int,
+        t_s: float,
+        views: dict[str, tuple[RenderedImage, float]],
+        rig: Rig,
+        lidar_world_m: np.ndarray,
     ) -> None:
         """Note who is seen at a keyframe.
 
@@ -47,7 +52,9 @@ class SceneBoxes:
         for i, points in found.items():
             self._seen.setdefault(i, {})[keyframe] = (shares.get(i, 0.0), points)
 
-    def _visible_shares(self, actors: list[int], views: dict[str, tuple[View, float]], rig: Rig) -> dict[int, float]:
+    def _visible_shares(
+        self, actors: list[int], views: dict[str, tuple[RenderedImage, float]], rig: Rig
+    ) -> dict[int, float]:
         """Per actor the share of its surface points inside any image whose pixel shows the actor."""
         inside, visible = np.zeros((2, len(actors), PROBES), dtype=bool)
         for name, (view, t_s) in views.items():

@@ -81,7 +81,7 @@ def build_city(seed: int, duration_s: float = 20.0) -> City:
 
 
 def _pruned(solids: Solids, ground: Ground, ego: Trajectory) -> Solids:
-    """Without the leaves and branches that would hang into the space the ego vehicle drives through."""
+    """Remove the leaves and branches that would hang into the space that the ego vehicle drives through."""
     lower, upper = solids.bounds_m()
     center = (lower + upper)[:, :2] / 2
     low = lower[:, 2] - ground.height_at(center) < CLEAR_HEIGHT_M
@@ -95,7 +95,7 @@ def _pruned(solids: Solids, ground: Ground, ego: Trajectory) -> Solids:
 
 
 def _furnish(rng: np.random.Generator, scene: SceneBuilder) -> None:
-    """All that stands still, the most constrained first."""
+    """Place everything that stands still, the most constrained things first."""
     road = scene.road
     for junction in road.junctions:
         furniture.furnish_junction(rng, scene, junction)

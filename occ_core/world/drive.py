@@ -1,4 +1,4 @@
-"""How the ego vehicle drives: speed over time, and its pose on the road."""
+"""The drive of the ego vehicle: its speed over time, and its pose on the road."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BRAKE_M_S2, START_M_S2 = 2.2, 1.8
 
 
 @dataclass(frozen=True, eq=False)
-class Drive:
+class DriveProfile:
     """Stations of the ego's rear axle: as driven, and as they would be without the halt."""
 
     times_s: np.ndarray
@@ -32,24 +32,24 @@ class Drive:
         return np.interp(t_s, self.times_s, self.free_station_m)
 
 
-def plan_drive(rng: np.random.Generator, duration_s: float) -> Drive:
+def plan_drive(rng: np.random.Generator, duration_s: float) -> DriveProfile:
     """5..12 m/s with slow changes; in a third of the drives a halt of some seconds, as at a red light."""
     times = np.arange(-MARGIN_S, duration_s + MARGIN_S + STEP_S / 2, STEP_S)
     speed = rng.uniform(6, 11.0) + rng.uniform(0.2, 1.0) * np.sin(times / rng.uniform(2, 4) + rng.uniform(0, 6))
     free = np.cumsum(speed) * STEP_S
     free -= np.interp(0.0, times, free)
     if duration_s < 12 or rng.random() > 0.35:
-        return Drive(times, free, free, None)
+        return DriveProfile(times, free, free, None)
     stop, wait = rng.uniform(5.0, duration_s - 5.0), rng.uniform(2.0, 4.0)
     limit = np.maximum(np.maximum((stop - times) * BRAKE_M_S2, (times - stop - wait) * START_M_S2), 0.0)
     station = np.cumsum(np.minimum(speed, limit)) * STEP_S
     station -= np.interp(0.0, times, station)
     # The free drive is the same up to the braking, so that whoever drives ahead never falls back.
     ahead = free - free[0] + station[0]
-    return Drive(times, station, ahead, float(np.interp(stop + wait / 2, times, station)))
+    return DriveProfile(times, station, ahead, float(np.interp(stop + wait / 2, times, station)))
 
 
-def ego_trajectory(drive: Drive, road: Road, ground: Ground, lane: int) -> Trajectory:
+def ego_trajectory(drive: DriveProfile, road: Road, ground: Ground, lane: int) -> Trajectory:
     """Poses of the ego frame: on the ground below the middle of the rear axle, x forward."""
     offset = road.lane_offset_m(RIGHT, lane)
     rear = road.curve.point(drive.station_m, offset)

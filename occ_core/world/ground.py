@@ -113,7 +113,7 @@ def _triangulate(height: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def _split_errors(height: np.ndarray) -> np.ndarray:
-    """At each node the largest error of any triangle that is left whole where this node is not split at."""
+    """For each node, the largest error of any triangle that stays whole if it is not split at this node."""
     error = np.zeros_like(height)
     size = 2
     while size <= TILE:

@@ -1,4 +1,5 @@
-"""From light to JPEG: lens, exposure, sensor noise, white balance, rain on the lens."""
+"""The image signal processor (ISP) model, from light to JPEG: lens, exposure, sensor noise, white balance, rain on the
+lens."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ class IspModel:
 
     @staticmethod
     def of(seed: int, camera_index: int) -> IspModel:
-        """The camera's own character, fixed by the seed of the scene."""
+        """The camera's own parameters, fixed by the seed of the scene."""
         rng = np.random.default_rng((seed, 105, camera_index))
         shared = np.random.default_rng((seed, 105))
         cast = shared.normal(0, 0.09)
@@ -46,7 +47,7 @@ class IspModel:
 
 
 def apply_isp(radiance: np.ndarray, isp: IspModel, weather: Weather, rng: np.random.Generator) -> np.ndarray:
-    """RGB uint8 (h, w, 3) of linear light float32 (h, w, 3)."""
+    """Turn linear light, float32 (h, w, 3), into an RGB image, uint8 (h, w, 3)."""
     h, w = radiance.shape[:2]
     gain = _exposure(radiance, isp.key, weather.night)
     light = np.minimum(radiance, 60.0) * np.float32(gain)

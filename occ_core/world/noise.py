@@ -60,7 +60,7 @@ def grain2(x, y, size_m, footprint_m, seed):
 
 @njit(cache=True)
 def grain3(x, y, z, size_m, footprint_m, seed):
-    """As grain2, in space."""
+    """The same as `grain2`, in space."""
     k = keep(footprint_m, size_m)
     if k <= 0.0:
         return 0.0

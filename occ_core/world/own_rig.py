@@ -23,7 +23,7 @@ LOWEST_M = 0.05
 
 
 def own_rig(rig: str, like: Path | None) -> Rig | None:
-    """What `occ world make` is asked for: a rig file, or the rig of a recording; None: one of RIGS.
+    """The rig that `occ world make` is asked for: from a rig file, or from a recording; None if it is one of RIGS.
 
     Raises:
         InvalidInput: both, no such rig, or one that cannot stand in a city; and what reading it raises.

@@ -26,8 +26,8 @@ CONTRAST = 0.5  # neighbouring pixels that differ by more in log light are sampl
 
 
 @dataclass(frozen=True, eq=False)
-class View:
-    """What one camera sees.
+class RenderedImage:
+    """An image and its truth, as one camera sees them.
 
     Attributes:
         radiance: float32 (h, w, 3) linear light.
@@ -44,7 +44,7 @@ class View:
     instance: np.ndarray
 
 
-def render(snapshot: Snapshot, camera: Camera, world_from_cam: np.ndarray, light: Light | None = None) -> View:
+def render(snapshot: Snapshot, camera: Camera, world_from_cam: np.ndarray, light: Light | None = None) -> RenderedImage:
     """The view of a camera at a snapshot."""
     light = light_of(snapshot) if light is None else light
     w, h = camera.size
@@ -59,7 +59,7 @@ def render(snapshot: Snapshot, camera: Camera, world_from_cam: np.ndarray, light
     rgb[again] = (rgb[again] + _subpixels(snapshot, light, camera, world_from_cam, pixels[again], open_sky[again])) / (
         1 + len(SUBPIXELS)
     )
-    view = View(
+    view = RenderedImage(
         rgb.reshape(h, w, 3),
         (hits.distance_m / stretch).astype(np.float32).reshape(h, w),
         snapshot.classes(hits).reshape(h, w),
@@ -71,7 +71,7 @@ def render(snapshot: Snapshot, camera: Camera, world_from_cam: np.ndarray, light
     return view
 
 
-def _blank(view: View, pixels: np.ndarray, light: tuple[float, float, float]) -> None:
+def _blank(view: RenderedImage, pixels: np.ndarray, light: tuple[float, float, float]) -> None:
     """Pixels, bool (h, w), that show nothing of the city."""
     view.radiance[pixels] = light
     view.depth_m[pixels] = np.nan
@@ -159,7 +159,7 @@ def _add_mirrored(snapshot, light, points, normals, bounce, distance_m, share, p
 
 
 def _sees_sun(snapshot: Snapshot, light: Light, hits: Hits) -> np.ndarray:
-    """float32 (N,): 1 where the sun is not blocked."""
+    """1 where the sun is not blocked, float32 (N,)."""
     lit = np.zeros(len(hits.solid), dtype=np.float32)
     if light.sun.max() <= 0.01:
         return lit
@@ -187,7 +187,7 @@ def _towards_sun(points, normals, solid, material, sun, ask, start):
 
 
 def _open_sky(snapshot: Snapshot, hits: Hits, shape: tuple[int, int]) -> np.ndarray:
-    """float32 (h * w,): share of the directions around each hit that are free nearby (ambient occlusion).
+    """The share of directions around each hit that are free nearby (ambient occlusion), float32 (h * w,).
 
     Measured on a coarse grid of pixels, then spread over neighbours of like depth and normal.
     """

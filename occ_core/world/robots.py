@@ -1,4 +1,4 @@
-"""What carries the sensors: nuScenes' car, or in each city a robot of its own."""
+"""The carriers of the sensors: nuScenes' car, or in each city a robot of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from occ_core.camera import Camera, Rig
 from occ_core.geometry import Array
-from occ_core.world.body import BLACK, Hull, Sight, make_hull
+from occ_core.world.body import BLACK, BodyOcclusion, Hull, make_hull
 from occ_core.world.classes import OWN_BODY
 from occ_core.world.materials import METAL, RUBBER
 from occ_core.world.sensors import CAMERAS, FULL_SIZE, LIDAR_EGO_M, NUMBERED, ego_from_lidar, mounted, nuscenes_rig
@@ -31,7 +31,7 @@ TURN_US, TURN_START_DEG = 50_000, 104.8  # the LiDAR's turn runs clockwise from 
 
 @dataclass(frozen=True, eq=False)
 class Robot:
-    """What carries the sensors.
+    """A carrier of sensors.
 
     Attributes:
         rig: its cameras.
@@ -97,8 +97,8 @@ def random_robot(size: tuple[int, int], seed: int) -> Robot:
     return Robot(Rig(tuple(cameras)), lags, ego_from_lidar(seed, seat.lidar_m), body)
 
 
-def own_pixels(sight: Sight, camera: Camera) -> np.ndarray:
-    """bool (h, w): pixels at whose centres the camera sees the body that `sight` was made of."""
+def own_pixels(sight: BodyOcclusion, camera: Camera) -> np.ndarray:
+    """Mark the pixels at whose centres the camera sees the body that `sight` was made of, bool (h, w)."""
     eye = camera.ego_from_cam[:3, 3]
     rays = camera.rays(camera.pixel_grid()) @ camera.ego_from_cam[:3, :3].T
     return sight.hidden(eye, eye + 30.0 * rays).reshape(camera.size[::-1])
@@ -106,12 +106,12 @@ def own_pixels(sight: Sight, camera: Camera) -> np.ndarray:
 
 def hidden_shares(body: Solids, cameras: list[Camera]) -> list[float]:
     """Share of each camera's image that the robot itself fills, by 32 x 24 samples."""
-    sight = Sight(body)
+    sight = BodyOcclusion(body)
     return [float(own_pixels(sight, camera.resized((32, 24))).mean()) for camera in cameras]
 
 
 class _View(NamedTuple):
-    """Where a camera looks, degrees to the left of forward, and how far it is moved to the left."""
+    """Where a camera looks, in degrees to the left of forward, and how far it is moved to the left."""
 
     yaw_deg: float
     left_m: float
@@ -139,8 +139,8 @@ def _views(rng: np.random.Generator, count: int) -> list[_View]:
 
 
 def _focal_factors(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Of nuScenes' focal length, (count,): one lens for all, which covers the whole turn where there are enough of
-    them, and for some rigs a longer one for the first camera."""
+    """Focal lengths as multiples of nuScenes', (count,): all cameras have one lens, which covers the whole circle if
+    there are enough of them; on some rigs the first camera has a longer one."""
     low, high = FOCAL_FACTORS
     if count > 1:
         high = float(np.clip(0.5 / np.tan(np.radians(0.4 * 360 / max(count, 3))) / FOCAL, 0.75, high))
@@ -151,7 +151,7 @@ def _focal_factors(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def _intrinsics(rng: np.random.Generator, factor: float, size: tuple[int, int]) -> Array:
-    """(3, 3) px; images are cut out of what the lens shows, so the principal point is off their middle."""
+    """The matrix (3, 3), px; images are cut out of what the lens shows, so the principal point is off their middle."""
     f = factor * FOCAL * size[0]
     cx, cy = (np.array(size) - 1) / 2 + rng.uniform(-1, 1, 2) * (0.04, 0.06) * np.array(size)
     return np.array([[f, 0, cx], [0, f, cy], [0, 0, 1]])
@@ -159,8 +159,8 @@ def _intrinsics(rng: np.random.Generator, factor: float, size: tuple[int, int]) 
 
 @dataclass(frozen=True, eq=False)
 class _Seat:
-    """Where cameras are: on a rectangle (lower and upper x, y) at a height, seen from its middle; all look down by
-    `pitch_deg`. `carrier` is what holds them, `lidar_m` the LiDAR's place."""
+    """Where cameras are mounted: on a rectangle (lower and upper x, y) at a height, looking outwards and down by
+    `pitch_deg`. `carrier` is what holds them, `lidar_m` the LiDAR's position."""
 
     rectangle_m: np.ndarray
     height_m: float
@@ -170,7 +170,7 @@ class _Seat:
 
 
 def _seat(rng: np.random.Generator, hull: Hull, on_roof: bool) -> _Seat:
-    """On a ring over the roof, or on the hull's sides."""
+    """Choose a mount: a ring over the roof, or the hull's sides."""
     roof_m = hull.upper_m[2]
     if on_roof:
         height_m = roof_m + rng.uniform(0.04, 0.35)

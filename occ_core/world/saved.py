@@ -1,4 +1,4 @@
-"""What a simulated data set holds: its keyframes' images, and their exact depth and classes."""
+"""Reads a simulated data set: its keyframes' images, and their exact depth and classes."""
 
 from __future__ import annotations
 

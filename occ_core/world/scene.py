@@ -20,14 +20,14 @@ from occ_core.files import write_atomically
 from occ_core.geometry import Array, apply
 from occ_core.occupancy import save_occ3d
 from occ_core.world import sensors
-from occ_core.world.body import Sight
+from occ_core.world.body import BodyOcclusion
 from occ_core.world.boxes import SceneBoxes
 from occ_core.world.city import City, build_city
 from occ_core.world.isp import IspModel, apply_isp, encode
 from occ_core.world.lidar import sweep
 from occ_core.world.nuscenes_tables import SceneTables
 from occ_core.world.own_rig import read_rig
-from occ_core.world.render import View, render
+from occ_core.world.render import RenderedImage, render
 from occ_core.world.robots import RIGS, own_pixels, robot_of, robot_with
 from occ_core.world.tracer import Tracer
 from occ_core.world.truth import occupancy_truth
@@ -41,7 +41,7 @@ FIRST_S, SCENE_SPAN_S, SPAN_S = 1_500_000_000, 200, 600_000_000  # 2017 to 2036:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a simulated data set is made of; `scenes` may grow later, the rest may not change within one folder.
+    """The settings of a simulated data set; `scenes` may grow later, the others must not change within one folder.
 
     Attributes:
         scenes: number of scenes. seed: another seed gives other cities, none shared.
@@ -77,7 +77,8 @@ class Settings:
             raise InvalidInput(f"camera_hz must be even, for keyframes are 2 Hz, got {self.camera_hz}")
 
     def fixed(self) -> dict:
-        """All that must stay the same within one folder; without what older sets did not say, where it is as there."""
+        """The settings that must stay the same within one folder; those that older sets did not have are left out where
+        they have the old meaning."""
         usual = {"rig": Settings.rig, "camera_hz": Settings.camera_hz}
         left_out = {"scenes", *(key for key, value in usual.items() if getattr(self, key) == value)}
         return {key: value for key, value in asdict(self).items() if key not in left_out}
@@ -142,13 +143,13 @@ class _SceneWriter:
         for camera in self.rig:
             self.tables.add_camera(camera)
         if self.robot.body is not None:
-            self._write_masks(Sight(self.robot.body))
+            self._write_masks(BodyOcclusion(self.robot.body))
         self.tables.add_lidar(self.robot.ego_from_lidar)
         start = round(sensors.start_s() * 1e6)
         step = round(sensors.KEYFRAME_S * 1e6)
         self.tables.add_samples([self.start_us + start + k * step for k in range(self.settings.keyframes)])
 
-    def _write_masks(self, sight: Sight) -> None:
+    def _write_masks(self, sight: BodyOcclusion) -> None:
         """White where a camera sees the robot itself, as its owner would draw it once; no file where it does not."""
         for camera in self.rig:
             mine = own_pixels(sight, camera)
@@ -158,7 +159,7 @@ class _SceneWriter:
 
     def keyframe(self, k: int) -> None:
         """Everything that belongs to keyframe `k`: the sweeps before it, its images and LiDAR, its truth."""
-        views: dict[str, tuple[View, float]] = {}
+        views: dict[str, tuple[RenderedImage, float]] = {}
         for i, camera in enumerate(self.rig):
             for stamp_us, at, is_key in self.camera_stamps[camera.name]:
                 if at == k:
@@ -173,7 +174,7 @@ class _SceneWriter:
         self.boxes.add(k, t_s, views, self.rig, apply(self._world_from_lidar(t_s), points[:, :3]))
         self._write_truth(token, t_s, {name: view for name, (view, _) in views.items()})
 
-    def _image(self, i: int, camera: Camera, stamp_us: int, k: int, is_key: bool) -> View:
+    def _image(self, i: int, camera: Camera, stamp_us: int, k: int, is_key: bool) -> RenderedImage:
         t_s = stamp_us * 1e-6
         world_from_ego = self.city.world_from_ego(t_s)
         view = render(self.tracer.at(t_s), camera, world_from_ego @ camera.ego_from_cam)
@@ -203,7 +204,7 @@ class _SceneWriter:
         table_from_ego = self.table_from_world @ world_from_ego
         self.tables.add_data(channel, self.start_us + stamp_us, k, is_key, file, size, table_from_ego)
 
-    def _write_truth(self, token: str, t_s: float, views: dict[str, View]) -> None:
+    def _write_truth(self, token: str, t_s: float, views: dict[str, RenderedImage]) -> None:
         occupancy = occupancy_truth(self.city, t_s, self.rig, self.robot.ego_from_lidar, body=self.robot.body)
         save_occ3d(self.out / "gts" / self.name / token / "labels.npz", occupancy)
         for channel, view in views.items():

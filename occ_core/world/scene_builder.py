@@ -1,4 +1,4 @@
-"""Where things are put: shared state while a city is furnished."""
+"""The scene builder: the state that all steps of furnishing a city share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLAIM_M = 0.5  # cell of the map of taken places
 
 
 class SceneBuilder:
-    """The ground, the plan, the solids collected so far and a map of taken places."""
+    """The ground, the plan, the solids collected so far and a map of occupied places."""
 
     def __init__(self, road: Road, ground: Ground, painter: Painter) -> None:
         self.road, self.ground, self.painter = road, ground, painter
@@ -83,7 +83,7 @@ def lot_stations(side: Side, margin_m: float) -> tuple[float, float]:
 
 
 def somewhere(rng: np.random.Generator, low: float, high: float) -> float:
-    """A random number between two bounds; their middle where a short block has turned them round."""
+    """A random number between two bounds; their middle if a short block made the lower one the larger."""
     return float(rng.uniform(low, high)) if high > low else (low + high) / 2
 
 

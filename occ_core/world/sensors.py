@@ -97,7 +97,7 @@ def start_s() -> float:
 def camera_stamps_us(
     lag_us: int, keyframes: int, sweeps: bool, per_keyframe: int = CAMERA_PER_KEYFRAME
 ) -> list[tuple[int, int, bool]]:
-    """(stamp from time 0 in microseconds, keyframe it belongs to, is a keyframe) of one camera's images, in order.
+    """For one camera's images in order: (stamp from time 0 in microseconds, its keyframe, whether it is a keyframe).
 
     Args:
         lag_us: how long before the LiDAR stamp it fires.
@@ -113,7 +113,7 @@ def camera_stamps_us(
 
 
 def lidar_stamps_us(keyframes: int, sweeps: bool) -> list[tuple[int, int, bool]]:
-    """As `camera_stamps_us`, of the LiDAR."""
+    """The same as `camera_stamps_us`, for the LiDAR."""
     stamps = []
     for k in range(keyframes):
         at = round((start_s() + k * KEYFRAME_S) * 1e6)

@@ -1,4 +1,5 @@
-"""From hit points to light: sun with shadow, sky, lamps, mirrors, haze. One numba kernel over all pixels of an image.
+"""Computes the light at hit points: sun with shadow, sky, lamps, mirrors, haze. One numba kernel runs over all pixels
+of an image.
 
 Plain diffuse shading plus one mirror term against an analytic surrounding (sky over a hashed skyline); nothing here is
 physically exact, it only has to be as varied and as unhelpful to a colour classifier as a real street is.
@@ -90,7 +91,7 @@ def sky(dx, dy, dz, light):
 
 @njit(cache=True, inline="always")
 def surrounding(dx, dy, dz, light):
-    """What a mirror sees: sky above a made-up skyline, dim street below."""
+    """What a mirror reflects: sky above a made-up skyline, dim street below."""
     azimuth = math.atan2(dy, dx) * 7.0
     skyline = 0.05 + 0.3 * noise2(azimuth, 0.5, light.seed)
     if dz > skyline:

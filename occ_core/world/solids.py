@@ -1,4 +1,4 @@
-"""What every object of the city is made of: unions of boxes, elliptical cylinders and ellipsoids."""
+"""The parts of every object in the city: unions of boxes, elliptical cylinders and ellipsoids."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Solids:
         return len(self.kind)
 
     def transformed(self, a_from_parent: np.ndarray) -> Solids:
-        """The same solids in frame `a`."""
+        """Return the same solids in frame `a`."""
         poses = a_from_parent @ self.parent_from_solid
         return Solids(self.kind, poses, self.half_size_m, self.class_id, self.material, self.color, self.seed)
 
@@ -80,7 +80,7 @@ class Solids:
         return center - reach, center + reach
 
     def contain(self, points_m: np.ndarray) -> np.ndarray:
-        """bool (P,): which points (P, 3) of the parent frame lie in any solid."""
+        """Whether points (P, 3) of the parent frame lie in any solid, bool (P,)."""
         inside = np.zeros(len(points_m), dtype=np.bool_)
         if len(self) and len(points_m):
             lower, upper = self.bounds_m()
@@ -175,7 +175,7 @@ def yaw_pose(
 
 
 def yaw_poses(xyz_m: np.ndarray, yaw_pitch_roll: np.ndarray) -> np.ndarray:
-    """As `yaw_pose`, many at once: poses (N, 4, 4) from (N, 3) and (N, 3)."""
+    """Like `yaw_pose`, for many at once: poses (N, 4, 4) from (N, 3) and (N, 3)."""
     (cy, cp, cr), (sy, sp, sr) = np.cos(yaw_pitch_roll).T, np.sin(yaw_pitch_roll).T
     poses = np.zeros((len(xyz_m), 4, 4))
     poses[:, 0, :3] = np.stack([cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr], axis=1)

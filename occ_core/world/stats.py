@@ -32,7 +32,7 @@ OCCNERF_WEIGHTS = (
 
 
 @dataclass
-class Figures:
+class SceneFigures:
     """Sums over keyframes; `summary` turns them into the figures that are shown."""
 
     name: str
@@ -106,9 +106,9 @@ def _mean(values: list, scale: float = 1.0) -> float | None:
     return float(np.mean(values)) * scale if values else None
 
 
-def simulated_figures(out: Path, progress: bool = True) -> tuple[Figures, dict[str, float | None]]:
+def simulated_figures(out: Path, progress: bool = True) -> tuple[SceneFigures, dict[str, float | None]]:
     """Figures of a data set of `occ world make`, and how far colour tells the class (see `color_accuracy`)."""
-    figures = Figures("simulated")
+    figures = SceneFigures("simulated")
     entries = list(keyframes(out))
     entries = entries[:: max(1, -(-len(entries) // MAX_KEYFRAMES))]
     samples: dict[str, list[np.ndarray]] = {}
@@ -126,7 +126,7 @@ def simulated_figures(out: Path, progress: bool = True) -> tuple[Figures, dict[s
 
 
 def _balanced_pixels(image: np.ndarray, class_id: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """uint8 (N, 4): red, green, blue, class, with at most PIXELS_PER_CLASS of each class."""
+    """Sample pixels, uint8 (N, 4): red, green, blue, class, with at most PIXELS_PER_CLASS of each class."""
     rows = []
     flat, colors = class_id.ravel(), image.reshape(-1, 3)
     for c in np.unique(flat[flat != OWN_BODY]):
@@ -157,7 +157,7 @@ def color_accuracy(samples: dict[str, np.ndarray]) -> dict[str, float | None]:
     return {key: 100 * float(np.mean(solid)), key_sky: 100 * float(np.mean(list(recall.values())))}
 
 
-def _add_sweeps_and_boxes(figures: Figures, dataroot: Path) -> None:
+def _add_sweeps_and_boxes(figures: SceneFigures, dataroot: Path) -> None:
     """LiDAR keyframes and annotations of any data set in nuScenes layout."""
     folder = next(iter(sorted(dataroot.glob("v1.0-*"))), None)
     if folder is None:
@@ -183,7 +183,7 @@ def _add_sweeps_and_boxes(figures: Figures, dataroot: Path) -> None:
         figures.moving += moving.values()
 
 
-def real_figures(root: Path) -> list[Figures]:
+def real_figures(root: Path) -> list[SceneFigures]:
     """Figures of the real samples that lie below `root`; sets that are absent are left out."""
     out = []
     for folder, name in (
@@ -192,14 +192,14 @@ def real_figures(root: Path) -> list[Figures]:
         ("ddad_dgp_scene02/nuscenes_style", "DDAD"),
     ):
         if (root / folder).is_dir():
-            figures = Figures(name)
+            figures = SceneFigures(name)
             _add_sweeps_and_boxes(figures, root / folder)
             for path in sorted((root / folder / "samples").glob("CAM_*/*")):
                 figures.add_image(cv2.imread(str(path), cv2.IMREAD_REDUCED_COLOR_2)[:, :, ::-1])
             out.append(figures)
     grids = sorted((root / "occ3d_labels").glob("*/labels.npz"))
     if grids:
-        figures = Figures("Occ3D grid")
+        figures = SceneFigures("Occ3D grid")
         for path in grids:
             figures.add_occupancy(load_occ3d(path))
         out.append(figures)

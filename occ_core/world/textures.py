@@ -1,4 +1,4 @@
-"""What surfaces look like: albedo, mirror share and emission of one point of a material.
+"""The look of surfaces: albedo, mirror share and emission of one point of a material.
 
 Every function returns (red, green, blue, mirror, emitted_red, emitted_green, emitted_blue), linear light. Patterns live
 in the solid's own coordinates (or the ground's), so they move with the object; details smaller than the pixel's

@@ -50,7 +50,7 @@ def _box_faces() -> np.ndarray:
 
 
 def _box_corners(lower, upper) -> np.ndarray:
-    """(8, 3) corners of an axis-aligned box."""
+    """The corners (8, 3) of an axis-aligned box."""
     corner = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], dtype=np.float64)
     return np.asarray(lower) + corner * (np.asarray(upper) - np.asarray(lower))
 
@@ -78,7 +78,7 @@ def solid_table(solids: Solids) -> SolidTable:
 
 
 class Tracer:
-    """What stands still in a city, parked actors included, ready for rays.
+    """Everything that stands still in a city, parked actors included, prepared for rays.
 
     `body`: the robot's own, in the ego frame, which cameras see; None: a car that only casts a shadow.
     """
@@ -179,7 +179,8 @@ class Snapshot:
         return hits
 
     def blocked(self, origins: np.ndarray, directions: np.ndarray, within_m: float = FAR_M) -> np.ndarray:
-        """bool (N,): something stands within `within_m` along the ray; the car that carries the sensors counts too.
+        """Whether something stands within `within_m` along the ray, bool (N,); the car that carries the sensors counts
+        too.
 
         Args:
             origins: (N, 3). directions: (N, 3), or (1, 3) for all.
@@ -196,12 +197,12 @@ class Snapshot:
         return out
 
     def blocked_by_ego(self, origins: np.ndarray, directions: np.ndarray, within_m: float = FAR_M) -> np.ndarray:
-        """bool (N,): the car's own body is in the way."""
+        """Whether the car's own body is in the way, bool (N,)."""
         o, d = (np.ascontiguousarray(v, dtype=np.float32) for v in (origins, directions))
         return self._ego.run(o, d, np.full(len(o), within_m, dtype=np.float32), query="OCCLUDED") >= 0
 
     def classes(self, hits: Hits) -> np.ndarray:
-        """uint8 (N,): Occ3D class of each hit, 17 in the sky."""
+        """The Occ3D class of each hit, uint8 (N,); 17 in the sky."""
         out = np.full(len(hits.solid), 17, dtype=np.uint8)
         on_solid = hits.solid >= 0
         out[on_solid] = self.class_id[hits.solid[on_solid]]

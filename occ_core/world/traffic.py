@@ -1,4 +1,4 @@
-"""Who is on the road: moving and parked vehicles, people, roadworks and loose things, as actors."""
+"""The actors on the road: moving and parked vehicles, people, roadworks and loose things."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from occ_core.world.classes import (
     TRAILER,
     TRUCK,
 )
-from occ_core.world.drive import Drive
+from occ_core.world.drive import DriveProfile
 from occ_core.world.roads import LEFT, RIGHT, Junction, Side
 from occ_core.world.scene_builder import SceneBuilder, lot_stations, somewhere
 from occ_core.world.streets import CROSSWALK_M
@@ -28,7 +28,7 @@ EGO_DISCS = ((-0.4, 1.1), (0.7, 1.1), (1.8, 1.1), (2.9, 1.1))  # along x from th
 
 
 def make(rng: np.random.Generator, name: str):
-    """(category, class id, solids, size) of a new thing."""
+    """Make a new thing: (category, class id, solids, size)."""
     kinds = {
         "car": ("vehicle.car", CAR, vehicles.car),
         "bus": ("vehicle.bus.rigid", BUS, vehicles.bus),
@@ -60,7 +60,7 @@ def make(rng: np.random.Generator, name: str):
 class Crowd:
     """Collects actors; whoever would touch another one or the ego vehicle at any time is not let in."""
 
-    def __init__(self, scene: SceneBuilder, drive: Drive, ego: Trajectory, duration_s: float) -> None:
+    def __init__(self, scene: SceneBuilder, drive: DriveProfile, ego: Trajectory, duration_s: float) -> None:
         self.scene, self.drive = scene, drive
         self.times_s = sample_times(duration_s)
         self.checks_s = self.times_s[::3]

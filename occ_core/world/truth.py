@@ -23,7 +23,7 @@ from occ_core.geometry import apply, inverse
 from occ_core.grid import OCC3D_GRID, VoxelGrid
 from occ_core.occupancy import Occupancy
 from occ_core.taxonomy import OCC3D
-from occ_core.world.body import Sight
+from occ_core.world.body import BodyOcclusion
 from occ_core.world.city import City
 from occ_core.world.classes import FREE
 from occ_core.world.ground import Ground, bilinear
@@ -57,9 +57,9 @@ def occupancy_truth(
         Occupancy whose `observed` is Occ3D's mask_camera, with `mask_lidar`.
     """
     solid, labels = voxelize(city, t_s, grid)
-    targets = Targets.of(solid, labels, grid)
+    targets = VisibilityTargets.of(solid, labels, grid)
     camera_mask, lidar_mask = np.zeros(grid.shape, dtype=np.bool_), np.zeros(grid.shape, dtype=np.bool_)
-    sight = None if body is None else Sight(body)
+    sight = None if body is None else BodyOcclusion(body)
     for camera in rig:
         _, visible = camera.project(apply(inverse(camera.ego_from_cam), targets.points_m))
         if sight is not None:
@@ -79,7 +79,8 @@ def occupancy_truth(
 
 
 def voxelize(city: City, t_s: float, grid: VoxelGrid) -> tuple[np.ndarray, np.ndarray]:
-    """bool solid (X, Y, Z) and uint8 labels (X, Y, Z); interior voxels are solid but labelled free."""
+    """Fill a bool array of solid voxels (X, Y, Z) and uint8 labels (X, Y, Z); interior voxels are solid but labelled
+    free."""
     world_from_ego = city.world_from_ego(t_s)
     ego_from_world = inverse(world_from_ego)
     low = np.array(grid.origin_m)
@@ -115,7 +116,7 @@ def voxelize(city: City, t_s: float, grid: VoxelGrid) -> tuple[np.ndarray, np.nd
 
 
 def _near(solids: Solids, world_from_ego: np.ndarray, reach_m: float) -> Solids:
-    """Those of the static solids that can reach within `reach_m` of the ego frame's origin."""
+    """The static solids that can reach within `reach_m` of the ego frame's origin."""
     offset = solids.parent_from_solid[:, :3, 3] - world_from_ego[:3, 3]
     radius = np.sqrt((solids.half_size_m**2).sum(axis=1))
     return solids[np.sqrt((offset**2).sum(axis=1)) < reach_m + radius]
@@ -237,8 +238,8 @@ def _reduce(cells, solid, label):
 
 
 @dataclass(frozen=True, eq=False)
-class Targets:
-    """What sensors look at: the middles of free faces of labelled voxels.
+class VisibilityTargets:
+    """The points that sensors look at: the middles of free faces of labelled voxels.
 
     Attributes:
         points_m: (N, 3) in the ego frame. normals: int (N, 3), outward. voxels: int (N, 3), whose faces they are.
@@ -249,7 +250,7 @@ class Targets:
     voxels: np.ndarray
 
     @staticmethod
-    def of(solid: np.ndarray, labels: np.ndarray, grid: VoxelGrid) -> Targets:
+    def of(solid: np.ndarray, labels: np.ndarray, grid: VoxelGrid) -> VisibilityTargets:
         """Faces at the grid's own border are left out: nobody looks in from outside."""
         padded = np.pad(solid, 1, constant_values=True)
         labelled = labels != FREE
@@ -260,18 +261,18 @@ class Targets:
             normals.append(np.broadcast_to(normal, voxels[-1].shape))
         index, normal = np.concatenate(voxels), np.concatenate(normals)
         points = np.array(grid.origin_m) + (index + 0.5 + FACE_DEPTH * normal) * grid.voxel_size_m
-        return Targets(points, normal, index)
+        return VisibilityTargets(points, normal, index)
 
 
 def mark_visible(
     solid: np.ndarray,
     origin_m: np.ndarray,
-    targets: Targets,
+    targets: VisibilityTargets,
     within: np.ndarray,
     grid: VoxelGrid,
     observed: np.ndarray,
 ) -> None:
-    """Mark in `observed` what a sensor at `origin_m` (ego frame) sees of the targets; see the module's rules.
+    """Mark in `observed` which targets a sensor at `origin_m` (ego frame) sees; the module states the rules.
 
     Args:
         within: bool (N,), the targets in the sensor's field of view.

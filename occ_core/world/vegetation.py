@@ -202,7 +202,7 @@ def scattered(rng: np.random.Generator, scene: SceneBuilder, side: Side, count: 
 
 
 def plant_side(rng: np.random.Generator, scene: SceneBuilder, side: Side) -> None:
-    """What grows on one side of one block."""
+    """Plant one side of one block."""
     front = scene.road.walk_edge_m(side)
     if side.kind == "wood":
         grove(rng, scene, side, spacing=rng.uniform(4.0, 5.5), depth=32, undergrowth=0.5)

@@ -11,7 +11,7 @@ WEATHERS = {"clear": 0.47, "overcast": 0.2, "rain": 0.18, "night": 0.11, "night_
 
 @dataclass(frozen=True, eq=False)
 class Weather:
-    """What the renderer needs to know of sky and light.
+    """The state of sky and light that the renderer needs.
 
     Attributes:
         name: clear | overcast | rain | night | night_rain.

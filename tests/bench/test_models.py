@@ -10,7 +10,7 @@ import pytest
 import yaml
 from model_fixtures import camera
 
-from occ_core.bench.models import Run, _step_seconds, bench_models, markdown, merged, read_plan, run_one
+from occ_core.bench.models import PlannedRun, _step_seconds, bench_models, markdown, merged, read_plan, run_one
 from occ_core.camera import Rig
 from occ_core.errors import InvalidInput, MissingInput, OccError
 from occ_core.frame import Frame, LidarSweep
@@ -75,7 +75,7 @@ def test_failed_run_names_its_log_and_finished_run_is_kept_while_its_config_is_t
     plan.write_text("base: {data: [nowhere]}\nruns: {a: {config: tiny.yaml}}")
     with pytest.raises(InvalidInput, match="no run 'b'"):
         bench_models(plan, tmp_path, tmp_path / "out", 1, 1, ["b"])
-    run = Run("a", 0, read_plan(plan)["a"], tmp_path / "a-0", tmp_path)
+    run = PlannedRun("a", 0, read_plan(plan)["a"], tmp_path / "a-0", tmp_path)
     stale = tmp_path / "a-0/predictions/old.npz"
     stale.parent.mkdir(parents=True)
     stale.touch()

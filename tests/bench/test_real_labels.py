@@ -10,7 +10,7 @@ import pytest
 from teacher_fixtures import make_frame
 
 from occ_core.bench import real_labels
-from occ_core.bench.real_labels import GEOMETRY, Drive, OneClass, odd_stripes, open_drives, score_drive
+from occ_core.bench.real_labels import GEOMETRY, LidarDrive, OneClass, odd_stripes, open_drives, score_drive
 from occ_core.cli.main import app
 from occ_core.errors import InvalidInput
 from occ_core.frame import LidarSweep
@@ -37,8 +37,8 @@ def street(number: int, claimed_m: float | None = None):
     return make_frame({"CAM": IMAGE}, f"t{number}", "street", world_from_ego, focal_px=160, lidar=sweep)
 
 
-def drive(frames) -> Drive:
-    return Drive("street", frames, GRID, GEOMETRY, OneClass(), None)
+def drive(frames) -> LidarDrive:
+    return LidarDrive("street", frames, GRID, GEOMETRY, OneClass(), None)
 
 
 @pytest.mark.parametrize(("split", "labels"), [("stripes", 5), ("frames", 3)])

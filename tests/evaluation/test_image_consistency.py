@@ -87,11 +87,11 @@ def test_of_many_images_the_interval_is_that_of_their_mean():
 def test_a_map_that_knows_nothing_wins_as_often_as_chance():
     """Walls of the painted room at distances drawn blindly: each shifted one is as likely to be the best."""
     rng = np.random.default_rng(0)
-    told = [
+    rows = [
         row for wall_m in rng.uniform(10, 18, 24) if (row := scored(room(wall_m), 4.0)["shifted"]["above"])["images"]
     ]
-    won, chance = (np.mean([row[key] for row in told]) for key in ("better", "by_chance"))
-    assert len(told) > 15 and won < chance + 20
+    won, chance = (np.mean([row[key] for row in rows]) for key in ("better", "by_chance"))
+    assert len(rows) > 15 and won < chance + 20
 
 
 def test_a_map_of_nothing_is_not_judged():

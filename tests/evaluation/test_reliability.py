@@ -103,9 +103,9 @@ def test_folders_with_confidence_are_told_about_it_and_those_of_before_are_score
     report, _ = evaluate_folders(path.parent, tmp_path / "gts")
     total = Reliability()
     total.add(truth, called, observed, confidence)
-    told = report.pop("reliability")
-    assert told == total.report() and report == before
-    assert any("ECE of confidence" in line for line in in_words({"reliability": told}) if isinstance(line, str))
+    scores = report.pop("reliability")
+    assert scores == total.report() and report == before
+    assert any("ECE of confidence" in line for line in in_words({"reliability": scores}) if isinstance(line, str))
     np.savez(path, pred=called, confidence=confidence[:3])
     with pytest.raises(CorruptInput, match="'confidence' must be uint8"):
         read_confidence(path, OCC3D_GRID)

@@ -40,10 +40,10 @@ def city(tmp_path_factory) -> Path:
 def maps(city, tmp_path_factory) -> Path:
     """Of a run that nothing happened to."""
     out = tmp_path_factory.mktemp("maps") / "maps"
-    told: list[tuple[int, int]] = []
-    done = write_maps(city, out, ORACLE, progress=lambda images, total: told.append((images, total)))
+    calls: list[tuple[int, int]] = []
+    done = write_maps(city, out, ORACLE, progress=lambda images, total: calls.append((images, total)))
     assert (done.written, done.there, done.left_out, done.failed) == (12, 0, [], [])
-    assert told == [(number, 12) for number in range(1, 13)]
+    assert calls == [(number, 12) for number in range(1, 13)]
     return out
 
 

@@ -20,7 +20,7 @@ from selfocc_fixtures import config, sample  # noqa: E402
 from occ_core.models.selfocc.head import Volume  # noqa: E402
 from occ_core.models.selfocc.model import SelfOcc, hat_functions  # noqa: E402
 from occ_core.models.selfocc.rendering import RenderedRays  # noqa: E402
-from occ_core.models.selfocc.supervision import View, neighbour_loss, ray_class_loss  # noqa: E402
+from occ_core.models.selfocc.supervision import TargetView, neighbour_loss, ray_class_loss  # noqa: E402
 from occ_core.network_input.rig_images import Targets  # noqa: E402
 
 torch.set_num_threads(1)
@@ -161,7 +161,7 @@ def stereo_view(true_m=4.0, size=(48, 24)):
     pose = torch.eye(4)
     pose[0, 3] = -base_m  # the neighbour stands to the right: points move to the left in its frame
     pixels = torch.stack([u, v], dim=-1)
-    view = View(pixels, picture(0.0)[None], intrinsics[None])
+    view = TargetView(pixels, picture(0.0)[None], intrinsics[None])
     return view, picture(focal * base_m / true_m)[None], pose[None]
 
 

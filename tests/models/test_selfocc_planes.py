@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from selfocc_fixtures import config  # noqa: E402
 
-from occ_core.models.selfocc.encoder import ImageAttention, PlaneEncoder, Sight, normal_points_m  # noqa: E402
+from occ_core.models.selfocc.encoder import ImageAttention, PlaneEncoder, SeenReferences, normal_points_m  # noqa: E402
 from occ_core.models.selfocc.head import SdfHead  # noqa: E402
 
 torch.set_num_threads(1)
@@ -55,7 +55,7 @@ def test_image_attention_equals_loops_over_what_is_visible():
     query = torch.randn(1, 5, 4)
     levels = [torch.randn(1, 2, 4, 4, 6), torch.randn(1, 2, 4, 2, 3)]
     rows = [torch.tensor([0, 1, 4, 8, 13]), torch.tensor([1, 12])]  # cell * 3 + reference; cell 3 is seen by none
-    sights = [[Sight(r, torch.rand(len(r), 2)) for r in rows]]
+    sights = [[SeenReferences(r, torch.rand(len(r), 2)) for r in rows]]
     with torch.no_grad():
         out = layer(query, sights, levels)
         offsets, logits = layer.places(query)

@@ -146,8 +146,8 @@ def test_security_policy_lists_what_the_node_uses(running):
     assert len(cameras) == 12
     only_some = {"/clock", "/lidar_top/points"}  # with use_sim_time, with a network that takes LiDAR
     assert heard == allowed("subscribe") - only_some - {name for name in cameras if not name.startswith("/cam_front/")}
-    told = set() if find_spec("vision_msgs") else {"/occupancy_node/segmentation/label_info"}
-    assert used(node.get_publisher_names_and_types_by_node) == allowed("publish") - told
+    optional = set() if find_spec("vision_msgs") else {"/occupancy_node/segmentation/label_info"}
+    assert used(node.get_publisher_names_and_types_by_node) == allowed("publish") - optional
     assert used(node.get_service_names_and_types_by_node) == allowed("reply")
 
 

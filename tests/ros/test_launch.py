@@ -59,11 +59,11 @@ def test_what_is_not_given_is_as_the_parameter_file_says():
         elif isinstance(entity, OpaqueFunction):
             node = entity.execute(context)[1]
     node._perform_substitutions(context)
-    told = [
+    given_parameters = [
         yaml.safe_load(Path(name).read_text()) for name, is_file in node._Node__expanded_parameter_arguments if is_file
     ]
-    assert told[0]["/**"]["ros__parameters"]["max_spread_s"] == 0.1
-    (given,) = (part["ros__parameters"] for part in told[1].values())
+    assert given_parameters[0]["/**"]["ros__parameters"]["max_spread_s"] == 0.1
+    (given,) = (part["ros__parameters"] for part in given_parameters[1].values())
     assert given == {"cameras": ["front", "rear"]}
 
 

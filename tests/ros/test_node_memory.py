@@ -86,8 +86,10 @@ def test_03_without_odometry_each_moment_stands_alone(rig):
 def test_04_every_answer_is_with_memory_or_says_why_not(rig):
     def counts() -> tuple[int, int]:
         values = rig.status["model"][3]
-        told = sum(int(v) for name, v in values.items() if name.startswith(("answered_with_m", "answered_without mem")))
-        return int(values["frames_answered"]), told
+        counted = sum(
+            int(v) for name, v in values.items() if name.startswith(("answered_with_m", "answered_without mem"))
+        )
+        return int(values["frames_answered"]), counted
 
     until(lambda: counts()[0] > 10, 60.0, lambda: str(rig.status))
     assert counts()[0] == counts()[1]

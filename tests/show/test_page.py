@@ -12,17 +12,22 @@ import cv2
 import numpy as np
 import pytest
 import small_nuscenes
+from model_fixtures import camera
 from typer.testing import CliRunner
 
+from occ_core.camera import Rig
 from occ_core.cli.main import app
 from occ_core.errors import CorruptInput, InvalidInput
+from occ_core.frame import Frame
 from occ_core.grid import OCC3D_GRID, VoxelGrid
 from occ_core.inference.predictions import save_prediction
 from occ_core.occupancy import Occupancy, load_occ3d
+from occ_core.problems import Problem
 from occ_core.show.page import page_frames, write_page
 from occ_core.show.page_data import PageFrame
-from occ_core.show.page_figures import Figures, PageTable, curve_of
+from occ_core.show.page_figures import Figures, PageTable, curve_of, doctor_table
 from occ_core.show.predicted_frames import PredictedFrames
+from occ_core.sources.bag_report import CameraRow
 from occ_core.taxonomy import OCC3D
 
 
@@ -210,12 +215,42 @@ def test_pages_that_make_no_sense_are_refused(city, predictions, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_sixteen_frames_of_six_cameras_are_not_too_large(tmp_path):
+    """A quarter of them, made of what packs least: noise; two volumes with one cell in fifty, as streets have."""
+    rng, size = np.random.default_rng(0), (480, 270)
+    rig = Rig(tuple(camera(f"c{i}", 60 * i, size) for i in range(6)))
+    stay = {c.name: np.eye(4) for c in rig}
+
+    def volume() -> Occupancy:
+        labels = np.where(rng.random(OCC3D_GRID.shape) < 0.02, rng.integers(0, 17, OCC3D_GRID.shape), 17)
+        shares = rng.random(OCC3D_GRID.shape, dtype=np.float32)
+        return Occupancy(OCC3D_GRID, OCC3D, labels.astype(np.uint8), np.ones(OCC3D_GRID.shape, bool), shares)
+
+    def frames():
+        for number in range(4):
+            images = {c.name: rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8) for c in rig}
+            frame = Frame(number, np.eye(4), rig, images, dict.fromkeys(images, number), stay)
+            yield PageFrame(frame, {"predicted": volume(), "true": volume()})
+
+    write_page(tmp_path / "p.html", "x", frames())
+    assert (tmp_path / "p.html").stat().st_size < 15e6 / 4
+
+
 def test_a_page_of_figures_alone(tmp_path):
     log = tmp_path / "log.csv"
     log.write_text("step,total\n1,2.5\n")
     write_page(tmp_path / "p.html", "x", [], Figures(logs={"mine": log}))
     data = Page((tmp_path / "p.html").read_text()).data
     assert data["scene"] is None and [curve["name"] for curve in data["curves"]] == ["mine"]
+
+
+def test_the_doctors_words_on_a_page():
+    lost = Problem("few images", "/left/image", "3 images of 50")
+    front = CameraRow("front", "/front/image", rate_hz="12.0", used=True)
+    table = doctor_table("cameras", [front, CameraRow("left", "/left/image", problems=((lost, 1),))])
+    cells = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+    assert [(row["camera"], row["verdict"]) for row in cells] == [("front", "ok"), ("left", "left out")]
+    assert cells[0]["found"] == "" and "3 images of 50" in cells[1]["found"] and lost.cure in cells[1]["found"]
 
 
 def test_the_curve_of_a_training(tmp_path):

@@ -26,7 +26,7 @@ FLAGS = (
     "--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--window-size=1400,1000",
     "--virtual-time-budget=60000", "--dump-dom",
 )  # fmt: skip
-ROAD, HIGHEST = 11, 9
+CAR, HIGHEST = 4, 9
 VISITOR = Path(__file__).parents[1] / "fixtures" / "page_visitor.js"
 
 
@@ -81,9 +81,9 @@ def test_it_shows_what_is_chosen(told, frames):
     first, layer = frames[0], np.arange(OCC3D_GRID.shape[2])
     assert told["problem"] == ""
     assert told["start"]["counts"] == expected(first, lambda o: True)
-    assert told["without road"]["counts"] == expected(first, lambda o: o.labels != ROAD)
+    assert told["without cars"]["counts"] == expected(first, lambda o: o.labels != CAR)
     assert told["nothing"]["counts"] == [0, 0]
-    assert told["only road"]["counts"] == expected(first, lambda o: o.labels == ROAD)
+    assert told["only cars"]["counts"] == expected(first, lambda o: o.labels == CAR)
     assert told["low"]["counts"] == expected(first, lambda o: layer <= HIGHEST)
     assert told["certain"]["counts"] == expected(first, lambda o: np.rint(255 * o.confidence) >= 0.6 * 255)
     camera, centers = first.frame.rig_at_stamps["CAM_BACK"], OCC3D_GRID.centers_m().reshape(-1, 3)
@@ -95,10 +95,10 @@ def test_it_shows_what_is_chosen(told, frames):
 def test_it_draws(told):
     for panel in (0, 1):
         drawn = {name: step["pixels"][panel]["n"] for name, step in told.items() if "pixels" in step}
-        assert drawn["nothing"] < 100 < 3000 < drawn["only road"] < drawn["start"]  # the arrow has soft edges
+        assert drawn["nothing"] < 100 < 3000 < drawn["only cars"] < drawn["start"]  # the arrow has soft edges
         assert drawn["turned"] > 20_000 and drawn["turned"] != drawn["start"]
-        red, green, blue = told["only road"]["pixels"][panel]["rgb"]
-        assert red < 0.4 * green and 0.85 < blue / green < 1.0  # (0, 207, 191), its edges mixed with white
+        red, green, blue = told["only cars"]["pixels"][panel]["rgb"]
+        assert 0.6 < green / red < 0.8 and blue < 0.4 * red  # (255, 166, 1), its edges mixed with white
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import rerun_file
 from occ_core.grid import OCC3D_GRID
 from occ_core.occupancy import Occupancy
 from occ_core.show import album, pictures
-from occ_core.show.recording import Recording
+from occ_core.show.recording import RerunRecording
 from occ_core.taxonomy import OCC3D
 
 CAR = OCC3D.id_of("car")
@@ -101,7 +101,7 @@ def test_recording_is_complete_or_absent(tmp_path):
     pytest.importorskip("rerun", reason="recordings need rerun: pip install 'occ_ros[viz]'")
     path = tmp_path / "r.rrd"
     images = {"CAM_FRONT": np.zeros((90, 160, 3), np.uint8)}
-    with Recording(path, "test") as stream:
+    with RerunRecording(path, "test") as stream:
         stream.log(10**18, images, one_car((1, 2, 3)), one_car((4, 5, 6)))
         stream.log(10**18 + 123_456_789, images, one_car((1, 2, 4)))
     found = rerun_file.logged(path)
@@ -117,7 +117,7 @@ def test_recording_is_complete_or_absent(tmp_path):
     assert set(rerun_file.views(path)) == {
         ("/cameras/CAM_FRONT", "CAM_FRONT"), ("world", "predicted"), ("world", "true")
     }  # fmt: skip
-    with pytest.raises(KeyboardInterrupt), Recording(tmp_path / "broken.rrd", "test") as stream:
+    with pytest.raises(KeyboardInterrupt), RerunRecording(tmp_path / "broken.rrd", "test") as stream:
         stream.log(10**18, images)
         raise KeyboardInterrupt
     assert [item.name for item in tmp_path.iterdir()] == ["r.rrd"]

@@ -90,8 +90,8 @@ def test_every_record_and_box_is_that_of_the_devkit(shared_data, small, name):
             row = rows.pop(str(record.path))
             calibration = theirs.get("calibrated_sensor", row["calibrated_sensor_token"])
             ego = theirs.get("ego_pose", row["ego_pose_token"])
-            told = (row["channel"], row["sensor_modality"], row["timestamp"] * 1000, row["is_key_frame"])
-            assert (record.channel, record.modality, record.stamp_ns, record.is_keyframe) == told
+            expected = (row["channel"], row["sensor_modality"], row["timestamp"] * 1000, row["is_key_frame"])
+            assert (record.channel, record.modality, record.stamp_ns, record.is_keyframe) == expected
             assert (record.sample_token, record.calibration) == (row["sample_token"], calibration["token"])
             np.testing.assert_array_equal(record.ego_from_sensor, _pose_of(calibration))
             np.testing.assert_array_equal(record.world_from_ego, _pose_of(ego))

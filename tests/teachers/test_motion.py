@@ -17,12 +17,12 @@ from occ_core.sources.nuscenes import NuScenesSource
 from occ_core.taxonomy import OCC3D
 from occ_core.teachers.base import DepthMap, seen_key
 from occ_core.teachers.load import load_teachers
-from occ_core.teachers.motion import WIDTH_PX, Found, MotionDepth, above_road, depth_of, in_lens, pinhole_view
+from occ_core.teachers.motion import WIDTH_PX, DepthMatch, MotionDepth, above_road, depth_of, in_lens, pinhole_view
 from occ_core.teachers.nearby_images import NearbyImages
 from occ_core.teachers.plane_sweep import View, looked_up
 
 
-def judged(found: Found, truth_m: np.ndarray) -> tuple[float, np.ndarray]:
+def judged(found: DepthMatch, truth_m: np.ndarray) -> tuple[float, np.ndarray]:
     known = np.isfinite(found.depth_m)
     return float(known.mean()), np.abs(found.depth_m - truth_m)[known] / truth_m[known]
 
@@ -84,7 +84,7 @@ def test_a_lens_that_distorts_has_the_depths_of_its_own_pixels():
     ideal = (np.indices((H, W))[1] - K[0, 2]) / FOCAL_PX
     inner = (slice(12, -12), slice(20, -20))
     assert np.abs(view.grey[inner] - (127 + 100 * ideal)[inner]).max() < 3
-    depth_m, confidence = in_lens(Found(10 + ideal.astype(np.float32), np.zeros((H, W), np.float32)), lens, (W, H))
+    depth_m, confidence = in_lens(DepthMatch(10 + ideal.astype(np.float32), np.zeros((H, W), np.float32)), lens, (W, H))
     known = np.isfinite(depth_m)
     assert known.mean() > 0.7 and np.abs(depth_m - 10 - slope)[known].max() < 0.02 and (confidence[known] == 1).all()
 

@@ -136,8 +136,8 @@ def test_tensorboard_has_what_log_and_scores_say(data, tmp_path):
     loop.train(tiny.run_config(data, steps=4, validate_every=2), out)
     board = EventAccumulator(str(out / "tensorboard"))
     board.Reload()
-    told = [(event.step, event.value) for event in board.Scalars("training/total")]
-    assert told == [(int(row["step"]), pytest.approx(float(row["total"]), rel=1e-5)) for row in tiny.rows(out)]
+    scalars = [(event.step, event.value) for event in board.Scalars("training/total")]
+    assert scalars == [(int(row["step"]), pytest.approx(float(row["total"]), rel=1e-5)) for row in tiny.rows(out)]
     assert [event.step for event in board.Scalars("held_out/iou")] == [2, 4]
     (name, other) = board.Tags()["images"]
     assert name != other and [event.step for event in board.Images(name)] == [2, 4]

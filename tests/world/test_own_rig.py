@@ -24,7 +24,7 @@ from occ_core.world.classes import OWN_BODY
 from occ_core.world.lidar import sweep
 from occ_core.world.make import read_settings
 from occ_core.world.own_rig import own_rig, placed
-from occ_core.world.render import View, render
+from occ_core.world.render import RenderedImage, render
 from occ_core.world.robots import robot_with
 from occ_core.world.saved import load_truth
 from occ_core.world.scene import Settings
@@ -131,7 +131,7 @@ def test_blind_pixels_show_the_robot(view_of):
     bare = camera("left", (64, 40), 50.0)
     view, whole = view_of(replace(bare, blind=blind)), view_of(bare)
     assert (view.class_id[-8:] == OWN_BODY).all() and np.isnan(view.depth_m[-8:]).all()
-    assert np.array_equal(view.class_id[:-8], whole.class_id[:-8]) and isinstance(view, View)
+    assert np.array_equal(view.class_id[:-8], whole.class_id[:-8]) and isinstance(view, RenderedImage)
     assert view.radiance[-8:].max() < 0.05
 
 

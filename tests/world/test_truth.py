@@ -11,7 +11,7 @@ from occ_core.geometry import apply, inverse
 from occ_core.grid import OCC3D_GRID, VoxelGrid
 from occ_core.world.city import City, build_city
 from occ_core.world.classes import FREE
-from occ_core.world.truth import SUB, Targets, mark_visible, occupancy_truth, voxelize
+from occ_core.world.truth import SUB, VisibilityTargets, mark_visible, occupancy_truth, voxelize
 
 TIME_S = 2.0
 EGO_FROM_LIDAR = np.array([[1.0, 0, 0, 0.94], [0, 1, 0, 0], [0, 0, 1, 1.84], [0, 0, 0, 1]])
@@ -133,7 +133,7 @@ def march(solid: np.ndarray, grid: VoxelGrid, origin: np.ndarray, direction: np.
 def test_a_look_sees_what_small_steps_see(voxels):
     """One line of sight at a time: either it reaches its target and marks the way there, or it marks nothing."""
     solid, labels = voxels
-    targets = Targets.of(solid, labels, OCC3D_GRID)
+    targets = VisibilityTargets.of(solid, labels, OCC3D_GRID)
     origin = EGO_FROM_LIDAR[:3, 3]
     rng = np.random.default_rng(2)
     reached = 0

@@ -17,7 +17,7 @@ from occ_core.inference.backends.exported import (
     require_outputs,
 )
 from occ_core.models.easyocc.past import Past
-from occ_core.models.easyocc.table import Tables
+from occ_core.models.easyocc.table import TableCache
 
 
 class OnnxSession(ExportedSession):
@@ -37,7 +37,7 @@ class OnnxSession(ExportedSession):
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.config, self.cameras = described(metadata.get(METADATA_KEY), path)
         require_outputs({output.name for output in self.session.get_outputs()}, self.config, path)
-        self._tables = Tables(self.config)
+        self._tables = TableCache(self.config)
 
     def _outputs(self, images: np.ndarray, rig: Rig, missing: frozenset[str], past: Past | None) -> list[np.ndarray]:
         inputs = network_inputs(images, self._tables.of(rig, missing), past)

@@ -19,7 +19,7 @@ from occ_core.inference.backends.exported import (
     require_outputs,
 )
 from occ_core.models.easyocc.past import Past
-from occ_core.models.easyocc.table import RAY_CHANNELS, Tables
+from occ_core.models.easyocc.table import RAY_CHANNELS, TableCache
 
 
 class OpenVinoSession(ExportedSession):
@@ -43,7 +43,7 @@ class OpenVinoSession(ExportedSession):
             "INFERENCE_PRECISION_HINT": "f32",  # never the bf16 that some processors would choose by themselves
             "ENABLE_CPU_PINNING": False,  # the same cores decode the next images
         }
-        self._tables = Tables(self.config)
+        self._tables = TableCache(self.config)
         self._compiled_for, self._request = 0, None
 
     def _outputs(self, images: np.ndarray, rig: Rig, missing: frozenset[str], past: Past | None) -> list[np.ndarray]:

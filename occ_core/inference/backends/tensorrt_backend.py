@@ -32,7 +32,7 @@ from occ_core.inference.backends.tensorrt_engine import (
 from occ_core.models.checkpoint import trained_cameras
 from occ_core.models.easyocc.config import parse_config
 from occ_core.models.easyocc.past import Past, empty_past
-from occ_core.models.easyocc.table import Table, Tables
+from occ_core.models.easyocc.table import Table, TableCache
 
 PER_MOMENT = {"images", *PAST_INPUTS}
 
@@ -60,7 +60,7 @@ class TensorRtSession(ExportedSession):
         require_outputs({engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}, self.config, engine_file)
         self._context = engine.create_execution_context()
         self._cuda = Cuda()
-        self._tables = Tables(self.config)
+        self._tables = TableCache(self.config)
         cells = np.empty((1, *self.config.grid_shape), dtype=np.uint8)
         self._answer: dict[str, np.ndarray] = dict.fromkeys(OUTPUTS, cells)  # arrays of the outputs' shapes and types
         if self.config.memory_channels:

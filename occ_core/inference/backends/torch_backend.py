@@ -20,7 +20,7 @@ from occ_core.models.checkpoint import load_checkpoint, load_into, load_record, 
 from occ_core.models.easyocc.deployed import Deployed
 from occ_core.models.easyocc.model import Answer, EasyOcc
 from occ_core.models.easyocc.past import Past
-from occ_core.models.easyocc.table import Tables
+from occ_core.models.easyocc.table import TableCache
 from occ_core.network_input.preprocess import Preprocess
 from occ_core.network_input.rig_inputs import rig_inputs
 
@@ -94,7 +94,7 @@ class TorchSession:
 
 def _by_table(model: EasyOcc, compiled: bool) -> Asked:
     answer: Callable[..., tuple[Tensor, ...]] = torch.compile(Deployed(model)) if compiled else Answer(model)
-    tables = Tables(model.config)
+    tables = TableCache(model.config)
 
     def asked(images: np.ndarray, rig: Rig, missing: frozenset[str], past: Past | None) -> tuple[Tensor, ...]:
         table = tables.of(rig, missing)

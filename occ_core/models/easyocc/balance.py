@@ -19,8 +19,8 @@ from occ_core.models.easyocc.thresholds import LabelledSamples, in_sight, labels
 if TYPE_CHECKING:
     from occ_core.models.easyocc.model import EasyOcc
 
-ROUNDS = 12  # of Newton's method
-RIDGE = 0.01  # of the cells' number: where there are few, the weights stay near what training made of them
+ROUNDS = 12  # iterations of Newton's method
+RIDGE = 0.01  # as a share of the number of cells: with few cells the weights stay near the trained ones
 
 
 @torch.no_grad()

@@ -32,15 +32,16 @@ class EasyOccConfig(NetworkConfig):
     input_height: Count = 128
     depth_bins: Annotated[int, Field(ge=4, le=254)] = 96  # along each viewing ray
     depth_m: tuple[float, float] = (1.0, 60.0)
-    depth_by_ground: bool = False  # hazards are also told relative to where each ray meets the ground
-    feature_channels: Count = 32  # of an image feature that is lifted
+    depth_by_ground: bool = False  # hazards are also predicted relative to where each ray meets the ground
+    feature_channels: Count = 32  # channels of a lifted image feature
     pillar_cells: Count = 2  # grid cells that share one lifted feature, along x and along y
     pillar_heights: Count = 8  # lifted features on top of each other
     neck_channels: Count = 64
     bev_channels: tuple[Count, Count, Count] = (48, 96, 112)  # at 1/2, 1/4 and 1/8 of the grid
-    head_channels: Count = 48  # of a column of cells, before height comes out of the channels
-    memory_channels: Annotated[int, Field(ge=0, le=4096)] = 0  # kept of the samples before; 0: each stands alone
-    # what is kept is renewed when it is this old: faster cameras must not wear it out more often than training does
+    head_channels: Count = 48  # channels of a column of cells, from which its heights come
+    # channels kept from earlier frames; 0: each frame is answered alone
+    memory_channels: Annotated[int, Field(ge=0, le=4096)] = 0
+    # age at which the state is replaced: with faster cameras it must not be replaced more often than in training
     memory_interval_s: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.4
 
     @model_validator(mode="after")

@@ -32,7 +32,7 @@ class Hidden(NamedTuple):
     state: Tensor | None  # [B, memory channels + 1, X / 2, Y / 2] for the frame after; None: there is no memory
 
 
-class Cells(NamedTuple):
+class CellLogits(NamedTuple):
     """Logits of the cells."""
 
     occupied: Tensor  # [..., Z]: if a camera sees the cell, is something in it?

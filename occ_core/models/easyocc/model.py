@@ -22,7 +22,7 @@ from occ_core.models.easyocc import ground
 from occ_core.models.easyocc.balance import fit_balance
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
 from occ_core.models.easyocc.inputs import SampleSequence, TableImages, TableTargets
-from occ_core.models.easyocc.logits import NEVER, Cells, Hidden, Lifted, Views
+from occ_core.models.easyocc.logits import NEVER, CellLogits, Hidden, Lifted, Views
 from occ_core.models.easyocc.losses import losses
 from occ_core.models.easyocc.memory import MemoryFusion
 from occ_core.models.easyocc.sequence import SequentialModel
@@ -234,7 +234,7 @@ class EasyOcc(nn.Module):
     def cells(
         self,
         columns: Tensor,  # [..., C + 2 Z] of Hidden.columns
-    ) -> Cells:
+    ) -> CellLogits:
         """Compute the cells of columns; height comes out of the channels here. Any selection of columns may be
         passed."""
         heights = self.config.grid_shape[2]
@@ -245,9 +245,9 @@ class EasyOcc(nn.Module):
         occupied = of_grid * self.to_occupied(x) + of_ray * self.hazard_weight * hazard + constant
         observed = self.to_observed(x) + self.reached_weight * (reached - 0.5)
         observed = torch.where(reached > 0, observed, torch.full_like(observed, NEVER))
-        return Cells(occupied, classes.reshape(*classes.shape[:-1], heights, -1), observed)
+        return CellLogits(occupied, classes.reshape(*classes.shape[:-1], heights, -1), observed)
 
-    def logits(self, images: Tensor, voxel_index: Tensor, pillar_index: Tensor, rays: Tensor) -> Cells:
+    def logits(self, images: Tensor, voxel_index: Tensor, pillar_index: Tensor, rays: Tensor) -> CellLogits:
         """Logits of every cell: occupied and observed [B, X, Y, Z], classes [B, X, Y, Z, classes - 1]."""
         return self.cells(self.hidden(images, voxel_index, pillar_index, rays).columns)
 
@@ -311,7 +311,7 @@ class Answer(nn.Module):
         answer = self.of(self.model.cells(hidden.columns))
         return answer if hidden.state is None else (*answer, hidden.state)
 
-    def of(self, cells: Cells) -> tuple[Tensor, Tensor, Tensor]:
+    def of(self, cells: CellLogits) -> tuple[Tensor, Tensor, Tensor]:
         """Labels, confidence and observed, of logits [B, X, Y, Z]."""
         free = self.model.config.classes.free_id
         classes = (cells.classes + self.model.class_bias).argmax(dim=-1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from occ_core.models.easyocc.inputs import SampleSequence, TableImages
-from occ_core.models.easyocc.logits import Cells, Hidden
+from occ_core.models.easyocc.logits import CellLogits, Hidden
 from occ_core.models.easyocc.past import Memory
 from occ_core.models.voxel_answer import VoxelAnswer
 
@@ -42,7 +42,7 @@ class SequentialModel:
     """A network in eval mode that answers frames one by one in order of scene and time, as on a robot; with a memory it
     remembers earlier frames."""
 
-    def __init__(self, model: EasyOcc, answer_of: Callable[[Cells], tuple[Tensor, Tensor, Tensor]]) -> None:
+    def __init__(self, model: EasyOcc, answer_of: Callable[[CellLogits], tuple[Tensor, Tensor, Tensor]]) -> None:
         self._model, self._answer_of = model, answer_of
         self._memory = Memory(model.config) if model.config.memory_channels else None
 

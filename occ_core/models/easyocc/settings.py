@@ -20,25 +20,25 @@ class NanoLossWeights(BaseModel):
     semantics: Weight = 0.5
     lovasz: Weight = 0.5
     depth: Weight = 0.5  # where each pixel's ray ends, ray-cast from the labels
-    pixel_class: Weight = 0.25  # in what it ends
-    observed: Weight = 0.25  # is a cell seen or hidden
+    pixel_class: Weight = 0.25  # the class in which each pixel's ray ends
+    observed: Weight = 0.25  # whether a cell is observed or hidden
 
 
 class NanoTraining(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    threshold_scenes: NotNegative = 6  # of `data`: kept from the weights, to fit class thresholds on
-    fit_on_learned: bool = False  # where no scene is kept for that: fit them on what the weights learned from
-    image_steps: NotNegative = 0  # first, of the image network alone, on the losses of rays: cheap
-    image_batch: Positive = 8  # images a step of these
-    # of `steps`, the last: of all but the image network, which stands still, on frames in a row, for a memory to learn
+    threshold_scenes: NotNegative = 6  # scenes of `data` that train no weight: class thresholds are fitted on them
+    fit_on_learned: bool = False  # without such scenes: they are fitted on what the weights learned from
+    image_steps: NotNegative = 0  # first steps, of the image network alone, on the ray losses; they are cheap
+    image_batch: Positive = 8  # images in each of these steps
+    # last part of `steps`: on sequences, for the memory to learn; the image network is frozen
     memory_steps: NotNegative = 0
-    memory_frames: Annotated[int, Field(gt=0, le=100)] = 4  # up to so many before the one that is learned from
-    columns: Positive = 8192  # of the grid, per sample, on which the loss is computed
+    memory_frames: Annotated[int, Field(gt=0, le=100)] = 4  # at most so many frames before the one that is learned from
+    columns: Positive = 8192  # grid columns of each sample on which the loss is computed
     lovasz_cells: Positive = 20000
     flip: Share = 0.5
-    zoom: Share = 0.0  # of the images of `image_steps`: a part of them, as a longer lens would have shown it
-    retexture: Share = 0.0  # of the images of `image_steps`: shapes stay, colours and fine texture are other ones
-    freeze_images: bool = False  # in the steps on frames the image network keeps its weights
-    turn: Share = 0.0  # of the frames, by one to three quarters around the robot; needs a square grid
+    zoom: Share = 0.0  # share of images in `image_steps` of which a part is shown, as by a longer lens
+    retexture: Share = 0.0  # share of images in `image_steps` whose colours and fine texture are changed; shapes stay
+    freeze_images: bool = False  # the image network keeps its weights in the steps on whole samples
+    turn: Share = 0.0  # share of samples turned by one to three quarters around the robot; needs a square grid
     loss: NanoLossWeights = NanoLossWeights()

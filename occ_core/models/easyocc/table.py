@@ -42,7 +42,7 @@ class Table:
     rays: np.ndarray
 
 
-class Tables:
+class TableCache:
     """Keeps the tables of the rigs met last (rarely more than one), for each set of missing cameras."""
 
     KEPT = 16
@@ -72,7 +72,7 @@ def build_table(rig: Rig, config: EasyOccConfig, missing: frozenset[str] = froze
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class VisiblePoints:
     """The K points that one camera sees.
 
     Attributes:
@@ -122,7 +122,7 @@ def _pillar_centers(config: EasyOccConfig) -> np.ndarray:
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3).astype(np.float32)
 
 
-def _view(points_ego_m: np.ndarray, camera: Camera, number: int, config: EasyOccConfig) -> View:
+def _view(points_ego_m: np.ndarray, camera: Camera, number: int, config: EasyOccConfig) -> VisiblePoints:
     """Find which of the points (K, 3) the `number`th camera of a rig sees, and where."""
     w, h = config.feature_size
     points_cam_m = apply(inverse(camera.ego_from_cam), points_ego_m)
@@ -131,10 +131,12 @@ def _view(points_ego_m: np.ndarray, camera: Camera, number: int, config: EasyOcc
     column, row = np.floor((uv + 0.5) / STRIDE).astype(np.int64).T
     pixel = (number * h + np.clip(row, 0, h - 1)) * w + np.clip(column, 0, w - 1)
     off_center = np.abs(uv[:, 0] + 0.5 - camera.size[0] / 2)
-    return View(point.astype(np.int32), pixel.astype(np.int32), off_center, np.linalg.norm(points_cam_m[point], axis=1))
+    return VisiblePoints(
+        point.astype(np.int32), pixel.astype(np.int32), off_center, np.linalg.norm(points_cam_m[point], axis=1)
+    )
 
 
-def _central_pixel(views: list[View], points: int, unseen: int) -> tuple[np.ndarray, np.ndarray]:
+def _central_pixel(views: list[VisiblePoints], points: int, unseen: int) -> tuple[np.ndarray, np.ndarray]:
     """For each point the feature pixel that sees it, int64 (points,), `unseen` if none does, and its distance,
     (points,).
 

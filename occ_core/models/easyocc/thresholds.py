@@ -23,7 +23,7 @@ from torch import Tensor
 
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.inputs import TableImages, TableTargets
-from occ_core.models.easyocc.logits import NEVER, Cells
+from occ_core.models.easyocc.logits import NEVER, CellLogits
 from occ_core.taxonomy import UNLABELED
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ BORDERS = np.linspace(-4.0, 3.0, 141)  # logits that are tried
 SWEEPS = 5
 MEAN_COUNTS = 8.0  # weight of the mean class IoU beside the IoU, which roads alone can win
 LOST = 0.01  # share of occupied cells in sight that may be called hidden
-LEAST_PRECISION = 0.08  # of the cells named a class, this share is of it, or the class is not named
-TAKEN_BACK = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the logarithm of the classes' weights: shares that are tried
+LEAST_PRECISION = 0.08  # a class is predicted only if at least this share of the cells called so are of it
+TAKEN_BACK = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the logarithm of the classes' weights that are tried as bias
 
 
 @torch.no_grad()
@@ -141,7 +141,7 @@ def labels_of(targets: TableTargets) -> np.ndarray:
 
 def _answers(
     model: EasyOcc, samples: LabelledSamples
-) -> Iterator[tuple[tuple[TableImages, TableTargets], np.ndarray, Cells]]:
+) -> Iterator[tuple[tuple[TableImages, TableTargets], np.ndarray, CellLogits]]:
     sequential = model.sequential()
     for inputs, targets in samples:
         yield (inputs, targets), labels_of(targets), model.cells(sequential.hidden(inputs).columns)

@@ -53,7 +53,7 @@ Classes = Callable[[Tensor], Tensor]  # logits [Q, C - 1] of cells with flat ind
 UNSEEN = 0.01  # added to the probabilities of lifted pixels: where no camera looks, all classes are alike
 
 
-class Hidden(NamedTuple):
+class OccleHidden(NamedTuple):
     """All results before the heads; the losses of the branches read them."""
 
     pixel_logits: Tensor  # [B, N, C, h, w]
@@ -105,7 +105,7 @@ class Occle(nn.Module):
         rows = torch.arange(len(centers_m)).reshape(1, *config.lattice, cells)
         self.register_buffer("row_of_cell", blocks_to_cells(rows, config.block, 1).flatten(), persistent=False)
 
-    def hidden(self, rig_images: RigImages) -> Hidden:
+    def hidden(self, rig_images: RigImages) -> OccleHidden:
         """Compute everything but the heads.
 
         Raises:
@@ -125,7 +125,7 @@ class Occle(nn.Module):
         geometry = self.geometry(image, side)
         fused = (semantic, geometry) if self.fusion is None else self.fusion(semantic, geometry)
         lifted_log_probs = lifted_log_probs.unflatten(1, self.config.lattice)
-        return Hidden(pixel_logits, lifted_log_probs, depths, semantic, geometry, *fused)
+        return OccleHidden(pixel_logits, lifted_log_probs, depths, semantic, geometry, *fused)
 
     def _lidar_side(self, rig_images: RigImages, position: Tensor) -> tuple[Tensor, ImageDepths | None]:
         """Features [B, K, side + depth] of each lattice cell: where it is, its points, and where it lies on the viewing
@@ -236,7 +236,7 @@ class Occle(nn.Module):
         self,
         rig_images: RigImages,
         targets: Targets,
-        hidden: Hidden,
+        hidden: OccleHidden,
         occupied: Tensor,
         classes_of: Classes,
         unlabelled: Tensor,

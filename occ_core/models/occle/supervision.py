@@ -18,10 +18,10 @@ from occ_core.taxonomy import UNLABELED
 
 FREE_SAMPLES = 8  # on the way to each LiDAR point
 MARGIN_CELLS = 2.0  # before a LiDAR point, where its ray is not said to be free
-KEPT_POINTS = 0.75  # of a disturbed cloud
-BRIGHTNESS = (0.8, 1.25)  # of a disturbed camera
+KEPT_POINTS = 0.75  # share of points kept in a disturbed cloud
+BRIGHTNESS = (0.8, 1.25)  # range of the factor for a disturbed camera
 SPREAD_CELLS = 1.0  # standard deviation, by which the class of a LiDAR point is spread to the cells around it
-RAMP = 0.5  # of the run, over which the averaged network comes to be trusted
+RAMP = 0.5  # share of the run during which the weight of the averaged network rises
 
 
 class Evidence(NamedTuple):

@@ -23,7 +23,7 @@ from occ_core.network_input.rig_images import RigImages
 PLANE_AXES = ((1, 2), (0, 2), (0, 1))  # by normal; the first is the rows of the plane
 
 
-class Sight(NamedTuple):
+class SeenReferences(NamedTuple):
     """The reference points of a plane's cells that one camera sees, and where it sees them."""
 
     rows: Tensor  # [K] int64, cell * references + reference
@@ -48,7 +48,7 @@ class ImageAttention(nn.Module):
     def forward(
         self,
         query: Tensor,  # [B, Q, C]
-        sights: list[list[Sight]],  # [B][N]
+        sights: list[list[SeenReferences]],  # [B][N]
         levels: list[Tensor],  # L of [B, N, C, h, w]
     ) -> Tensor:  # [B, Q, C]
         offsets, logits = self.places(query)  # [B, Q, heads, L, R, 2], [B, Q, heads, L, R]
@@ -65,7 +65,7 @@ class ImageAttention(nn.Module):
         self,
         offsets: Tensor,  # [Q * R, heads, L, 2]
         logits: Tensor,  # [Q * R, heads, L]
-        sights: list[Sight],
+        sights: list[SeenReferences],
         values: list[Tensor],  # L of [N, C, h, w]
     ) -> Tensor:  # [Q, C]
         heads, levels = logits.shape[1:]
@@ -85,7 +85,7 @@ class ImageAttention(nn.Module):
             norm = norm.index_add(0, cell, score.sum(dim=-1))
         return (total.unflatten(1, (heads, -1)) / norm.clamp(min=1e-6).unsqueeze(-1)).flatten(1)
 
-    def _highest(self, logits: Tensor, sights: list[Sight]) -> Tensor:
+    def _highest(self, logits: Tensor, sights: list[SeenReferences]) -> Tensor:
         """The highest logit among the cameras that see a cell, by cell and head, [Q, heads]; cameras that do not see it
         must not set the soft-max's scale."""
         rows = torch.cat([sight.rows for sight in sights]).long()
@@ -111,7 +111,7 @@ class PlaneLayer(nn.Module):
         query: Tensor,  # [B, Q of all planes, C]
         shapes: list[tuple[int, int]],  # of the planes
         references: Tensor,  # [Q, planes, P, 2]
-        sights: list[list[list[Sight]]],  # [planes][B][N]
+        sights: list[list[list[SeenReferences]]],  # [planes][B][N]
         levels: list[Tensor],  # L of [B, N, C, h, w]
     ) -> Tensor:  # [B, Q, C]
         counts = [a * b for a, b in shapes]
@@ -174,7 +174,7 @@ class PlaneEncoder(nn.Module):
         return {n: part.unflatten(1, shape) for n, part, shape in zip(self.normals, parts, self.shapes, strict=True)}
 
     @torch.no_grad()
-    def sights(self, normal: int, rig_images: RigImages) -> list[list[Sight]]:
+    def sights(self, normal: int, rig_images: RigImages) -> list[list[SeenReferences]]:
         """The reference points of a plane that each camera sees: [B][N]."""
         height, width = rig_images.images.shape[2:4]
         pixels, _, visible = project(getattr(self, f"points_{normal}_m"), rig_images)
@@ -182,7 +182,7 @@ class PlaneEncoder(nn.Module):
         out = []
         for pixels_of, visible_of in zip(pixels, visible, strict=True):
             rows = [seen.nonzero()[:, 0] for seen in visible_of]
-            out.append([Sight(r, (p[r] + 0.5) / size) for r, p in zip(rows, pixels_of, strict=True)])
+            out.append([SeenReferences(r, (p[r] + 0.5) / size) for r, p in zip(rows, pixels_of, strict=True)])
         return out
 
 

@@ -19,10 +19,10 @@ from occ_core.models.image_network import FeaturePyramid
 from occ_core.models.selfocc.config import SelfOccConfig
 from occ_core.models.selfocc.encoder import PlaneEncoder
 from occ_core.models.selfocc.head import SdfHead, Volume
-from occ_core.models.selfocc.rendering import Box, RenderedRays, Tables, camera_rays, pixel_grid, render
+from occ_core.models.selfocc.rendering import Box, RenderedRays, VolumeTables, camera_rays, pixel_grid, render
 from occ_core.models.selfocc.sdf import eikonal_loss, hessian_loss, sdf_gradient, sharpness, sparsity_loss
 from occ_core.models.selfocc.supervision import (
-    View,
+    TargetView,
     colour_loss,
     nearest_values,
     neighbour_loss,
@@ -126,14 +126,14 @@ class SelfOcc(nn.Module):
             losses["sparsity"] = weights.sparsity * sparsity_loss(volume.sdf_m)
         return losses
 
-    def _tables(self, volume: Volume) -> list[Tables]:  # [B]
+    def _tables(self, volume: Volume) -> list[VolumeTables]:  # [B]
         gradient = sdf_gradient(volume.sdf_m, self.config.spacing_m)
         geometry = torch.cat([volume.sdf_m[..., None], gradient], dim=-1).flatten(1, 3)
         appearance = torch.cat([volume.rgb, volume.class_logits.softmax(dim=-1)], dim=-1).flatten(1, 3)
-        return [Tables(g, a) for g, a in zip(geometry, appearance, strict=True)]
+        return [VolumeTables(g, a) for g, a in zip(geometry, appearance, strict=True)]
 
     def _render(
-        self, tables: Tables, rig_images: RigImages, b: int, n: int, pixels: Tensor, anneal: float
+        self, tables: VolumeTables, rig_images: RigImages, b: int, n: int, pixels: Tensor, anneal: float
     ) -> RenderedRays:
         """Render rays of camera `n` of sample `b` through `pixels` [R, 2]."""
         rays = camera_rays(pixels, rig_images.intrinsics[b, n], rig_images.ego_from_cam[b, n])
@@ -163,7 +163,7 @@ class SelfOcc(nn.Module):
         }
 
     def _camera_losses(
-        self, tables: Tables, rig_images: RigImages, targets: Targets, b: int, n: int, anneal: float
+        self, tables: VolumeTables, rig_images: RigImages, targets: Targets, b: int, n: int, anneal: float
     ) -> dict[str, Tensor]:
         height, width = rig_images.images.shape[2:4]
         shift = self.lower_m.new_zeros(2)
@@ -171,7 +171,7 @@ class SelfOcc(nn.Module):
             shift = torch.rand_like(shift) - 0.5
         pixels = pixel_grid(self.config.rays, (width, height), shift)
         sees = None if rig_images.sees is None else rig_images.sees[b, n]
-        view = View(pixels, as_float(rig_images.images[b, n][None]), rig_images.intrinsics[b, n][None], sees)
+        view = TargetView(pixels, as_float(rig_images.images[b, n][None]), rig_images.intrinsics[b, n][None], sees)
         rays = self._render(tables, rig_images, b, n, pixels.flatten(0, 1), anneal)
         weights, losses = self.config.loss, {}
         target = view.colours(view.image)

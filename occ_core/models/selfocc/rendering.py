@@ -42,7 +42,7 @@ class Box(NamedTuple):
         return (points_m - self.lower_m) / (self.upper_m - self.lower_m) * last
 
 
-class Tables(NamedTuple):
+class VolumeTables(NamedTuple):
     """A volume as rows of vertices, in order [x, y, z]."""
 
     geometry: Tensor  # [V, 4]: distance, metres, and its gradient along x, y, z
@@ -110,7 +110,7 @@ def read(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def render(
-    tables: Tables,
+    tables: VolumeTables,
     box: Box,
     rays: Rays,
     s: Tensor,  # scalar, 1/m

@@ -22,7 +22,7 @@ from occ_core.taxonomy import UNLABELED
 SMALLEST = 1e-6  # probability
 
 
-class View(NamedTuple):
+class TargetView(NamedTuple):
     """One camera of one sample."""
 
     pixels: Tensor  # [h, w, 2], of the rays
@@ -43,19 +43,19 @@ class View(NamedTuple):
         return nearest_values(self.sees, self.pixels).view(1, 1, *self.pixels.shape[:2])
 
 
-def colour_loss(rays: RenderedRays, view: View, target: Tensor) -> Tensor:
+def colour_loss(rays: RenderedRays, view: TargetView, target: Tensor) -> Tensor:
     """Mean photometric error of the rendered colours, where the image shows the world."""
     error = photometric_error(target, rendered_colours(rays, view))
     return (error * view.shown).sum() / view.shown.sum().clamp(min=1)
 
 
-def rendered_colours(rays: RenderedRays, view: View) -> Tensor:  # [1, 3, h, w]
+def rendered_colours(rays: RenderedRays, view: TargetView) -> Tensor:  # [1, 3, h, w]
     return rays.rgb.T.unflatten(1, view.pixels.shape[:2])[None]
 
 
 def neighbour_loss(
     rays: RenderedRays,
-    view: View,
+    view: TargetView,
     neighbours: Tensor,  # [K, 3, H, W], 0..1
     neighbour_from_cam: Tensor,  # [K, 4, 4]
     mvs: bool,
@@ -74,7 +74,7 @@ def neighbour_loss(
 
 
 def _error_of_samples(
-    rays: RenderedRays, view: View, target: Tensor, neighbour: Tensor, neighbour_from_cam: Tensor
+    rays: RenderedRays, view: TargetView, target: Tensor, neighbour: Tensor, neighbour_from_cam: Tensor
 ) -> tuple[Tensor, Tensor]:
     with torch.no_grad():  # the proposals are given; only their weights learn
         proposals, inside = _warped(rays.sample_depth_m, view, neighbour, neighbour_from_cam)
@@ -86,7 +86,7 @@ def _error_of_samples(
 
 
 def _error_at_depth(
-    rays: RenderedRays, view: View, target: Tensor, neighbour: Tensor, neighbour_from_cam: Tensor
+    rays: RenderedRays, view: TargetView, target: Tensor, neighbour: Tensor, neighbour_from_cam: Tensor
 ) -> tuple[Tensor, Tensor]:
     warped, inside = _warped(rays.depth_m[:, None], view, neighbour, neighbour_from_cam)
     h, w = view.pixels.shape[:2]
@@ -95,7 +95,7 @@ def _error_at_depth(
 
 def _warped(
     depth_m: Tensor,  # [R, S] of each ray
-    view: View,
+    view: TargetView,
     neighbour: Tensor,  # [1, 3, H, W]
     neighbour_from_cam: Tensor,  # [1, 4, 4]
 ) -> tuple[Tensor, Tensor]:  # [1, 3, R * S], bool [1, R * S]

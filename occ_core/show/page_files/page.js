@@ -37,7 +37,8 @@ try {
   $("title").textContent = data.title;
   buildFigures(data, $("figures"));
   const opened = data.scene ? openScene(data.scene) : Promise.resolve();
-  opened.then(() => (document.body.dataset.loaded_ms = Math.round(performance.now())), refuse);
+  const drawn = () => (document.body.dataset.loaded_ms = Math.round(performance.now()));
+  opened.then(() => requestAnimationFrame(drawn), refuse); // asked for after the first frame's drawing was
   if (data.live) listen();
 } catch (error) {
   refuse(error);
