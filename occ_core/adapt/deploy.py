@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import yaml
 
+from occ_core.camera import Rig
 from occ_core.ego_mask import FOLDER, file_name, write_mask
 from occ_core.errors import InvalidInput
 from occ_core.files import write_atomically
@@ -48,12 +49,14 @@ def compare(checkpoint: Path, files: Mapping[str, Path], stretch: Path, threads:
     for precision, path in files.items():
         rows |= {f"{name} {precision}": (name, precision, Predictor.load(path, name, threads)) for name in there}
     recording = Recording(stretch)
-    frames = recording.scene(recording.scenes[0])
+    scenes = [recording.scene(name) for name in recording.scenes]
+    every = [(frames, place) for frames in scenes for place in range(len(frames))]
     ms: dict[str, list[float]] = {name: [] for name in rows}
     cells = {name: np.zeros(3) for name in rows}  # equal, both occupied and equal, either occupied; of `total`
     total, free = 0, torch.taxonomy.free_id
-    for index in np.unique(np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)):
-        frame = frames[int(index)]
+    for index in np.unique(np.linspace(0, len(every) - 1, FRAMES).round().astype(int)):
+        frames, place = every[index]
+        frame = frames[place]
         ready = {name: torch.preprocess_one(image, frame.rig[name]) for name, image in frame.images.items()}
         expected = torch.predict_preprocessed(ready, frame.rig).labels
         total += expected.size
@@ -89,8 +92,8 @@ def fastest(rows: Mapping[str, Mapping[str, Any]], int8: bool) -> str:
     return min(usable, key=lambda name: (rows[name]["p50_ms"], name))
 
 
-def write_node(out: Path, stretch: Path, model: Path, backend: str, threads: int) -> dict[str, str]:
-    """OUT/rig.yaml, the cameras as the recording has them, and OUT/node.yaml, the parameters; and how to start it.
+def write_node_of(out: Path, stretch: Path, model: Path, backend: str, threads: int) -> dict[str, str]:
+    """As `write_node`, with cameras, topics and times as a recording has them.
 
     Raises:
         InvalidInput: the stretch is none of a bag. CannotWrite.
@@ -99,22 +102,42 @@ def write_node(out: Path, stretch: Path, model: Path, backend: str, threads: int
     if not isinstance(source, BagFrames):
         raise InvalidInput(f"{stretch}: is no stretch of a bag")
     rig = source[0].rig
+    topics = {name: source.bag.image_topics[name] for name in rig.names}
+    stamps = [shots[source.bag.key.name].stamp_ns for shots in (source.shots(i) for i in range(len(source)))]
+    period_s = float(np.median(np.diff(stamps))) / 1e9 if len(stamps) > 1 else 0.0
+    offsets = [abs(offset) for offset in source.bag.roster.offsets_s.values()]
+    timing = {
+        "base_frame": source.bag.base_frame,
+        "max_spread_s": round(max(0.1, max(offsets, default=0.0) + SLACK_S), 3),
+        "stale_s": round(max(LEAST_STALE_S, 3 * period_s), 2),
+    }
+    return write_node(out, rig, topics, model, backend, threads, timing)
+
+
+def write_node(
+    out: Path,
+    rig: Rig,
+    topics: Mapping[str, str],
+    model: Path,
+    backend: str,
+    threads: int,
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, str]:
+    """OUT/rig.yaml and OUT/node.yaml, the latter with `more` parameters; and how to start the node.
+
+    Raises:
+        CannotWrite.
+    """
     masks = {camera.name: f"{FOLDER}/{file_name(camera.name)}" for camera in rig if camera.blind is not None}
     for name, path in masks.items():
         write_mask(out / path, cast(np.ndarray, rig[name].blind))
-    topics = {name: source.bag.image_topics[name] for name in rig.names}
     write_atomically(out / "rig.yaml", rig_text(rig, topics, masks).encode())
-    stamps = [shots[source.bag.key.name].stamp_ns for shots in (source.shots(i) for i in range(len(source)))]
-    period_s = float(np.median(np.diff(stamps))) / 1e9
-    offsets = [abs(offset) for offset in source.bag.roster.offsets_s.values()]
     parameters = {
         "model": str(model.resolve()),
         "backend": backend,
         "threads": threads,
         "rig_file": str((out / "rig.yaml").resolve()),
-        "base_frame": source.bag.base_frame,
-        "max_spread_s": round(max(0.1, max(offsets, default=0.0) + SLACK_S), 3),
-        "stale_s": round(max(LEAST_STALE_S, 3 * period_s), 2),
+        **(more or {}),
     }
     text = yaml.safe_dump({"/**": {"ros__parameters": parameters}}, sort_keys=False, width=200)
     head = "# Written by `occ adapt`; docs/node.md explains the parameters.\n"

@@ -23,6 +23,7 @@ from occ_core.teachers.names import parts_of
 LEAST_S = 10.0
 LEAST_M = 5.0
 LEAST_KEYFRAMES = 12  # half a second apart, five seconds while the robot stands
+SHORTEST = 2  # keyframes of a recording that is said to be short: one to learn from, one to judge by
 TRUTH_TOPIC = "/ground_truth/occupancy"
 NETWORKS = "grounded-sam+metric3d"
 # What a keyframe takes on disk: label and training arrays, and of each camera pixels and targets; maps of networks.
@@ -60,14 +61,17 @@ class Drive:
         return f"{self.scene}: {drive}; {', '.join(has)}"
 
 
-def examine(bag: Path) -> Drive:
+def examine(bag: Path, short: bool = False) -> Drive:
     """Look at a bag; of its images at a few.
+
+    Args:
+        short: take it however short it is, and whether or not the robot moves; SHORTEST keyframes are needed.
 
     Raises:
         InvalidInput, MissingInput: in one line, why it will not do. CorruptInput, MissingTransform: of the bag.
     """
     if kind_of(bag) != "bag":
-        raise InvalidInput(f"{bag}: a data set; `occ adapt` takes ROS 2 bags, see `occ labels make`, `occ train`")
+        raise InvalidInput(f"{bag}: a data set; `occ adapt` takes ROS 2 bags, which `occ bag make` makes of it")
     recording = Recording(bag)
     frames = recording.scene(recording.scenes[0])
     source = cast(BagFrames, frames.source)
@@ -81,12 +85,12 @@ def examine(bag: Path) -> Drive:
     metres = float(np.linalg.norm(np.diff(places_m, axis=0), axis=1).sum())
     first, last = source.stamp_and_pose(0)[0], source.stamp_and_pose(len(source) - 1)[0]
     seconds = (last - first) / 1e9
-    if seconds < LEAST_S:
+    if seconds < LEAST_S and not short:
         raise InvalidInput(f"{bag}: too short: {seconds:.1f} s of images that have poses, {LEAST_S:g} s are needed")
-    if metres < LEAST_M:
+    if metres < LEAST_M and not short:
         raise InvalidInput(f"{bag}: the robot stands: it moves {metres:.1f} m in all, {LEAST_M:g} m are needed")
-    if len(stamped_poses) < LEAST_KEYFRAMES:
-        raise InvalidInput(f"{bag}: too little motion: {len(stamped_poses)} keyframes, {LEAST_KEYFRAMES} are needed")
+    if len(stamped_poses) < (least := SHORTEST if short else LEAST_KEYFRAMES):
+        raise InvalidInput(f"{bag}: too little motion: {len(stamped_poses)} keyframes, {least} are needed")
     if not any(frames[i].images for i in (0, len(frames) // 2, len(frames) - 1)):
         raise InvalidInput(f"{bag}: images cannot be decoded: {'; '.join(left_out(source)[:3])}")
     return Drive(
@@ -114,16 +118,20 @@ def require_distinct(drives: list[Drive]) -> None:
         raise InvalidInput(f"{names.count(twice[0])} bags are called '{twice[0]}': rename one")
 
 
-def require_room(out: Path, drives: list[Drive], network: bool) -> int:
-    """Bytes that will be needed about.
+def bytes_of(keyframes: int, cameras: int, network: bool = False) -> int:
+    """About how much is written of so many keyframes; `network`: maps are kept, too."""
+    return keyframes * (KEYFRAME_BYTES + cameras * (CAMERA_BYTES + (MAP_BYTES if network else 0)))
+
+
+def require_room(out: Path, of_data: int) -> int:
+    """Bytes that will be needed about, `of_data` as of `bytes_of`.
 
     Raises:
         CannotWrite: OUT cannot be written, or its disk has less.
     """
     there = next(folder for folder in (out, *out.resolve().parents) if folder.is_dir())
     require_writable(there)
-    a_camera = CAMERA_BYTES + (MAP_BYTES if network else 0)
-    needed = RUN_BYTES + sum(len(d.keyframes_ns) * (KEYFRAME_BYTES + len(d.cameras) * a_camera) for d in drives)
+    needed = RUN_BYTES + of_data
     if (free := shutil.disk_usage(there).free) < needed:
         raise CannotWrite(f"{out}: the disk has {free / 1e9:.1f} GB left, about {needed / 1e9:.1f} GB are needed")
     return needed

@@ -24,7 +24,7 @@ from occ_core.sensor_messages import stamp_of
 from occ_core.sources.bag_reader import BagReader
 from occ_core.sources.clouds import points_of
 from occ_core.sources.scenes import Recording, SceneFrames
-from occ_core.sources.stretch import read_stretch
+from occ_core.sources.stretch import is_stretch, read_stretch
 from occ_core.taxonomy import Taxonomy
 
 MATCH_NS = 20_000_000  # a truth whose stamp is farther from the frame's was taken elsewhere
@@ -49,7 +49,7 @@ def judge(
     rays = LidarRayScores(predictor.taxonomy, predictor.grid)
     voxels = {"labels": VoxelScores(predictor.taxonomy), "truth": VoxelScores(predictor.taxonomy)}
     recordings = [Recording(stretch) for stretch in stretches]
-    scenes = [recording.scene(recording.scenes[0]) for recording in recordings]
+    scenes = [recording.scene(name) for recording in recordings for name in recording.scenes]
     total = sum(map(len, scenes))
     for done, (frame, images, truths) in enumerate(_labelled_frames(scenes, predictor), start=1):
         path = predictions / f"{frame.token}.npz"
@@ -79,15 +79,33 @@ def _labelled_frames(
 ) -> Iterator[tuple[Frame, str, dict[str, Occupancy]]]:
     """Each keyframe, the hash of what it is read from, and what it may be judged by."""
     for frames in scenes:
-        true = TrueVoxels(frames.path, predictor.grid, predictor.taxonomy)
+        true = true_voxels(frames.path, predictor.grid, predictor.taxonomy)
         if predictor.memory is not None:
             predictor.memory.forget()
         for index, token in enumerate(frames.tokens):
             frame = frames[index]
             path = frames.path / LABELS / frame.scene / token / "labels.npz"
             known = {"labels": load_occ3d(path, predictor.grid, predictor.taxonomy)} if path.is_file() else {}
-            truth = true.at(frame.stamp_ns)
+            truth = true.of(frame)
             yield frame, frames.key(index, lidar=False), known | ({} if truth is None else {"truth": truth})
+
+
+def true_voxels(recording: Path, grid: VoxelGrid, taxonomy: Taxonomy) -> TrueVoxels | CityVoxels:
+    """What is known of a stretch of a bag, or of a simulated city."""
+    kind = TrueVoxels if is_stretch(recording) else CityVoxels
+    return kind(recording, grid, taxonomy)
+
+
+class CityVoxels:
+    """The exact voxels of a simulated data set's keyframes."""
+
+    def __init__(self, dataroot: Path, grid: VoxelGrid, taxonomy: Taxonomy) -> None:
+        self._folder, self._grid, self._taxonomy = dataroot / "gts", grid, taxonomy
+
+    def of(self, frame: Frame) -> Occupancy | None:
+        """The truth of a keyframe; None: there is none."""
+        path = self._folder / frame.scene / frame.token / "labels.npz"
+        return load_occ3d(path, self._grid, self._taxonomy) if path.is_file() else None
 
 
 class TrueVoxels:
@@ -98,6 +116,10 @@ class TrueVoxels:
         self._stamps: list[tuple[int, int]] = []  # stamp and log time
         if TRUTH_TOPIC in self._reader.of_type("sensor_msgs/msg/PointCloud2"):
             self._stamps = sorted((stamp_of(m), log_ns) for _, log_ns, m in self._reader.messages([TRUTH_TOPIC]))
+
+    def of(self, frame: Frame) -> Occupancy | None:
+        """The truth of a frame's moment; None: there is none so near."""
+        return self.at(frame.stamp_ns)
 
     def at(self, stamp_ns: int) -> Occupancy | None:
         """The truth at a stamp; None: there is none so near."""

@@ -48,26 +48,29 @@ def give_masks(out: Path, drives: Sequence[Drive], on_progress: Callable[[int, i
 
 
 def make_all(
-    stretches: Sequence[Path], teacher: str, maps: Path, weights: Path | None, device: str | None = None
+    stretches: Sequence[Path], needed: int, teacher: str, maps: Path, weights: Path | None, device: str | None = None
 ) -> dict[str, Any]:
     """Label every stretch by itself; maps of networks are kept in `maps`, where labels of later tries find them.
+
+    Args:
+        needed: of `stretches`, how many, the first ones, are of no use without labels. The others only judge.
 
     Returns:
         how many labels there are by name of the stretch, and why some are not there.
 
     Raises:
-        InvalidInput: a stretch without any label. And what `make_labels` raises.
+        InvalidInput: one of those without any label. And what `make_labels` raises.
     """
     choice = TeacherChoice(teacher, weights, device, cache=maps if is_network(teacher) else None)
     counts: dict[str, int] = {}
     lacking: list[str] = []
-    for stretch in stretches:
+    for number, stretch in enumerate(stretches):
         done = make_labels(
             stretch, stretch / LABELS, recipe_for(teacher)[1], choice, workers=processes_for(teacher, device)
         )
         lacking += [f"{stretch.name}: {scene.error}" for scene in done if scene.error]
         store = LabelStore(stretch / LABELS)
         counts[stretch.name] = sum(store.is_complete(*sample) for sample in store.samples)
-        if not counts[stretch.name]:
+        if not counts[stretch.name] and number < needed:
             raise InvalidInput(f"{stretch}: no label could be made: {lacking[-1] if lacking else 'no keyframe'}")
     return {"labels": counts, "lacking": lacking}

@@ -14,13 +14,14 @@ from occ_core.adapt.label import LABELS
 from occ_core.models.build import parse_config
 from occ_core.models.checkpoint import load_record
 from occ_core.models.easyocc.settings import NanoTraining
+from occ_core.sources.scenes import Recording
 from occ_core.training.config import TrainingConfig, with_steps
 from occ_core.training.loop import train
 
 # An eighth of the steps teach the image network alone; then all of it learns, slower than at first, for what the start
 # knows of the rest of the world is to stay.
 IMAGE_SHARE = 8
-LEARNING_RATE = 5e-4
+LEARNING_RATE = 1.5e-3
 PROBE_STEPS = 24
 FOLDER = "train"
 UNSETTLED = 2  # first steps of a phase, which load libraries and fill caches
@@ -30,7 +31,8 @@ LEAST_STEPS = 2 * IMAGE_SHARE
 def run_config(
     start: Path, learn: Sequence[Path], fit: Sequence[Path], cache: Path, steps: int, threads: int
 ) -> TrainingConfig:
-    """The run on some stretches, of which `fit` is kept from the weights."""
+    """The run on some recordings, of which `fit` is kept from the weights."""
+    kept = sum(len(Recording(path).scenes) for path in fit)
     config = TrainingConfig(
         model=parse_config(load_record(start)["model"]),
         data=(*learn, *fit),
@@ -50,7 +52,7 @@ def run_config(
         log_every=20,
         checkpoint_every=min(200, max(1, steps // 4)),
         validate_every=max(steps, 1),
-        nano=NanoTraining(threshold_scenes=len(fit), image_steps=1, turn=0.2, zoom=0.3, retexture=0.2),
+        nano=NanoTraining(threshold_scenes=kept, fit_on_learned=True, image_steps=1, turn=0.2, zoom=0.3, retexture=0.2),
     )
     return with_steps(config, steps)
 

@@ -8,11 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from occ_core.adapt import cities as city
 from occ_core.adapt import cut, deploy, label, learn
+from occ_core.adapt.cities import Cities, cities_of, make_cities, seen_from
 from occ_core.adapt.doctor import (
+    LEAST_KEYFRAMES,
     Drive,
+    bytes_of,
     examine,
     recipe_for,
     require_distinct,
@@ -30,10 +34,11 @@ from occ_core.parallel import progress_bar
 from occ_core.teachers.names import is_network
 
 OnProgress = Callable[[str], None]
-STAGES = 12  # the last one where ROS 2 is
+STAGES = 10  # and `masks` of bags, `places` and their labels of bags beside cities, `replay` where ROS 2 is
 # Rough, of one camera's image on a core: a label by maps that are there (200 labels of six images took two processes
 # 49 s, benchmarks/labels.md), an answer with reading and scoring, in three judgements; and what does not grow.
 LABEL_S, ANSWER_S, OTHER_S = 0.1, 0.1, 120.0
+CITY_S, RENDER_S = 6.0, 0.6  # of a core: a city, and an image of it
 INT8_LOSS = 1.0  # points that int8 may score less than fp32
 
 
@@ -42,6 +47,7 @@ class Plan:
     """What will be done, once the recordings are found to do.
 
     Attributes:
+        drives: what is learned from; where there are none, `cities` are, else beside them.
         teacher, recipe: chosen by what the recordings have.
         bytes_needed: on the disk of `out`, about.
     """
@@ -56,12 +62,14 @@ class Plan:
     weights: Path | None
     threads: int
     bytes_needed: int
+    cities: Cities | None = None
 
     @property
     def asked(self) -> dict[str, Any]:
         """What makes an adaption this one; another one needs another folder."""
         return {
-            "bags": {drive.scene: drive.key for drive in self.drives},
+            **({"bags": {drive.scene: drive.key for drive in self.drives}} if self.drives else {}),
+            **({} if self.cities is None else self.cities.asked),
             "teacher": self.teacher,
             "recipe": self.recipe,
             "hours": self.hours,
@@ -74,17 +82,33 @@ class Plan:
         keyframes = sum(len(drive.keyframes_ns) for drive in self.drives)
         images = sum(len(drive.keyframes_ns) * len(drive.cameras) for drive in self.drives)
         kept = sum(len(cut.cut(len(drive.keyframes_ns)).judge) for drive in self.drives)
+        made_s, what = 0.0, [line for drive in self.drives for line in _about(drive)]
+        if self.cities is not None:
+            counts, names = self.cities.counts, self.cities.rig.names
+            rendered = counts["learn"] if self.drives else sum(counts.values())
+            keyframes, kept = keyframes + rendered, kept if self.drives else counts["judge"]
+            images += rendered * len(names)
+            made_s = rendered * (CITY_S + len(names) * RENDER_S) / self.threads
+            what.append(
+                f"{rendered} simulated cities of one keyframe, seen by {len(names)} cameras ({', '.join(names)})"
+            )
         labels = f"recipe {self.recipe}, teacher {self.teacher}"
         labels += ", whose networks take what they take" if is_network(self.teacher) else ""
-        minutes = (images * (LABEL_S + 3 * cut.JUDGE_SHARE * ANSWER_S) + OTHER_S) / 60
+        minutes = (made_s + images * (LABEL_S + 3 * cut.JUDGE_SHARE * ANSWER_S) + OTHER_S) / 60
         trained = f"{self.steps} steps" if self.steps else f"{self.hours:g} h"
         return [
-            *(drive.line() for drive in self.drives),
-            *(f"{drive.scene}: left out: {line}" for drive in self.drives for line in drive.left_out),
-            f"labels of {keyframes} keyframes: {labels}; {kept} of them at the end only judge",
+            *what,
+            f"labels of {keyframes} keyframes: {labels}; {kept} of them only judge",
             f"training from {self.start.stem}: {trained}; all else roughly {minutes:.0f} min",
             f"disk: about {self.bytes_needed / 1e9:.1f} GB in {self.out}",
         ]
+
+
+def _about(drive: Drive) -> list[str]:
+    lines = [drive.line(), *(f"{drive.scene}: left out: {line}" for line in drive.left_out)]
+    if len(drive.keyframes_ns) < LEAST_KEYFRAMES:
+        lines.append(f"{drive.scene}: too short to tell what adapting gains: its last keyframe alone judges")
+    return lines
 
 
 def plan(
@@ -96,32 +120,76 @@ def plan(
     steps: int | None = None,
     weights: Path | None = None,
     threads: int = 2,
+    short: bool = False,
+    cities: int = 0,
+    seed: int = 1,
 ) -> Plan:
     """Look at everything that could stop the line later, in seconds.
+
+    Args:
+        short: as of `examine`.
+        cities: how many simulated ones to learn from beside the bags, and their `seed`; as of `cities_of`.
 
     Raises:
         InvalidInput, MissingInput, CannotWrite, ...: in one line, why it cannot be done.
     """
+    _require_start(hours, start)
+    drives = [examine(bag, short) for bag in bags]
+    require_distinct(drives)
+    name = teacher_for(teacher, all(drive.lidar for drive in drives))
+    require_teacher(name, drives, weights)
+    sizes = [bytes_of(len(drive.keyframes_ns), len(drive.cameras), is_network(name)) for drive in drives]
+    needed = require_room(out, sum(sizes) + bytes_of(cities, len(drives[0].cameras)))
+    beside = _cities_of_bag(drives[0].bag, cities, seed) if cities else None
+    found = Plan(tuple(drives), out, name, recipe_for(name)[0], hours, steps, start, weights, threads, needed, beside)
+    _require_same(out / "adapt.json", found.asked)
+    return found
+
+
+def _cities_of_bag(bag: Path, count: int, seed: int) -> Cities:
+    try:
+        return cities_of(bag, count, seed)
+    except InvalidInput as error:
+        raise InvalidInput(f"{error}; --cities 0 learns from the bags alone") from error
+
+
+def plan_of_cities(
+    rig: Path,
+    out: Path,
+    start: Path,
+    count: int,
+    seed: int,
+    hours: float = 2.0,
+    steps: int | None = None,
+    threads: int = 2,
+) -> Plan:
+    """As `plan`, without a recording: for a rig file, or the rig of a recording, as of `cities_of`.
+
+    Raises:
+        InvalidInput, MissingInput, CannotWrite, ...: in one line, why it cannot be done.
+    """
+    _require_start(hours, start)
+    cities = cities_of(rig, count, seed)
+    needed = require_room(out, bytes_of(sum(cities.counts.values()), len(cities.rig)))
+    recipe = recipe_for(city.TEACHER)[0]
+    found = Plan((), out, city.TEACHER, recipe, hours, steps, start, None, threads, needed, cities)
+    _require_same(out / "adapt.json", found.asked)
+    return found
+
+
+def _require_start(hours: float, start: Path) -> None:
     if not 0 < hours <= 1000:
         raise InvalidInput(f"hours must be above 0 and at most 1000, got {hours:g}")
     record = load_record(start)
     if record["model"]["kind"] != "easyocc-nano":
         raise InvalidInput(f"{start}: holds a model of kind '{record['model']['kind']}', only easyocc-nano is adapted")
-    drives = [examine(bag) for bag in bags]
-    require_distinct(drives)
-    name = teacher_for(teacher, all(drive.lidar for drive in drives))
-    require_teacher(name, drives, weights)
-    needed = require_room(out, drives, is_network(name))
-    found = Plan(tuple(drives), out, name, recipe_for(name)[0], hours, steps, start, weights, threads, needed)
-    _require_same(out / "adapt.json", found.asked)
-    return found
 
 
 def _require_same(path: Path, asked: dict[str, Any]) -> None:
     if path.is_file() and (was := read_json(path)) != asked:
-        name = next(key for key in asked if was.get(key) != asked[key])
+        name = next(key for key in {**asked, **was} if was.get(key) != asked.get(key))
         raise InvalidInput(
-            f"{path.parent}: holds an adaption with another '{name}' ({was.get(name)}, asked for {asked[name]}): "
+            f"{path.parent}: holds an adaption with another '{name}' ({was.get(name)}, asked for {asked.get(name)}): "
             "choose another folder"
         )
 
@@ -138,18 +206,20 @@ def run(
     Returns:
         what OUT/report.json says.
     """
-    out, drives, threads = plan.out, plan.drives, plan.threads
+    out, threads = plan.out, plan.threads
     _write(out / "adapt.json", plan.asked)
-    stages = _ReportedStages(Stages(out, plan.asked), on_progress)
-    parts = stages.once("cut", lambda: cut.write_cut(out, drives))
+    more = (1 + 2 * (plan.cities is not None) + (replay is not None)) if plan.drives else 0
+    stages = _ReportedStages(Stages(out, plan.asked), on_progress, STAGES + more)
+    parts, masks = _recordings(plan, stages)
     learned, fitted, judged = ([out / folder for folder in parts[part]] for part in cut.PARTS)
-    masks = stages.once("masks", lambda: shown("keyframes", partial(label.give_masks, out, drives)))
+    taught = [*learned, *fitted]
     labels = stages.once(
-        "labels", lambda: label.make_all([*learned, *fitted, *judged], plan.teacher, out / "maps", plan.weights)
+        "labels", lambda: label.make_all([*taught, *judged], len(taught), plan.teacher, out / "maps", plan.weights)
     )
+    beside = _beside(plan, stages, learned[0])
 
     def config(steps: int) -> Any:
-        return learn.run_config(plan.start, learned, fitted, out / "cache", steps, threads)
+        return learn.run_config(plan.start, [*learned, *beside], fitted, out / "cache", steps, threads)
 
     size = stages.once("size", lambda: _sized(plan, config(learn.PROBE_STEPS)))
     on_progress(f"training takes {size['steps']} steps" + (f" of {size['step_s']:.2f} s" if "step_s" in size else ""))
@@ -171,18 +241,46 @@ def run(
     speed = stages.once("speed", lambda: deploy.compare(chosen, models, judged[0], threads))
     row = speed[runs := deploy.fastest(speed, loss is not None and loss.lost <= INT8_LOSS)]
     model = chosen if row["backend"] == "torch" else models[row["precision"]]
-    node = stages.once("node", lambda: deploy.write_node(out, judged[-1], model, row["backend"], threads))
+    node = stages.once("node", lambda: _node(plan, judged[-1], model, row["backend"]))
     report = {
         "asked": plan.asked, "masks": masks, "labels": labels, "size": size, "trained": trained, "before": before,
         "after": after, "better": better, "why": _why(change, better), "checkpoint": str(chosen), "int8": int8,
         "speed": speed, "runs": runs, "node": node,
     }  # fmt: skip
     _write(out / "report.json", report)
-    if replay is not None:
+    if replay is not None and plan.drives:
         report["replay"] = stages.once("replay", lambda: replay(out / "node.yaml", judged[-1]))
         _write(out / "report.json", report)
     on_progress(f"report: {write_report_page(out, judged, report)}")
     return report
+
+
+def _recordings(plan: Plan, stages: _ReportedStages) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Folders in `plan.out` of each part, cut from the drives or rendered; what of the images shows the robot."""
+    if not plan.drives:
+        cities = cast(Cities, plan.cities)
+        return stages.once("cities", lambda: make_cities(plan.out, cities, plan.threads)), {}
+    parts = stages.once("cut", lambda: cut.write_cut(plan.out, plan.drives))
+    masks = stages.once("masks", lambda: shown("keyframes", partial(label.give_masks, plan.out, plan.drives)))
+    return parts, masks
+
+
+def _beside(plan: Plan, stages: _ReportedStages, learned: Path) -> list[Path]:
+    """Labelled cities beside the drives, as the cameras of `learned` see them; none if none are asked for."""
+    if plan.cities is None or not plan.drives:
+        return []
+    cities = seen_from(plan.cities, learned)
+    made = stages.once("cities", lambda: make_cities(plan.out, cities, plan.threads, ("learn",)))
+    folders = [plan.out / folder for folder in made["learn"]]
+    stages.once("city labels", lambda: label.make_all(folders, len(folders), city.TEACHER, plan.out / "maps", None))
+    return folders
+
+
+def _node(plan: Plan, judged: Path, model: Path, backend: str) -> dict[str, str]:
+    if plan.drives:
+        return deploy.write_node_of(plan.out, judged, model, backend, plan.threads)
+    cities = cast(Cities, plan.cities)
+    return deploy.write_node(plan.out, cities.rig, cities.topics, model, backend, plan.threads)
 
 
 def _why(change: Change | None, better: bool) -> str:
@@ -212,13 +310,13 @@ def _sized(plan: Plan, config: Any) -> dict[str, Any]:
 class _ReportedStages:
     """Stages that say when they begin and how long they took."""
 
-    def __init__(self, stages: Stages, on_progress: OnProgress) -> None:
+    def __init__(self, stages: Stages, on_progress: OnProgress, total: int) -> None:
         self._stages, self._on_progress = stages, on_progress
-        self._number = 0
+        self._number, self._total = 0, total
 
     def once(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         self._number += 1
-        title, began = f"{self._number:>2}/{STAGES} {name}", time.monotonic()
+        title, began = f"{self._number:>2}/{self._total} {name}", time.monotonic()
         if self._stages.is_done(name):
             self._on_progress(f"{title}: done before")
             return self._stages.once(name, work)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from occ_core.adapt.judge import TrueVoxels
+from occ_core.adapt.judge import true_voxels
 from occ_core.adapt.label import LABELS
 from occ_core.grid import OCC3D_GRID
 from occ_core.occupancy import Occupancy, load_occ3d
@@ -33,8 +33,9 @@ def write_report_page(out: Path, stretches: Sequence[Path], report: dict[str, An
         PageTable("runtimes", ["", *SPEED], [[n, *(str(row[k]) for k in SPEED)] for n, row in report["speed"].items()]),
     ]
     notes = [report["why"], f"runs as {report['runs']}: {report['node']['run']}", *report["labels"]["lacking"]]
-    scenes = [recording.scene(recording.scenes[0]) for recording in map(Recording, stretches)]
-    tables += [doctor_table(f"cameras of {s.path.name}", doctor_rows(cast(BagFrames, s.source))) for s in scenes]
+    scenes = [recording.scene(name) for recording in map(Recording, stretches) for name in recording.scenes]
+    bags = [(s.path.name, s.source) for s in scenes if isinstance(s.source, BagFrames)]
+    tables += [doctor_table(f"cameras of {name}", doctor_rows(source)) for name, source in bags]
     logs = {"": (out / report["trained"]["checkpoint"]).with_name("log.csv")}
     path = out / "report.html"
     write_page(path, out.resolve().name, _frames(out, scenes), Figures(tables, notes, logs))
@@ -59,7 +60,7 @@ def _frames(out: Path, scenes: Sequence[SceneFrames]) -> Iterator[PageFrame]:
         volumes = {name: _predicted(out / "judged" / name / f"{frame.token}.npz") for name in ("after", "before")}
         label = frames.path / LABELS / frame.scene / frame.token / "labels.npz"
         volumes["labels"] = load_occ3d(label) if label.is_file() else None
-        volumes["true"] = TrueVoxels(frames.path, OCC3D_GRID, OCC3D).at(frame.stamp_ns)
+        volumes["true"] = true_voxels(frames.path, OCC3D_GRID, OCC3D).of(frame)
         yield PageFrame(frame, volumes)
 
 

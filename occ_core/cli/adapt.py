@@ -10,7 +10,7 @@ import typer
 
 
 def adapt(
-    bags: Annotated[list[Path], typer.Argument(metavar="BAG...", help="ROS 2 bags of one robot, and last OUT.")],
+    bags: Annotated[list[Path], typer.Argument(metavar="BAG... OUT", help="ROS 2 bags of one robot, and last OUT.")],
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -26,6 +26,21 @@ def adapt(
     replay: Annotated[
         bool, typer.Option("--replay/--no-replay", help="Play the held-out end to the node, where ROS 2 is.")
     ] = True,
+    sim_only: Annotated[
+        Path | None,
+        typer.Option(
+            "--sim-only",
+            help="No bag: simulated cities, seen by the cameras of this rig file (as of the node) or recording.",
+        ),
+    ] = None,
+    cities: Annotated[
+        int, typer.Option(help="Simulated cities to learn from, too, seen by the bag's cameras; 0: none.", min=0)
+    ] = 64,
+    seed: Annotated[int, typer.Option(help="Of the simulated cities, and with --sim-only the two after it.")] = 1,
+    short: Annotated[
+        bool,
+        typer.Option("--short", help="Take bags however short: shows that the line runs, not what adapting gains."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen, and how long.")] = False,
 ) -> None:
     """From a robot's bags to a network that knows its cameras and places, judged on drives it has not seen, running.
@@ -36,23 +51,31 @@ def adapt(
     let it be killed: the same command goes on and ends with the same bytes. docs/adapt.md says what OUT holds. Example:
 
         occ adapt drive adapted --teacher files:maps --hours 2
+        occ adapt --sim-only rig.yaml adapted --hours 2
     """
-    from occ_core.adapt.line import plan, run
-    from occ_core.errors import MissingInput, need
+    from occ_core.adapt.line import plan, plan_of_cities, run
+    from occ_core.errors import InvalidInput, MissingInput, need
     from occ_core.shipped import require_network
 
-    if len(bags) < 2:
+    *recordings, out = bags
+    if not recordings and sim_only is None:
         raise MissingInput("give one bag or more, and last the folder to write to: occ adapt BAG OUT")
+    if sim_only is not None and (recordings or teacher or weights or short):
+        raise InvalidInput("--sim-only takes OUT alone: no bag, --teacher, --weights or --short")
     for module, extra in (("torch", "torch"), ("onnx", "onnx"), ("rosbags", "bags"), ("numba", "world")):
         need(module, extra)
-    *recordings, out = bags
-    found = plan(recordings, out, require_network(start), teacher, hours, steps, weights, threads)
+    checkpoint = require_network(start)
+    if sim_only is not None:
+        need("embreex", "world")
+        found = plan_of_cities(sim_only, out, checkpoint, cities, seed, hours, steps, threads)
+    else:
+        found = plan(recordings, out, checkpoint, teacher, hours, steps, weights, threads, short, cities, seed)
     for line in found.lines():
         typer.echo(line)
     if dry_run:
         return
     try:
-        report = run(found, typer.echo, _replay() if replay else None)
+        report = run(found, typer.echo, _replay() if replay and sim_only is None else None)
     except KeyboardInterrupt:
         typer.echo(f"stopped; the same command goes on where {out} stands")
         raise typer.Exit(130) from None

@@ -83,7 +83,7 @@ Parts = tuple[ClassTeacher | None, DepthTeacher | None]
 def _write_frame(
     out: Path, frames: SceneFrames, index: int, parts: Parts, by_stamp: bool, done: MapsDone
 ) -> Iterator[None]:
-    """Write the missing maps of one frame; yields after each of its images.
+    """Write the missing maps of one frame; yields once for each of its images (a fisheye is one, however many views).
 
     The teacher is shown all images of the frame, however few lack maps: a network's answer may depend on its batch.
     """
@@ -111,7 +111,7 @@ def _write_frame(
             for kind in kinds:
                 _write(out, kind, name, shot, pictures[kind].get(name), done)
             done.written += 1
-        yield
+    yield from (None for _ in frames.shots(index))
 
 
 def _called(shots: dict[str, Shot], by_stamp: bool) -> dict[str, Shot]:

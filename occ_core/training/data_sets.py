@@ -34,8 +34,8 @@ TEACHER_TARGETS = frozenset({"class_map", "depth_m"})
 
 
 class DataSplit(NamedTuple):
-    """The samples of a run, divided; none is in two parts. A network sets its `fitted` tensors on `fitting`, see
-    `models.config`."""
+    """The samples of a run, divided; none is in two parts, unless the run has `nano.fit_on_learned`. A network sets its
+    `fitted` tensors on `fitting`, see `models.config`."""
 
     training: Samples
     fitting: Samples
@@ -96,6 +96,9 @@ def open_data(
             f"'{config.labels}'"
         )
     fitting = [_of(opened.keyframes(labels, config), apart.fitting) for opened in once if apart.fitting]
+    on_learned = config.nano.fit_on_learned and not apart.fitting
+    if on_learned:
+        fitting = [_without(opened.keyframes(labels, config), apart.validation) for opened in once]
     asked, others = apart.validation, [opened for opened in once if opened.has(apart.validation)]
     if config.validation:
         others = [_OpenedData.open(root, config, on_progress) for root in config.validation]
@@ -108,7 +111,7 @@ def open_data(
         )
     made = partial(_samples, config=config, on_progress=on_progress, ranks=ranks)
     parts = made(training, needs), made(fitting), made(judged)
-    if twice := set(parts[0].names) & {*parts[1].names, *parts[2].names}:
+    if twice := set(parts[0].names) & {*(() if on_learned else parts[1].names), *parts[2].names}:
         raise InvalidInput(f"{len(twice)} samples are in training and validation data, first: {min(twice)}")
     on_progress("which files are there")
     require_files(path for part in parts for path in part.files())

@@ -19,11 +19,13 @@ NOISE_M = 0.015
 HALF_RETURNS_M = 85.0  # a 10 % target is lost half the time at this range, in dry air
 
 
-def sweep(snapshot: Snapshot, world_from_lidar: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def sweep(
+    snapshot: Snapshot, world_from_lidar: np.ndarray, rng: np.random.Generator, sees_ego: bool = True
+) -> np.ndarray:
     """Points float32 (N, 5): x, y, z in the LiDAR frame (x right, y forward), intensity 0..255, beam.
 
     Rays that return nothing (sky, out of range, too dark, mirrored away by water or glass) are absent, and so are
-    returns from the car itself.
+    returns from the car itself; it is not in the way where the LiDAR does not see it (`sees_ego`).
     """
     directions, ring = lidar_directions()
     world = directions @ world_from_lidar[:3, :3].T
@@ -31,7 +33,8 @@ def sweep(snapshot: Snapshot, world_from_lidar: np.ndarray, rng: np.random.Gener
     hits = snapshot.cast(origin, world)
     near = np.isfinite(hits.distance_m) & (hits.distance_m < LIDAR_MAX_M) & (hits.distance_m > LIDAR_MIN_M)
     start = np.broadcast_to(origin, world.shape)
-    near &= ~snapshot.blocked_by_ego(start, world)
+    if sees_ego:
+        near &= ~snapshot.blocked_by_ego(start, world)
     index = np.flatnonzero(near)
     points = origin + world[index] * hits.distance_m[index, None]
     cosine = np.abs(np.einsum("ni,ni->n", hits.normals[index], world[index]))

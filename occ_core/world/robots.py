@@ -38,12 +38,14 @@ class Robot:
         lag_us: how long before the LiDAR stamp each camera fires, by name.
         ego_from_lidar: (4, 4), x right, y forward, z up at the LiDAR.
         body: what its cameras may see of itself, in the ego frame; None: nothing.
+        lidar_sees_it: it is in the LiDAR's way, and gives no return.
     """
 
     rig: Rig
     lag_us: dict[str, int]
     ego_from_lidar: Array
     body: Solids | None = None
+    lidar_sees_it: bool = True
 
 
 def robot_with(rig: Rig, seed: int) -> Robot:
@@ -54,7 +56,7 @@ def robot_with(rig: Rig, seed: int) -> Robot:
     places_m = np.array([camera.ego_from_cam[:3, 3] for camera in rig])
     lidar_m = np.array([*places_m[:, :2].mean(axis=0), places_m[:, 2].max() + LIDAR_ABOVE_M])
     lags = {c.name: _lag_us(float(np.degrees(np.arctan2(*c.ego_from_cam[[1, 0], [2, 2]])))) for c in rig}
-    return Robot(rig, lags, ego_from_lidar(seed, lidar_m))
+    return Robot(rig, lags, ego_from_lidar(seed, lidar_m), lidar_sees_it=False)
 
 
 def robot_of(rig: str, size: tuple[int, int], seed: int) -> Robot:

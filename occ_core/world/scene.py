@@ -187,7 +187,7 @@ class _SceneWriter:
     def _sweep(self, stamp_us: int, k: int, is_key: bool) -> Array:
         t_s = stamp_us * 1e-6
         rng = np.random.default_rng((self.city.seed, 107, stamp_us))
-        points = sweep(self.tracer.at(t_s), self._world_from_lidar(t_s), rng)
+        points = sweep(self.tracer.at(t_s), self._world_from_lidar(t_s), rng, self.robot.lidar_sees_it)
         file = self._file(sensors.LIDAR, stamp_us, is_key, "pcd.bin")
         write_atomically(self.out / file, points.tobytes())
         self._add_data(sensors.LIDAR, stamp_us, k, is_key, file, (0, 0), self.city.world_from_ego(t_s))

@@ -139,6 +139,32 @@ def test_killed_in_judging_and_export_ends_with_the_same_bytes(robot, adapted, t
     assert {name for name in changed if name.endswith((".npz", ".safetensors", ".onnx"))} == set()
 
 
+@pytest.mark.slow
+def test_cities_beside_the_drive_are_learned_from_and_a_kill_changes_no_byte(robot, tmp_path):
+    pytest.importorskip("embreex", reason="the simulated city needs embreex: pip install 'occ_ros[world]'")
+    teacher, setup = f"files:{robot['maps']}+lidar", SETUP + "from occ_core.world import scene\n"
+
+    def call(out: Path) -> str:
+        patch = "old = scene.write_atomically; scene.write_atomically = lambda *a: (step(), old(*a))"
+        asked = f"[Path({str(robot['bag'])!r})], Path({str(out)!r}), Path({str(robot['start'])!r}), {teacher!r}"
+        return f"os.dup2(2, 1); {patch}; line.run(line.plan({asked}, steps={STEPS}, threads=1, cities=4), print)"
+
+    assert run_killed(setup, call(tmp_path / "a"), (0,)) == [False]
+    assert run_killed(setup, call(tmp_path / "b"), (20, 0)) == [True, False]
+    mine, theirs = hashes(tmp_path / "a"), hashes(tmp_path / "b")
+    kinds = ("cities/learn/", "train/model.safetensors", "stretches/")
+    assert {n: of for n, of in mine.items() if n.startswith(kinds)} == {
+        n: of for n, of in theirs.items() if n.startswith(kinds)
+    }
+    record = json.loads((tmp_path / "a" / "train" / "model.json").read_text())["training"]
+    assert record["data"]["scenes"] == 5 and record["data"]["samples"] == 20
+    seen, rig = open_source(tmp_path / "a" / "cities" / "learn")[0].rig, open_source(robot["bag"])[0].rig
+    assert seen.names == rig.names and report_of(tmp_path / "a")["labels"]["labels"] == {
+        "drive.learn": 16,
+        "drive.judge": 4,
+    }
+
+
 def test_another_adaption_in_the_same_folder_is_refused(robot, adapted):
     with pytest.raises(InvalidInput, match=r"another 'steps' \(16, asked for 17\): choose another folder"):
         plan([robot["bag"]], adapted, robot["start"], f"files:{robot['maps']}+lidar", steps=17, threads=1)

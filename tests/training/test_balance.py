@@ -47,6 +47,15 @@ def test_the_balance_makes_held_out_cells_likelier_and_no_scene_leaves_it():
     assert model.balance.tolist() == [[1.0] * 8, [1.0] * 8, [0.0] * 8]
 
 
+def test_without_samples_what_was_fitted_at_the_start_stays():
+    model = EasyOcc(SMALL).eval()
+    given = {name: torch.rand_like(model.get_buffer(name)) for name in sorted(SMALL.fitted)}
+    for name, value in given.items():
+        model.get_buffer(name).copy_(value)
+    model.fit([], torch.ones(len(SMALL.classes)))
+    assert all(torch.equal(model.get_buffer(name), value) for name, value in given.items()) and len(given) == 4
+
+
 def test_what_is_deployed_has_the_balance():
     from occ_core.models.easyocc.deployed import Deployed
 

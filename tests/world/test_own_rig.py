@@ -21,9 +21,11 @@ from occ_core.rig_file import load_rig_file, rig_text
 from occ_core.sources.open import open_source
 from occ_core.world.city import build_city
 from occ_core.world.classes import OWN_BODY
+from occ_core.world.lidar import sweep
 from occ_core.world.make import read_settings
 from occ_core.world.own_rig import own_rig, placed
 from occ_core.world.render import RenderedImage, render
+from occ_core.world.robots import robot_with
 from occ_core.world.saved import load_truth
 from occ_core.world.scene import Settings
 from occ_core.world.sensors import camera_stamps_us, mounted
@@ -105,6 +107,22 @@ def test_where_the_lens_ends_nothing_is_seen_and_beside_it_there_is_no_depth(vie
     assert (view.radiance[angle > 101] == 0).all() and (view.radiance[angle < 99].sum(axis=1) > 0).all()
     assert np.isnan(view.depth_m[angle > 91]).all() and not np.isnan(view.depth_m[angle < 89]).any()
     assert (angle > 101).sum() > 500
+
+
+def test_a_lidar_amid_low_cameras_sees_the_street_around():
+    """At 0.8 m it is inside the car whose shadow is cast, and which nobody sees."""
+    city = build_city(12, 3.0)
+    robot = robot_with(
+        Rig((replace(camera("low", (64, 40), 50.0), ego_from_cam=mounted((0.3, 0, 0.5), np.zeros(3))),)), 12
+    )
+    world_from_lidar = city.world_from_ego(1.0) @ robot.ego_from_lidar
+    points = sweep(Tracer(city).at(1.0), world_from_lidar, np.random.default_rng(0), robot.lidar_sees_it)
+    azimuth = np.arctan2(points[:, 1], points[:, 0])
+    assert robot.ego_from_lidar[2, 3] < 0.9 and len(points) > 10_000
+    assert np.histogram(azimuth, 12, (-np.pi, np.pi))[0].min() > 300
+    above_road_m = (points[:, :3] @ robot.ego_from_lidar[:3, :3].T + robot.ego_from_lidar[:3, 3])[:, 2]
+    near = np.linalg.norm(points[:, :3], axis=1) < 5
+    assert abs(np.median(above_road_m[near])) < 0.1
 
 
 def test_blind_pixels_show_the_robot(view_of):

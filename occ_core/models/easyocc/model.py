@@ -268,13 +268,15 @@ class EasyOcc(nn.Module):
 
     @torch.no_grad()
     def fit(self, samples: Iterable[tuple[TableImages, TableTargets]], class_weights: Tensor) -> None:
-        """Fit the tensors that the config calls `fitted`.
+        """Fit the tensors that the config calls `fitted`; without samples they stay, as they were at the start.
 
         Args:
             samples: one by one, in order of scene and time, with `labels`; of scenes that did not train the weights.
                 They are met several times.
             class_weights: [classes], by which the losses on cells weighed them.
         """
+        if next(iter(samples), None) is None:
+            return
         fit_balance(self, samples)
         fit_thresholds(self, samples, class_weights[list(self.config.classes.occupied_ids)])
 

@@ -28,6 +28,7 @@ class NanoTraining(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     threshold_scenes: NotNegative = 6  # scenes of `data` that train no weight: class thresholds are fitted on them
+    fit_on_learned: bool = False  # without such scenes: they are fitted on what the weights learned from
     image_steps: NotNegative = 0  # first steps, of the image network alone, on the ray losses; they are cheap
     image_batch: Positive = 8  # images in each of these steps
     # last part of `steps`: on sequences, for the memory to learn; the image network is frozen
