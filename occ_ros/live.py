@@ -283,6 +283,6 @@ def show(name: str, server: LiveServer, tell: Callable[[str], None]) -> int:
         tell(f"'{name}' on {server.url} (Ctrl-C ends)")
 
     code = run(made, started, [])
-    if viewers:
+    if code == 0:
         tell(f"ended: {viewers[0].answers} answers came while somebody looked, {viewers[0].bad} bad messages")
     return code
