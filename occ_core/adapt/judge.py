@@ -60,7 +60,11 @@ def judge(
             voxels[name].add(truth, labels)
         on_progress(done, total)
     report: dict[str, Any] = {"lidar": rays.report()} if rays.frames else {}
-    report |= {name: {"samples": s.samples, **s.report()} for name, s in voxels.items() if s.samples}
+    report |= {
+        name: {"samples": s.samples, **s.report(), "confusion": s.confusion()}
+        for name, s in voxels.items()
+        if s.samples
+    }
     return _finite(report | {"summary": summary_of(report)})
 
 
