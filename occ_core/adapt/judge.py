@@ -122,7 +122,7 @@ class TrueVoxels:
             self._stamps = sorted((stamp_of(m), log_ns) for _, log_ns, m in self._reader.messages([TRUTH_TOPIC]))
 
     def of(self, frame: Frame) -> Occupancy | None:
-        """The truth of a frame's moment; None: there is none so near."""
+        """The truth at a frame's stamp; None: there is none so near."""
         return self.at(frame.stamp_ns)
 
     def at(self, stamp_ns: int) -> Occupancy | None:
