@@ -141,7 +141,7 @@ def own_pixels(
         outline = (cv2.dilate(inside, np.ones((5, 5), np.uint8)) > 0) & (inside == 0)
         if not outline.any() or edge[outline].mean() >= OUTLINE_SHARE:
             out[region == i] = 1
-    grown = cv2.dilate(out, np.ones((3, 3), np.uint8))
+    grown = cv2.dilate(out, np.ones((5, 5), np.uint8))  # over the edge itself
     return cv2.morphologyEx(grown, cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8)) > 0
 
 
