@@ -20,7 +20,7 @@ SURROUND = ["cam_front", "cam_front_right", "cam_back_right", "cam_back", "cam_b
 
 OCCUPANCY_PARAMETERS = (
     Parameter("autostart", True, "Configure and activate at the start; false: a lifecycle manager does."),
-    Parameter("model", "", "nano, which ships; a checkpoint (.safetensors); an exported model (.onnx) or engine (.engine)."),
+    Parameter("model", "", "nano, which ships, or a file: checkpoint (.safetensors), exported (.onnx, .engine)."),
     Parameter("backend", "auto", "What runs the network; auto takes the fastest there is.", choices=BACKENDS),
     Parameter("threads", 2, "CPU threads of the network.", 1, 256),
     Parameter("cameras", SURROUND, "Names of the cameras; they fill in for {camera} in the topic names."),
