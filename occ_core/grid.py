@@ -58,7 +58,7 @@ class VoxelGrid:
         """
         # Division, not multiplication by the reciprocal: the two differ at cell borders, and every part must agree.
         scaled = np.floor((np.asarray(points_ego_m, dtype=np.float64) - self.origin_m) / self.voxel_size_m)
-        inside = ((scaled >= 0) & (scaled < self.shape)).all(axis=-1)
+        inside = np.asarray(((scaled >= 0) & (scaled < self.shape)).all(axis=-1))
         return np.where(inside[..., None], scaled, 0).astype(np.int64), inside
 
     def centers_m(self) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -32,6 +33,18 @@ ENCODINGS: dict[str, tuple[int, int | None]] = {
 Bytes = bytes | bytearray | memoryview | np.ndarray
 REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 """How many times smaller a JPEG can be decoded, which saves most of the time, and OpenCV's flag for it."""
+
+
+def read_rgb(path: Path, smaller: int = 1) -> np.ndarray:
+    """A picture of a file, uint8 (h, w, 3); `smaller`: 1, or of REDUCED, how many times.
+
+    Raises:
+        CorruptInput.
+    """
+    image = cv2.imread(str(path), REDUCED[smaller] if smaller > 1 else cv2.IMREAD_COLOR)
+    if image is None:
+        raise CorruptInput(f"{path}: no picture, or cut off")
+    return np.ascontiguousarray(image[:, :, ::-1])
 
 
 OTHER_FILES = (

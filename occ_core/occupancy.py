@@ -8,7 +8,7 @@ import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -91,14 +91,14 @@ def pack_occ3d(occupancy: Occupancy, **extra: np.ndarray) -> bytes:
     mask_lidar = occupancy.observed if occupancy.mask_lidar is None else occupancy.mask_lidar
     if occupancy.confidence is not None:
         extra = {"confidence": occupancy.confidence.astype(np.float16), **extra}
-    buffer = io.BytesIO()
-    np.savez_compressed(  # its members carry no time stamp
-        buffer,
-        semantics=occupancy.labels,
-        mask_lidar=mask_lidar.astype(np.uint8),
-        mask_camera=occupancy.observed.astype(np.uint8),
+    arrays: dict[str, Any] = {  # Any: numpy's own keyword of savez stands beside the names
+        "semantics": occupancy.labels,
+        "mask_lidar": mask_lidar.astype(np.uint8),
+        "mask_camera": occupancy.observed.astype(np.uint8),
         **extra,
-    )
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # its members carry no time stamp
     return buffer.getvalue()
 
 

@@ -118,7 +118,7 @@ class LiveViewer(Node):
         listens = self.create_subscription(
             DiagnosticArray, "/diagnostics", self._guard("diagnostics", self._on_status), 50
         )
-        client = self.create_client(GetParameters, f"{self._asked}/get_parameters")
+        client: Any = self.create_client(GetParameters, f"{self._asked}/get_parameters")
         executor = SingleThreadedExecutor()
         executor.add_node(self)
         names = [parameter.name for parameter in OCCUPANCY_PARAMETERS]
@@ -138,7 +138,7 @@ class LiveViewer(Node):
                         )
         finally:
             executor.remove_node(self)
-        values = [parameter_value_to_python(value) for value in future.result().values]
+        values: list[Any] = [parameter_value_to_python(value) for value in future.result().values]
         self._values = {name: list(v) if hasattr(v, "tolist") else v for name, v in zip(names, values, strict=False)}
         if len(self._values) < len(names) or None in self._values.values():
             raise InvalidInput(f"the node '{self._asked}' has no parameters of an occupancy node")
@@ -241,7 +241,7 @@ class LiveViewer(Node):
         known = self._calibration.rig({name: at_ns for name, (at_ns, _) in slots.items()})
         if known is None:
             return
-        images = {}
+        images: dict[str, np.ndarray] = {}
         for name, (_, slot) in slots.items():
             size = self._calibration.size(name)
             if size is not None and name in known.rig.names:

@@ -84,7 +84,7 @@ def evaluate(
 
 def _scene_completion(predictions: Path, truths: Path) -> tuple[dict[str, Any], int]:
     ssc, samples = evaluate_voxels(predictions, truths)
-    beside = {key: ssc.pop(key) for key in ("confusion", "warnings") if key in ssc}
+    beside: dict[str, Any] = {key: ssc.pop(key) for key in ("confusion", "warnings") if key in ssc}
     return {"ssc": ssc, **beside}, samples
 
 

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,12 +42,15 @@ def save_prediction(
     Raises:
         CannotWrite.
     """
-    extra = {} if observed is None else {"observed": observed}
+    arrays: dict[str, Any] = {"pred": labels}  # Any: numpy's own keyword of savez stands beside the names
+    if observed is not None:
+        arrays["observed"] = observed
     if confidence is not None:
-        extra["confidence"] = np.rint(255 * np.clip(confidence, 0, 1)).astype(np.uint8)
-    said = {} if made_by is None else {name: np.array(value) for name, value in made_by._asdict().items()}
+        arrays["confidence"] = np.rint(255 * np.clip(confidence, 0, 1)).astype(np.uint8)
+    if made_by is not None:
+        arrays |= {name: np.array(value) for name, value in made_by._asdict().items()}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, pred=labels, **extra, **said)
+    np.savez_compressed(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
 
 

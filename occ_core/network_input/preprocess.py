@@ -61,7 +61,7 @@ class Preprocess:
         """
         present = np.array([name in images for name in names])
         stack = np.zeros((len(names), self.height, self.width, 3), dtype=np.uint8)
-        for i in np.flatnonzero(present):
+        for i in np.flatnonzero(present).tolist():
             stack[i] = self.image(images[names[i]])
         return stack, present
 

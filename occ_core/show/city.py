@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from occ_core.errors import InvalidInput
+from occ_core.images import read_rgb
 from occ_core.occupancy import load_occ3d
 from occ_core.show.maps import color_classes, color_depth
 from occ_core.show.pictures import camera_rows, from_above, legend, mosaic
@@ -27,7 +28,7 @@ def sheet(out: Path, scene: str | None, sample: int) -> np.ndarray:
     name, token, files = found[sample]
     images, classes, depths = {}, {}, {}
     for channel, path in files.items():
-        images[channel] = np.ascontiguousarray(cv2.imread(str(path))[:, :, ::-1])
+        images[channel] = read_rgb(path)
         depth_m, class_id = load_truth(out, name, token, channel)
         classes[channel], depths[channel] = color_classes(class_id), color_depth(depth_m)
     occupancy = load_occ3d(out / "gts" / name / token / "labels.npz")

@@ -166,7 +166,7 @@ def score_rows(report: Mapping[str, Any]) -> dict[str, float | None]:
 def class_rows(report: Mapping[str, Any]) -> dict[str, float | None]:
     """IoU by class, of the first protocol that the report has."""
     completion = list((report.get("ssc") or {}).values())[-1:]
-    scores = next((s for s in (*(report.get(p) for p in PROTOCOLS), *completion) if s), {})
+    scores: Mapping[str, Any] = next((s for s in (*(report.get(p) for p in PROTOCOLS), *completion) if s), {})
     return scores.get("per_class", {})
 
 

@@ -145,7 +145,7 @@ def _text(image: np.ndarray, text: str, at: tuple[int, int], scale: float) -> No
     size = [-(-side // finer) * finer for side in (h + below + 2 * room, w + 2 * room)]
     ink = np.zeros(size, dtype=np.uint8)
     cv2.putText(ink, text, (room, room + h), cv2.FONT_HERSHEY_DUPLEX, scale * finer, 255, thick, cv2.LINE_AA)
-    ink = cv2.resize(ink, (size[1] // finer, size[0] // finer), interpolation=cv2.INTER_AREA)
+    ink = np.asarray(cv2.resize(ink, (size[1] // finer, size[0] // finer), interpolation=cv2.INTER_AREA), np.uint8)
     x, y = at[0] - 2, at[1] - (room + h) // finer
     left, top = max(0, -x), max(0, -y)
     part = image[y + top : y + ink.shape[0], x + left : x + ink.shape[1]]

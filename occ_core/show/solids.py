@@ -60,7 +60,7 @@ def in_perspective(
     if with_hidden:
         grey = hidden(occupancy)
         labels = np.where(grey, np.uint8(len(palette)), labels)
-        solid, palette = solid | grey, np.concatenate([palette, np.uint8([HIDDEN_RGB])])
+        solid, palette = solid | grey, np.concatenate([palette, np.array([HIDDEN_RGB], np.uint8)])
     corners_m, colors = _faces(occupancy.grid, solid, palette[labels], eye.at_m)
     pixels, depth_m = projected(corners_m, eye, (w, h))
     ahead = depth_m.min(axis=1) > NEAREST_M

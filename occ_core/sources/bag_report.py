@@ -115,7 +115,7 @@ class BagReport:
             few = image[::7, ::7]  # odd, so that both phases of a mosaic are among them
             if np.ptp(few, axis=(0, 1)).max() >= FLAT:
                 self._colours.setdefault(name, Counter())[bool((few == few[..., :1]).all())] += 1
-                picture = crc32(image if image.flags.c_contiguous else np.ascontiguousarray(image))
+                picture = crc32(np.ascontiguousarray(image).data)
                 self._pictures.setdefault(name, []).append(picture)
                 other = seen.setdefault(picture, name)
                 if other != name:

@@ -36,7 +36,7 @@ def wild_stamps(entries: Sequence[LogEntry]) -> np.ndarray:
     off_s = np.abs(stamps_s - np.concatenate([ends[0], middle_s, ends[1]]))
     wild[:] = off_s > WILD_S + 5 * period_s
     # A pause at one end of a recording is none: stamps there that go up with the log time are right.
-    for i in np.flatnonzero(wild):
+    for i in np.flatnonzero(wild).tolist():
         if i < NEIGHBOURS or i >= len(wild) - NEIGHBOURS:
             j = NEIGHBOURS if i < NEIGHBOURS else len(wild) - 1 - NEIGHBOURS
             logged_s = abs(entries[i].log_ns - entries[j].log_ns) / 1e9

@@ -235,6 +235,7 @@ def _stem(path: Path) -> str:
 def _picture(path: Path) -> np.ndarray:
     """Read the one channel of a picture as it is in the file; of a palette the numbers, not the colours."""
     data = path.read_bytes()
+    array: np.ndarray | None
     if data[:8] == PNG and data[25:26] == PALETTE:
         array = _palette_numbers(path)
     else:

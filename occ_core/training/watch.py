@@ -85,8 +85,9 @@ class Watch:
             pictures[name] = compare(frame.images, answers[index], truth, f"{name}, step {step}")
             save_png(self._out / "pictures" / f"step_{step:07d}_{name}.png", pictures[name])
         if self._board is not None:
-            for key in SCORES if metrics is not None else ():
-                self._board.add_scalar(f"held_out/{key}", metrics[key], step)
+            for key, score in (metrics or {}).items():
+                if key in SCORES:
+                    self._board.add_scalar(f"held_out/{key}", score, step)
             for name, picture in pictures.items():
                 self._board.add_image(name, picture[::2, ::2], step, dataformats="HWC")
             self._board.flush()

@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 from rich.console import Console
 from rich.progress import track
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from occ_core.errors import MissingInput, need
 from occ_core.files import write_atomically
+from occ_core.images import read_rgb
 from occ_core.occupancy import Occupancy, load_occ3d
 from occ_core.taxonomy import OCC3D
 from occ_core.world.classes import OWN_BODY
@@ -116,7 +116,7 @@ def simulated_figures(out: Path, progress: bool = True) -> tuple[SceneFigures, d
     for scene, token, files in track(entries, "keyframes", disable=not progress):
         figures.add_occupancy(load_occ3d(out / "gts" / scene / token / "labels.npz"))
         for channel, path in files.items():
-            image = cv2.imread(str(path))[:, :, ::-1]
+            image = read_rgb(path)
             depth_m, class_id = load_truth(out, scene, token, channel)
             figures.add_image(image)
             figures.add_depth(depth_m)
@@ -195,7 +195,7 @@ def real_figures(root: Path) -> list[SceneFigures]:
             figures = SceneFigures(name)
             _add_sweeps_and_boxes(figures, root / folder)
             for path in sorted((root / folder / "samples").glob("CAM_*/*")):
-                figures.add_image(cv2.imread(str(path), cv2.IMREAD_REDUCED_COLOR_2)[:, :, ::-1])
+                figures.add_image(read_rgb(path, smaller=2))
             out.append(figures)
     grids = sorted((root / "occ3d_labels").glob("*/labels.npz"))
     if grids:
