@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
@@ -15,10 +15,9 @@ from tf2_msgs.msg import TFMessage
 from occ_core.sync import FrameSynchroniser, SyncedSet
 from occ_ros.calibration import Calibration
 from occ_ros.cameras import CameraInput, ImageSlot
-from occ_ros.inference_worker import InferenceWorker
 from occ_ros.messages import stamp_ns_of
 from occ_ros.runtime import Guard
-from occ_ros.sweeps import Sweeps, SweepWait
+from occ_ros.sweeps import Sweep, Sweeps, SweepWait
 from occ_ros.transport_watch import TransportWatch
 
 LIDAR = "lidar"
@@ -29,6 +28,16 @@ def is_latched(publisher: Any) -> bool:
     """Whether a publisher, as `get_publishers_info_by_topic` describes it, keeps its last messages for late
     subscribers."""
     return publisher.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
+
+
+class Receiver(Protocol):
+    """Who is given what comes; the node's is InferenceWorker, whose methods these are."""
+
+    def image(self, slot: ImageSlot) -> None: ...
+
+    def offer(self, group: SyncedSet, taken: Sequence[Sweep] = ()) -> None: ...
+
+    def calibration_changed(self) -> None: ...
 
 
 class Inputs:
@@ -47,12 +56,12 @@ class Inputs:
         cameras: tuple[CameraInput, ...],
         sync: FrameSynchroniser,
         calibration: Calibration,
-        worker: InferenceWorker,
+        receiver: Receiver,
         announced: bool,
         sweeps: Sweeps | None = None,
     ) -> None:
         self._node, self._guard, self._values = node, guard, values
-        self.cameras, self.sync, self._calibration, self._worker = cameras, sync, calibration, worker
+        self.cameras, self.sync, self._calibration, self._receiver = cameras, sync, calibration, receiver
         self._announced, self.sweeps = announced, sweeps
         self._sweep_wait = SweepWait(sweeps, values["deadline_s"], lambda: values["stale_s"]) if sweeps else None
         self.lidar_transport = TransportWatch([LIDAR], 0.0, announced=False)  # nothing announces sweeps: by their gaps
@@ -167,7 +176,7 @@ class Inputs:
         self.transport.image(camera.name, stamp_ns, now_ns)
         slot = ImageSlot(camera, message, now_s)
         ready = self.sync.add(camera.name, stamp_ns, slot, now_ns)
-        self._worker.image(slot)
+        self._receiver.image(slot)
         self._offer(ready)
 
     def _on_sweep(self, sweeps: Sweeps, message: PointCloud2) -> None:
@@ -188,7 +197,7 @@ class Inputs:
 
     def _offer_now(self, groups: list[SyncedSet]) -> None:
         for group in groups:
-            self._worker.offer(group, self.sweeps.taken(group.stamp_ns) if self.sweeps else ())
+            self._receiver.offer(group, self.sweeps.taken(group.stamp_ns) if self.sweeps else ())
 
     def _on_info(self, camera: str, message: CameraInfo) -> None:
         self.transport.info(camera, stamp_ns_of(message.header.stamp), self.now_ns())
@@ -209,7 +218,7 @@ class Inputs:
     def _tell_changes(self) -> None:
         if self._seen_changes != self._calibration.changes:
             self._seen_changes = self._calibration.changes
-            self._worker.calibration_changed()
+            self._receiver.calibration_changed()
 
     def _poll(self) -> None:
         now_ns = self.now_ns()

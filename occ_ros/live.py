@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from occ_ros.messages import points_of, stamp_ns_of
 from occ_ros.parameters import OCCUPANCY_PARAMETERS
 from occ_ros.pipeline import cameras_of
 from occ_ros.runtime import Guard, interruptible, run
+from occ_ros.sweeps import Sweep
 
 TRUTH_TOPIC = "/ground_truth/occupancy"
 SAME_NS = 100_000_000  # stamps of an answer and its truth differ by less
@@ -62,7 +63,7 @@ class _Waiting:
         self._bytes -= size
         return slot
 
-    def offer(self, group: SyncedSet, taken: Any = ()) -> None:
+    def offer(self, group: SyncedSet, taken: Sequence[Sweep] = ()) -> None:
         """Whole sets are not waited for: what the node answered without a camera is shown, too."""
 
     def calibration_changed(self) -> None:
@@ -121,7 +122,8 @@ class LiveViewer(Node):
         executor = SingleThreadedExecutor()
         executor.add_node(self)
         names = [parameter.name for parameter in OCCUPANCY_PARAMETERS]
-        until_s, future = time.monotonic() + WAIT_S, None
+        until_s = time.monotonic() + WAIT_S
+        future: Any = None
         try:
             with interruptible():
                 while not (future and future.done() and self._status):
@@ -283,6 +285,6 @@ def show(name: str, server: LiveServer, tell: Callable[[str], None]) -> int:
         tell(f"'{name}' on {server.url} (Ctrl-C ends)")
 
     code = run(made, started, [])
-    if viewers:
+    if code == 0:
         tell(f"ended: {viewers[0].answers} answers came while somebody looked, {viewers[0].bad} bad messages")
     return code

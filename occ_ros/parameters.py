@@ -20,7 +20,7 @@ SURROUND = ["cam_front", "cam_front_right", "cam_back_right", "cam_back", "cam_b
 
 OCCUPANCY_PARAMETERS = (
     Parameter("autostart", True, "Configure and activate at the start; false: a lifecycle manager does."),
-    Parameter("model", "", "Checkpoint (.safetensors) or exported model (.onnx)."),
+    Parameter("model", "", "nano, which ships, or a file: checkpoint (.safetensors), exported (.onnx, .engine)."),
     Parameter("backend", "auto", "What runs the network; auto takes the fastest there is.", choices=BACKENDS),
     Parameter("threads", 2, "CPU threads of the network.", 1, 256),
     Parameter("cameras", SURROUND, "Names of the cameras; they fill in for {camera} in the topic names."),
@@ -60,7 +60,7 @@ OCCUPANCY_PARAMETERS = (
     Parameter(
         "missing_camera", "mask", "An answer without one of the cameras, or without the LiDAR: mask = goes out on all "
         "outputs, blind where only that camera looks; not_current = goes out marked WARN in the diagnostics and not "
-        "on ~/grid.",
+        "on ~/grid, ~/nav, ~/segmentation and the fused map.",
         choices=("mask", "not_current"), dynamic=True,
     ),
     Parameter("stale_s", 0.7, "A camera or LiDAR that is silent for longer is reported.", 0.05, 3600.0, dynamic=True),

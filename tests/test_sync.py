@@ -269,6 +269,18 @@ def test_stamp_zero_duplicates_and_late_images_are_counted():
     accounted(sync)
 
 
+@pytest.mark.parametrize(("camera", "reason"), [("cam0", "late"), ("cam4", "late"), ("cam5", "incomplete")])
+def test_a_camera_that_becomes_slow_is_late_and_the_last_of_its_cycle_incomplete(camera, reason):
+    """The set went out without it. An image with an older stamp than the set's newest is late, a newer one alone."""
+    events = [(c, s, s + (75 if c == camera and i >= 10 else 2) * MS) for i in range(30) for c, s in cycle(i)]
+    sync = FrameSynchroniser(CAMERAS, 0.06, 0.05)
+    sets = feed(sync, sorted(events, key=lambda event: event[2])) + sync.flush()
+    assert turns_in(sets) == [{i} for i in range(30)]
+    assert all((camera in group.items) == (i < 10) for i, group in enumerate(sets))
+    assert sync.statistics.reasons == {reason: 20}
+    accounted(sync)
+
+
 def test_memory_is_bounded_when_nothing_fits():
     sync = FrameSynchroniser(CAMERAS, 60.0, 0.0, min_cameras=6)
     for i in range(1000):

@@ -14,8 +14,8 @@ from occ_core.sources.stretch import Stretch
 
 JUDGE_SHARE, FIT_SHARE = 0.2, 0.1  # of the keyframes
 LEAST_JUDGE = 3
-# Of fewer keyframes thresholds are fitted on what was learned from: 8 moments of one place know few classes, and make
-# 33 % IoU of a network that has 45 % with those of the 36 moments it learned from (benchmarks/adapt.md).
+# Of fewer keyframes thresholds are fitted on what was learned from: 8 keyframes of one place know few classes, and make
+# 33 % IoU of a network that has 45 % with those of the 36 keyframes it learned from (benchmarks/adapt.md).
 LEAST_FIT = 40
 GAP = 2  # keyframes between two stretches, which nobody sees; of a short recording none
 PARTS = ("learn", "fit", "judge")

@@ -60,7 +60,11 @@ def judge(
             voxels[name].add(truth, labels)
         on_progress(done, total)
     report: dict[str, Any] = {"lidar": rays.report()} if rays.frames else {}
-    report |= {name: {"samples": s.samples, **s.report()} for name, s in voxels.items() if s.samples}
+    report |= {
+        name: {"samples": s.samples, **s.report(), "confusion": s.confusion()}
+        for name, s in voxels.items()
+        if s.samples
+    }
     return _finite(report | {"summary": summary_of(report)})
 
 
@@ -118,7 +122,7 @@ class TrueVoxels:
             self._stamps = sorted((stamp_of(m), log_ns) for _, log_ns, m in self._reader.messages([TRUTH_TOPIC]))
 
     def of(self, frame: Frame) -> Occupancy | None:
-        """The truth of a frame's moment; None: there is none so near."""
+        """The truth at a frame's stamp; None: there is none so near."""
         return self.at(frame.stamp_ns)
 
     def at(self, stamp_ns: int) -> Occupancy | None:

@@ -37,8 +37,9 @@ def write_report_page(out: Path, stretches: Sequence[Path], report: dict[str, An
     bags = [(s.path.name, s.source) for s in scenes if isinstance(s.source, BagFrames)]
     tables += [doctor_table(f"cameras of {name}", doctor_rows(source)) for name, source in bags]
     logs = {"": (out / report["trained"]["checkpoint"]).with_name("log.csv")}
+    judged = {name: report[name].get("truth") or report[name].get("labels") or {} for name in ("before", "after")}
     path = out / "report.html"
-    write_page(path, out.resolve().name, _frames(out, scenes), Figures(tables, notes, logs))
+    write_page(path, out.resolve().name, _frames(out, scenes), Figures(tables, notes, logs, judged))
     return path
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,9 +49,12 @@ def compare(
     from occ_core.evaluation.evaluate import evaluate
     from occ_core.show.comparison import difference_tables, frames_of_both, on_equal_frames, open_runs
     from occ_core.show.page import write_page
+    from occ_core.show.page_data import PageFrame
     from occ_core.show.page_figures import Figures
 
-    runs, notes, frames = open_runs(a, b), [], []
+    runs = open_runs(a, b)
+    notes: list[str] = []
+    frames: list[PageFrame] = []
     names = runs[0].name, runs[1].name
     if runs[0].kind == "predictions" and not any((truths, lidar, images, html and data)):
         raise MissingInput(
@@ -62,7 +65,12 @@ def compare(
         if scored or shown:
             one, other, notes = stack.enter_context(on_equal_frames(*runs))
         if scored:
-            against = {"lidar": lidar, "images": images, "data": data if truths else None, "version": version}
+            against: dict[str, Any] = {
+                "lidar": lidar,
+                "images": images,
+                "data": data if truths else None,
+                "version": version,
+            }
             reports = [evaluate(folder, truths, **against, on_remark=lambda _: None) for folder in (one, other)]
             runs = runs[0]._replace(report=reports[0]), runs[1]._replace(report=reports[1])
         tables = difference_tables(*runs)

@@ -14,7 +14,7 @@ from occ_core.shipped import require_network
 from occ_core.sources.open import EVERY_CAMERA, Choice, frame_key, left_out, open_source
 
 
-class Made(NamedTuple):
+class PredictionsMade(NamedTuple):
     """The result of `predict_set`: the number of files, and of those that were there before."""
 
     files: int
@@ -35,7 +35,7 @@ def predict_set(
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_remark: Callable[[str], None] = lambda line: None,
-) -> Made:
+) -> PredictionsMade:
     """Write OUT/<name>.npz for each frame that OUT lacks, as `occ predict` does.
 
     A model with memory meets the frames of a scene in turn, those again that come before one that is missing.
@@ -86,7 +86,7 @@ def predict_set(
             if missing[i]:
                 save_prediction(path, answer.labels, answer.observed, MadeBy(model, images(i)), answer.confidence)
         on_progress(i + 1, len(files))
-    return Made(len(files), len(files) - sum(missing))
+    return PredictionsMade(len(files), len(files) - sum(missing))
 
 
 def _until_the_last(missing: list[bool], samples: list[tuple[str, str]]) -> list[bool]:

@@ -127,7 +127,9 @@ def own_pixels(
     change, _ = _change(grey)
     limit = np.clip(STILL_SHARE * np.median(change), *STILL_LEVELS)
     still = cv2.morphologyEx((change < limit).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    edge = cv2.dilate(_edges(grey).astype(np.uint8), np.ones((3, 3), np.uint8))
+    lines = _edges(grey)
+    still[lines] = 0  # empty road beside the robot hardly changes either: what is between is where the robot ends
+    edge = cv2.dilate(lines.astype(np.uint8), np.ones((3, 3), np.uint8))
     count, region, boxes, _ = cv2.connectedComponentsWithStats(still, connectivity=4)
     out, (h, w) = np.zeros_like(still), still.shape
     for i in range(1, count):
@@ -139,7 +141,7 @@ def own_pixels(
         outline = (cv2.dilate(inside, np.ones((5, 5), np.uint8)) > 0) & (inside == 0)
         if not outline.any() or edge[outline].mean() >= OUTLINE_SHARE:
             out[region == i] = 1
-    grown = cv2.dilate(out, np.ones((3, 3), np.uint8))
+    grown = cv2.dilate(out, np.ones((5, 5), np.uint8))  # over the edge itself
     return cv2.morphologyEx(grown, cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8)) > 0
 
 

@@ -29,7 +29,7 @@ LEAST_WEIGHT = 0.01  # cells with less weight on a ray are skipped when classes 
 SMALLEST = 1e-6
 
 
-class Walks(NamedTuple):
+class RayCells(NamedTuple):
     """The cells that rays meet, in order."""
 
     cell: Tensor  # [R, S] int64, of `flat_cell`
@@ -39,7 +39,9 @@ class Walks(NamedTuple):
 
 def projection_losses(
     occupied: Tensor,  # [B, X, Y, Z] logits
-    classes_of: Callable[[Tensor], Tensor],  # logits [Q, C - 1] of cells, given as in `Walks`; without the free class
+    classes_of: Callable[
+        [Tensor], Tensor
+    ],  # logits [Q, C - 1] of cells, given as in `RayCells`; without the free class
     class_map: Tensor,  # uint8 [B, N, H, W]; free_id = sky, UNLABELED = unknown
     rig_images: RigImages,
     grid: VoxelGrid,
@@ -49,7 +51,7 @@ def projection_losses(
 ) -> dict[str, Tensor]:
     """`projection` of classes, `projection_sky`: mean of -log(1 - p) over cells on rays into the sky; of `rays` random
     pixels of each sample."""
-    walks = pixel_walks(class_map, rig_images, grid, rays)
+    walks = cells_along_rays(class_map, rig_images, grid, rays)
     logit = occupied.flatten()[walks.cell].float()  # [R, S]
     passed = torch.where(walks.met, F.logsigmoid(-logit), 0)
     sky = walks.classes == free_id
@@ -71,7 +73,7 @@ def projection_losses(
 
 
 @torch.no_grad()
-def pixel_walks(class_map: Tensor, rig_images: RigImages, grid: VoxelGrid, rays: int) -> Walks:
+def cells_along_rays(class_map: Tensor, rig_images: RigImages, grid: VoxelGrid, rays: int) -> RayCells:
     """Random pixels of known class and the cells on their rays, one sample each edge length."""
     b, n, height, width = class_map.shape
     device = class_map.device
@@ -94,4 +96,4 @@ def pixel_walks(class_map: Tensor, rig_images: RigImages, grid: VoxelGrid, rays:
     at = ((points - points.new_tensor(grid.origin_m)) / grid.voxel_size_m).floor().long()
     cell = flat_cell(torch.minimum(at.clamp(min=0), shape - 1), sample[:, None], grid)
     again = F.pad(cell[:, 1:] == cell[:, :-1], (1, 0))
-    return Walks(cell, (at_m < leave_m[:, None]) & ~again, target)
+    return RayCells(cell, (at_m < leave_m[:, None]) & ~again, target)

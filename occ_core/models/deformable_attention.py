@@ -37,7 +37,7 @@ def split_heads(value: Tensor, heads: int) -> Tensor:
     return value.unflatten(1, (heads, -1))
 
 
-class Places(nn.Module):
+class SamplingPoints(nn.Module):
     """Predicts where a query looks: offsets in cells of each level, and the weight of each place (before the soft-max).
 
     Offsets start on rays that fan out from the reference point, one ray a head, one cell further each point; or all one
@@ -75,7 +75,7 @@ class DeformableAttention(nn.Module):
     def __init__(self, channels: int, heads: int, levels: int, points: int):
         super().__init__()
         self.heads = heads
-        self.places = Places(channels, heads, levels, points)
+        self.places = SamplingPoints(channels, heads, levels, points)
         self.value = nn.Conv2d(channels, channels, 1)
         self.out = nn.Linear(channels, channels)
 

@@ -62,8 +62,10 @@ def test_before_after_and_labels_stand_side_by_side(stretch):
             save_prediction(out / "judged" / name / f"{token}.npz", answer.labels, answer.observed)
     (out / "train").mkdir()
     (out / "train" / "log.csv").write_text("step,total\n8,2.0\n16,1.0\n")
+    cells = [{"protocol": "camera", "classes": ["car"], "cells": [[n]]} for n in (3, 4)]
     report = {
-        "before": {"summary": {"labels_iou": 12.34}}, "after": {"summary": {"labels_iou": 23.45, "truth_iou": 5.0}},
+        "before": {"summary": {"labels_iou": 12.34}, "labels": {"confusion": cells[0]}},
+        "after": {"summary": {"labels_iou": 23.45, "truth_iou": 5.0}, "truth": {"confusion": cells[1]}},
         "why": "held-out labels: <better>", "labels": {"lacking": ["one moment"]}, "runs": "torch fp32",
         "node": {"run": "ros2 run"}, "trained": {"checkpoint": "train/model.safetensors"},
         "speed": {"torch fp32": {"p50_ms": 31.5, "p95_ms": 40.0, "equal_percent": 100.0, "same_percent": 100.0}},
@@ -72,6 +74,7 @@ def test_before_after_and_labels_stand_side_by_side(stretch):
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
     assert data["title"] == "out" and data["scene"]["cameras"] == ["left", "right"]
     assert data["curves"] == [{"name": "", "x": {"name": "step", "values": [8, 16]}, "lines": {"total": [2, 1]}}]
+    assert data["confusion"] == [{"name": "before", **cells[0]}, {"name": "after", **cells[1]}]
     doctor = data["tables"][-1]
     assert [row[:2] for row in doctor["rows"]] == [["left", "ok"], ["right", "ok"]]
     assert len(data["scene"]["frames"]) == len(scene) >= 3 and data["scene"]["volumes"] == [

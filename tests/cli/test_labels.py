@@ -107,7 +107,7 @@ def test_show_without_teachers_and_of_no_label(city, store, tmp_path):
     empty = LabelStore(tmp_path / "empty")
     empty.claim(MADE_WITH, {"scene-0001": ["a"]})
     failed = occ("show", empty.folder, city, "--no-maps")
-    assert "no label of any of the 4 keyframes" in str(failed.exception)
+    assert "no label of any keyframe of the 2 scenes" in str(failed.exception)
 
 
 def test_training_reads_a_store_as_it_reads_gts(city, store, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from occ_core.camera import Camera, Rig
 from occ_core.frame import Frame
 from occ_core.geometry import pose
-from occ_core.labels.ego_finder import LEAST, PICTURE, MaskFinder, write_found
+from occ_core.labels.ego_finder import LEAST, PICTURE, MaskFinder, own_pixels, write_found
 
 SIZE = (320, 180)
 K = np.array([[160.0, 0, 159.5], [0, 160, 89.5], [0, 0, 1]])
@@ -100,6 +100,20 @@ def test_the_body_is_found_and_nothing_else(ground, tmp_path):
     tile = shown[:, 320:]
     assert (tile[165:175, 100:220, 0] - tile[165:175, 100:220, 1]).mean() > 60  # the bonnet is red
     assert not (tmp_path / "bare.png").exists()
+
+
+def test_a_body_is_told_from_the_empty_road_beside_it():
+    """Asphalt without marks hardly changes; farther on there is ever more to see. Only the bonnet has an edge."""
+    (w, h), rng, own = SIZE, np.random.default_rng(0), body()
+    more = np.linspace(60, 0, h)[:, None] ** 2 / 60
+    images = []
+    for _ in range(24):
+        seen = cv2.GaussianBlur(rng.normal(0, 1, (h, w)).astype(np.float32), (0, 0), 3)
+        grey = 105 + more * seen / seen.std() + rng.normal(0, 1.5, (h, w))
+        grey[own] = 190
+        images.append(np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=2))
+    found = own_pixels(np.stack(images))
+    assert (found & own).sum() / (found | own).sum() > 0.8
 
 
 def test_too_little_motion_is_said_and_nothing_claimed(ground):

@@ -190,8 +190,8 @@ def test_projection_is_the_formula(monkeypatch):
     rows[0, :, 0, 0, 1] = torch.logit(torch.tensor(q))
     rows.requires_grad_()
     cell, met = torch.tensor([[0, 1, 1, 2, 3], [0, 1, 1, 2, 3]]), torch.tensor([[True, True, False, True, True]] * 2)
-    walks = projection.Walks(cell, met, torch.tensor([2, 0]))  # the free class is 0
-    monkeypatch.setattr(projection, "pixel_walks", lambda *_: walks)
+    walks = projection.RayCells(cell, met, torch.tensor([2, 0]))  # the free class is 0
+    monkeypatch.setattr(projection, "cells_along_rays", lambda *_: walks)
     weights = torch.tensor([9.0, 1.0, 2.0])
     losses = projection_losses(occupied, lambda cell: rows.flatten(0, 3)[cell], None, None, ROOM_GRID, 0, 1, weights)
     left, met_share, hit = 1.0, 0.0, 0.0

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import json
-import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import small_nuscenes
+from browser import open_page
 
 from occ_core.grid import OCC3D_GRID
 from occ_core.occupancy import Occupancy
@@ -21,11 +18,6 @@ from occ_core.show.page_figures import Figures, PageTable
 from occ_core.sources.open import open_source
 from occ_core.taxonomy import OCC3D
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    "--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--window-size=1400,1000",
-    "--virtual-time-budget=60000", "--dump-dom",
-)  # fmt: skip
 CAR, HIGHEST = 4, 9
 VISITOR = Path(__file__).parents[1] / "fixtures" / "page_visitor.js"
 
@@ -58,18 +50,12 @@ def figures(folder: Path) -> Figures:
 
 @pytest.fixture(scope="module")
 def told(frames, tmp_path_factory):
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)}")
     folder = tmp_path_factory.mktemp("visit")
     write_page(folder / "report.html", "visited", frames, figures(folder))
     with open(folder / "report.html", "a") as file:
         file.write(f"<script>{VISITOR.read_text()}</script>")
-    command = [browser, *FLAGS, f"--user-data-dir={folder / 'profile'}", (folder / "report.html").as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False).stdout
-    found = re.search(r'<pre id="told">(.*?)</pre>', dom, re.DOTALL)
-    assert found, f"the page did not get to its end: {re.sub('<script.*?</script>', '', dom, flags=re.DOTALL)[-2000:]}"
-    return json.loads(html.unescape(found[1]))
+    with open_page(folder / "profile", (folder / "report.html").as_uri()) as page:
+        return json.loads(page.until("document.querySelector('pre#told')?.textContent", 240))
 
 
 def expected(page_frame: PageFrame, keep) -> list[int]:

@@ -7,7 +7,7 @@ from nano_fixtures import hand_made, judged
 
 torch = pytest.importorskip("torch")
 
-from occ_core.models.easyocc.balance import fit_balance, regress, verdicts  # noqa: E402
+from occ_core.models.easyocc.balance import fit_balance, grid_and_ray_logits, regress  # noqa: E402
 from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
 from occ_core.models.easyocc.thresholds import in_sight  # noqa: E402
 
@@ -32,7 +32,7 @@ def test_the_balance_makes_held_out_cells_likelier_and_no_scene_leaves_it():
         total = 0.0
         for inputs, targets in judged(scene):
             hidden = model.sequential().hidden(inputs)
-            _, ray = verdicts(model, hidden.columns)
+            _, ray = grid_and_ray_logits(model, hidden.columns)
             seen = torch.from_numpy(in_sight(inputs, targets, SMALL)) & (ray[0] > -30)
             occupied = targets.labels[0] != SMALL.classes.free_id
             logit = model.cells(hidden.columns).occupied[0]

@@ -24,7 +24,7 @@ from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
 from occ_core.models.easyocc.thresholds import (  # noqa: E402
     BORDERS,
     MEAN_COUNTS,
-    Named,
+    PredictedCells,
     best_thresholds,
     fit_classes,
     fit_thresholds,
@@ -170,7 +170,7 @@ def test_thresholds_beat_every_common_one_and_every_single_change():
         return MEAN_COUNTS * np.mean(per_class) + occupied
 
     got, claimed, precision = best_thresholds(
-        Named(said, right, filled), np.array([(truth == c).sum() for c in range(2)])
+        PredictedCells(said, right, filled), np.array([(truth == c).sum() for c in range(2)])
     )
     best = score(got)
     assert claimed == pytest.approx(best)

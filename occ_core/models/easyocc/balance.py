@@ -31,7 +31,7 @@ def fit_balance(model: EasyOcc, samples: LabelledSamples) -> None:
     rows: list[list[np.ndarray]] = [[] for _ in range(heights)]
     sequential = model.sequential()
     for inputs, targets in samples:
-        grid, ray = (part[0].numpy() for part in verdicts(model, sequential.hidden(inputs).columns))
+        grid, ray = (part[0].numpy() for part in grid_and_ray_logits(model, sequential.hidden(inputs).columns))
         seen = in_sight(inputs, targets, model.config) & (ray > NEVER)
         occupied = labels_of(targets) != model.config.classes.free_id
         for z, mine in enumerate(rows):
@@ -43,7 +43,7 @@ def fit_balance(model: EasyOcc, samples: LabelledSamples) -> None:
     model.balance.copy_(torch.from_numpy(np.stack(fitted, axis=1)))
 
 
-def verdicts(model: EasyOcc, columns: Tensor) -> tuple[Tensor, Tensor]:
+def grid_and_ray_logits(model: EasyOcc, columns: Tensor) -> tuple[Tensor, Tensor]:
     """The logits of occupied that grid and viewing ray give each cell, [..., Z] each; NEVER where no ray comes."""
     heights = model.config.grid_shape[2]
     hazard, reached = columns[..., -2 * heights : -heights], columns[..., -heights:]

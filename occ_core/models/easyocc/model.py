@@ -156,7 +156,7 @@ class EasyOcc(nn.Module):
             nn.init.zeros_(self.to_ground.get_parameter("bias"))
         nn.init.constant_(self.to_hazard.get_parameter("bias"), -3.4)  # start from the share of occupied cells, 3 %
         balance = torch.tensor([[1.0], [1.0], [0.0]]).repeat(1, heights)
-        self.register_buffer("balance", balance)  # of the grid's and the ray's verdict; see balance.py
+        self.register_buffer("balance", balance)  # weights of the grid's and the ray's logit, and a constant
         self.register_buffer("threshold", torch.zeros(len(config.classes) - 1))  # see thresholds.py
         self.register_buffer("class_bias", torch.zeros(len(config.classes) - 1))  # added to class logits; there too
         self.register_buffer("observed_threshold", torch.zeros(()))  # of the logit of observed cells; there too

@@ -70,19 +70,19 @@ def fit_observed(model: EasyOcc, samples: LabelledSamples) -> None:
 def fit_classes(model: EasyOcc, samples: LabelledSamples, weights: Tensor) -> None:
     """Fit the thresholds of the classes and the bias of their logits, given the threshold of observed cells."""
     biases = [torch.where(weights > 0, -share * weights.log(), NEVER) for share in TAKEN_BACK]  # no label: no name
-    named, there = count_named(model, samples, biases)
+    named, there = count_predicted(model, samples, biases)
     fits = [best_thresholds(counts, there) for counts in named]
     best = max(range(len(fits)), key=lambda i: fits[i].score)
     bias = biases[best].clone()
     if (in_vain := fits[best].precision < LEAST_PRECISION).any():  # their cells are of the class that comes next
         bias[torch.from_numpy(in_vain)] = NEVER
-        named, there = count_named(model, samples, [bias])
+        named, there = count_predicted(model, samples, [bias])
         fits, best = [best_thresholds(named[0], there)], 0
     model.class_bias.copy_(bias)
     model.threshold.copy_(torch.from_numpy(fits[best].thresholds))
 
 
-class Named(NamedTuple):
+class PredictedCells(NamedTuple):
     """Histograms of cells in sight, float64 (C, borders + 1) each, by predicted class and by where the logit lies among
     BORDERS: of all cells, of those that are of that class, and of those that are occupied."""
 
@@ -91,11 +91,13 @@ class Named(NamedTuple):
     filled: np.ndarray
 
 
-def count_named(model: EasyOcc, samples: LabelledSamples, biases: list[Tensor]) -> tuple[list[Named], np.ndarray]:
+def count_predicted(
+    model: EasyOcc, samples: LabelledSamples, biases: list[Tensor]
+) -> tuple[list[PredictedCells], np.ndarray]:
     """Count what the network predicts with each of some class biases, and how many cells are of each class, (C,)."""
     taxonomy = model.config.classes
     ids = np.array(taxonomy.occupied_ids)
-    counts = [Named(*np.zeros((3, len(ids), len(BORDERS) + 1))) for _ in biases]
+    counts = [PredictedCells(*np.zeros((3, len(ids), len(BORDERS) + 1))) for _ in biases]
     there = np.zeros(len(ids))
 
     def add(histogram: np.ndarray, name: np.ndarray, border_index: np.ndarray) -> None:
@@ -156,7 +158,7 @@ class Fit(NamedTuple):
     precision: np.ndarray
 
 
-def best_thresholds(named: Named, there: np.ndarray) -> Fit:
+def best_thresholds(named: PredictedCells, there: np.ndarray) -> Fit:
     """Search the thresholds with the highest MEAN_COUNTS x mean class IoU + IoU, starting from the best common one.
 
     Args:

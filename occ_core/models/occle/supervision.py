@@ -95,16 +95,16 @@ def balanced_occupancy(
     return free_share * of_free + (1 - free_share) * of_occupied
 
 
-class Taught(NamedTuple):
+class TaughtCells(NamedTuple):
     """Cells and the class that a teacher gives each of them, if it is occupied."""
 
     cell: Tensor  # [Q] int64, flat over samples and cells
     classes: Tensor  # [Q] int64
 
-    def known(self, weights: Tensor) -> Taught:
+    def known(self, weights: Tensor) -> TaughtCells:
         """Keep the cells whose class has a weight, since a mean over no weight is not a number."""
         some = weights[self.classes] > 0
-        return Taught(self.cell[some], self.classes[some])
+        return TaughtCells(self.cell[some], self.classes[some])
 
 
 @torch.no_grad()
@@ -114,7 +114,7 @@ def points_taught(
     class_map: Tensor,  # uint8 [B, N, H, W]
     grid: VoxelGrid,
     free_id: int,
-) -> Taught:
+) -> TaughtCells:
     """Read the class map at the pixel of every point that a camera sees; sky and unknown are left out.
 
     Each point tells it of its own cell, and of one near it: beams meet one in five of the cells that cameras see
@@ -131,17 +131,17 @@ def points_taught(
     spread[: len(cell) // 2] = 0
     cell = cell + spread
     kept = ((cell >= 0) & (cell < torch.tensor(grid.shape, device=cell.device))).all(1)
-    return Taught(flat_cell(cell[kept], sample[kept], grid), classes[kept])
+    return TaughtCells(flat_cell(cell[kept], sample[kept], grid), classes[kept])
 
 
 def voxels_taught(
     pseudo_labels: Tensor,  # uint8 [B, X, Y, Z], UNLABELED where nothing is said
     free_id: int,
-) -> Taught:
+) -> TaughtCells:
     """The cells that pseudo-labels call occupied."""
     classes = pseudo_labels.flatten()
     cell = ((classes != UNLABELED) & (classes != free_id)).nonzero()[:, 0]
-    return Taught(cell, classes[cell].long())
+    return TaughtCells(cell, classes[cell].long())
 
 
 @torch.no_grad()

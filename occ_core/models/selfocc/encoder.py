@@ -14,7 +14,13 @@ import torch.nn as nn
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from occ_core.models.deformable_attention import DeformableAttention, Places, cells_of, sample_and_sum, split_heads
+from occ_core.models.deformable_attention import (
+    DeformableAttention,
+    SamplingPoints,
+    cells_of,
+    sample_and_sum,
+    split_heads,
+)
 from occ_core.models.lifting import gather_rows
 from occ_core.models.selfocc.config import SelfOccConfig
 from occ_core.network_input.projection import project
@@ -41,7 +47,7 @@ class ImageAttention(nn.Module):
     def __init__(self, channels: int, heads: int, levels: int, references: int):
         super().__init__()
         self.heads, self.references = heads, references
-        self.places = Places(channels, heads, levels, references, spread=False)
+        self.places = SamplingPoints(channels, heads, levels, references, spread=False)
         self.value = nn.Conv2d(channels, channels, 1)
         self.out = nn.Linear(channels, channels)
 
