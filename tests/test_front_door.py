@@ -57,11 +57,11 @@ except AttributeError as error:
 def test_type_checkers_are_told_the_same_homes():
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     (checked,) = (node for node in tree.body if isinstance(node, ast.If))
-    told = {
+    found_homes = {
         alias.name: node.module for node in checked.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
-    assert told == {name: f"occ_core.{home}" for name, home in occ_core._HOMES.items()}
-    assert sorted(told) == occ_core.__all__
+    assert found_homes == {name: f"occ_core.{home}" for name, home in occ_core._HOMES.items()}
+    assert sorted(found_homes) == occ_core.__all__
 
 
 def test_what_ships_is_found_from_any_folder(tmp_path, monkeypatch):
@@ -89,19 +89,19 @@ def test_every_preset_is_a_config(tmp_path):
 
 def test_data_and_type_marks_are_in_the_wheel(monkeypatch):
     """Each file that is found by name matches a pattern of setup.py's package_data."""
-    told = _setup(monkeypatch)
+    given_to_setup = _setup(monkeypatch)
     files = [*(PACKAGE / "assets").iterdir(), *(PACKAGE / "presets").iterdir(), PACKAGE / "py.typed"]
     for file in [*files, ROOT / "occ_ros" / "py.typed"]:
         package, within = file.relative_to(ROOT).parts[0], Path(*file.relative_to(ROOT).parts[1:])
-        assert any(within.match(pattern) for pattern in told["package_data"][package]), file
+        assert any(within.match(pattern) for pattern in given_to_setup["package_data"][package]), file
 
 
 def _setup(monkeypatch) -> dict:
-    told: dict = {}
-    monkeypatch.setattr("setuptools.setup", lambda **given: told.update(given))
+    given_to_setup: dict = {}
+    monkeypatch.setattr("setuptools.setup", lambda **given: given_to_setup.update(given))
     monkeypatch.chdir(ROOT)
     runpy.run_path(str(ROOT / "setup.py"))
-    return told
+    return given_to_setup
 
 
 def test_every_extra_brings_the_modules_that_are_said_to_be_its(monkeypatch):
