@@ -38,7 +38,7 @@ STAGES = 10  # and `masks` of bags, `places` and their labels of bags beside cit
 # Rough, of one camera's image on a core: a label by maps that are there (200 labels of six images took two processes
 # 49 s, benchmarks/labels.md), an answer with reading and scoring, in three judgements; and what does not grow.
 LABEL_S, ANSWER_S, OTHER_S = 0.1, 0.1, 120.0
-CITY_S, RENDER_S = 6.0, 0.6  # of a core: a city, and an image of it
+CITY_S, RENDER_S = 2.0, 0.5  # of a core: a city, and an image of it (64 cities of four cameras took 246 s)
 INT8_LOSS = 1.0  # points that int8 may score less than fp32
 
 

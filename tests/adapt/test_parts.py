@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from occ_core.adapt import doctor
 from occ_core.adapt.cut import GAP, cut, folders, write_cut
 from occ_core.adapt.deploy import fastest
-from occ_core.adapt.doctor import LEAST_KEYFRAMES, examine, recipe_for, teacher_for
+from occ_core.adapt.doctor import LEAST_KEYFRAMES, SHORTEST, examine, recipe_for, teacher_for
 from occ_core.adapt.judge import TrueVoxels, change_of
 from occ_core.adapt.stage import Stages
 from occ_core.bags import messages as msg
@@ -40,11 +40,13 @@ from occ_core.taxonomy import OCC3D
 SECONDS = 16
 
 
-def drive(tmp_path: Path, name: str = "drive", seconds: int = SECONDS, metres: float = 1.0, odom: bool = True) -> Path:
+def drive(
+    tmp_path: Path, name: str = "drive", seconds: float = SECONDS, metres: float = 1.0, odom: bool = True
+) -> Path:
     """Cameras at 10 Hz, `metres` a second ahead."""
-    made = robot(images=10 * seconds, tf=False)
+    made = robot(images=round(10 * seconds), tf=False)
     made.static("left", "right")
-    for step in range(10 * seconds + 2) if odom else ():
+    for step in range(round(10 * seconds) + 2) if odom else ():
         stamp = T0 + step * S // 10
         made.add("/tf", stamp, msg.transforms(stamp, [("odom", "base_link", pose((step * metres / 10, 0, 0)))]))
     return made.write(tmp_path / name)
@@ -78,6 +80,26 @@ def test_a_drive_that_will_not_is_one_line_before_any_work(tmp_path, changes, wh
     said = CliRunner().invoke(app, ["adapt", str(bag), str(tmp_path / "out"), "--teacher", "files:nowhere"])
     assert isinstance(said.exception, InvalidInput) and "\n" not in str(said.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_short_drive_is_taken_where_that_is_said(tmp_path):
+    bag = drive(tmp_path, seconds=2)
+    with pytest.raises(InvalidInput, match="too short"):
+        examine(bag)
+    found = examine(bag, short=True)
+    count = len(found.keyframes_ns)
+    assert SHORTEST < count < LEAST_KEYFRAMES
+    assert cut(count) == (range(count - 1), range(count - 1, count - 1), range(count - 1, count))
+    said = CliRunner().invoke(
+        app, ["adapt", str(bag), str(tmp_path / "out"), "--teacher", "oracle", "--short", "--dry-run"]
+    )
+    assert said.exit_code == 0, said.output
+    assert "too short to tell what adapting gains: its last keyframe alone judges" in said.output
+    made = write_cut(tmp_path / "out", [found])
+    parts = {part: Recording(tmp_path / "out" / made[part][0]).scene("drive").tokens for part in ("learn", "judge")}
+    assert len(parts["learn"]) == count - 1 and len(parts["judge"]) == 1 and parts["judge"][0] not in parts["learn"]
+    with pytest.raises(InvalidInput, match="1 keyframes, 2 are needed"):
+        examine(drive(tmp_path, "moment", seconds=0.3), short=True)
 
 
 def test_a_bag_without_calibration_or_images(tmp_path):
