@@ -244,7 +244,12 @@ def test_command_line_says_why_there_is_no_ray_part(dataset, tmp_path):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "no RayIoU" in result.output and "--data" in result.output
-    assert set(json.loads((tmp_path / "report.json").read_text())) == {"camera", "camera_and_lidar", "full"}
+    assert set(json.loads((tmp_path / "report.json").read_text())) == {
+        "camera",
+        "camera_and_lidar",
+        "full",
+        "confusion",
+    }
     result = CliRunner().invoke(app, [*arguments, "--data", str(root)])
     assert result.exit_code != 0 and isinstance(result.exception, MissingInput)
     assert "no LiDAR pose of 1 of 1 samples" in str(result.exception)
@@ -276,7 +281,8 @@ def test_scores_in_memory_and_in_two_processes_are_those_of_files(dataset, tmp_p
     voxels = VoxelScores()
     for token in tokens:
         voxels.add(truths[token], predictions[token])
-    assert {k: v for k, v in found.items() if k != "ray"} == voxels.report()
+    assert {k: v for k, v in found.items() if k not in ("ray", "confusion")} == voxels.report()
+    assert found["confusion"] == voxels.confusion()
     with pytest.raises(MissingInput, match="no ray origins for 1 predictions"):
         evaluate_folders(tmp_path / "pred", tmp_path / "gts", origins_ego_m={t: origins[t] for t in tokens[1:]})
 

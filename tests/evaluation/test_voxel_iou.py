@@ -81,7 +81,7 @@ def folders(tmp_path):
 def test_every_protocol_and_one_summed_matrix(folders):
     path, truths, predictions = folders
     report, samples = evaluate_folders(path / "pred", path / "gts")
-    assert samples == 2 and set(report) == {"camera", "camera_and_lidar", "full"}
+    assert samples == 2 and set(report) == {"camera", "camera_and_lidar", "full", "confusion"}
     masks = {
         "camera": lambda t: t.observed,
         "camera_and_lidar": lambda t: t.observed & t.mask_lidar,
