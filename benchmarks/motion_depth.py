@@ -43,7 +43,7 @@ def main() -> None:
         known = of & np.isfinite(found_m)
         ratio = found_m[known] / truth_m[known]
         print(
-            f"{low}-{high} m: {of.sum()} pixels, told {100 * known.sum() / of.sum():.1f} %, AbsRel "
+            f"{low}-{high} m: {of.sum()} pixels, with depth {100 * known.sum() / of.sum():.1f} %, AbsRel "
             f"{np.abs(ratio - 1).mean():.3f}, delta 1.25 {100 * (np.maximum(ratio, 1 / ratio) < 1.25).mean():.1f} %"
         )
 

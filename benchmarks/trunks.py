@@ -42,15 +42,15 @@ def called_trunk(points_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         alone = feet[around[0]].sum() == (columns[box] == number).sum()
         thin = max(s.stop - s.start for s in box) <= WIDEST
         is_trunk[number] = thin and alone and crowns[around[1]].any()
-    told = low.copy()
-    told[low] = is_trunk[columns[tuple(at[low].T)]]
-    return low, told
+    called = low.copy()
+    called[low] = is_trunk[columns[tuple(at[low].T)]]
+    return low, called
 
 
 def main(dataroot: Path, maps: Path) -> None:
     source, teacher = SemanticKittiSource(dataroot), FileClasses(maps, SEMANTIC_KITTI)
     trunk, vegetation = (SEMANTIC_KITTI.id_of(name) for name in ("trunk", "vegetation"))
-    called, told_are, all_low = Counter[str](), Counter[str](), 0
+    called, called_are, all_low = Counter[str](), Counter[str](), 0
     for number in range(len(source)):
         frame = source[number]
         assert frame.lidar is not None
@@ -63,13 +63,13 @@ def main(dataroot: Path, maps: Path) -> None:
         column, row = (share * class_id.shape[::-1]).astype(int).clip(0, np.array(class_id.shape[::-1]) - 1).T
         said = class_id[row, column]
         called.update(_name(of) for of in said[own == trunk])
-        low, told = called_trunk((points_m - (0, 0, GROUND_Z_M))[said == vegetation])
+        low, called = called_trunk((points_m - (0, 0, GROUND_Z_M))[said == vegetation])
         all_low += int((own[said == vegetation][low] == trunk).sum())
-        told_are.update(_name(of) for of in own[said == vegetation][told])
+        called_are.update(_name(of) for of in own[said == vegetation][called])
     print("points of trunks are called:", dict(called.most_common()))
-    print("points called trunk by their shape are:", dict(told_are.most_common()))
-    found = told_are["trunk"]
-    right, of_all = 100 * found / max(1, told_are.total()), 100 * found / max(1, all_low)
+    print("points called trunk by their shape are:", dict(called_are.most_common()))
+    found = called_are["trunk"]
+    right, of_all = 100 * found / max(1, called_are.total()), 100 * found / max(1, all_low)
     print(f"right: {right:.0f} %; found of the trunks there: {of_all:.0f} %")
 
 

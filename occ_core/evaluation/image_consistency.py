@@ -72,7 +72,7 @@ class ImageConsistency:
         need("numba", "world")
         self.taxonomy, self.grid, self.ground_z_m = taxonomy, grid, ground_z_m
         self.frames = self.images = self.alone = 0
-        self.pixels = np.zeros((len(GROUPS), len(BANDS), 2), dtype=np.int64)  # told, and those that fit
+        self.pixels = np.zeros((len(GROUPS), len(BANDS), 2), dtype=np.int64)  # judgeable, and those that fit
         self.gains: dict[str, list[tuple[float, int]]] = {group: [] for group in GROUPS}  # bits, shifts; of each image
         self.outlines = np.zeros(3, dtype=np.int64)  # pixels of outlines, near an edge, mirrored ones near an edge
 

@@ -52,7 +52,7 @@ def write_maps(
         teacher: as of `load_parts`: one that knows classes or depth only gives maps of one kind.
         sweeps: also of what lies between keyframes.
         by_stamp: every map is called `<camera>/<stamp_ns>`, as a bag's images are; else as the image's file, if any.
-        progress: told of images, done and in all.
+        progress: called with images, done and in all.
 
     Raises:
         InvalidInput: `out` holds maps made otherwise, or other files. MissingInput: all that the teachers lack.

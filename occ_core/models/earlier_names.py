@@ -13,6 +13,7 @@ TENSORS = {
     "seen": "observed_threshold",
     "seen_logit": "observed_threshold",  # EasyOcc
     "trust_in_pixels": "pixel_weight",  # OccLE
+    "place": "voxel_weight",  # OccNeRF
 }
 """The last part of a tensor's name, then and now."""
 

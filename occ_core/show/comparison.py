@@ -110,7 +110,7 @@ def on_equal_frames(a: Run, b: Run) -> Iterator[tuple[Path, Path, list[str]]]:
             f"no frame in common: {a.name} predicts {len(files[0])}, first '{min(files[0])}', {b.name} "
             f"{len(files[1])}, first '{min(files[1])}'"
         )
-    told = [
+    left_out = [
         f"{run.name}: {len(own) - len(both)} of {len(own)} predictions left out, {other.name} has none of these frames"
         for run, other, own in ((a, b, files[0]), (b, a, files[1]))
         if len(own) > len(both)
@@ -121,7 +121,7 @@ def on_equal_frames(a: Run, b: Run) -> Iterator[tuple[Path, Path, list[str]]]:
             place.mkdir()
             for token in both:
                 (place / f"{token}{own[token].suffix}").symlink_to(own[token].resolve())
-        yield *links, told
+        yield *links, left_out
 
 
 def frames_of_both(names: tuple[str, str], a: PredictedFrames, b: PredictedFrames) -> Iterator[PageFrame]:

@@ -82,14 +82,14 @@ class LiveServer:
             self._number += 1
             return self._waiting > 0
 
-    def publish(self, scene: dict[str, Any], frame: dict[str, Any], told: str) -> None:
+    def publish(self, scene: dict[str, Any], frame: dict[str, Any], caption: str) -> None:
         """Give the frame that `came` last to all who are ready; others miss it.
 
         Args:
             scene: what all frames have in common, see `page_data.scene_of`. frame: see `page_data.pack_view`.
-            told: what stands beside it.
+            caption: what stands beside it.
         """
-        text = json.dumps({"scene": scene, "frame": frame, "told": told}, separators=(",", ":"), allow_nan=False)
+        text = json.dumps({"scene": scene, "frame": frame, "caption": caption}, separators=(",", ":"), allow_nan=False)
         with self._news:
             self._newest, self._made = text, self._number
             self._news.notify_all()

@@ -176,7 +176,7 @@ def test_without_numba_one_line_says_what_to_install(monkeypatch):
         LidarRayScores()
 
 
-def moment(points_lidar_m, ego_from_lidar=None, sweep_world_from_ego=None) -> Frame:
+def frame_of(points_lidar_m, ego_from_lidar=None, sweep_world_from_ego=None) -> Frame:
     """One camera that looks forward from x = 1.7; the world's frame is the ego's."""
     points = np.asarray(points_lidar_m, dtype=np.float32).reshape(-1, 3)
     ego_from_cam = np.eye(4)
@@ -198,14 +198,14 @@ def moment(points_lidar_m, ego_from_lidar=None, sweep_world_from_ego=None) -> Fr
 def test_returns_are_where_the_robot_was_when_the_laser_saw_them():
     """The sweep was taken 2 m ahead and a quarter turn to the left of the frame's own pose."""
     there = pose((2.0, 0.0, 0.0), (np.cos(np.pi / 4), 0, 0, np.sin(np.pi / 4)))
-    found = returns_of(moment([(0.1, -10.0, 0.0), (0.1, 10.0, 0.0)], sweep_world_from_ego=there))
+    found = returns_of(frame_of([(0.1, -10.0, 0.0), (0.1, 10.0, 0.0)], sweep_world_from_ego=there))
     assert np.allclose(found.origin_ego_m, (2.0, 0.9, 1.8))
     assert np.allclose(found.points_ego_m, [(12.0, 1.0, 1.8), (-8.0, 1.0, 1.8)])
     assert found.in_view.tolist() == [True, False] and found.placed
 
 
 def test_a_camera_without_image_sees_nothing():
-    frame = moment([(10.0, 0.0, 0.0)])
+    frame = frame_of([(10.0, 0.0, 0.0)])
     assert returns_of(frame).in_view.all()
     assert not returns_of(replace(frame, images={})).in_view.any()
     with pytest.raises(InvalidInput, match="has no LiDAR sweep"):
@@ -214,7 +214,7 @@ def test_a_camera_without_image_sees_nothing():
 
 def test_rays_do_not_start_in_the_road():
     """Points given in the ego frame: the data set does not say where its LiDAR is."""
-    frame = moment([(12.2, 0.0, 1.0)], np.eye(4))
+    frame = frame_of([(12.2, 0.0, 1.0)], np.eye(4))
     found = returns_of(frame)
     assert not found.placed and np.allclose(found.origin_ego_m, (1.7, 0.0, 1.5))
     assert np.allclose(found.points_ego_m, (12.2, 0.0, 1.0), atol=1e-6)

@@ -130,9 +130,9 @@ def test_a_client_is_given_what_the_node_answers(viewer, answers):
     with connect(viewer.url.replace("http", "ws") + "/frames", max_size=None) as socket:
         seen = set()
         while len(seen) < 2:  # two different frames, whole and with their truth
-            told = json.loads(socket.recv(timeout=120))
+            received = json.loads(socket.recv(timeout=120))
             socket.send("next")
-            frame = told["frame"]
+            frame = received["frame"]
             if set(frame["images"]) != set(CAMERAS) or "true" not in frame["volumes"]:
                 continue
             index = index_of(frame["name"])
@@ -144,7 +144,7 @@ def test_a_client_is_given_what_the_node_answers(viewer, answers):
                 cells = np.cumsum(np.frombuffer(steps, "<u4"))
                 np.testing.assert_array_equal(cells, np.flatnonzero(expected.occupied))
                 np.testing.assert_array_equal(np.frombuffer(label, "u1"), expected.labels.ravel()[cells])
-            assert told["scene"]["cameras"] and set(told["scene"]["frusta"]) == set(CAMERAS)
+            assert received["scene"]["cameras"] and set(received["scene"]["frusta"]) == set(CAMERAS)
             seen.add(index)
         rclpy_context = rclpy.Context()
         rclpy.init(context=rclpy_context, domain_id=DOMAIN)
@@ -153,9 +153,9 @@ def test_a_client_is_given_what_the_node_answers(viewer, answers):
         bad = 0
         while not bad:  # a cloud without fields
             clouds.publish(PointCloud2(header=header_of(fx.START, "base_link"), width=5, height=1, point_step=4))
-            told = json.loads(socket.recv(timeout=120))
+            received = json.loads(socket.recv(timeout=120))
             socket.send("next")
-            bad = int(told["told"].split(", ")[1].split()[0])
+            bad = int(received["caption"].split(", ")[1].split()[0])
         stranger.destroy_node()
         rclpy_context.try_shutdown()
         assert viewer.end() == 0  # while somebody looks

@@ -47,7 +47,7 @@ def until(met, timeout_s=20.0):
 def give(server, number):
     """Frame of a number, if a browser is ready for it."""
     if ready := server.came():
-        server.publish({"grid": 0}, {"name": str(number)}, "told")
+        server.publish({"grid": 0}, {"name": str(number)}, "caption")
     return ready
 
 
@@ -107,7 +107,7 @@ def test_nonsense_and_floods_of_browsers_harm_nobody(server):
             assert refused.value.response.status_code == 503
         until(lambda: server.viewers == 1)
         give(server, 2)
-        assert json.loads(good.recv(timeout=10))["told"] == "told"
+        assert json.loads(good.recv(timeout=10))["caption"] == "caption"
 
 
 def test_a_taken_port_is_named(server):

@@ -155,7 +155,7 @@ def test_confusion_and_reliability_are_those_of_the_files(city, predictions, pag
     (confusion,) = page.data["confusion"]
     assert confusion["protocol"] == "camera" and confusion["classes"] == list(OCC3D.names)
     assert confusion["cells"] == metrics.confusion_matrix(true, called, labels=range(18)).tolist()
-    (told,) = page.data["reliability"]
+    (table,) = page.data["reliability"]
     right, share = (true == 17) == (called == 17), said / 255
     for place in range(10):
         of_bin = speaks & (called != 17) & (share >= place / 10) & ((share < (place + 1) / 10) | (place == 9))
@@ -164,7 +164,7 @@ def test_confusion_and_reliability_are_those_of_the_files(city, predictions, pag
             "confidence": 100 * share[of_bin].mean(),
             "right": 100 * right[of_bin].mean(),
         }
-        assert told["occupied"][place] == pytest.approx(expected)
+        assert table["occupied"][place] == pytest.approx(expected)
 
 
 def test_nothing_is_loaded_from_elsewhere(page):

@@ -49,13 +49,13 @@ def figures(folder: Path) -> Figures:
 
 
 @pytest.fixture(scope="module")
-def told(frames, tmp_path_factory):
+def visit(frames, tmp_path_factory):
     folder = tmp_path_factory.mktemp("visit")
     write_page(folder / "report.html", "visited", frames, figures(folder))
     with open(folder / "report.html", "a") as file:
         file.write(f"<script>{VISITOR.read_text()}</script>")
     with open_page(folder / "profile", (folder / "report.html").as_uri()) as page:
-        return json.loads(page.until("document.querySelector('pre#told')?.textContent", 240))
+        return json.loads(page.until("document.querySelector('pre#visit')?.textContent", 240))
 
 
 def expected(page_frame: PageFrame, keep) -> list[int]:
@@ -63,40 +63,40 @@ def expected(page_frame: PageFrame, keep) -> list[int]:
 
 
 @pytest.mark.slow
-def test_it_shows_what_is_chosen(told, frames):
+def test_it_shows_what_is_chosen(visit, frames):
     first, layer = frames[0], np.arange(OCC3D_GRID.shape[2])
-    assert told["problem"] == ""
-    assert told["start"]["counts"] == expected(first, lambda o: True)
-    assert told["without cars"]["counts"] == expected(first, lambda o: o.labels != CAR)
-    assert told["nothing"]["counts"] == [0, 0]
-    assert told["only cars"]["counts"] == expected(first, lambda o: o.labels == CAR)
-    assert told["low"]["counts"] == expected(first, lambda o: layer <= HIGHEST)
-    assert told["certain"]["counts"] == expected(first, lambda o: np.rint(255 * o.confidence) >= 0.6 * 255)
+    assert visit["problem"] == ""
+    assert visit["start"]["counts"] == expected(first, lambda o: True)
+    assert visit["without cars"]["counts"] == expected(first, lambda o: o.labels != CAR)
+    assert visit["nothing"]["counts"] == [0, 0]
+    assert visit["only cars"]["counts"] == expected(first, lambda o: o.labels == CAR)
+    assert visit["low"]["counts"] == expected(first, lambda o: layer <= HIGHEST)
+    assert visit["certain"]["counts"] == expected(first, lambda o: np.rint(255 * o.confidence) >= 0.6 * 255)
     camera, centers = first.frame.rig_at_stamps["CAM_BACK"], OCC3D_GRID.centers_m().reshape(-1, 3)
     seen = visible(camera, centers).reshape(OCC3D_GRID.shape)
-    assert told["camera"]["counts"] == expected(first, lambda o: seen)
+    assert visit["camera"]["counts"] == expected(first, lambda o: seen)
 
 
 @pytest.mark.slow
-def test_it_draws(told):
+def test_it_draws(visit):
     for panel in (0, 1):
-        drawn = {name: step["pixels"][panel]["n"] for name, step in told.items() if "pixels" in step}
+        drawn = {name: step["pixels"][panel]["n"] for name, step in visit.items() if "pixels" in step}
         assert drawn["nothing"] < 100 < 3000 < drawn["only cars"] < drawn["start"]  # the arrow has soft edges
         assert drawn["turned"] > 20_000 and drawn["turned"] != drawn["start"]
-        red, green, blue = told["only cars"]["pixels"][panel]["rgb"]
+        red, green, blue = visit["only cars"]["pixels"][panel]["rgb"]
         assert 0.6 < green / red < 0.8 and blue < 0.4 * red  # (255, 166, 1), its edges mixed with white
 
 
 @pytest.mark.slow
-def test_it_plays(told, frames):
-    assert told["when"].startswith("2 of 2: ")
-    assert told["second"]["counts"] == expected(frames[1], lambda o: True)
-    assert told["images"] == [small_nuscenes.SIZE[0]] * 2
+def test_it_plays(visit, frames):
+    assert visit["when"].startswith("2 of 2: ")
+    assert visit["second"]["counts"] == expected(frames[1], lambda o: True)
+    assert visit["images"] == [small_nuscenes.SIZE[0]] * 2
 
 
 @pytest.mark.slow
-def test_figures_are_drawn(told):
-    shown = told["figures"]
+def test_figures_are_drawn(visit):
+    shown = visit["figures"]
     assert shown["options"] == ["total", "depth"] and shown["points"] == [3, 2] and shown["points of depth"] == [2, 0]
     assert shown["circles"] == ["100 cells"] * 2
     assert shown["confusion"] == [["", "car", "bus"], ["car", "75", "25"], ["bus", "", ""]]  # no tram anywhere

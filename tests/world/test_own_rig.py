@@ -128,8 +128,8 @@ def test_a_lidar_amid_low_cameras_sees_the_street_around():
 def test_blind_pixels_show_the_robot(view_of):
     blind = np.zeros((40, 64), dtype=np.bool_)
     blind[-8:] = True
-    bare = camera("left", (64, 40), 50.0)
-    view, whole = view_of(replace(bare, blind=blind)), view_of(bare)
+    unmasked = camera("left", (64, 40), 50.0)
+    view, whole = view_of(replace(unmasked, blind=blind)), view_of(unmasked)
     assert (view.class_id[-8:] == OWN_BODY).all() and np.isnan(view.depth_m[-8:]).all()
     assert np.array_equal(view.class_id[:-8], whole.class_id[:-8]) and isinstance(view, RenderedImage)
     assert view.radiance[-8:].max() < 0.05

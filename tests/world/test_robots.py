@@ -142,16 +142,16 @@ def test_lidar_does_not_return_from_the_own_body(scene):
 def test_own_body_is_in_no_voxel_and_what_it_hides_is_not_observed(scene):
     city, robot, _ = scene
     arguments = city, 1.0, robot.rig, robot.ego_from_lidar
-    bare, clothed = occupancy_truth(*arguments), occupancy_truth(*arguments, body=robot.body)
-    assert np.array_equal(bare.labels, clothed.labels) and np.array_equal(bare.mask_lidar, clothed.mask_lidar)
-    assert not (clothed.observed & ~bare.observed).any()
-    lost = np.argwhere(bare.observed & ~clothed.observed & (bare.labels != 17))
+    bodiless, clothed = occupancy_truth(*arguments), occupancy_truth(*arguments, body=robot.body)
+    assert np.array_equal(bodiless.labels, clothed.labels) and np.array_equal(bodiless.mask_lidar, clothed.mask_lidar)
+    assert not (clothed.observed & ~bodiless.observed).any()
+    lost = np.argwhere(bodiless.observed & ~clothed.observed & (bodiless.labels != 17))
     assert len(lost) > 20
     # All corners of a lost voxel that are in a camera's image are behind the body, or at its outline.
     corners = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
     hidden = []
     for voxel in lost:
-        points = np.array(bare.grid.origin_m) + (voxel + corners) * bare.grid.voxel_size_m
+        points = np.array(bodiless.grid.origin_m) + (voxel + corners) * bodiless.grid.voxel_size_m
         for camera in robot.rig:
             _, inside = camera.project(apply(inverse(camera.ego_from_cam), points))
             hidden += [_is_behind(robot.body, camera.ego_from_cam[:3, 3], p) for p in points[inside]]

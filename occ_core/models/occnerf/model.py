@@ -48,7 +48,7 @@ class OccNerf(nn.Module):
         c, classes = config.feature_channels, len(config.classes)
         self.contraction = Contraction(config.grid, config.contraction_ratio, config.volume_shape)
         self.image_network = ImageNetwork(config.backbone, c, config.feature_stride, config.checkpoint)
-        self.place = nn.Parameter(torch.ones(c, *config.volume_shape))  # how much each feature counts, and where
+        self.voxel_weight = nn.Parameter(torch.ones(c, *config.volume_shape))  # how much each feature counts, and where
         self.hourglass = StackedHourglass(c, config.volume_channels, config.hourglass_stacks, config.checkpoint)
         self.head = _head(config.volume_channels, config.head_convolutions, classes)
         self._start_free()
@@ -66,7 +66,7 @@ class OccNerf(nn.Module):
         """Class logits of the box, [B, C, X, Y, Z] of `config.volume_shape`."""
         features = self.image_network(rig_images.images)
         lifted, _ = lift(features, self.points_ego_m, rig_images)
-        x = self.hourglass(lifted.unflatten(2, self.config.volume_shape) * self.place)
+        x = self.hourglass(lifted.unflatten(2, self.config.volume_shape) * self.voxel_weight)
         return checkpointing.run(self.head, x, self.config.checkpoint)
 
     def grid_logits(

@@ -16,7 +16,7 @@ function listen() {
   socket.onmessage = async (event) => {
     const given = JSON.parse(event.data), text = JSON.stringify({ ...given.scene, frusta: null });
     tell("");
-    $("told").textContent = given.told;
+    $("caption").textContent = given.caption;
     if (text === common) { // what is chosen stays, though cameras may turn
       Object.assign(scene, { frames: [given.frame], frusta: given.scene.frusta });
       await refresh();
