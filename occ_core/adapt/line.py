@@ -34,7 +34,7 @@ from occ_core.parallel import progress_bar
 from occ_core.teachers.names import is_network
 
 OnProgress = Callable[[str], None]
-STAGES = 10  # and `masks` of bags, `places` and their labels of bags beside cities, `replay` where ROS 2 is
+STAGES = 10  # and `masks` of bags, `cities` and their labels beside bags, `replay` where ROS 2 is
 # Rough, of one camera's image on a core: a label by maps that are there (200 labels of six images took two processes
 # 49 s, benchmarks/labels.md), an answer with reading and scoring, in three judgements; and what does not grow.
 LABEL_S, ANSWER_S, OTHER_S = 0.1, 0.1, 120.0
