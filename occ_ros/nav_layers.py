@@ -45,7 +45,7 @@ class NavLayers:
 
     Args:
         values: the node's parameters, those of `LAYER_PARAMETERS` and of ~/grid; they may change at any time.
-        taxonomy: of the answers; told once and latched on ~/segmentation/label_info, where vision_msgs is installed.
+        taxonomy: of the answers; sent once and latched on ~/segmentation/label_info, where vision_msgs is installed.
     """
 
     def __init__(self, node: Node, values: Mapping[str, Any], taxonomy: Taxonomy) -> None:
@@ -55,7 +55,7 @@ class NavLayers:
         self._mask = Output(node, Image, "~/segmentation/mask", 5)
         self._confidence = Output(node, Image, "~/segmentation/confidence", 5)
         self._points = Output(node, PointCloud2, "~/segmentation/aligned_points", 5)
-        self._label_info = _told_labels(node, taxonomy)
+        self._label_info = _latched_labels(node, taxonomy)
 
     @property
     def all(self) -> tuple[Output, ...]:
@@ -98,8 +98,8 @@ class NavLayers:
             self._node.destroy_publisher(self._label_info)
 
 
-def _told_labels(node: Node, taxonomy: Taxonomy) -> Any:
-    """Publisher of the names of all class ids, latched and told; None without vision_msgs."""
+def _latched_labels(node: Node, taxonomy: Taxonomy) -> Any:
+    """Publisher of the names of all class ids, latched; None without vision_msgs."""
     try:
         from vision_msgs.msg import LabelInfo, VisionClass
     except ImportError:
