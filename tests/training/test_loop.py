@@ -154,7 +154,7 @@ def test_backbone_learns_at_its_own_rate_and_only_matrices_decay(data):
     names = {id(parameter): name for name, parameter in made.model.named_parameters()}
     found = {names[id(p)]: (g["lr_scale"], g["weight_decay"]) for g in made.optimizer.param_groups for p in g["params"]}
     assert found == {
-        "head.weight": (1.0, 0.02), "head.bias": (1.0, 0.0), "place": (1.0, 0.02), "backbone.0.weight": (0.1, 0.02),
+        "head.weight": (1.0, 0.02), "head.bias": (1.0, 0.0), "position_weight": (1.0, 0.02), "backbone.0.weight": (0.1, 0.02),
         "backbone.0.bias": (0.1, 0.0), "backbone.1.weight": (0.1, 0.0), "backbone.1.bias": (0.1, 0.0),
     }  # fmt: skip
 
@@ -226,7 +226,7 @@ def test_a_network_that_learns_from_its_average_is_given_it(data, tmp_path, monk
     given, forward = [], tiny.Tiny.forward
 
     def remembering(self, rig_images, targets, progress, *teacher):
-        given.append([(average.training, average.place.clone()) for average in teacher])
+        given.append([(average.training, average.position_weight.clone()) for average in teacher])
         return forward(self, rig_images, targets, progress)
 
     monkeypatch.setattr(tiny.Tiny, "forward", remembering)
