@@ -155,7 +155,8 @@ def test_backbone_learns_at_its_own_rate_and_only_matrices_decay(data):
     found = {names[id(p)]: (g["lr_scale"], g["weight_decay"]) for g in made.optimizer.param_groups for p in g["params"]}
     assert found == {
         "head.weight": (1.0, 0.02), "head.bias": (1.0, 0.0), "position_weight": (1.0, 0.02),
-        "backbone.0.weight": (0.1, 0.02), "backbone.0.bias": (0.1, 0.0), "backbone.1.weight": (0.1, 0.0), "backbone.1.bias": (0.1, 0.0),
+        "backbone.0.weight": (0.1, 0.02), "backbone.0.bias": (0.1, 0.0),
+        "backbone.1.weight": (0.1, 0.0), "backbone.1.bias": (0.1, 0.0),
     }  # fmt: skip
 
 
