@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 pytest.importorskip("embreex", reason="the simulated city needs embreex: pip install 'occ_ros[world]'")
-pytest.importorskip("nuscenes", reason="reading the cities needs the nuscenes-devkit: pip install 'occ_ros[nuscenes]'")
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -26,16 +26,7 @@ from occ_core.training.data_sets import open_data  # noqa: E402
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def _tiny(monkeypatch):
-    tiny.use_tiny(monkeypatch.setattr)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("watch") / "set"
-    tiny.make_data(root)
-    return root
+pytestmark = pytest.mark.usefixtures("tiny_network")
 
 
 def page(out: Path) -> dict:
