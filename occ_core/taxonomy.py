@@ -8,6 +8,9 @@ import numpy as np
 
 from occ_core.errors import InvalidInput
 
+GROUND = frozenset({"driveable_surface", "other_flat", "sidewalk", "terrain", "road", "parking", "other_ground"})
+"""Classes of all taxonomies that lie on the ground."""
+
 UNLABELED = 255
 """Class id of a cell or pixel whose class nobody says: not observed, not labelled, or ignored by a benchmark."""
 
@@ -72,6 +75,11 @@ class Taxonomy:
     def occupied_ids(self) -> tuple[int, ...]:
         """All ids but the free one."""
         return tuple(i for i in range(len(self.names)) if i != self.free_id)
+
+    @property
+    def ground_ids(self) -> tuple[int, ...]:
+        """Classes that lie on the ground; all others but the free one stand on it."""
+        return tuple(i for i, name in enumerate(self.names) if name in GROUND)
 
     @property
     def palette(self) -> np.ndarray:

@@ -14,7 +14,8 @@ from occ_core.adapt.doctor import TRUTH_TOPIC
 from occ_core.adapt.label import LABELS
 from occ_core.clouds import occupancy_of
 from occ_core.evaluation.lidar_rays import BANDS, GROUPS, LidarRayScores, returns_of
-from occ_core.evaluation.report import VoxelScores
+from occ_core.evaluation.predictions import read_confidence, read_observed
+from occ_core.evaluation.report import SetScores
 from occ_core.frame import Frame
 from occ_core.grid import VoxelGrid
 from occ_core.inference.predictions import MadeBy, made_by, model_key, save_prediction
@@ -41,13 +42,13 @@ def judge(
         predictions: folder for one <token>.npz a keyframe; those of this model that are there are read.
 
     Returns:
-        `lidar` as of LidarRayScores.report, `labels` and `truth` as of VoxelScores.report, each with `samples`, as far
+        `lidar` as of LidarRayScores.report, `labels` and `truth` as of SetScores.report, each with `samples`, as far
         as there is something to judge by; `summary`: see `summary_of`.
     """
     backend = "torch" if model.suffix == ".safetensors" else "auto"
     predictor, key = Predictor.load(model, backend, threads), model_key(model, backend)
     rays = LidarRayScores(predictor.taxonomy, predictor.grid)
-    voxels = {"labels": VoxelScores(predictor.taxonomy), "truth": VoxelScores(predictor.taxonomy)}
+    scores = {name: SetScores(predictor.taxonomy, predictor.grid) for name in ("labels", "truth")}
     recordings = [Recording(stretch) for stretch in stretches]
     scenes = [recording.scene(name) for recording in recordings for name in recording.scenes]
     total = sum(map(len, scenes))
@@ -56,15 +57,14 @@ def judge(
         labels = _answer(predictor, frame, path, MadeBy(key, images))
         if frame.lidar is not None:
             rays.add(labels, returns_of(frame))
+        observed, confidence = (read(path, predictor.grid) for read in (read_observed, read_confidence))
         for name, truth in truths.items():
-            voxels[name].add(truth, labels)
+            scores[name].add(truth, labels)
+            if confidence is not None:
+                scores[name].reliability.add(truth, labels, observed, confidence)
         on_progress(done, total)
     report: dict[str, Any] = {"lidar": rays.report()} if rays.frames else {}
-    report |= {
-        name: {"samples": s.samples, **s.report(), "confusion": s.confusion()}
-        for name, s in voxels.items()
-        if s.samples
-    }
+    report |= {name: {"samples": of.voxels.samples, **of.report()} for name, of in scores.items() if of.voxels.samples}
     return _finite(report | {"summary": summary_of(report)})
 
 

@@ -19,7 +19,6 @@ from occ_core.teachers.base import ClassMap, DepthMap
 
 SUB = 2  # points are summed in cells of half a voxel, so that another frame's turned grid has no holes
 DROP, POINT, PASS, SKY = 0, 1, 2, 3
-GROUND = ("driveable_surface", "other_flat", "sidewalk", "terrain", "road", "parking", "other_ground")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +56,7 @@ class Lifter:
         self._is_road = np.zeros(256, dtype=np.bool_)
         self._is_road[[number for number, name in enumerate(taxonomy.names) if name in ROAD]] = True
         self._is_ground = np.zeros(256, dtype=np.bool_)
-        self._is_ground[[number for number, name in enumerate(taxonomy.names) if name in GROUND]] = True
+        self._is_ground[list(taxonomy.ground_ids)] = True
         self._rays: dict[tuple, np.ndarray] = {}
 
     def lift(self, frame: Frame, classes: dict[str, ClassMap], depths: dict[str, DepthMap]) -> FrameEvidence:

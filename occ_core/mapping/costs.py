@@ -14,7 +14,6 @@ from occ_core.occupancy import Occupancy
 from occ_core.taxonomy import TAXONOMIES, Taxonomy
 
 UNKNOWN, OBSTACLE = -1, 100  # as nav_msgs/OccupancyGrid has them; 0 is free
-GROUND = ("driveable_surface", "other_flat", "sidewalk", "terrain", "road", "parking", "other_ground")
 
 
 def class_costs(taxonomy: Taxonomy, entries: Iterable[str] = ()) -> np.ndarray:
@@ -27,7 +26,7 @@ def class_costs(taxonomy: Taxonomy, entries: Iterable[str] = ()) -> np.ndarray:
         InvalidInput: naming the entry.
     """
     costs = np.full(256, OBSTACLE, dtype=np.int8)
-    costs[[taxonomy.free_id, *(i for i, name in enumerate(taxonomy.names) if name in GROUND)]] = 0
+    costs[[taxonomy.free_id, *taxonomy.ground_ids]] = 0
     known = {name for each in TAXONOMIES.values() for name in each.names}
     for entry in entries:
         name, _, text = entry.partition(":")

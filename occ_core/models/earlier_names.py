@@ -22,8 +22,13 @@ SETTINGS = {"memory_moments": "memory_frames"}
 
 
 def with_todays_tensors(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Return the same tensors under the names that the networks use today."""
-    return {_today(name): tensor for name, tensor in tensors.items()}
+    """Return the same tensors under the names that the networks use today, and those that came later as they begin."""
+    today = {_today(name): tensor for name, tensor in tensors.items()}
+    for name in [name for name in today if name.rpartition(".")[2] == "balance"]:  # nano before it had `survival`
+        sibling = name.removesuffix("balance") + "survival"
+        if sibling not in today:
+            today[sibling] = 0 * today[name].sum() + 0.5
+    return today
 
 
 def with_todays_settings(settings: Any) -> Any:

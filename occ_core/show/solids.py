@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 
 from occ_core.grid import VoxelGrid
-from occ_core.mapping.costs import GROUND
 from occ_core.occupancy import Occupancy
 
 BACKGROUND_RGB = (250, 250, 250)
@@ -85,7 +84,7 @@ def hidden(occupancy: Occupancy) -> np.ndarray:
     A level of which nothing open was observed, as below the ground, has no inside.
     """
     taxonomy, occupied = occupancy.taxonomy, occupancy.labels != occupancy.taxonomy.free_id
-    open_ids = [taxonomy.free_id, *(i for i, name in enumerate(taxonomy.names) if name in GROUND)]
+    open_ids = [taxonomy.free_id, *taxonomy.ground_ids]
     is_open = np.isin(occupancy.labels, open_ids)
     within, standing = np.zeros_like(occupied), np.zeros_like(occupied)
     for level in range(occupied.shape[2]):

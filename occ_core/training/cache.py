@@ -34,7 +34,7 @@ from occ_core.training.rays import ray_targets
 
 log = logging.getLogger(__name__)
 
-VERSION = 6  # of the arrays' meaning
+VERSION = 7  # of the arrays' meaning
 ARRAYS = (
     "images", "present", "stamp_ns", "world_from_ego", "labels", "depth", "pixel_class", "rig", "voxel_index",
     "pillar_index", "rays", "origins_ego_m", "own",

@@ -22,8 +22,10 @@ from killed import run_killed
 from label_fixtures import hashes
 
 from occ_core.adapt import deploy
+from occ_core.adapt.label import LABELS
 from occ_core.adapt.line import plan, run
 from occ_core.errors import InvalidInput
+from occ_core.evaluation.report import evaluate_folders
 from occ_core.inference.predictor import Predictor
 from occ_core.rig_file import load_rig_file
 from occ_core.sources.open import open_source
@@ -73,6 +75,8 @@ def test_what_the_line_leaves(robot, adapted):
         scores = report[part]
         assert scores["lidar"]["frames"] == scores["labels"]["samples"] == 4 and "truth" not in scores
         assert len(list((adapted / "judged" / part).glob("*.npz"))) == 4
+        by_file, _ = evaluate_folders(adapted / "judged" / part, adapted / "stretches" / "drive.judge" / LABELS)
+        assert scores["labels"]["reliability"]["all"] == pytest.approx(by_file["reliability"]["all"])
         assert {"lidar_above", "lidar_ground"} & set(scores["summary"]) and scores["summary"]["labels_iou"] >= 0
     chosen = robot["start"] if not report["better"] else adapted / "train" / "model.safetensors"
     assert report["checkpoint"] == str(chosen) and report["trained"]["steps"] == STEPS

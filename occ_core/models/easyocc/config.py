@@ -20,7 +20,9 @@ class EasyOccConfig(NetworkConfig):
 
     input_multiple: ClassVar[int] = 32
     by_table: ClassVar[bool] = True
-    fitted: ClassVar[frozenset[str]] = frozenset({"balance", "threshold", "class_bias", "observed_threshold"})
+    fitted: ClassVar[frozenset[str]] = frozenset(
+        {"balance", "threshold", "class_bias", "observed_threshold", "survival"}
+    )
     needs: ClassVar[frozenset[str]] = frozenset({"labels"})
     pixel_ratio_limit: ClassVar[float] = 10.0
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from occ_core.models.easyocc import ground
-from occ_core.models.easyocc.model import NEVER, EasyOcc
+from occ_core.models.easyocc.logits import NEVER, ends_in
+from occ_core.models.easyocc.model import EasyOcc
 from occ_core.models.easyocc.table import GROUND
 from occ_core.models.efficientnet_lite import SameConv2d
 from occ_core.models.lifting import SMALLEST
@@ -29,6 +30,7 @@ class Deployed(nn.Module):
     multiplied by it, because probabilities lie beside the logits and one int8 scale has to fit both."""
 
     nearer: Tensor
+    threshold: Tensor
 
     def __init__(self, model: EasyOcc):
         super().__init__()
@@ -39,6 +41,8 @@ class Deployed(nn.Module):
                 if isinstance(child, SameConv2d):
                     setattr(part, name, child.evenly_padded())
         self.register_buffer("nearer", torch.ones(config.depth_bins, config.depth_bins).triu(1))
+        at_end = torch.where(model.stands, torch.full((), 2 * NEVER), model.threshold)
+        self.register_buffer("threshold", torch.cat([model.threshold, at_end]))  # of each class; where its ray ends
         birds_eye = cast(Any, model.birds_eye)
         for conv in (birds_eye.geometry[0], birds_eye.fine_geometry[0]):  # pairs of channels -> all first, all second
             weight = conv.weight.data.unflatten(1, (-1, 2))
@@ -73,14 +77,15 @@ class Deployed(nn.Module):
         hazard, reached = self._evidence(self._hazard(features, rays), voxel_index)
         context = model.to_context(features).permute(0, 2, 3, 1).reshape(-1, c.feature_channels)
         context = _gather(context, pillar_index).reshape(1, px, py, pz, c.feature_channels)
-        context = context * self._pillar_weight(hazard, reached)
+        ends_here = torch.sigmoid(hazard) * reached
+        context = context * self._pillar_weight(ends_here)
         context = context.reshape(1, px, py, pz * c.feature_channels).permute(0, 3, 1, 2)
         geometry = torch.cat([hazard / HAZARD_RANGE, reached], dim=3).permute(0, 3, 1, 2)
         memory, past = model.birds_eye.memory, None
         if memory is not None and state is not None and then_from_now is not None:
             past = memory.moved(state, then_from_now)
         bev, kept = model.birds_eye(geometry, context, past)
-        answer = self._answer(bev, hazard, reached)
+        answer = self._answer(bev, hazard, reached, ends_in(reached, ends_here, model.survival))
         return answer if memory is None else (*answer, memory.state(kept))
 
     def _hazard(self, features: Tensor, rays: Tensor) -> Tensor:
@@ -103,22 +108,23 @@ class Deployed(nn.Module):
         hazard, reached = (_gather(part.reshape(-1), voxel_index).reshape(shape) for part in (rows, reached))
         return hazard, reached
 
-    def _pillar_weight(self, hazard: Tensor, reached: Tensor) -> Tensor:
+    def _pillar_weight(self, ends_here: Tensor) -> Tensor:
         """The pillar weights [1, X/2, Y/2, heights, 1], as in `EasyOcc`."""
         c = self.model.config
         px, py, pz = c.pillar_grid_shape
-        ends_here = (torch.sigmoid(hazard) * reached).permute(0, 3, 1, 2)
-        mean = F.avg_pool2d(ends_here, c.pillar_cells).reshape(1, pz, c.grid_shape[2] // pz, px, py).mean(dim=2)
+        pillars = F.avg_pool2d(ends_here.permute(0, 3, 1, 2), c.pillar_cells)
+        mean = pillars.reshape(1, pz, c.grid_shape[2] // pz, px, py).mean(dim=2)
         return 0.1 + mean.permute(0, 2, 3, 1).unsqueeze(-1)
 
-    def _answer(self, bev: Tensor, hazard: Tensor, reached: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _answer(self, bev: Tensor, hazard: Tensor, reached: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         model, free = self.model, self.model.config.classes.free_id
         x, y, heights = model.config.grid_shape
         wide = model.head(bev)
         classes, verdicts = (layer(wide).permute(0, 2, 3, 1) for layer in (model.to_class, self.to_verdicts))
         logit, seen = verdicts[..., :heights], verdicts[..., heights:]
         classes = classes.reshape(1, x, y, -1, heights).argmax(dim=3).int()
-        threshold = model.threshold.index_select(0, classes.reshape(-1)).reshape(1, x, y, heights)
+        border = classes + ends.to(classes.dtype) * len(model.threshold)
+        threshold = self.threshold.index_select(0, border.reshape(-1)).reshape(1, x, y, heights)
         logit = logit + model.hazard_weight * hazard
         seen = seen + model.reached_weight * (reached - 0.5)
         observed = torch.where(reached > 0, seen, torch.full((), NEVER)) > model.observed_threshold

@@ -37,4 +37,19 @@ class CellLogits(NamedTuple):
 
     occupied: Tensor  # [..., Z]: if a camera sees the cell, is something in it?
     classes: Tensor  # [..., Z, classes - 1]: if so, what? (without the free class)
+    ends: Tensor  # [..., Z] bool: is the cell where its viewing ray ends, see `ends_in`?
     observed: Tensor  # [..., Z]: does a camera see it, or is it hidden? NEVER outside all images
+
+
+def ends_in(
+    reached: Tensor,  # the probability that a ray comes to a cell
+    ends_here: Tensor,  # and that it ends in it
+    survival: Tensor,  # []
+) -> Tensor:
+    """Whether a cell lies in the depth bin, one of its ray, in which the ray is taken to end: that in which the
+    probability that it comes farther falls to `survival`.
+
+    Where a wall is, is uncertain by many cells, and none of them may be probable. That there is one is not, so it is
+    put where it most likely is rather than nowhere.
+    """
+    return (reached > survival) & (ends_here > reached - survival)

@@ -22,7 +22,7 @@ from occ_core.models.easyocc import ground
 from occ_core.models.easyocc.balance import fit_balance
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
 from occ_core.models.easyocc.inputs import SampleSequence, TableImages, TableTargets
-from occ_core.models.easyocc.logits import NEVER, CellLogits, Hidden, Lifted, Views
+from occ_core.models.easyocc.logits import NEVER, CellLogits, Hidden, Lifted, Views, ends_in
 from occ_core.models.easyocc.losses import losses
 from occ_core.models.easyocc.memory import MemoryFusion
 from occ_core.models.easyocc.sequence import SequentialModel
@@ -122,6 +122,8 @@ class EasyOcc(nn.Module):
     std: Tensor
     log_depth: Tensor
     balance: Tensor
+    stands: Tensor
+    survival: Tensor
     threshold: Tensor
     class_bias: Tensor
     observed_threshold: Tensor
@@ -155,11 +157,14 @@ class EasyOcc(nn.Module):
             nn.init.zeros_(self.to_ground.weight)
             nn.init.zeros_(self.to_ground.get_parameter("bias"))
         nn.init.constant_(self.to_hazard.get_parameter("bias"), -3.4)  # start from the share of occupied cells, 3 %
+        stands = [i not in config.classes.ground_ids for i in config.classes.occupied_ids]
+        self.register_buffer("stands", torch.tensor(stands), persistent=False)  # of each class: above the ground
         balance = torch.tensor([[1.0], [1.0], [0.0]]).repeat(1, heights)
         self.register_buffer("balance", balance)  # weights of the grid's and the ray's logit, and a constant
         self.register_buffer("threshold", torch.zeros(len(config.classes) - 1))  # see thresholds.py
         self.register_buffer("class_bias", torch.zeros(len(config.classes) - 1))  # added to class logits; there too
         self.register_buffer("observed_threshold", torch.zeros(()))  # of the logit of observed cells; there too
+        self.register_buffer("survival", torch.tensor(0.5))  # with which a ray is taken to end; there too
 
     def load_backbone(self, weights: str | Path) -> None:
         """See `backbones.load_backbone`."""
@@ -245,7 +250,8 @@ class EasyOcc(nn.Module):
         occupied = of_grid * self.to_occupied(x) + of_ray * self.hazard_weight * hazard + constant
         observed = self.to_observed(x) + self.reached_weight * (reached - 0.5)
         observed = torch.where(reached > 0, observed, torch.full_like(observed, NEVER))
-        return CellLogits(occupied, classes.reshape(*classes.shape[:-1], heights, -1), observed)
+        ends = ends_in(reached, reached * torch.sigmoid(hazard), self.survival)
+        return CellLogits(occupied, classes.reshape(*classes.shape[:-1], heights, -1), ends, observed)
 
     def logits(self, images: Tensor, voxel_index: Tensor, pillar_index: Tensor, rays: Tensor) -> CellLogits:
         """Logits of every cell: occupied and observed [B, X, Y, Z], classes [B, X, Y, Z, classes - 1]."""
@@ -317,7 +323,8 @@ class Answer(nn.Module):
         classes = (cells.classes + self.model.class_bias).argmax(dim=-1)
         threshold = self.model.threshold.index_select(0, classes.reshape(-1)).reshape(classes.shape)
         observed = cells.observed > self.model.observed_threshold
-        occupied = (cells.occupied > threshold) & observed
+        stands = self.model.stands[classes]
+        occupied = ((cells.occupied > threshold) | (cells.ends & stands)) & observed
         classes = classes + (classes >= free).to(classes.dtype)  # the free class has no logit of its own
         labels = torch.where(occupied, classes, torch.full_like(classes, free))
         p = torch.sigmoid(cells.occupied)

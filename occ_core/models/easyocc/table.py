@@ -93,13 +93,12 @@ class RigViews:
 
     def __init__(self, rig: Rig, config: EasyOccConfig) -> None:
         preprocess = Preprocess(config.input_width, config.input_height)
-        cameras = [preprocess.camera(camera) for camera in rig]
-        cells_m, pillars_m = config.grid.centers_m().reshape(-1, 3), _pillar_centers(config)
+        cells_m, pillars_m = config.grid.centers_m(), _pillar_centers_m(config)
         self._config, self._names = config, rig.names
-        self._cells = [_view(cells_m, camera, i, config) for i, camera in enumerate(cameras)]
-        self._pillars = [_view(pillars_m, camera, i, config) for i, camera in enumerate(cameras)]
-        self._counts = len(cells_m), len(pillars_m)
-        self._rays = np.ascontiguousarray(np.stack([_rays(camera, config) for camera in cameras]))
+        self._cells = [_view(cells_m, camera, i, config) for i, camera in enumerate(rig)]
+        self._pillars = [_view(pillars_m, camera, i, config) for i, camera in enumerate(rig)]
+        self._counts = cells_m[..., 0].size, pillars_m[..., 0].size
+        self._rays = np.ascontiguousarray(np.stack([_rays(preprocess.camera(camera), config) for camera in rig]))
 
     def table(self, missing: frozenset[str] = frozenset()) -> Table:
         """The table with `missing` cameras, which see nothing."""
@@ -114,26 +113,48 @@ class RigViews:
         return Table(voxel_index.astype(np.int32), pillar_index.astype(np.int32), self._rays)
 
 
-def _pillar_centers(config: EasyOccConfig) -> np.ndarray:
-    """Centres of the pillars' cells in metres, float32 (X/2 * Y/2 * heights, 3)."""
+def _pillar_centers_m(config: EasyOccConfig) -> np.ndarray:
+    """Centres of the pillars' cells in metres, float32 (X/2, Y/2, heights, 3)."""
     grid, shape = config.grid, config.pillar_grid_shape
     sizes = [n * grid.voxel_size_m / m for n, m in zip(grid.shape, shape, strict=True)]
     axes = [o + (np.arange(m) + 0.5) * s for o, m, s in zip(grid.origin_m, shape, sizes, strict=True)]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3).astype(np.float32)
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).astype(np.float32)
 
 
-def _view(points_ego_m: np.ndarray, camera: Camera, number: int, config: EasyOccConfig) -> VisiblePoints:
-    """Find which of the points (K, 3) the `number`th camera of a rig sees, and where."""
+def _view(centers_ego_m: np.ndarray, camera: Camera, number: int, config: EasyOccConfig) -> VisiblePoints:
+    """Find which cells of a grid, with centres (X, Y, Z, 3), the `number`th camera of a rig sees, and where.
+
+    The network's input lacks the top of most images. What an image shows there is taken to be what stands below it: a
+    cell gets pixel and depth of the highest cell of its column that the input shows. Walls, trees and poles go on.
+    """
     w, h = config.feature_size
-    points_cam_m = apply(inverse(camera.ego_from_cam), points_ego_m)
-    uv, visible = camera.project(points_cam_m)
-    point, uv = np.flatnonzero(visible), uv[visible]
+    size = np.array([config.input_width, config.input_height])
+    resized, left, top = Preprocess(*size.tolist()).plan(camera.size)
+    points_cam_m = apply(inverse(camera.ego_from_cam), centers_ego_m.reshape(-1, 3))
+    uv, in_image = camera.resized(resized).project(points_cam_m)
+    uv -= left, top
+    with np.errstate(invalid="ignore"):
+        in_input = in_image & ((uv > -0.5) & (uv < size - 0.5)).all(axis=1)
+    shown, point = _as_below(in_input, in_image, centers_ego_m.shape[:3])
+    uv = uv[shown]
     column, row = np.floor((uv + 0.5) / STRIDE).astype(np.int64).T
     pixel = (number * h + np.clip(row, 0, h - 1)) * w + np.clip(column, 0, w - 1)
-    off_center = np.abs(uv[:, 0] + 0.5 - camera.size[0] / 2)
+    off_center = np.abs(uv[:, 0] + 0.5 - config.input_width / 2)
     return VisiblePoints(
-        point.astype(np.int32), pixel.astype(np.int32), off_center, np.linalg.norm(points_cam_m[point], axis=1)
+        point.astype(np.int32), pixel.astype(np.int32), off_center, np.linalg.norm(points_cam_m[shown], axis=1)
     )
+
+
+def _as_below(in_input: np.ndarray, in_image: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Cells that the image shows, and for each the highest cell of its column, up to itself, that the input shows.
+
+    Returns:
+        flat indices (K,) of the shown cells, and of those that they stand for.
+    """
+    heights = np.arange(shape[2])
+    highest = np.maximum.accumulate(np.where(in_input.reshape(shape), heights, -1), axis=2)
+    point = np.flatnonzero(in_image.reshape(shape) & (highest >= 0))
+    return point - point % shape[2] + highest.reshape(-1)[point], point
 
 
 def _central_pixel(views: list[VisiblePoints], points: int, unseen: int) -> tuple[np.ndarray, np.ndarray]:

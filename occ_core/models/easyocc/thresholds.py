@@ -24,6 +24,7 @@ from torch import Tensor
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.inputs import TableImages, TableTargets
 from occ_core.models.easyocc.logits import NEVER, CellLogits
+from occ_core.models.lifting import ray_evidence
 from occ_core.taxonomy import UNLABELED
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def fit_thresholds(
     if next(iter(samples), None) is None:
         return
     fit_observed(model, samples)
+    fit_survival(model, samples)
     fit_classes(model, samples, weights)
 
 
@@ -64,6 +66,27 @@ def fit_observed(model: EasyOcc, samples: LabelledSamples) -> None:
         occupied = in_sight(*sample, model.config) & (labels != model.config.classes.free_id)
         logits.append(logit[occupied & (logit > NEVER)])
     model.observed_threshold.fill_(float(np.quantile(np.concatenate(logits), LOST)))
+
+
+@torch.no_grad()
+def fit_survival(model: EasyOcc, samples: LabelledSamples) -> None:
+    """Fit the survival at which a ray is taken to end, so that half of what stands on the ground is put too near and
+    half too far: the median of the probabilities with which rays come to where they do end.
+
+    It is 0.5 of a network that knows how little it knows, and less of one that takes new places for nearer than they
+    are.
+    """
+    found = []
+    stands = np.zeros(256, dtype=bool)
+    stands[np.array(model.config.classes.occupied_ids)[model.stands.numpy()]] = True
+    for inputs, targets in samples:
+        evidence = ray_evidence(model.views(inputs.images, inputs.rays).hazard_logits)
+        reached = evidence[:, 1].reshape(-1, model.config.depth_bins).numpy()
+        end = targets.depth.numpy().reshape(-1)
+        ray = np.flatnonzero((end < model.config.depth_bins) & stands[targets.pixel_class.numpy().reshape(-1)])
+        found.append(reached[ray, end[ray]])
+    if len(reached := np.concatenate(found)):
+        model.survival.fill_(float(np.median(reached)))
 
 
 @torch.no_grad()
@@ -98,7 +121,7 @@ def count_predicted(
     taxonomy = model.config.classes
     ids = np.array(taxonomy.occupied_ids)
     counts = [PredictedCells(*np.zeros((3, len(ids), len(BORDERS) + 1))) for _ in biases]
-    there = np.zeros(len(ids))
+    there, stands = np.zeros(len(ids)), model.stands.numpy()
 
     def add(histogram: np.ndarray, name: np.ndarray, border_index: np.ndarray) -> None:
         flat = np.bincount(name * histogram.shape[1] + border_index, minlength=histogram.size)
@@ -110,15 +133,17 @@ def count_predicted(
         border_index = np.searchsorted(BORDERS, cells.occupied[0].numpy()[seen])
         hidden = cells.observed[0].numpy()[seen] <= float(model.observed_threshold)
         border_index[hidden] = 0  # below all borders: never called occupied
+        ends = cells.ends[0].numpy()[seen] & ~hidden  # above all borders, if the class stands on the ground
         filled = truth != taxonomy.free_id
         there += np.array([(truth == c).sum() for c in ids])
         logits = cells.classes[0][torch.from_numpy(seen)]
         for bias, count in zip(biases, counts, strict=True):
             name = (logits + bias).argmax(dim=-1).numpy()
+            index = np.where(ends & stands[name], len(BORDERS), border_index)
             hit = ids[name] == truth
-            add(count.said, name, border_index)
-            add(count.right, name[hit], border_index[hit])
-            add(count.filled, name[filled], border_index[filled])
+            add(count.said, name, index)
+            add(count.right, name[hit], index[hit])
+            add(count.filled, name[filled], index[filled])
     return counts, there
 
 
