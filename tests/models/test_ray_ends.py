@@ -52,16 +52,25 @@ def test_what_stands_is_answered_where_its_ray_ends_though_no_cell_is_probable()
     np.testing.assert_allclose(confidence.flatten()[:2] / 255, [1 - p, p], atol=1 / 255)
 
 
-def test_survival_is_fitted_to_where_upright_things_are():
-    """All hazards are h: a ray reaches bin k with (1 - h)^k, whatever else the images show."""
+def test_survival_is_the_one_that_puts_most_upright_things_where_they_are():
+    """Ray by ray, for a network that takes all rays for alike: h in each bin, so that a ray's end is one distance."""
     model, scene = EasyOcc(SMALL).eval(), hand_made("s")
     torch.nn.init.zeros_(model.to_hazard.weight)
     torch.nn.init.constant_(model.to_hazard.bias, -2.0)
     fit_survival(model, judged(scene))
+    middles_m = (SMALL.depth_edges_m[1:] + SMALL.depth_edges_m[:-1]) / 2
+    left = np.cumprod(np.full(SMALL.depth_bins, 1 - 1 / (1 + np.exp(2.0))))
     stands = np.isin(scene["pixel_class"], [i for i in OCC3D.occupied_ids if i not in OCC3D.ground_ids])
-    ends = scene["depth"][stands & (scene["depth"] < SMALL.depth_bins)]
-    assert len(ends) > 10
-    np.testing.assert_allclose(float(model.survival), np.median((1 + np.exp(-2.0)) ** -ends.astype(float)), rtol=1e-4)
+    true_m = middles_m[scene["depth"][stands & (scene["depth"] < SMALL.depth_bins)]]
+    bands = [true_m[(true_m >= low) & (true_m < high)] for low, high in ((0, 10), (10, 20), (20, 40))]
+
+    def share_near(survival: float) -> float:
+        ended = np.flatnonzero(left <= survival)
+        end_m = middles_m[ended[0] if len(ended) else -1]
+        return float(np.mean([np.mean(np.abs(end_m - band) <= 1) for band in bands if len(band)]))
+
+    shares = [share_near(survival) for survival in np.linspace(0.1, 0.8, 29)]
+    assert share_near(float(model.survival) + 1e-6) == pytest.approx(max(shares)) and max(shares) > min(shares)
 
 
 def test_classes_of_the_ground():

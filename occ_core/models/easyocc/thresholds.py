@@ -38,6 +38,8 @@ SWEEPS = 5
 MEAN_COUNTS = 8.0  # weight of the mean class IoU beside the IoU, which roads alone can win
 LOST = 0.01  # share of occupied cells in sight that may be called hidden
 LEAST_PRECISION = 0.08  # a class is predicted only if at least this share of the cells called so are of it
+SURVIVALS = np.linspace(0.1, 0.8, 29)  # that are tried
+BANDS_M, NEAR_M = (0, 10, 20, 40), 1.0
 TAKEN_BACK = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the logarithm of the classes' weights that are tried as bias
 
 
@@ -70,23 +72,32 @@ def fit_observed(model: EasyOcc, samples: LabelledSamples) -> None:
 
 @torch.no_grad()
 def fit_survival(model: EasyOcc, samples: LabelledSamples) -> None:
-    """Fit the survival at which a ray is taken to end, so that half of what stands on the ground is put too near and
-    half too far: the median of the probabilities with which rays come to where they do end.
+    """Fit the survival at which a ray is taken to end: with it, most of what stands on the ground is where it is.
 
-    It is 0.5 of a network that knows how little it knows, and less of one that takes new places for nearer than they
-    are.
+    That is judged by the share of rays that end within NEAR_M of where the labels end them, the mean over bands of
+    distance, for most rays end near the robot, where any survival does.
     """
-    found = []
+    config = model.config
+    edges_m = config.depth_edges_m
+    middles_m = (edges_m[1:] + edges_m[:-1]) / 2
     stands = np.zeros(256, dtype=bool)
-    stands[np.array(model.config.classes.occupied_ids)[model.stands.numpy()]] = True
+    stands[np.array(config.classes.occupied_ids)[model.stands.numpy()]] = True
+    rays, near = np.zeros(len(BANDS_M) - 1), np.zeros((len(SURVIVALS), len(BANDS_M) - 1))
     for inputs, targets in samples:
         evidence = ray_evidence(model.views(inputs.images, inputs.rays).hazard_logits)
-        reached = evidence[:, 1].reshape(-1, model.config.depth_bins).numpy()
+        reached = evidence[:, 1].reshape(-1, config.depth_bins).numpy()
         end = targets.depth.numpy().reshape(-1)
-        ray = np.flatnonzero((end < model.config.depth_bins) & stands[targets.pixel_class.numpy().reshape(-1)])
-        found.append(reached[ray, end[ray]])
-    if len(reached := np.concatenate(found)):
-        model.survival.fill_(float(np.median(reached)))
+        ray = np.flatnonzero((end < config.depth_bins) & stands[targets.pixel_class.numpy().reshape(-1)])
+        true_m = middles_m[end[ray]]
+        band = np.digitize(true_m, BANDS_M) - 1
+        counts = (band >= 0) & (band < len(rays))
+        rays += np.bincount(band[counts], minlength=len(rays))
+        for number, survival in enumerate(SURVIVALS):
+            last = (reached[ray] > survival).sum(axis=1) - 1  # bin that a ray comes to with more than that
+            is_near = np.abs(middles_m[last] - true_m) <= NEAR_M
+            near[number] += np.bincount(band[counts & is_near], minlength=len(rays))
+    if rays.any():
+        model.survival.fill_(float(SURVIVALS[(near[:, rays > 0] / rays[rays > 0]).mean(axis=1).argmax()]))
 
 
 @torch.no_grad()
@@ -121,7 +132,7 @@ def count_predicted(
     taxonomy = model.config.classes
     ids = np.array(taxonomy.occupied_ids)
     counts = [PredictedCells(*np.zeros((3, len(ids), len(BORDERS) + 1))) for _ in biases]
-    there, stands = np.zeros(len(ids)), model.stands.numpy()
+    there = np.zeros(len(ids))
 
     def add(histogram: np.ndarray, name: np.ndarray, border_index: np.ndarray) -> None:
         flat = np.bincount(name * histogram.shape[1] + border_index, minlength=histogram.size)
@@ -133,17 +144,15 @@ def count_predicted(
         border_index = np.searchsorted(BORDERS, cells.occupied[0].numpy()[seen])
         hidden = cells.observed[0].numpy()[seen] <= float(model.observed_threshold)
         border_index[hidden] = 0  # below all borders: never called occupied
-        ends = cells.ends[0].numpy()[seen] & ~hidden  # above all borders, if the class stands on the ground
         filled = truth != taxonomy.free_id
         there += np.array([(truth == c).sum() for c in ids])
         logits = cells.classes[0][torch.from_numpy(seen)]
         for bias, count in zip(biases, counts, strict=True):
             name = (logits + bias).argmax(dim=-1).numpy()
-            index = np.where(ends & stands[name], len(BORDERS), border_index)
             hit = ids[name] == truth
-            add(count.said, name, index)
-            add(count.right, name[hit], index[hit])
-            add(count.filled, name[filled], index[filled])
+            add(count.said, name, border_index)
+            add(count.right, name[hit], border_index[hit])
+            add(count.filled, name[filled], border_index[filled])
     return counts, there
 
 
