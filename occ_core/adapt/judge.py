@@ -57,7 +57,7 @@ def judge(
         labels = _answer(predictor, frame, path, MadeBy(key, images))
         if frame.lidar is not None:
             rays.add(labels, returns_of(frame))
-        observed, confidence = (read(path, predictor.grid) for read in (read_observed, read_confidence))
+        observed, confidence = read_observed(path, predictor.grid), read_confidence(path, predictor.grid)
         for name, truth in truths.items():
             scores[name].add(truth, labels)
             if confidence is not None:
