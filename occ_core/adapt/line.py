@@ -85,7 +85,7 @@ class Plan:
         made_s, what = 0.0, [line for drive in self.drives for line in _about(drive)]
         if self.cities is not None:
             counts, names = self.cities.counts, self.cities.rig.names
-            rendered = counts["learn"] if self.drives else sum(counts.values())
+            rendered = sum(counts.values()) - (counts["judge"] if self.drives else 0)
             keyframes, kept = keyframes + rendered, kept if self.drives else counts["judge"]
             images += rendered * len(names)
             made_s = rendered * (CITY_S + len(names) * RENDER_S) / self.threads
@@ -217,9 +217,10 @@ def run(
         "labels", lambda: label.make_all([*taught, *judged], len(taught), plan.teacher, out / "maps", plan.weights)
     )
     beside = _beside(plan, stages, learned[0])
+    learned_from, fitted_on = [*learned, *beside["learn"]], [*fitted, *beside["fit"]]
 
     def config(steps: int) -> Any:
-        return learn.run_config(plan.start, [*learned, *beside], fitted, out / "cache", steps, threads)
+        return learn.run_config(plan.start, learned_from, fitted_on, out / "cache", steps, threads)
 
     size = stages.once("size", lambda: _sized(plan, config(learn.PROBE_STEPS)))
     on_progress(f"training takes {size['steps']} steps" + (f" of {size['step_s']:.2f} s" if "step_s" in size else ""))
@@ -265,14 +266,17 @@ def _recordings(plan: Plan, stages: _ReportedStages) -> tuple[dict[str, list[str
     return parts, masks
 
 
-def _beside(plan: Plan, stages: _ReportedStages, learned: Path) -> list[Path]:
-    """Labelled cities beside the drives, as the cameras of `learned` see them; none if none are asked for."""
+def _beside(plan: Plan, stages: _ReportedStages, learned: Path) -> dict[str, list[Path]]:
+    """Labelled cities to learn from beside the drives, and others to fit on, as the cameras of `learned` see them; none
+    if none are asked for. On what it has learned from, a network is surer than elsewhere: what is fitted there is
+    too strict."""
     if plan.cities is None or not plan.drives:
-        return []
+        return {"learn": [], "fit": []}
     cities = seen_from(plan.cities, learned)
-    made = stages.once("cities", lambda: make_cities(plan.out, cities, plan.threads, ("learn",)))
-    folders = [plan.out / folder for folder in made["learn"]]
-    stages.once("city labels", lambda: label.make_all(folders, len(folders), city.TEACHER, plan.out / "maps", None))
+    made = stages.once("cities", lambda: make_cities(plan.out, cities, plan.threads, ("learn", "fit")))
+    folders = {part: [plan.out / folder for folder in names] for part, names in made.items()}
+    every = [*folders["learn"], *folders["fit"]]
+    stages.once("city labels", lambda: label.make_all(every, len(every), city.TEACHER, plan.out / "maps", None))
     return folders
 
 

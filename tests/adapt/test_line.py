@@ -156,12 +156,13 @@ def test_cities_beside_the_drive_are_learned_from_and_a_kill_changes_no_byte(rob
     assert run_killed(setup, call(tmp_path / "a"), (0,)) == [False]
     assert run_killed(setup, call(tmp_path / "b"), (20, 0)) == [True, False]
     mine, theirs = hashes(tmp_path / "a"), hashes(tmp_path / "b")
-    kinds = ("cities/learn/", "train/model.safetensors", "stretches/")
+    kinds = ("cities/learn/", "cities/fit/", "train/model.safetensors", "stretches/")
     assert {n: of for n, of in mine.items() if n.startswith(kinds)} == {
         n: of for n, of in theirs.items() if n.startswith(kinds)
     }
     record = json.loads((tmp_path / "a" / "train" / "model.json").read_text())["training"]
     assert record["data"]["scenes"] == 5 and record["data"]["samples"] == 20
+    assert len(record["data"]["threshold_scenes"]) == 3  # of `fit`: nothing that was learned from
     seen, rig = open_source(tmp_path / "a" / "cities" / "learn")[0].rig, open_source(robot["bag"])[0].rig
     assert seen.names == rig.names and report_of(tmp_path / "a")["labels"]["labels"] == {
         "drive.learn": 16,
