@@ -24,6 +24,25 @@ def test_regression_finds_the_weights_that_made_the_cells():
     np.testing.assert_array_equal(regress(*np.zeros((3, 0))), [1, 1, 0])
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_regression_is_the_best_of_all_weights_however_few_cells_are_occupied(seed):
+    """As an optimiser that knows nothing of Newton's method finds it."""
+    minimize = pytest.importorskip("scipy.optimize").minimize
+    rng = np.random.default_rng(seed)
+    grid, ray = rng.normal(-9, 3, 4000), rng.normal(-6, 4, 4000)
+    occupied = rng.random(4000) < 1 / (1 + np.exp(-(rng.normal(0, 1, 2) @ np.stack([grid, ray]) - 9)))
+    start, features = np.array([1.0, 1.0, 0.0]), np.stack([grid, ray, np.ones(4000)])
+
+    def unlikely(weights):
+        logit = weights @ features
+        return (np.logaddexp(0, logit) - occupied * logit).mean() + 0.005 * ((weights - start) ** 2).sum()
+
+    best = minimize(unlikely, start, method="L-BFGS-B", bounds=[(0, None), (0, None), (None, None)])
+    found = regress(grid, ray, occupied)
+    assert unlikely(found) <= best.fun + 1e-6
+    np.testing.assert_allclose(found, best.x, atol=0.02)
+
+
 def test_the_balance_makes_held_out_cells_likelier_and_no_scene_leaves_it():
     torch.manual_seed(0)
     model, scene = EasyOcc(SMALL).eval(), hand_made("s")

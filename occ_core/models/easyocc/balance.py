@@ -19,7 +19,8 @@ from occ_core.models.easyocc.thresholds import LabelledSamples, in_sight, labels
 if TYPE_CHECKING:
     from occ_core.models.easyocc.model import EasyOcc
 
-ROUNDS = 12  # iterations of Newton's method
+ROUNDS = 30  # iterations of Newton's method, at most
+HALVINGS = 12  # of one step
 RIDGE = 0.01  # as a share of the number of cells: with few cells the weights stay near the trained ones
 
 
@@ -53,14 +54,34 @@ def grid_and_ray_logits(model: EasyOcc, columns: Tensor) -> tuple[Tensor, Tensor
 
 def regress(grid: np.ndarray, ray: np.ndarray, occupied: np.ndarray) -> np.ndarray:
     """Find (weight of grid, weight of ray, constant) that make the cells (K,) most likely; neither weight is
-    negative."""
+    negative.
+
+    By projected Newton steps (Bertsekas, SIAM J. Control Optim. 1982), each halved until it makes the cells likelier:
+    where hardly a cell is occupied, a full step can lead far away, and never back.
+    """
     start = np.array([1.0, 1.0, 0.0])
     features = np.stack([grid, ray, np.ones_like(grid)])
-    weights, stiff = start.copy(), RIDGE * max(1, len(grid))
+    stiff = RIDGE * max(1, len(grid))
+
+    def unlikely(weights: np.ndarray) -> float:
+        logit = weights @ features
+        return float((np.logaddexp(0, logit) - occupied * logit).sum() + stiff / 2 * ((weights - start) ** 2).sum())
+
+    weights = start.copy()
     for _ in range(ROUNDS):
         p = 1 / (1 + np.exp(-np.clip(weights @ features, -30, 30)))
         slope = features @ (p - occupied) + stiff * (weights - start)
         bend = (features * (p * (1 - p))) @ features.T + stiff * np.eye(3)
-        weights = weights - np.linalg.solve(bend, slope)
-        weights[:2] = np.maximum(weights[:2], 0)
+        moves = (weights > 0) | (slope < 0) | np.array([False, False, True])
+        step = np.zeros(3)
+        step[moves] = np.linalg.solve(bend[np.ix_(moves, moves)], slope[moves])
+        now = unlikely(weights)
+        for share in 0.5 ** np.arange(HALVINGS):
+            trial = weights - share * step
+            trial[:2] = np.maximum(trial[:2], 0)
+            if unlikely(trial) < now:
+                weights = trial
+                break
+        else:  # as good as it gets
+            break
     return weights
