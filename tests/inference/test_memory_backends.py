@@ -103,7 +103,8 @@ def test_int8_remembers_on_real_images(shared_data, tmp_path):
     slow, alone = (last(tmp_path / "shipped.safetensors", "torch", remembers) for remembers in (True, False))
     fast, fast_alone = (last(int8, require("openvino"), remembers) for remembers in (True, False))
     assert equal(slow.labels, alone.labels) < 0.99
-    assert equal(slow.labels, fast.labels) > 0.97  # a ray that ends one bin farther ends in another cell
+    coarse = equal(alone.labels, fast_alone.labels)  # as the network itself is in int8, without a memory
+    assert coarse > 0.97 and equal(slow.labels, fast.labels) > coarse - 0.003
     seen = slow.observed & fast.observed
     effects = (a.confidence[seen] - b.confidence[seen] for a, b in ((slow, alone), (fast, fast_alone)))
     assert np.corrcoef(*effects)[0, 1] > 0.6

@@ -73,34 +73,43 @@ def test_an_image_of_the_networks_size_is_unchanged_and_grey_is_refused():
 
 @pytest.mark.parametrize("lens", [{}, BARREL, FISHEYE], ids=["pinhole", "plumb_bob", "fisheye"])
 def test_table_equals_projecting_cell_by_cell(lens):
-    """Of cells that no image shows above the input; for these see tests/models/test_ray_ends.py."""
+    """Of three cameras, two of which overlap. A cell above the input is told by the highest that the input shows of its
+    column, in each camera's own input; of the cameras that show it, the one in whose middle that lies counts."""
     rig = Rig(tuple(camera(name, yaw, **lens) for name, yaw in (("f", 0), ("l", 60), ("b", 170))))
     table = build_table(rig, SMALL)
     w, h = SMALL.feature_size
-    d = SMALL.depth_bins
+    bins, edges = SMALL.depth_bins, SMALL.depth_edges_m
     preprocess = Preprocess(SMALL.input_width, SMALL.input_height)
-    centers = SMALL.grid.centers_m().reshape(-1, 3)
-    index = table.voxel_index
-    seen = above = 0
-    for cell in np.random.default_rng(0).choice(len(centers), 1500, replace=False):
-        best, expected = np.inf, 3 * h * w * d
-        only_above = False
-        for i, whole in enumerate(rig):
-            cam = preprocess.camera(whole)
-            point = np.linalg.inv(cam.ego_from_cam) @ np.append(centers[cell], 1)
-            pixel, visible = cam.project(point[None, :3])
-            only_above |= bool(whole.project(point[None, :3])[1][0] and not visible[0])
-            off = abs(pixel[0, 0] - (SMALL.input_width - 1) / 2)
-            if not visible[0] or off >= best:
+    centers = SMALL.grid.centers_m()
+    inputs = [preprocess.camera(whole) for whole in rig]
+
+    def seen_by(cam, cell):
+        """Pixel, whether it is in the image, and distance."""
+        point = np.linalg.inv(cam.ego_from_cam) @ np.append(centers[cell], 1)
+        pixel, visible = cam.project(point[None, :3])
+        return pixel[0], bool(visible[0]), np.linalg.norm(point[:3])
+
+    index = table.voxel_index.reshape(SMALL.grid_shape)
+    seen = above = contested = 0
+    for number in np.random.default_rng(0).choice(index.size, 1500, replace=False):
+        x, y, z = np.unravel_index(number, index.shape)
+        best, expected, cameras = np.inf, 3 * h * w * bins, 0
+        for i, (whole, cam) in enumerate(zip(rig, inputs, strict=True)):
+            shown = [k for k in range(z + 1) if seen_by(cam, (x, y, k))[1]]
+            if not shown or not seen_by(whole, (x, y, z))[1]:
                 continue
-            best, distance = off, np.linalg.norm(point[:3])
-            column, row = (int((p + 0.5) // STRIDE) for p in pixel[0])
-            edges = SMALL.depth_edges_m
-            bins = [k for k in range(d) if edges[k] <= distance < edges[k + 1]]
-            expected = ((i * h + row) * w + column) * d + bins[0] if bins else 3 * h * w * d
-        assert only_above or index[cell] == expected
-        seen, above = seen + (expected < 3 * h * w * d), above + only_above
-    assert seen > 300 and above < 400
+            pixel, _, distance = seen_by(cam, (x, y, shown[-1]))
+            cameras, above = cameras + 1, above + (shown[-1] < z)
+            off = abs(pixel[0] - (SMALL.input_width - 1) / 2)
+            if off >= best:
+                continue
+            column, row = (int(np.floor((p + 0.5) / STRIDE)) for p in pixel)
+            best = off
+            nth = [k for k in range(bins) if edges[k] <= distance < edges[k + 1]]
+            expected = ((i * h + row) * w + column) * bins + nth[0] if nth else 3 * h * w * bins
+        assert index[x, y, z] == expected
+        seen, contested = seen + (expected < 3 * h * w * bins), contested + (cameras > 1)
+    assert seen > 300 and above > 10 and contested > 30, (seen, above, contested)
     assert index.dtype == table.pillar_index.dtype == np.int32
     assert table.pillar_index.shape == (20 * 20 * 4,) and table.rays.shape == (3, RAY_CHANNELS, h, w)
 
