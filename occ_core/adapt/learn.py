@@ -18,14 +18,14 @@ from occ_core.sources.scenes import Recording
 from occ_core.training.config import TrainingConfig, with_steps
 from occ_core.training.loop import train
 
-# An eighth of the steps teach the image network alone; then all of it learns, slower than at first, for what the start
+# Half of the steps teach the image network alone; then all of it learns, slower than at first, for what the start
 # knows of the rest of the world is to stay.
-IMAGE_SHARE = 8
+IMAGE_SHARE = 2
 LEARNING_RATE = 1.5e-3
 PROBE_STEPS = 24
 FOLDER = "train"
 UNSETTLED = 2  # first steps of a phase, which load libraries and fill caches
-LEAST_STEPS = 2 * IMAGE_SHARE
+LEAST_STEPS = 16
 
 
 def run_config(
