@@ -23,7 +23,7 @@ SAME_PLACE = 1e-6
 """Interpolating between equal samples of a link changes last digits; every change of a camera costs a new table."""
 RECENT_S = 2.0
 MANY_MOVES = 3  # within that time: no mount is adjusted so fast
-LOOKS = 6  # at a camera's place; where these take longer, as on a slow machine, that many moves among them tell as well
+LOOKS = 10  # at a camera's place, for as many images; where these take longer, as many moves among them tell as well
 FIXED_S = 10.0  # so long it is said that a mount on /tf_static is another one
 USUAL_DELAY_NS = 200_000_000  # a moving link's sample may come this much later than the image of the same time
 
@@ -43,6 +43,7 @@ class _Source:
     camera: Camera | None = None  # lens with its pose
     placed_lens: Camera | None = None  # of which `camera` was made
     looks_s: deque[float] = field(default_factory=lambda: deque(maxlen=LOOKS))  # when its place was asked for
+    looked_ns: int = -1  # the last stamp for which it was
     moves: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=100))  # (when, by how many metres)
 
 
@@ -223,7 +224,9 @@ class Calibration:
         except MissingTransform as error:
             self.awaited = self.awaited or isinstance(error, TransformNotYet)
             return None
-        source.looks_s.append(time.monotonic())
+        if stamp_ns != source.looked_ns:  # one image asks more than once while it waits for the others
+            source.looked_ns = stamp_ns
+            source.looks_s.append(time.monotonic())
         old = source.camera
         moved = old is not None and not np.allclose(old.ego_from_cam, base_from_cam, rtol=0, atol=SAME_PLACE)
         if old is not None and moved:
