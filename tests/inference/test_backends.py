@@ -108,16 +108,20 @@ def test_bench_compares_every_backend_with_torch(checkpoint, tmp_path):
     assert 30 < figures["peer"]["parameters_m"] < 45 and figures["frames"] == 2
 
 
-def test_the_exported_order_of_computing_changes_no_answer(checkpoint):
-    """Deployed against the network as it is trained, in torch alone."""
+@pytest.mark.parametrize("unnamed", [(), (0, 3, 16), range(1, 17), range(17)])
+def test_the_exported_order_of_computing_changes_no_answer(checkpoint, unnamed):
+    """Deployed against the network as it is trained, in torch alone; classes that are never named are not computed."""
     from occ_core.inference.backends.torch_backend import load_model
     from occ_core.models.easyocc.deployed import Deployed
+    from occ_core.models.easyocc.logits import NEVER
     from occ_core.models.easyocc.model import Answer
     from occ_core.models.easyocc.table import build_table
 
     model, table = load_model(checkpoint), build_table(fx.RIG, fx.CONFIG, frozenset({"b"}))
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 64, 3), dtype=np.uint8)
     inputs = [torch.from_numpy(array) for array in (images, table.voxel_index, table.pillar_index, table.rays)]
+    model.class_bias[list(unnamed)] = NEVER
+    assert Deployed(model).model.to_class.out_channels == ((17 - len(unnamed)) or 17) * fx.CONFIG.grid_shape[2]
     with torch.inference_mode():
         for plain, quick in zip(Answer(model)(*inputs), Deployed(model)(*inputs), strict=True):
             assert plain.dtype == quick.dtype == torch.uint8 and plain.shape == quick.shape

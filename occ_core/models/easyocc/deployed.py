@@ -30,6 +30,7 @@ class Deployed(nn.Module):
     multiplied by it, because probabilities lie beside the logits and one int8 scale has to fit both."""
 
     nearer: Tensor
+    ids: Tensor
     threshold: Tensor
 
     def __init__(self, model: EasyOcc):
@@ -41,8 +42,11 @@ class Deployed(nn.Module):
                 if isinstance(child, SameConv2d):
                     setattr(part, name, child.evenly_padded())
         self.register_buffer("nearer", torch.ones(config.depth_bins, config.depth_bins).triu(1))
+        named = torch.nonzero(model.class_bias > NEVER).flatten()  # no cell is ever called one of the others
+        named = named if len(named) else torch.arange(len(model.class_bias))
+        self.register_buffer("ids", torch.tensor(config.classes.occupied_ids, dtype=torch.float32)[named])
         at_end = torch.where(model.stands, torch.full((), 2 * NEVER), model.threshold)
-        self.register_buffer("threshold", torch.cat([model.threshold, at_end]))  # of each class; where its ray ends
+        self.register_buffer("threshold", torch.cat([model.threshold[named], at_end[named]]))  # where rays end: the 2nd
         birds_eye = cast(Any, model.birds_eye)
         for conv in (birds_eye.geometry[0], birds_eye.fine_geometry[0]):  # pairs of channels -> all first, all second
             weight = conv.weight.data.unflatten(1, (-1, 2))
@@ -54,7 +58,7 @@ class Deployed(nn.Module):
         model.to_class.bias.data += model.class_bias.repeat(config.grid_shape[2])
         for parameter in model.to_class.parameters():  # height by height -> class by class
             by_height = parameter.data.unflatten(0, (config.grid_shape[2], -1))
-            parameter.data = by_height.transpose(0, 1).flatten(0, 1).contiguous()
+            parameter.data = by_height[:, named].transpose(0, 1).flatten(0, 1).contiguous()
         model.head[0] = _as_conv(cast(nn.Linear, model.head[0]))
         model.to_class = cast(Any, _as_conv(model.to_class))
         self.to_verdicts = _as_conv(_beside(model.to_occupied, model.to_observed))
@@ -123,14 +127,14 @@ class Deployed(nn.Module):
         classes, verdicts = (layer(wide).permute(0, 2, 3, 1) for layer in (model.to_class, self.to_verdicts))
         logit, seen = verdicts[..., :heights], verdicts[..., heights:]
         classes = classes.reshape(1, x, y, -1, heights).argmax(dim=3).int()
-        border = classes + ends.to(classes.dtype) * len(model.threshold)
+        border = classes + ends.to(classes.dtype) * len(self.ids)
         threshold = self.threshold.index_select(0, border.reshape(-1)).reshape(1, x, y, heights)
+        named = self.ids.index_select(0, classes.reshape(-1)).reshape(1, x, y, heights)
         logit = logit + model.hazard_weight * hazard
         seen = seen + model.reached_weight * (reached - 0.5)
         observed = torch.where(reached > 0, seen, torch.full((), NEVER)) > model.observed_threshold
         occupied = (logit > threshold) & observed
-        classes = classes + (classes >= free).to(classes.dtype)
-        labels = torch.where(occupied, classes, torch.full((), free, dtype=classes.dtype)).float()
+        labels = torch.where(occupied, named, torch.full((), free, dtype=named.dtype))
         p = torch.sigmoid(logit)
         confidence = torch.where(occupied, p, 1 - p) * observed.float() * 255
         return labels.to(torch.uint8), confidence.to(torch.uint8), observed.float().to(torch.uint8)
@@ -152,7 +156,7 @@ def _beside(first: nn.Linear, second: nn.Linear) -> nn.Linear:
 
 def _as_conv(linear: nn.Linear) -> nn.Conv2d:
     """The same linear layer for channels that come before columns; OpenVINO needs half the time for it in int8."""
-    conv = nn.Conv2d(linear.in_features, linear.out_features, 1)
+    conv = nn.Conv2d(linear.in_features, len(linear.weight), 1)
     conv.weight.data, conv.bias = linear.weight.data[:, :, None, None].contiguous(), linear.bias
     return conv
 
