@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
@@ -133,6 +133,11 @@ class Frame:
                 )
             if name not in self.camera_stamp_ns or name not in self.camera_world_from_ego:
                 raise InvalidInput(f"image of '{name}' has no stamp or no ego pose")
+
+    def with_fields(self, **fields: Any) -> Frame:
+        """Return this frame with other values of some fields. A sweep that nobody has asked for stays unread, which
+        `dataclasses.replace` would read."""
+        return replace(self, **{"lidar": self.__dict__["_lidar"], **fields})
 
     @property
     def shots(self) -> dict[str, Shot]:

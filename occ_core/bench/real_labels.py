@@ -106,7 +106,7 @@ def _without_pixels(source: NuScenesSource | SemanticKittiSource) -> list[Frame]
         if frame.lidar is None:
             raise InvalidInput(f"frame '{frame.token}' of {frame.scene} has no LiDAR sweep to hold out")
         images = {name: np.broadcast_to(np.uint8(0), image.shape) for name, image in frame.images.items()}
-        frames.append(replace(frame, images=images))
+        frames.append(frame.with_fields(images=images))
     return frames
 
 
@@ -178,7 +178,7 @@ def _only(frame: Frame, which: np.ndarray) -> Frame:
     """The frame with all other points moved to the sensor's origin, where the teacher drops them; their order stays."""
     assert frame.lidar is not None
     points_m = np.where(which[:, None], frame.lidar.points_lidar_m, np.float32(0))
-    return replace(frame, lidar=replace(frame.lidar, points_lidar_m=points_m))
+    return frame.with_fields(lidar=replace(frame.lidar, points_lidar_m=points_m))
 
 
 def _count(frame: Frame) -> int:

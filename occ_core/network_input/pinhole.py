@@ -133,8 +133,7 @@ def pinhole_frame(frame: Frame, size: tuple[int, int] | None = None, kept: tuple
         for name in views:
             given.pop(name, None)
     files = {name: file for name, file in frame.image_files.items() if name in images}  # a view has none of its own
-    return replace(
-        frame,
+    return frame.with_fields(
         rig=Rig(tuple(cameras)),
         images=images,
         camera_stamp_ns=stamps_ns,

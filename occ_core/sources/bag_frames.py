@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from itertools import islice
 from typing import cast
 
@@ -71,7 +70,7 @@ class BagFrames:
     def __getitem__(self, index: int) -> Frame:
         frame = self.bag.frame(*self.bag.read(*self._sets[index]))
         stamp_ns, world_from_ego = self.stamp_and_pose(index)
-        return replace(frame, token=self._tokens[index], stamp_ns=stamp_ns, world_from_ego=world_from_ego)
+        return frame.with_fields(token=self._tokens[index], stamp_ns=stamp_ns, world_from_ego=world_from_ego)
 
     def stamp_and_pose(self, index: int) -> tuple[int, np.ndarray]:
         """The frame's stamp_ns and the ego's pose then, world_from_ego (4, 4). No message is read."""
