@@ -190,3 +190,16 @@ def test_a_frame_of_mixed_lenses_becomes_one_of_pinholes():
     given = ViewImages(np.zeros((len(names), 1, 1, 3), np.uint8), views_of(lens, SIZE))
     _, there = expanded({"fish": given, "f": np.zeros((1, 1, 3), np.uint8)}, moved)
     assert np.allclose([c.ego_from_cam for c in there], [c.ego_from_cam for c in flat.rig_at_stamps])
+
+
+def test_a_sweep_that_was_not_downloaded_is_not_read_for_views_of_the_images():
+    def not_here():
+        raise AssertionError("read")
+
+    cam, pose = fisheye(), np.eye(4)
+    images = {"fish": np.zeros((240, 320, 3), np.uint8)}
+    frame = Frame(1, pose, Rig((cam,)), images, {"fish": 1}, {"fish": pose}, lidar=not_here)
+    flat = pinhole_frame(frame, SIZE)
+    assert len(flat.rig) > 1 and flat.with_fields(token="a").token == "a"
+    with pytest.raises(AssertionError, match="read"):
+        flat.lidar  # noqa: B018
