@@ -46,7 +46,7 @@ class Deployed(nn.Module):
         named = named if len(named) else torch.arange(len(model.class_bias))
         self.register_buffer("ids", torch.tensor(config.classes.occupied_ids, dtype=torch.float32)[named])
         at_end = torch.where(model.stands, torch.full((), 2 * NEVER), model.threshold)
-        self.register_buffer("threshold", torch.cat([model.threshold[named], at_end[named]]))  # where rays end: the 2nd
+        self.register_buffer("threshold", torch.cat([model.threshold[named], at_end[named]]))  # then where rays end
         birds_eye = cast(Any, model.birds_eye)
         for conv in (birds_eye.geometry[0], birds_eye.fine_geometry[0]):  # pairs of channels -> all first, all second
             weight = conv.weight.data.unflatten(1, (-1, 2))
