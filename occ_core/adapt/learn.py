@@ -52,7 +52,15 @@ def run_config(
         log_every=20,
         checkpoint_every=min(200, max(1, steps // 4)),
         validate_every=max(steps, 1),
-        nano=NanoTraining(threshold_scenes=kept, fit_on_learned=True, image_steps=1, turn=0.2, zoom=0.3, retexture=0.2),
+        nano=NanoTraining(
+            threshold_scenes=kept,
+            fit_on_learned=True,
+            image_steps=1,
+            turn=0.2,
+            zoom=0.3,
+            retexture=0.2,
+            lean_deg=0.5,
+        ),
     )
     return with_steps(config, steps)
 

@@ -17,18 +17,16 @@ TENSORS = {
 }
 """The last part of a tensor's name, then and now."""
 
+GONE = {"survival"}  # of EasyOcc nano
+"""The last part of the names of tensors that no network has any more."""
+
 SETTINGS = {"memory_moments": "memory_frames"}
 """A key of a model's or a run's settings, then and now."""
 
 
 def with_todays_tensors(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Return the same tensors under the names that the networks use today, and those that came later as they begin."""
-    today = {_today(name): tensor for name, tensor in tensors.items()}
-    for name in [name for name in today if name.rpartition(".")[2] == "balance"]:  # nano before it had `survival`
-        sibling = name.removesuffix("balance") + "survival"
-        if sibling not in today:
-            today[sibling] = 0 * today[name].sum() + 0.5
-    return today
+    """Return the same tensors under the names that the networks use today, without those that none has any more."""
+    return {_today(name): tensor for name, tensor in tensors.items() if name.rpartition(".")[2] not in GONE}
 
 
 def with_todays_settings(settings: Any) -> Any:

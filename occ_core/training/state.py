@@ -27,7 +27,8 @@ READ = {"samples": "tokens_sha256", "labels made as": "labels", "pseudo-labels m
 NOT_VALIDATED = "not_validated"
 """In the record of a checkpoint that is saved before a validation: a run that goes on from it validates first."""
 NOT_THE_NETWORK = frozenset({"name", "backbone_weights", "loss", "checkpoint", "memory_interval_s"})  # of a config
-LATER_PARTS = {"birds_eye.memory": "memory_channels", "to_ground": "depth_by_ground"}  # a start may lack: their fields
+LATER_PARTS = {"birds_eye.memory": "memory_channels", "to_ground": "depth_by_ground", "foot": "foot_heads"}
+"""Parts that a start may lack, and their fields."""
 
 
 @dataclass(eq=False)

@@ -20,7 +20,7 @@ from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.inputs import SampleSequence, TableImages, TableTargets
 from occ_core.models.easyocc.past import StampedPose, refusal, then_from_now
 from occ_core.models.easyocc.settings import NanoTraining
-from occ_core.models.easyocc.table import mirrored_rays
+from occ_core.models.easyocc.table import leaning_rays, mirrored_rays
 from occ_core.training.augment import (
     TURNS,
     TabulatedSample,
@@ -37,6 +37,7 @@ from occ_core.training.config import TrainingConfig
 from occ_core.training.keyframes import Keyframe, KeyframeSource, names_of
 from occ_core.training.samples import Sample, SampleDataset
 
+HEIGHT_OFF = 0.03  # standard deviation of the factor on a camera's height, where rays lean
 RARE = 0.02  # share of the occupied cells below which a class is rare: columns that have it are picked first
 
 
@@ -243,6 +244,9 @@ class TabulatedImageDataset(TabulatedDataset):
         if rng.random() < c.nano.flip:
             image, depth, classes = image[:, ::-1], depth[:, ::-1], classes[:, ::-1]
             rays = mirrored_rays(rays)
+        if c.nano.lean_deg:
+            lean_rad = np.radians(rng.normal(0, c.nano.lean_deg, 2))
+            rays = leaning_rays(np.array(rays), lean_rad, rng.normal(1, HEIGHT_OFF))
         if c.nano.retexture and rng.random() < c.nano.retexture:
             image = retextured(np.ascontiguousarray(image), rng)
         return recolour(np.ascontiguousarray(image)[None], c.color_jitter, rng)[0], depth, classes, rays

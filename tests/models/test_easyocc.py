@@ -223,9 +223,8 @@ def test_logits_by_the_ground_equal_interpolating_ray_by_ray():
     log_depth = torch.from_numpy(np.log(middles_m)).float()
     given = ground.over_depth(logits, inverse, log_depth[:, None, None])
     assert not given[0, :, 0].any()
-    rows = ground.over_depth_rows(
-        *(part.permute(0, 2, 3, 1).flatten(0, 2) for part in (logits, inverse)), log_depth[None]
-    )
+    along, at_ground = (part.permute(0, 2, 3, 1).flatten(0, 2) for part in (logits, inverse))
+    rows = ground.over_depth_rows(along, ground.places(at_ground, log_depth[None]))
     assert torch.equal(rows.reshape(2, 3, 4, -1).permute(0, 3, 1, 2), given)
     for n, row, column in np.ndindex(2, 3, 4):
         if inverse[n, 0, row, column] > 0:

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from model_fixtures import SMALL, camera
-from nano_fixtures import hand_made, judged
 
 from occ_core.camera import Rig
 from occ_core.network_input.preprocess import Preprocess
@@ -11,29 +10,52 @@ from occ_core.taxonomy import OCC3D, SEMANTIC_KITTI
 
 torch = pytest.importorskip("torch")
 
-from occ_core.models.easyocc.logits import CellLogits, ends_in  # noqa: E402
+from occ_core.models.easyocc.logits import CellLogits, end_window, ray_ends  # noqa: E402
 from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
 from occ_core.models.easyocc.table import build_table  # noqa: E402
-from occ_core.models.easyocc.thresholds import fit_survival  # noqa: E402
 from occ_core.models.lifting import ray_evidence  # noqa: E402
 
 torch.set_num_threads(1)
+EDGES_M = 1 + 49 * np.linspace(0, 1, 41) ** 1.4
 CAR, ROAD = OCC3D.id_of("car"), OCC3D.id_of("driveable_surface")
 
 
-@pytest.mark.parametrize("survival", [0.2, 0.5, 0.7])
-def test_a_ray_ends_once_where_half_of_it_is_gone_or_never(survival):
+def followed(logits):
+    """Of each ray, [K, D]: where it is taken to end, and the probability that it ends in each bin."""
+    reached = ray_evidence(logits)[:, 1].reshape(-1, logits.shape[1])
+    hazard = torch.sigmoid(logits).permute(0, 2, 3, 1).reshape(reached.shape).double().numpy()
+    before = np.cumprod(np.c_[np.ones(len(hazard)), 1 - hazard], axis=1)
+    return ray_ends(reached, end_window(EDGES_M)).numpy(), before[:, :-1] - before[:, 1:]
+
+
+def test_a_ray_ends_once_around_where_most_of_it_is_lost_or_never():
+    """By a plain sum over finely cut distances, within the last bin that a ray is followed into."""
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 40, 5, 7, generator=generator) + torch.linspace(-8, -1, 7)
-    hazard, reached = ray_evidence(logits).reshape(-1, 40, 2).unbind(-1)
-    ends = ends_in(reached, reached * torch.sigmoid(hazard), torch.tensor(survival))
+    ends, lost = followed(torch.randn(3, 40, 5, 7, generator=generator) * 2 + torch.linspace(-9, -1, 7))
+    fine_m = np.linspace(EDGES_M[0], EDGES_M[-2], 40_001)
+    middles_m = (EDGES_M[1:] + EDGES_M[:-1]) / 2
     ended = never = 0
-    for ray, p in zip(ends, torch.sigmoid(hazard).double(), strict=True):
-        left = np.cumprod(1 - p.numpy())
-        wanted = np.flatnonzero(left < survival)[:1]
-        assert np.array_equal(np.flatnonzero(ray), wanted)
-        ended, never = ended + len(wanted), never + (len(wanted) == 0)
-    assert ended > 5 and never > 5
+    for ray, p in zip(ends, lost, strict=True):
+        density = (p / np.diff(EDGES_M))[np.searchsorted(EDGES_M, fine_m[:-1], side="right") - 1]
+        mass = [
+            density[(fine_m[:-1] >= 0.85 * m) & (fine_m[:-1] < 1.15 * m)].sum() * np.diff(fine_m)[0] for m in middles_m
+        ]
+        if p[:-1].sum() > 0.5:
+            ended += 1
+            assert ray.sum() == 1 and mass[int(ray.argmax())] > max(mass) - 2e-3
+        else:
+            never += 1
+            assert not ray.any()
+    assert ended > 20 and never > 20
+
+
+def test_of_two_walls_a_ray_ends_at_the_likelier_and_not_between_them():
+    logits = torch.full((1, 40, 1, 1), -9.0)
+    for metres, logit in ((8, -0.9), (30, 2.0)):  # 29 % of all rays, then 63 %
+        logits[0, np.searchsorted(EDGES_M, metres) - 1] = logit
+    (ends,), (lost,) = followed(logits)
+    assert EDGES_M[ends.argmax()] <= 30 * 1.15 and EDGES_M[ends.argmax() + 1] >= 30 * 0.85
+    assert 0.25 < lost[np.searchsorted(EDGES_M, 8) - 1] < 0.35
 
 
 def test_what_stands_is_answered_where_its_ray_ends_though_no_cell_is_probable():
@@ -50,27 +72,6 @@ def test_what_stands_is_answered_where_its_ray_ends_though_no_cell_is_probable()
     assert seen.flatten().tolist() == [1, 1, 0, 1]
     p = 1 / (1 + np.exp(2.0))
     np.testing.assert_allclose(confidence.flatten()[:2] / 255, [1 - p, p], atol=1 / 255)
-
-
-def test_survival_is_the_one_that_puts_most_upright_things_where_they_are():
-    """Ray by ray, for a network that takes all rays for alike: h in each bin, so that a ray's end is one distance."""
-    model, scene = EasyOcc(SMALL).eval(), hand_made("s")
-    torch.nn.init.zeros_(model.to_hazard.weight)
-    torch.nn.init.constant_(model.to_hazard.bias, -2.0)
-    fit_survival(model, judged(scene))
-    middles_m = (SMALL.depth_edges_m[1:] + SMALL.depth_edges_m[:-1]) / 2
-    left = np.cumprod(np.full(SMALL.depth_bins, 1 - 1 / (1 + np.exp(2.0))))
-    stands = np.isin(scene["pixel_class"], [i for i in OCC3D.occupied_ids if i not in OCC3D.ground_ids])
-    true_m = middles_m[scene["depth"][stands & (scene["depth"] < SMALL.depth_bins)]]
-    bands = [true_m[(true_m >= low) & (true_m < high)] for low, high in ((0, 10), (10, 20), (20, 40))]
-
-    def share_near(survival: float) -> float:
-        ended = np.flatnonzero(left <= survival)
-        end_m = middles_m[ended[0] if len(ended) else -1]
-        return float(np.mean([np.mean(np.abs(end_m - band) <= 1) for band in bands if len(band)]))
-
-    shares = [share_near(survival) for survival in np.linspace(0.1, 0.8, 29)]
-    assert share_near(float(model.survival) + 1e-6) == pytest.approx(max(shares)) and max(shares) > min(shares)
 
 
 def test_classes_of_the_ground():

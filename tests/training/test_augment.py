@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import small_nuscenes
@@ -10,7 +11,7 @@ from nano_fixtures import CAR, UNSEEN, drawn, hand_made, open_scenes
 
 from occ_core.camera import Camera, Rig
 from occ_core.errors import InvalidInput, MissingInput
-from occ_core.models.easyocc.table import build_table, feature_rays, zoomed_rays
+from occ_core.models.easyocc.table import build_table, feature_rays, leaning_rays, zoomed_rays
 from occ_core.network_input.preprocess import Preprocess
 
 torch = pytest.importorskip("torch")
@@ -149,6 +150,29 @@ def test_rays_of_a_part_are_those_of_a_camera_with_a_longer_lens():
     np.testing.assert_allclose(rays[5], 1.5)
     below = expected[..., 2] < -0.05
     np.testing.assert_allclose(rays[4][below], np.clip(-expected[..., 2] / 1.5, 0, 1)[below], atol=1e-3)
+
+
+def test_leaning_rays_are_those_of_a_camera_that_leans():
+    camera, lean_rad = ring_rig()["l"], np.array([0.02, -0.015])
+    leaning = camera.ego_from_cam.copy()
+    leaning[:3, :3] = cv2.Rodrigues(np.array([*lean_rad, 0.0]))[0] @ leaning[:3, :3]
+    leaning[2, 3] *= 1.05
+    expected = build_table(Rig((replace(camera, ego_from_cam=leaning),)), SMALL).rays[0]
+    given = leaning_rays(build_table(Rig((camera,)), SMALL).rays[0], lean_rad, 1.05)
+    assert given.dtype == np.float32 and np.abs(given - expected).max() < 5e-4
+    assert np.abs(leaning_rays(expected, np.zeros(2), 1.0) - expected).max() < 1e-6
+
+
+def test_only_images_of_their_own_lean_and_what_their_rays_meet_stays():
+    scenes = [hand_made("s")]
+    config = TrainingConfig(model=SMALL, color_jitter=0, nano={"flip": 0, "columns": 10})
+    leaning = config.model_copy(update={"nano": config.nano.model_copy(update={"lean_deg": 1.0})})
+    for kind, changed in (("images", True), ("samples", False)):
+        plain, lean = next(drawn(scenes, config, kind)), next(drawn(scenes, leaning, kind))
+        assert torch.equal(plain.targets.depth, lean.targets.depth)
+        assert torch.equal(plain.rig_images.images, lean.rig_images.images)
+        assert (not torch.equal(plain.rig_images.rays, lean.rig_images.rays)) == changed
+        assert (plain.rig_images.rays - lean.rig_images.rays)[:, :3].abs().max() < 0.2
 
 
 def test_a_zoomed_image_its_rays_and_what_they_meet_belong_together():

@@ -325,9 +325,10 @@ def test_a_finished_checkpoint_without_memory_gains_one(run):
     assert after["birds_eye.memory.change.weight"].abs().max() > 0
     longer, record = run("longer", steps=1, nano={"memory_steps": 1}, start_from=grown / "model.safetensors")
     assert "start_from_lacked" not in record["training"]
-    by_ground = SMALL.model_copy(update={"depth_by_ground": True})
+    by_ground = SMALL.model_copy(update={"depth_by_ground": True, "foot_heads": 2})
     grounded, record = run("grounded", model=by_ground, steps=1, nano={"image_steps": 2}, start_from=start)
-    assert record["training"]["start_from_lacked"] == ["to_ground"] and weights(grounded)["to_ground.weight"].any()
+    assert record["training"]["start_from_lacked"] == ["to_ground", "foot"]
+    assert all(weights(grounded)[name].any() for name in ("to_ground.weight", "foot.to_hazard.weight"))
     with pytest.raises(InvalidInput, match="memory_channels 6, this one 0"):
         run("back", model=SMALL, steps=1, start_from=grown / "model.safetensors")
 

@@ -47,8 +47,8 @@ def fit_balance(model: EasyOcc, samples: LabelledSamples) -> None:
 def grid_and_ray_logits(model: EasyOcc, columns: Tensor) -> tuple[Tensor, Tensor]:
     """The logits of occupied that grid and viewing ray give each cell, [..., Z] each; NEVER where no ray comes."""
     heights = model.config.grid_shape[2]
-    hazard, reached = columns[..., -2 * heights : -heights], columns[..., -heights:]
-    grid = model.to_occupied(model.head(columns[..., : -2 * heights]))
+    hazard, reached, _ = columns[..., -3 * heights :].chunk(3, dim=-1)
+    grid = model.to_occupied(model.head(columns[..., : -3 * heights]))
     return grid, torch.where(reached > 0, model.hazard_weight * hazard, NEVER)
 
 

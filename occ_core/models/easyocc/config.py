@@ -20,9 +20,7 @@ class EasyOccConfig(NetworkConfig):
 
     input_multiple: ClassVar[int] = 32
     by_table: ClassVar[bool] = True
-    fitted: ClassVar[frozenset[str]] = frozenset(
-        {"balance", "threshold", "class_bias", "observed_threshold", "survival"}
-    )
+    fitted: ClassVar[frozenset[str]] = frozenset({"balance", "threshold", "class_bias", "observed_threshold"})
     needs: ClassVar[frozenset[str]] = frozenset({"labels"})
     pixel_ratio_limit: ClassVar[float] = 10.0
 
@@ -35,6 +33,8 @@ class EasyOccConfig(NetworkConfig):
     depth_bins: Annotated[int, Field(ge=4, le=254)] = 96  # along each viewing ray
     depth_m: tuple[float, float] = (1.0, 60.0)
     depth_by_ground: bool = False  # hazards are also predicted relative to where each ray meets the ground
+    # heads that pass hazards along image columns, from the foot of a thing upwards; 0: each pixel speaks for itself
+    foot_heads: Annotated[int, Field(ge=0, le=16)] = 0
     feature_channels: Count = 32  # channels of a lifted image feature
     pillar_cells: Count = 2  # grid cells that share one lifted feature, along x and along y
     pillar_heights: Count = 8  # lifted features on top of each other

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from occ_core.models.easyocc import ground
-from occ_core.models.easyocc.logits import NEVER, ends_in
+from occ_core.models.easyocc.logits import NEVER, ray_ends
 from occ_core.models.easyocc.model import EasyOcc
 from occ_core.models.easyocc.table import GROUND
 from occ_core.models.efficientnet_lite import SameConv2d
@@ -78,7 +78,7 @@ class Deployed(nn.Module):
         c = model.config
         px, py, pz = c.pillar_grid_shape
         features = model.features(images.float().permute(0, 3, 1, 2), rays)
-        hazard, reached = self._evidence(self._hazard(features, rays), voxel_index)
+        hazard, reached, ends = self._evidence(self._hazard(features, rays), voxel_index)
         context = model.to_context(features).permute(0, 2, 3, 1).reshape(-1, c.feature_channels)
         context = _gather(context, pillar_index).reshape(1, px, py, pz, c.feature_channels)
         ends_here = torch.sigmoid(hazard) * reached
@@ -89,28 +89,37 @@ class Deployed(nn.Module):
         if memory is not None and state is not None and then_from_now is not None:
             past = memory.moved(state, then_from_now)
         bev, kept = model.birds_eye(geometry, context, past)
-        answer = self._answer(bev, hazard, reached, ends_in(reached, ends_here, model.survival))
+        answer = self._answer(bev, hazard, reached, ends)
         return answer if memory is None else (*answer, memory.state(kept))
 
     def _hazard(self, features: Tensor, rays: Tensor) -> Tensor:
         """`EasyOcc.hazard`, [N * h * w, depth bins]: a row for each viewing ray."""
-        model = self.model
+        model, (n, _, h, w) = self.model, features.shape
         rows = _rows(model.to_hazard(features))
-        if model.to_ground is None:
+        if model.to_ground is None and model.foot is None:
             return rows
-        along = _rows(model.to_ground(features))
-        return rows + ground.over_depth_rows(along, _rows(rays[:, GROUND : GROUND + 1]), model.log_depth.reshape(1, -1))
+        if model.foot is not None:
+            features, rays = features.transpose(2, 3), rays.transpose(2, 3)
+        position = ground.places(_rows(rays[:, GROUND : GROUND + 1]), model.log_depth.reshape(1, -1))
+        if model.to_ground is not None:
+            more = ground.over_depth_rows(_rows(model.to_ground(features)), position)
+        if model.foot is not None:
+            heard = model.foot.of_columns(features, rays, position)
+            more = heard if model.to_ground is None else more + heard
+            more = more.reshape(n, w, h, -1).transpose(1, 2).reshape(n * h * w, -1)
+        return rows + more
 
-    def _evidence(self, rows: Tensor, voxel_index: Tensor) -> tuple[Tensor, Tensor]:
-        """For each cell, the logit that its ray ends there and the probability that the ray comes so far, [1, X, Y, Z].
+    def _evidence(self, rows: Tensor, voxel_index: Tensor) -> tuple[Tensor, ...]:
+        """For each cell, the logit that its ray ends there, the probability that it comes so far, and whether it is
+        taken to end there (1 or 0), all [1, X, Y, Z].
 
         Args:
             rows: [N * h * w, depth bins], of `_hazard`.
         """
         shape = (1, *self.model.config.grid_shape)
         reached = torch.exp(-(F.softplus(rows) @ self.nearer)).clamp(min=SMALLEST)
-        hazard, reached = (_gather(part.reshape(-1), voxel_index).reshape(shape) for part in (rows, reached))
-        return hazard, reached
+        ends = ray_ends(reached, self.model.end_window)
+        return tuple(_gather(part.reshape(-1), voxel_index).reshape(shape) for part in (rows, reached, ends))
 
     def _pillar_weight(self, ends_here: Tensor) -> Tensor:
         """The pillar weights [1, X/2, Y/2, heights, 1], as in `EasyOcc`."""
@@ -127,7 +136,7 @@ class Deployed(nn.Module):
         classes, verdicts = (layer(wide).permute(0, 2, 3, 1) for layer in (model.to_class, self.to_verdicts))
         logit, seen = verdicts[..., :heights], verdicts[..., heights:]
         classes = classes.reshape(1, x, y, -1, heights).argmax(dim=3).int()
-        border = classes + ends.to(classes.dtype) * len(self.ids)
+        border = classes + ends.int() * len(self.ids)
         threshold = self.threshold.index_select(0, border.reshape(-1)).reshape(1, x, y, heights)
         named = self.ids.index_select(0, classes.reshape(-1)).reshape(1, x, y, heights)
         logit = logit + model.hazard_weight * hazard

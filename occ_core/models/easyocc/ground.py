@@ -33,11 +33,9 @@ def over_depth(
 
 def over_depth_rows(
     logits: Tensor,  # [K, BINS]
-    ground: Tensor,  # [K, 1]
-    log_depth: Tensor,  # [1, D]
+    position: Tensor,  # [K, D], of `places`
 ) -> Tensor:  # [K, D]
     """The same of K rays, as runtimes like it: a gather from one vector, for which they have fast code."""
-    position = places(ground, log_depth)
     logits = F.pad(logits, (1, 2))
     first = position.floor()
     index = first.int() + logits.shape[1] * torch.arange(logits.shape[0], dtype=torch.int32)[:, None]
@@ -46,6 +44,7 @@ def over_depth_rows(
 
 
 def places(ground: Tensor, log_depth: Tensor) -> Tensor:
-    """Where along the way to the ground each depth is, counted in bins, 0 to BINS + 1."""
+    """Where along the way to the ground each depth is, counted in bins, 0 to BINS + 1; the two broadcast against each
+    other."""
     ratio = ground.clamp(min=LEAST).log() + log_depth
     return (AT_GROUND + ratio.sign() * torch.log(ratio.abs() / FINE + 1) / PER_BIN).clamp(0, BINS + 1)

@@ -54,7 +54,7 @@ def sample_losses(model: EasyOcc, inputs: TableImages, targets: TableTargets) ->
 
 def cell_losses(
     model: EasyOcc,
-    columns: Tensor,  # [B, X, Y, C + 2 Z]
+    columns: Tensor,  # [B, X, Y, C + 3 Z]
     targets: TableTargets,
 ) -> dict[str, Tensor]:
     """Losses on the cells of `targets.columns`, from `Hidden.columns`."""

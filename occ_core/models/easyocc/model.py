@@ -21,8 +21,9 @@ from occ_core.models.backbones import build_backbone, load_backbone, statistics
 from occ_core.models.easyocc import ground
 from occ_core.models.easyocc.balance import fit_balance
 from occ_core.models.easyocc.config import STRIDE, EasyOccConfig
+from occ_core.models.easyocc.foot import HazardsOfTheColumn
 from occ_core.models.easyocc.inputs import SampleSequence, TableImages, TableTargets
-from occ_core.models.easyocc.logits import NEVER, CellLogits, Hidden, Lifted, Views, ends_in
+from occ_core.models.easyocc.logits import NEVER, CellLogits, Hidden, Lifted, Views, end_window, ray_ends
 from occ_core.models.easyocc.losses import losses
 from occ_core.models.easyocc.memory import MemoryFusion
 from occ_core.models.easyocc.sequence import SequentialModel
@@ -123,7 +124,7 @@ class EasyOcc(nn.Module):
     log_depth: Tensor
     balance: Tensor
     stands: Tensor
-    survival: Tensor
+    end_window: Tensor
     threshold: Tensor
     class_bias: Tensor
     observed_threshold: Tensor
@@ -140,6 +141,7 @@ class EasyOcc(nn.Module):
         self.neck = Neck(given, config.neck_channels, channels.get(STRIDE // 2))
         self.to_hazard = nn.Conv2d(config.neck_channels, config.depth_bins, 1)
         self.to_ground = nn.Conv2d(config.neck_channels, ground.BINS, 1) if config.depth_by_ground else None
+        self.foot = HazardsOfTheColumn(config) if config.foot_heads else None
         middles_m = (config.depth_edges_m[1:] + config.depth_edges_m[:-1]) / 2
         self.register_buffer("log_depth", torch.from_numpy(np.log(middles_m)).float()[:, None, None], persistent=False)
         self.to_context = nn.Conv2d(config.neck_channels, config.feature_channels, 1)
@@ -164,7 +166,7 @@ class EasyOcc(nn.Module):
         self.register_buffer("threshold", torch.zeros(len(config.classes) - 1))  # see thresholds.py
         self.register_buffer("class_bias", torch.zeros(len(config.classes) - 1))  # added to class logits; there too
         self.register_buffer("observed_threshold", torch.zeros(()))  # of the logit of observed cells; there too
-        self.register_buffer("survival", torch.tensor(0.5))  # with which a ray is taken to end; there too
+        self.register_buffer("end_window", end_window(config.depth_edges_m), persistent=False)
 
     def load_backbone(self, weights: str | Path) -> None:
         """See `backbones.load_backbone`."""
@@ -181,9 +183,10 @@ class EasyOcc(nn.Module):
     def hazard(self, features: Tensor, rays: Tensor) -> Tensor:
         """Compute `Views.hazard_logits` from `features`."""
         logits = self.to_hazard(features)
-        if self.to_ground is None:
-            return logits
-        return logits + ground.over_depth(self.to_ground(features), rays[:, GROUND : GROUND + 1], self.log_depth)
+        if self.to_ground is not None:
+            along = self.to_ground(features)
+            logits = logits + ground.over_depth(along, rays[:, GROUND : GROUND + 1], self.log_depth)
+        return logits if self.foot is None else logits + self.foot(features, rays, self.log_depth)
 
     def views(
         self,
@@ -211,11 +214,14 @@ class EasyOcc(nn.Module):
         c = self.config
         x, y, z = c.grid_shape
         px, py, pz = c.pillar_grid_shape
-        geometry = gather_rows(ray_evidence(views.hazard_logits), voxel_index).reshape(-1, x, y, 2 * z)
+        evidence = ray_evidence(views.hazard_logits)
+        geometry = gather_rows(evidence, voxel_index).reshape(-1, x, y, 2 * z)
+        ends = ray_ends(evidence[:, 1].detach().reshape(-1, c.depth_bins), self.end_window)
+        ends = gather_rows(ends.reshape(-1, 1), voxel_index).reshape(-1, x, y, z)
         rows = self.to_context(views.features).permute(0, 2, 3, 1).reshape(-1, c.feature_channels)
         context = gather_rows(rows, pillar_index).reshape(-1, px, py, pz, c.feature_channels)
         context = context * self._pillar_weight(geometry)
-        return Lifted(geometry, context.reshape(-1, px, py, pz * c.feature_channels).permute(0, 3, 1, 2))
+        return Lifted(geometry, ends, context.reshape(-1, px, py, pz * c.feature_channels).permute(0, 3, 1, 2))
 
     def columns(
         self, lifted: Lifted, state: Tensor | None = None, then_from_now: Tensor | None = None
@@ -225,7 +231,7 @@ class EasyOcc(nn.Module):
         if memory is not None and state is not None and then_from_now is not None:
             past = memory.moved(state, then_from_now)
         bev, kept = self.birds_eye(geometry.permute(0, 3, 1, 2), lifted.context, past)
-        columns = torch.cat([bev.permute(0, 2, 3, 1), geometry[..., ::2], geometry[..., 1::2]], dim=-1)
+        columns = torch.cat([bev.permute(0, 2, 3, 1), geometry[..., ::2], geometry[..., 1::2], lifted.ends], dim=-1)
         return columns, None if memory is None or kept is None else memory.state(kept)
 
     def _pillar_weight(self, geometry: Tensor) -> Tensor:
@@ -238,20 +244,19 @@ class EasyOcc(nn.Module):
 
     def cells(
         self,
-        columns: Tensor,  # [..., C + 2 Z] of Hidden.columns
+        columns: Tensor,  # [..., C + 3 Z] of Hidden.columns
     ) -> CellLogits:
         """Compute the cells of columns; height comes out of the channels here. Any selection of columns may be
         passed."""
         heights = self.config.grid_shape[2]
-        x = self.head(columns[..., : -2 * heights])
-        hazard, reached = columns[..., -2 * heights : -heights], columns[..., -heights:]
+        x = self.head(columns[..., : -3 * heights])
+        hazard, reached, ends = columns[..., -3 * heights :].chunk(3, dim=-1)
         classes = self.to_class(x)
         of_grid, of_ray, constant = self.balance
         occupied = of_grid * self.to_occupied(x) + of_ray * self.hazard_weight * hazard + constant
         observed = self.to_observed(x) + self.reached_weight * (reached - 0.5)
         observed = torch.where(reached > 0, observed, torch.full_like(observed, NEVER))
-        ends = ends_in(reached, reached * torch.sigmoid(hazard), self.survival)
-        return CellLogits(occupied, classes.reshape(*classes.shape[:-1], heights, -1), ends, observed)
+        return CellLogits(occupied, classes.reshape(*classes.shape[:-1], heights, -1), ends > 0, observed)
 
     def logits(self, images: Tensor, voxel_index: Tensor, pillar_index: Tensor, rays: Tensor) -> CellLogits:
         """Logits of every cell: occupied and observed [B, X, Y, Z], classes [B, X, Y, Z, classes - 1]."""

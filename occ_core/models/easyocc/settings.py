@@ -39,6 +39,9 @@ class NanoTraining(BaseModel):
     flip: Share = 0.5
     zoom: Share = 0.0  # share of images in `image_steps` of which a part is shown, as by a longer lens
     retexture: Share = 0.0  # share of images in `image_steps` whose colours and fine texture are changed; shapes stay
+    # standard deviation, in degrees, by which rays lean and, in 3 %, cameras stand higher or lower in `image_steps`:
+    # real ground is not as flat, and real cameras not as well measured, as simulated ones
+    lean_deg: Annotated[float, Field(ge=0, le=10)] = 0.0
     freeze_images: bool = False  # the image network keeps its weights in the steps on whole samples
     turn: Share = 0.0  # share of samples turned by one to three quarters around the robot; needs a square grid
     loss: NanoLossWeights = NanoLossWeights()

@@ -205,6 +205,18 @@ def zoomed_rays(
     return _with_ground(direction, rays[3:4] * np.float32(zoom), rays[5:6])
 
 
+def leaning_rays(
+    rays: np.ndarray,  # (RAY_CHANNELS, h, w)
+    lean_rad: np.ndarray,  # (2,), about the axes x and y, small
+    height_scale: float,
+) -> np.ndarray:
+    """`Table.rays` of one camera as a robot has them that leans, or on a slope; distances stay."""
+    about_x, about_y = lean_rad
+    turn = np.array([[1, 0, about_y], [0, 1, -about_x], [-about_y, about_x, 1]])
+    direction = np.einsum("ij,jhw->ihw", turn, rays[:3])
+    return _with_ground(direction / np.linalg.norm(direction, axis=0), rays[3:4], rays[5:6] * np.float32(height_scale))
+
+
 def mirrored(table: Table, config: EasyOccConfig) -> Table:
     """The table of the rig's mirror image (left and right of the ego swapped), for images flipped left to right."""
     w, h = config.feature_size

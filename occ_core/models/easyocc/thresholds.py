@@ -24,7 +24,6 @@ from torch import Tensor
 from occ_core.models.easyocc.config import EasyOccConfig
 from occ_core.models.easyocc.inputs import TableImages, TableTargets
 from occ_core.models.easyocc.logits import NEVER, CellLogits
-from occ_core.models.lifting import ray_evidence
 from occ_core.taxonomy import UNLABELED
 
 if TYPE_CHECKING:
@@ -39,8 +38,6 @@ MEAN_COUNTS = 8.0  # weight of the mean class IoU beside the IoU, which roads al
 SLACK = 0.002  # of the score, for which a class's border is drawn tighter: scenes that fit are few, and curves flat
 LOST = 0.01  # share of occupied cells in sight that may be called hidden
 LEAST_PRECISION = 0.08  # a class is predicted only if at least this share of the cells called so are of it
-SURVIVALS = np.linspace(0.1, 0.8, 29)  # that are tried
-BANDS_M, NEAR_M = (0, 10, 20, 40), 1.0
 TAKEN_BACK = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the logarithm of the classes' weights that are tried as bias
 
 
@@ -55,7 +52,6 @@ def fit_thresholds(
     if next(iter(samples), None) is None:
         return
     fit_observed(model, samples)
-    fit_survival(model, samples)
     fit_classes(model, samples, weights)
 
 
@@ -69,36 +65,6 @@ def fit_observed(model: EasyOcc, samples: LabelledSamples) -> None:
         occupied = in_sight(*sample, model.config) & (labels != model.config.classes.free_id)
         logits.append(logit[occupied & (logit > NEVER)])
     model.observed_threshold.fill_(float(np.quantile(np.concatenate(logits), LOST)))
-
-
-@torch.no_grad()
-def fit_survival(model: EasyOcc, samples: LabelledSamples) -> None:
-    """Fit the survival at which a ray is taken to end: with it, most of what stands on the ground is where it is.
-
-    That is judged by the share of rays that end within NEAR_M of where the labels end them, the mean over bands of
-    distance, for most rays end near the robot, where any survival does.
-    """
-    config = model.config
-    edges_m = config.depth_edges_m
-    middles_m = (edges_m[1:] + edges_m[:-1]) / 2
-    stands = np.zeros(256, dtype=bool)
-    stands[np.array(config.classes.occupied_ids)[model.stands.numpy()]] = True
-    rays, near = np.zeros(len(BANDS_M) - 1), np.zeros((len(SURVIVALS), len(BANDS_M) - 1))
-    for inputs, targets in samples:
-        evidence = ray_evidence(model.views(inputs.images, inputs.rays).hazard_logits)
-        reached = evidence[:, 1].reshape(-1, config.depth_bins).numpy()
-        end = targets.depth.numpy().reshape(-1)
-        ray = np.flatnonzero((end < config.depth_bins) & stands[targets.pixel_class.numpy().reshape(-1)])
-        true_m = middles_m[end[ray]]
-        band = np.digitize(true_m, BANDS_M) - 1
-        counts = (band >= 0) & (band < len(rays))
-        rays += np.bincount(band[counts], minlength=len(rays))
-        for number, survival in enumerate(SURVIVALS):
-            last = (reached[ray] > survival).sum(axis=1) - 1  # bin that a ray comes to with more than that
-            is_near = np.abs(middles_m[last] - true_m) <= NEAR_M
-            near[number] += np.bincount(band[counts & is_near], minlength=len(rays))
-    if rays.any():
-        model.survival.fill_(float(SURVIVALS[(near[:, rays > 0] / rays[rays > 0]).mean(axis=1).argmax()]))
 
 
 @torch.no_grad()
