@@ -21,8 +21,6 @@ LEVELS = 127  # of each sign
 WEIGHT_LEVELS = 63  # CPUs without VNNI add two products in 16 bits, which more would overflow
 KEPT_FLOAT = (
     "/neck/rays/",  # one scale would have to fit directions and what is left of 1 / distance at 20 m
-    "/query/",
-    "/key/",  # of `foot`: so, too
     "/birds_eye/enter/",  # joins features and places of unlike range; OpenVINO mistakes their scales
     "/to_verdicts/",  # compared with thresholds
     "/birds_eye/keep/",  # what it gives is squashed into -1..1 and remembered: coarse steps would add up

@@ -45,39 +45,47 @@ class HazardsOfTheColumn(nn.Module):
         at_ground, along = rays[:, GROUND : GROUND + 1], self.to_ground(features).chunk(self.heads, 1)
         said = torch.cat([ground.over_depth(part, at_ground, log_depth) for part in along], dim=1)
         said = (said + self.to_hazard(features)).permute(0, 2, 3, 1)
-        return self._heard(features, rays, said).permute(0, 3, 2, 1)
-
-    def of_columns(self, features: Tensor, rays: Tensor, position: Tensor) -> Tensor:
-        """The same for runtimes, [N * w * h, D], of features and rays with w before h, [N, ..., w, h], so that a column
-        lies in one piece.
-
-        Args:
-            position: [N * w * h, D], of `ground.places`.
-        """
-        along = self.to_ground(features).permute(0, 2, 3, 1).reshape(-1, self.heads, ground.BINS)
-        said = [ground.over_depth_rows(along[:, head], position) for head in range(self.heads)]
-        n, _, w, h = features.shape
-        d = position.shape[1]
-        absolute = self.to_hazard(features).permute(0, 2, 3, 1).reshape(-1, self.heads * d)
-        both = torch.cat(said, dim=1) + absolute  # as rows: OpenVINO would copy all of it twice otherwise
-        return self._heard(features, rays, both.reshape(n, w, h, self.heads * d)).reshape(-1, d)
-
-    def _heard(
-        self,
-        features: Tensor,  # [N, C, w, h]
-        rays: Tensor,  # [N, RAY_CHANNELS, w, h]
-        said: Tensor,  # [N, w, h, heads * D]
-    ) -> Tensor:  # [N, w, h, D]
-        n, w, h, _ = said.shape
-        shares = self.shares(features, rays).permute(0, 1, 3, 4, 2).reshape(n, w, h, h * self.heads)
-        return shares @ said.reshape(n, w, h * self.heads, -1)
-
-    def shares(self, features: Tensor, rays: Tensor) -> Tensor:
-        """How much each cell of a column listens to each, [N, w, heads, h, h]: of every head, the last axis sums to
-        1."""
         n, _, w, h = features.shape
         seen = torch.cat([features, rays], dim=1)
         query, key = (
             layer(seen).reshape(n, self.heads, WIDTH, w, h).permute(0, 3, 1, 4, 2) for layer in (self.query, self.key)
         )
+        return self._heard(self._shares(query, key), said).permute(0, 3, 2, 1)
+
+    def of_columns(self, features: Tensor, rays: Tensor, position: Tensor) -> Tensor:
+        """The same for runtimes, [N * w * h, D], of features and rays with w before h, [N, ..., w, h], so that a column
+        lies in one piece. Layers are products with rows here: after a convolution OpenVINO copies what comes out.
+
+        Args:
+            position: [N * w * h, D], of `ground.places`.
+        """
+        n, _, w, h = features.shape
+        rows, seen = (x.permute(0, 2, 3, 1).reshape(n * w * h, -1) for x in (features, torch.cat([features, rays], 1)))
+        query, key = (_product(seen, layer).reshape(n, w, h, self.heads, WIDTH) for layer in (self.query, self.key))
+        along = _product(rows, self.to_ground)
+        said = [ground.over_depth_rows(part, position) for part in along.chunk(self.heads, 1)]
+        both = torch.cat(said, dim=1) + _product(rows, self.to_hazard)
+        shares = self._shares(query.permute(0, 1, 3, 2, 4), key.permute(0, 1, 3, 2, 4))
+        return self._heard(shares, both.reshape(n, w, h, -1)).reshape(n * w * h, -1)
+
+    def _heard(
+        self,
+        shares: Tensor,  # [N, w, heads, h, h]
+        said: Tensor,  # [N, w, h, heads * D]
+    ) -> Tensor:  # [N, w, h, D]
+        n, w, h, _ = said.shape
+        shares = shares.permute(0, 1, 3, 4, 2).reshape(n, w, h, h * self.heads)
+        return shares @ said.reshape(n, w, h * self.heads, -1)
+
+    def _shares(
+        self,
+        query: Tensor,  # [N, w, heads, h, WIDTH]
+        key: Tensor,
+    ) -> Tensor:  # [N, w, heads, h, h]
+        """How much each cell of a column listens to each: of every head, the last axis sums to 1."""
         return torch.softmax(query @ key.transpose(3, 4) / WIDTH**0.5 + self.by_distance[:, self.apart], dim=-1)
+
+
+def _product(rows: Tensor, layer: nn.Conv2d) -> Tensor:
+    """What a convolution of single pixels makes of each of them, [K, channels]."""
+    return rows @ layer.weight[:, :, 0, 0].T + layer.get_parameter("bias")
