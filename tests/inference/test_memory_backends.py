@@ -76,7 +76,7 @@ def test_a_runtime_remembers_as_torch_does(runtime, precision, files, drives, of
         effect = abs(a.confidence - b.confidence).max()
         assert (effect > 0.3) == (a is slow[1] or a is slow[2])
         if effect and precision != "int8":  # of a random network, int8 is as coarse as that is large
-            matters = (abs(a.confidence - b.confidence) > 0.15) & (a.labels == c.labels)  # else it is of another answer
+            matters = abs(a.confidence - b.confidence) > 0.15
             assert abs(a.confidence - c.confidence)[matters].mean() < 0.01
 
 

@@ -141,7 +141,6 @@ class EasyOcc(nn.Module):
         self.neck = Neck(given, config.neck_channels, channels.get(STRIDE // 2))
         self.to_hazard = nn.Conv2d(config.neck_channels, config.depth_bins, 1)
         self.to_ground = nn.Conv2d(config.neck_channels, ground.BINS, 1) if config.depth_by_ground else None
-        self.foot = HazardsOfTheColumn(config) if config.foot_heads else None
         middles_m = (config.depth_edges_m[1:] + config.depth_edges_m[:-1]) / 2
         self.register_buffer("log_depth", torch.from_numpy(np.log(middles_m)).float()[:, None, None], persistent=False)
         self.to_context = nn.Conv2d(config.neck_channels, config.feature_channels, 1)
@@ -155,6 +154,9 @@ class EasyOcc(nn.Module):
         self.to_observed = nn.Linear(wide, heights)
         self.hazard_weight = nn.Parameter(torch.ones(heights))  # of the viewing ray's logit in `occupied`
         self.reached_weight = nn.Parameter(torch.full((heights,), 8.0))  # of `reached` in `observed`
+        self.foot = (
+            HazardsOfTheColumn(config) if config.foot_heads else None
+        )  # last: a seed makes the same rest without it
         if self.to_ground is not None:  # learned beside what `to_hazard` may know already
             nn.init.zeros_(self.to_ground.weight)
             nn.init.zeros_(self.to_ground.get_parameter("bias"))
