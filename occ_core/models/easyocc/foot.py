@@ -21,7 +21,7 @@ WIDTH = 32  # of queries and keys
 class HazardsOfTheColumn(nn.Module):
     """Maps features and rays to hazard logits; until it has learned, to zeros."""
 
-    apart: torch.Tensor
+    apart: Tensor
 
     def __init__(self, config: EasyOccConfig):
         super().__init__()

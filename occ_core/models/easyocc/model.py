@@ -154,9 +154,8 @@ class EasyOcc(nn.Module):
         self.to_observed = nn.Linear(wide, heights)
         self.hazard_weight = nn.Parameter(torch.ones(heights))  # of the viewing ray's logit in `occupied`
         self.reached_weight = nn.Parameter(torch.full((heights,), 8.0))  # of `reached` in `observed`
-        self.foot = (
-            HazardsOfTheColumn(config) if config.foot_heads else None
-        )  # last: a seed makes the same rest without it
+        # Last, so that a seed makes the same rest with and without it.
+        self.foot = HazardsOfTheColumn(config) if config.foot_heads else None
         if self.to_ground is not None:  # learned beside what `to_hazard` may know already
             nn.init.zeros_(self.to_ground.weight)
             nn.init.zeros_(self.to_ground.get_parameter("bias"))
