@@ -31,7 +31,7 @@ from occ_core.occupancy import Occupancy  # noqa: E402
 from occ_core.sources.nuscenes import NuScenesSource  # noqa: E402
 
 PRODUCTS = {"/MatMul", *(f"/MatMul_{i}" for i in range(1, 8))}
-"""Between layers: six of the attention along columns, sums along viewing rays, and the window of their ends."""
+"""They stay in float: six of the attention along columns, sums along viewing rays, and the window of their ends."""
 
 
 @pytest.fixture(scope="module")

@@ -32,9 +32,7 @@ class Lifted(NamedTuple):
 class Hidden(NamedTuple):
     """All results before the cells; the losses on rays read them too."""
 
-    columns: (
-        Tensor  # [B, X, Y, C + 3 Z]: bird's-eye features, and what its ray says of each cell: hazard, reached, ends
-    )
+    columns: Tensor  # [B, X, Y, C + 3 Z]: bird's-eye features, and what its ray says of each cell: hazard, reached, end
     views: Views
     state: Tensor | None  # [B, memory channels + 1, X / 2, Y / 2] for the frame after; None: there is no memory
 
@@ -68,16 +66,14 @@ def ray_ends(
     reached: Tensor,  # [K, D], the probability that each ray comes to each bin
     window: Tensor,  # [D, D], of `end_window`
 ) -> Tensor:  # [K, D]: 1 in the bin where a ray is taken to end, else 0
-    """Put the end of each ray into the one bin around which most of its probability lies; a ray that is more likely to
-    pass all bins than to end ends nowhere.
+    """Put the end of each ray into the one bin around which most of its probability lies; a ray that more likely
+    than not comes to the last bin ends nowhere.
 
     Where a wall is, is uncertain by many cells, and none of them may be probable. That there is one is not, so it is
     put where it most likely is rather than nowhere. The window is what counts as the same place: it widens with the
     distance, as uncertainty does.
     """
     bins = torch.arange(reached.shape[1], dtype=torch.int32, device=reached.device)
-    around = (
-        window.T @ reached.T
-    )  # [D, K]: runtimes find the largest of many rays beside each other several times faster
+    around = window.T @ reached.T  # [D, K]: runtimes find the largest faster with many rays beside each other
     ends = around.argmax(dim=0)[:, None].int() == bins
     return ends.float() * (1 - (reached[:, -1:] > PASSES).float())
