@@ -30,8 +30,9 @@ from occ_core.inference.predictor import Predictor  # noqa: E402
 from occ_core.occupancy import Occupancy  # noqa: E402
 from occ_core.sources.nuscenes import NuScenesSource  # noqa: E402
 
-PRODUCTS = {"/MatMul", *(f"/MatMul_{i}" for i in range(1, 8))}
-"""They stay in float: six of the attention along columns, sums along viewing rays, and the window of their ends."""
+PRODUCTS = {"/MatMul", *(f"/MatMul_{i}" for i in range(1, 9))}
+"""They stay in float: six of the attention along columns, sums along viewing rays, the window of their ends,
+and the means of pillars."""
 
 
 @pytest.fixture(scope="module")

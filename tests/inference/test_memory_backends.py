@@ -139,7 +139,7 @@ def test_int8_has_the_memorys_layers_and_leaves_the_motion_alone(files):
     assert len(of_memory) == 3 and all(layers[name] for name in of_memory)
     assert not layers["/birds_eye/keep/Conv"]
     outside = {name for name, quantised in layers.items() if not quantised and name.count("/") == 1}
-    assert len(outside) == 10  # eight of the network without memory; two products that make the sampling places
+    assert len(outside) == 11  # nine of the network without memory; two products that make the sampling places
     arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     (kept,) = (node for node in graph.node if node.op_type == "Conv" and node.name.endswith("/then/Conv"))
     (quantised,) = (node for node in graph.node if kept.input[0] in node.output)

@@ -57,11 +57,10 @@ def test_each_pixel_hears_its_column_as_a_loop_over_pixels_says():
 def test_the_exported_order_gives_the_same():
     foot, (features, rays) = taught(), seen()
     given = foot(features, rays, LOG_DEPTH)
-    turned = features.transpose(2, 3), rays.transpose(2, 3)
-    position = ground.places(turned[1][:, 4].reshape(-1, 1), LOG_DEPTH.reshape(1, -1))
-    rows = foot.of_columns(*turned, position)
+    position = ground.places(rays[:, 4].reshape(-1, 1), LOG_DEPTH.reshape(1, -1))
+    rows = foot.of_rows(features, rays, position)
     w, h = CONFIG.feature_size
-    torch.testing.assert_close(rows.reshape(2, w, h, -1).permute(0, 3, 2, 1), given, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rows.reshape(2, h, w, -1).permute(0, 3, 1, 2), given, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 """EasyOcc nano as it is exported: it gives the answers of `Answer`, computed in an order that suits the runtimes.
 
 What a viewing ray says of the cells is gathered as two arrays, not as pairs, and the head's logits are laid out class
-by class, so that 16 cells lie beside each other in memory: OpenVINO needs a tenth of the time for both. For TensorRT,
-shapes but the number of cameras are constants, and bytes come from floats and become floats at once.
+by class, so that 16 cells lie beside each other in memory: OpenVINO needs a tenth of the time for both. What lies
+between layers are rows, of pixels or of the grid's columns; of maps OpenVINO chooses other layouts and copies. For
+TensorRT, shapes but the number of cameras are constants, and bytes come from floats and become floats at once.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Deployed(nn.Module):
 
     nearer: Tensor
     ids: Tensor
+    to_pillars: Tensor
     threshold: Tensor
 
     def __init__(self, model: EasyOcc):
@@ -45,6 +47,9 @@ class Deployed(nn.Module):
         named = torch.nonzero(model.class_bias > NEVER).flatten()  # no cell is ever called one of the others
         named = named if len(named) else torch.arange(len(model.class_bias))
         self.register_buffer("ids", torch.tensor(config.classes.occupied_ids, dtype=torch.float32)[named])
+        side, high = config.pillar_cells, config.grid_shape[2] // config.pillar_heights
+        cells_of = torch.eye(config.pillar_heights).repeat_interleave(high, dim=0).repeat(side, 1)
+        self.register_buffer("to_pillars", cells_of / (side * high))
         at_end = torch.where(model.stands, torch.full((), 2 * NEVER), model.threshold)
         self.register_buffer("threshold", torch.cat([model.threshold[named], at_end[named]]))  # then where rays end
         birds_eye = cast(Any, model.birds_eye)
@@ -78,13 +83,13 @@ class Deployed(nn.Module):
         c = model.config
         px, py, pz = c.pillar_grid_shape
         features = model.features(images.float().permute(0, 3, 1, 2), rays)
-        hazard, reached, ends = self._evidence(self._hazard(features, rays), voxel_index)
-        context = model.to_context(features).permute(0, 2, 3, 1).reshape(-1, c.feature_channels)
-        context = _gather(context, pillar_index).reshape(1, px, py, pz, c.feature_channels)
-        ends_here = torch.sigmoid(hazard) * reached
-        context = context * self._pillar_weight(ends_here)
+        hazard, reached = self._evidence(self._hazard(features, rays), voxel_index)
+        ends, reached = reached < 0, reached.abs()
+        context = _gather(_rows(model.to_context(features)), pillar_index)
+        context = context.reshape(1, px, py, pz, c.feature_channels) * self._pillar_weight(hazard, reached)
         context = context.reshape(1, px, py, pz * c.feature_channels).permute(0, 3, 1, 2)
-        geometry = torch.cat([hazard / HAZARD_RANGE, reached], dim=3).permute(0, 3, 1, 2)
+        geometry = torch.cat([hazard / HAZARD_RANGE, reached], dim=1)
+        geometry = geometry.reshape(1, *c.grid_shape[:2], -1).permute(0, 3, 1, 2)
         memory, past = model.birds_eye.memory, None
         if memory is not None and state is not None and then_from_now is not None:
             past = memory.moved(state, then_from_now)
@@ -94,59 +99,66 @@ class Deployed(nn.Module):
 
     def _hazard(self, features: Tensor, rays: Tensor) -> Tensor:
         """`EasyOcc.hazard`, [N * h * w, depth bins]: a row for each viewing ray."""
-        model, (n, _, h, w) = self.model, features.shape
+        model = self.model
         rows = _rows(model.to_hazard(features))
         if model.to_ground is None and model.foot is None:
             return rows
-        if model.foot is not None:
-            features, rays = features.transpose(2, 3), rays.transpose(2, 3)
         position = ground.places(_rows(rays[:, GROUND : GROUND + 1]), model.log_depth.reshape(1, -1))
         if model.to_ground is not None:
             more = ground.over_depth_rows(_rows(model.to_ground(features)), position)
         if model.foot is not None:
-            heard = model.foot.of_columns(features, rays, position)
+            heard = model.foot.of_rows(features, rays, position)
             more = heard if model.to_ground is None else more + heard
-            more = more.reshape(n, w, h, -1).transpose(1, 2).reshape(n * h * w, -1)
         return rows + more
 
-    def _evidence(self, rows: Tensor, voxel_index: Tensor) -> tuple[Tensor, ...]:
-        """For each cell, the logit that its ray ends there, the probability that it comes so far, and whether it is
-        taken to end there (1 or 0), all [1, X, Y, Z].
+    def _evidence(self, rows: Tensor, voxel_index: Tensor) -> tuple[Tensor, Tensor]:
+        """For each cell, [X * Y, Z], the logit that its ray ends there, and the probability that it comes so far,
+        negative where it is taken to end: this says two things in one gather.
 
         Args:
             rows: [N * h * w, depth bins], of `_hazard`.
         """
-        shape = (1, *self.model.config.grid_shape)
         reached = torch.exp(-(F.softplus(rows) @ self.nearer)).clamp(min=SMALLEST)
-        ends = ray_ends(reached, self.model.end_window)
-        return tuple(_gather(part.reshape(-1), voxel_index).reshape(shape) for part in (rows, reached, ends))
+        reached = reached * (1 - 2 * ray_ends(reached, self.model.end_window))
+        heights = self.model.config.grid_shape[2]
+        hazard, reached = (_gather(part.reshape(-1), voxel_index).reshape(-1, heights) for part in (rows, reached))
+        return hazard, reached
 
-    def _pillar_weight(self, ends_here: Tensor) -> Tensor:
-        """The pillar weights [1, X/2, Y/2, heights, 1], as in `EasyOcc`."""
+    def _pillar_weight(self, hazard: Tensor, reached: Tensor) -> Tensor:
+        """The pillar weights [1, X/2, Y/2, heights, 1], as in `EasyOcc`. A product takes the mean along Y and Z:
+        pooling would ask for another layout."""
         c = self.model.config
         px, py, pz = c.pillar_grid_shape
-        pillars = F.avg_pool2d(ends_here.permute(0, 3, 1, 2), c.pillar_cells)
-        mean = pillars.reshape(1, pz, c.grid_shape[2] // pz, px, py).mean(dim=2)
-        return 0.1 + mean.permute(0, 2, 3, 1).unsqueeze(-1)
+        ends_here = (torch.sigmoid(hazard) * reached).reshape(px, c.pillar_cells, py, c.pillar_cells * c.grid_shape[2])
+        mean = (ends_here @ self.to_pillars).mean(dim=1)
+        return 0.1 + mean.reshape(1, px, py, pz, 1)
 
-    def _answer(self, bev: Tensor, hazard: Tensor, reached: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        model, free = self.model, self.model.config.classes.free_id
-        x, y, heights = model.config.grid_shape
+    def _answer(
+        self,
+        bev: Tensor,  # [1, C, X, Y]
+        hazard: Tensor,  # [X * Y, Z], like the others
+        reached: Tensor,
+        ends: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        model, c = self.model, self.model.config
+        heights = c.grid_shape[2]
         wide = model.head(bev)
-        classes, verdicts = (layer(wide).permute(0, 2, 3, 1) for layer in (model.to_class, self.to_verdicts))
-        logit, seen = verdicts[..., :heights], verdicts[..., heights:]
-        classes = classes.reshape(1, x, y, -1, heights).argmax(dim=3).int()
+        classes = _rows(model.to_class(wide)).reshape(len(hazard), -1, heights).argmax(dim=1).int()
+        logit, seen = _rows(self.to_verdicts(wide)).chunk(2, dim=1)
         border = classes + ends.int() * len(self.ids)
-        threshold = self.threshold.index_select(0, border.reshape(-1)).reshape(1, x, y, heights)
-        named = self.ids.index_select(0, classes.reshape(-1)).reshape(1, x, y, heights)
+        threshold = self.threshold.index_select(0, border.reshape(-1)).reshape(-1, heights)
         logit = logit + model.hazard_weight * hazard
         seen = seen + model.reached_weight * (reached - 0.5)
         observed = torch.where(reached > 0, seen, torch.full((), NEVER)) > model.observed_threshold
         occupied = (logit > threshold) & observed
-        labels = torch.where(occupied, named, torch.full((), free, dtype=named.dtype))
+        named = self.ids.index_select(0, classes.reshape(-1)).reshape(-1, heights)
+        labels = torch.where(occupied, named, torch.full((), c.classes.free_id, dtype=named.dtype))
         p = torch.sigmoid(logit)
         confidence = torch.where(occupied, p, 1 - p) * observed.float() * 255
-        return labels.to(torch.uint8), confidence.to(torch.uint8), observed.float().to(torch.uint8)
+        labels, confidence, seen = (
+            part.reshape(1, *c.grid_shape).to(torch.uint8) for part in (labels, confidence, observed.float())
+        )
+        return labels, confidence, seen
 
 
 def _rows(maps: Tensor) -> Tensor:

@@ -52,21 +52,25 @@ class HazardsOfTheColumn(nn.Module):
         )
         return self._heard(self._shares(query, key), said).permute(0, 3, 2, 1)
 
-    def of_columns(self, features: Tensor, rays: Tensor, position: Tensor) -> Tensor:
-        """The same for runtimes, [N * w * h, D], of features and rays with w before h, [N, ..., w, h], so that a column
-        lies in one piece. Layers are products with rows here: after a convolution OpenVINO copies what comes out.
+    def of_rows(self, features: Tensor, rays: Tensor, position: Tensor) -> Tensor:
+        """The same for runtimes, [N * h * w, D]: a row for each pixel, and only what is attended to is brought into
+        columns. Layers are products with rows here: after a convolution OpenVINO copies what comes out.
 
         Args:
-            position: [N * w * h, D], of `ground.places`.
+            position: [N * h * w, D], of `ground.places`.
         """
-        n, _, w, h = features.shape
-        rows, seen = (x.permute(0, 2, 3, 1).reshape(n * w * h, -1) for x in (features, torch.cat([features, rays], 1)))
-        query, key = (_product(seen, layer).reshape(n, w, h, self.heads, WIDTH) for layer in (self.query, self.key))
+        n, _, h, w = features.shape
+        rows, ray_rows = (x.permute(0, 2, 3, 1).reshape(n * h * w, -1) for x in (features, rays))
+        seen = torch.cat([rows, ray_rows], dim=1)
+        query, key = (
+            _product(seen, layer).reshape(n, h, w, self.heads, WIDTH).permute(0, 2, 3, 1, 4)
+            for layer in (self.query, self.key)
+        )
         along = _product(rows, self.to_ground)
         said = [ground.over_depth_rows(part, position) for part in along.chunk(self.heads, 1)]
         both = torch.cat(said, dim=1) + _product(rows, self.to_hazard)
-        shares = self._shares(query.permute(0, 1, 3, 2, 4), key.permute(0, 1, 3, 2, 4))
-        return self._heard(shares, both.reshape(n, w, h, -1)).reshape(n * w * h, -1)
+        heard = self._heard(self._shares(query, key), both.reshape(n, h, w, -1).transpose(1, 2))
+        return heard.transpose(1, 2).reshape(n * h * w, -1)
 
     def _heard(
         self,
