@@ -81,10 +81,16 @@ def test_a_runtime_answers_as_torch_does(runtime, precision, files, of_torch):
 def test_openvino_takes_any_rig_and_remembers_nothing_of_the_last(checkpoint, files):
     slow, fast = Predictor.load(checkpoint, "torch", 1), Predictor.load(files["fp32"], require("openvino"), 1)
     six = Rig(tuple(camera(f"c{i}", 60 * i, (160, 90)) for i in range(6)))
+    turned = Rig(tuple(camera(name, 20 + 90 * i, (160, 90)) for i, name in enumerate(fx.RIG.names)))
     kept = fast.predict(fx.images(0), fx.RIG)
     labels = kept.labels.copy()
     part = {name: image for name, image in fx.images(1).items() if name != "l"}
-    for pictures, rig in ((part, fx.RIG), (fx.images(2, six), six), (fx.images(3), fx.RIG)):
+    for pictures, rig in (
+        (part, fx.RIG),
+        (fx.images(2, six), six),
+        (fx.images(3), fx.RIG),
+        (fx.images(3, turned), turned),
+    ):
         assert equal(slow.predict(pictures, rig).labels, fast.predict(pictures, rig).labels) >= EQUAL_LABELS["fp32"]
     assert np.array_equal(kept.labels, labels)  # an answer is the caller's own
 

@@ -19,11 +19,14 @@ from occ_core.inference.backends.exported import (
     require_outputs,
 )
 from occ_core.models.easyocc.past import Past
-from occ_core.models.easyocc.table import RAY_CHANNELS, TableCache
+from occ_core.models.easyocc.table import TableCache
+
+RAYS = "rays"
 
 
 class OpenVinoSession(ExportedSession):
-    """Compiles the network anew for each number of cameras: fixed shapes are faster, and rigs rarely change."""
+    """Compiles the network anew for each rig, which rarely changes: shapes are fixed, and what depends on the viewing
+    rays alone is computed once."""
 
     def __init__(self, path: Path, threads: int):
         self._ov = need("openvino", "openvino")
@@ -44,26 +47,25 @@ class OpenVinoSession(ExportedSession):
             "ENABLE_CPU_PINNING": False,  # the same cores decode the next images
         }
         self._tables = TableCache(self.config)
-        self._compiled_for, self._request = 0, None
+        self._compiled_for, self._request = "", None  # fingerprint of a rig
 
     def _outputs(self, images: np.ndarray, rig: Rig, missing: frozenset[str], past: Past | None) -> list[np.ndarray]:
         inputs = network_inputs(images, self._tables.of(rig, missing), past)
-        request = self._request_for(len(rig))
+        request = self._request_for(rig, inputs.pop(RAYS))
         for name, array in inputs.items():
             request.set_tensor(name, self._ov.Tensor(array, shared_memory=True))
         request.infer()
         return [request.get_tensor(name).data.copy() for name in outputs_of(self.config)]
 
-    def _request_for(self, cameras: int) -> Any:
-        if self._compiled_for != cameras:
-            w, h = self.config.feature_size
+    def _request_for(self, rig: Rig, rays: np.ndarray) -> Any:
+        if self._compiled_for != rig.fingerprint:
             fixed = self._model.clone()
-            fixed.reshape({
-                "images": [cameras, self.config.input_height, self.config.input_width, 3],
-                "rays": [cameras, RAY_CHANNELS, h, w],
-            })  # fmt: skip
+            given = fixed.input(RAYS).get_node()
+            given.output(0).replace(self._ov.op.Constant(rays).output(0))
+            fixed.remove_parameter(given)
+            fixed.reshape({"images": [len(rig), self.config.input_height, self.config.input_width, 3]})
             self._request = self._core.compile_model(fixed, "CPU", self._settings).create_infer_request()
-            self._compiled_for = cameras
+            self._compiled_for = rig.fingerprint
         return self._request
 
 
