@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 from occ_core.errors import CorruptInput, need
@@ -102,21 +103,27 @@ class SameConv2d(nn.Conv2d):
 
     def __init__(self, cin: int, cout: int, kernel: int, groups: int):
         super().__init__(cin, cout, kernel, 2, groups=groups, bias=False)
-        before, after = (kernel - 2) // 2, (kernel - 1) // 2
-        self.pad = nn.ZeroPad2d((before, after, before, after))
+        self.before, self.after = (kernel - 2) // 2, (kernel - 1) // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.pad(x))
+        if torch.onnx.is_in_onnx_export():
+            return _PaddedConv.apply(x, self.weight, self.before, self.after, self.groups)
+        return super().forward(F.pad(x, (self.before, self.after) * 2))
 
-    def evenly_padded(self) -> nn.Conv2d:
-        """Return the same layer with plain padding: its kernel gets a row and a column of zeros in front, so that
-        exported graphs hold nothing but convolutions."""
-        kernel = self.kernel_size[0] + 1
-        conv = nn.Conv2d(
-            self.in_channels, self.out_channels, kernel, 2, kernel // 2 - 1, groups=self.groups, bias=False
+
+class _PaddedConv(torch.autograd.Function):
+    """`SameConv2d` in exported graphs: a convolution of ONNX can pad unevenly, one of torch cannot."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, before: int, after: int, groups: int) -> Tensor:
+        return F.conv2d(F.pad(x, (before, after) * 2), weight, stride=2, groups=groups)
+
+    @staticmethod
+    def symbolic(graph, x, weight, before: int, after: int, groups: int):
+        kernel, pads = weight.type().sizes()[2:], [before, before, after, after]
+        return graph.op(
+            "Conv", x, weight, kernel_shape_i=kernel, strides_i=[2, 2], pads_i=pads, dilations_i=[1, 1], group_i=groups
         )
-        conv.weight.data = nn.functional.pad(self.weight.data, (1, 0, 1, 0))
-        return conv
 
 
 def same_conv(cin: int, cout: int, kernel: int, stride: int, groups: int = 1) -> nn.Conv2d:

@@ -73,10 +73,14 @@ def test_efficientnet_lite_equals_the_published_code_on_the_published_weights():
 
 
 @pytest.mark.parametrize(("kernel", "size"), [(3, 8), (5, 8), (3, 12)])
-def test_uneven_padding_is_even_padding_of_a_larger_kernel(kernel, size):
-    conv = same_conv(4, 4, kernel, 2, groups=2)
-    x = torch.randn(2, 4, size, size + 4)
-    torch.testing.assert_close(conv.evenly_padded()(x), conv(x), rtol=1e-5, atol=1e-6)
+def test_uneven_padding_is_exported_as_part_of_the_convolution(kernel, size, tmp_path):
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    conv, x = same_conv(4, 4, kernel, 2, groups=2).eval(), torch.randn(2, 4, size, size + 4)
+    torch.onnx.export(conv, (x,), str(tmp_path / "conv.onnx"), input_names=["x"], opset_version=17, dynamo=False)
+    assert [node.op_type for node in onnx.load(str(tmp_path / "conv.onnx")).graph.node] == ["Conv"]
+    session = runtime.InferenceSession(str(tmp_path / "conv.onnx"), providers=["CPUExecutionProvider"])
+    (given,) = session.run(None, {"x": x.numpy()})
+    np.testing.assert_allclose(given, conv(x).detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_imagenet_weights_come_with_their_origin_and_for_one_backbone_only(tmp_path):

@@ -20,7 +20,6 @@ from occ_core.models.easyocc import ground
 from occ_core.models.easyocc.logits import NEVER, ray_ends
 from occ_core.models.easyocc.model import EasyOcc
 from occ_core.models.easyocc.table import GROUND
-from occ_core.models.efficientnet_lite import SameConv2d
 from occ_core.models.lifting import SMALLEST
 
 HAZARD_RANGE = 16.0  # a power of two, so that float32 loses nothing
@@ -39,10 +38,6 @@ class Deployed(nn.Module):
         super().__init__()
         self.model = model = copy.deepcopy(model).eval()
         config = model.config
-        for part in list(model.backbone.modules()):
-            for name, child in part.named_children():
-                if isinstance(child, SameConv2d):
-                    setattr(part, name, child.evenly_padded())
         self.register_buffer("nearer", torch.ones(config.depth_bins, config.depth_bins).triu(1))
         named = torch.nonzero(model.class_bias > NEVER).flatten()  # no cell is ever called one of the others
         named = named if len(named) else torch.arange(len(model.class_bias))
