@@ -14,7 +14,7 @@ EXTRAS = {
     # Simulated city: embree ray casting, numba for voxel traversal, scikit-learn for its statistics.
     "world": [
         "trimesh>=4.0,<6",
-        "embreex>=2.17.7.post6,<5",
+        "embreex>=4.4,<5",
         "scipy>=1.10,<2",
         "numba>=0.59,<1",
         "pillow>=10",

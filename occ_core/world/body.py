@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from occ_core.errors import need
 from occ_core.world.classes import OWN_BODY
+from occ_core.world.embree import EmbreeScene
 from occ_core.world.materials import CARBODY, LAMP, METAL, PAINT, RUBBER
 from occ_core.world.scene_builder import any_color, seed_of
 from occ_core.world.solids import Builder, Solids, yaw_pose
@@ -45,16 +45,15 @@ class BodyOcclusion:
     """Tests whether solids, as an embree scene, stand between eyes and points."""
 
     def __init__(self, solids: Solids) -> None:
-        mesh, make_mesh = solids.mesh(), need("embreex.mesh_construction", "world").TriangleMesh
-        self._scene = need("embreex.rtcore_scene", "world").EmbreeScene()
-        make_mesh(self._scene, np.ascontiguousarray(mesh.vertices[mesh.faces]))
+        mesh = solids.mesh()
+        self._scene = EmbreeScene([(mesh.vertices, mesh.faces)])
 
     def hidden(self, eye_m: np.ndarray, points_m: np.ndarray) -> np.ndarray:
         """Whether a solid is between the eye (3,) and each of the points (N, 3), bool (N,)."""
         to = (points_m - eye_m).astype(np.float32)
         reach = np.linalg.norm(to, axis=1)
         eyes = np.ascontiguousarray(np.broadcast_to(eye_m, to.shape), dtype=np.float32)
-        return self._scene.run(eyes, to / reach[:, None], reach, query="OCCLUDED") >= 0
+        return self._scene.blocked(eyes, to / reach[:, None], reach)
 
 
 def own(solids: Solids) -> Solids:

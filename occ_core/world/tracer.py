@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from embreex import rtcore_scene
-from embreex.mesh_construction import TriangleMesh
 from numba import njit
 
 from occ_core.geometry import apply
 from occ_core.world.city import City
+from occ_core.world.embree import EmbreeScene
 from occ_core.world.shading import GROUND, SKY, GroundTable, SolidTable
 from occ_core.world.solids import Solids
 
@@ -36,11 +35,6 @@ class Hits:
     points_m: np.ndarray
     normals: np.ndarray
     solid: np.ndarray
-
-
-def _add_mesh(scene: rtcore_scene.EmbreeScene, vertices: np.ndarray, faces: np.ndarray) -> None:
-    """Add triangles; embreex fetches them one by one in Python's manner, and tuples sooner than rows of an array."""
-    TriangleMesh(scene, vertices, np.fromiter(zip(*faces.T.tolist(), strict=True), dtype=object, count=len(faces)))
 
 
 def _box_faces() -> np.ndarray:
@@ -99,8 +93,7 @@ class Tracer:
         self.solid_of_face = np.concatenate([mesh.solid_of_face, np.full(len(ground.faces), GROUND)]).astype(np.int32)
         vertices = np.concatenate([mesh.vertices, ground.vertices])
         faces = np.concatenate([mesh.faces, ground.faces + len(mesh.vertices)])
-        self.scene = rtcore_scene.EmbreeScene()
-        _add_mesh(self.scene, vertices, faces)
+        self.scene = EmbreeScene([(vertices, faces)])
         g = city.ground
         self.ground_table = GroundTable(
             float(g.origin_m[0]), float(g.origin_m[1]), float(g.cell_m), g.material, city.seed & 0xFFFF
@@ -126,11 +119,10 @@ class Snapshot:
         self.ground_table = tracer.ground_table
         self.world_from_actor = [actor.world_from_actor(t_s) for actor in city.actors]
         self._world_from_ego = city.world_from_ego(t_s)
-        self._ego = rtcore_scene.EmbreeScene()
         vertices_m, faces = tracer.ego_mesh
-        _add_mesh(self._ego, _moved(self._world_from_ego, vertices_m), faces)
+        self._ego = EmbreeScene([(_moved(self._world_from_ego, vertices_m), faces)])
         self.table, self.class_id, self.instance = tracer.table, tracer.class_id, tracer.instance
-        self._scene = None
+        self._scene: EmbreeScene | None = None
         near = [i for i in tracer.movers if np.linalg.norm(self.world_from_actor[i][:3, 3] - self._here) < FAR_M]
         if near or tracer.body is not None:
             self._add_movers(near)
@@ -148,11 +140,11 @@ class Snapshot:
             meshes.append(self._tracer.body_mesh)
             movers, poses = [*movers, -1], [*poses, self._world_from_ego]
         sizes = [len(s) for s in solids]
-        self._scene = rtcore_scene.EmbreeScene()
         first = len(self.class_id)
         solid_of_face, first_face = [], [0]
-        for mesh, pose, size in zip(meshes, poses, sizes, strict=True):
-            _add_mesh(self._scene, _moved(pose, mesh.vertices), mesh.faces)
+        moved_meshes = [(_moved(pose, mesh.vertices), mesh.faces) for mesh, pose in zip(meshes, poses, strict=True)]
+        self._scene = EmbreeScene(moved_meshes)
+        for mesh, size in zip(meshes, sizes, strict=True):
             solid_of_face.append(mesh.solid_of_face + first)
             first_face.append(first_face[-1] + len(mesh.faces))
             first += size
@@ -168,14 +160,14 @@ class Snapshot:
         origins = np.ascontiguousarray(np.broadcast_to(origins, directions.shape))
         d = np.ascontiguousarray(directions, dtype=np.float32)
         o = np.ascontiguousarray(origins, dtype=np.float32)
-        still = self._tracer.scene.run(o, d, output=True)
         n = len(d)
+        still = self._tracer.scene.first(o, d, np.full(n, np.inf, dtype=np.float32))
         hits = Hits(np.empty(n), np.empty((n, 3)), np.empty((n, 3)), np.empty(n, dtype=np.int32))
         out = hits.distance_m, hits.points_m, hits.normals, hits.solid
-        _first_hits(origins, directions, _found(still), self._tracer.solid_of_face, STILL_FACES, False, out)
+        _first_hits(origins, directions, still, self._tracer.solid_of_face, STILL_FACES, False, out)
         if self._scene is not None:
-            moving = self._scene.run(o, d, still["tfar"], output=True)  # looks no further than what stands still
-            _first_hits(origins, directions, _found(moving), self._solid_of_face, self._first_face, True, out)
+            moving = self._scene.first(o, d, still.distance_m)  # looks no further than what stands still
+            _first_hits(origins, directions, moving, self._solid_of_face, self._first_face, True, out)
         return hits
 
     def blocked(self, origins: np.ndarray, directions: np.ndarray, within_m: float = FAR_M) -> np.ndarray:
@@ -187,10 +179,10 @@ class Snapshot:
         """
         o, d = (np.ascontiguousarray(v, dtype=np.float32) for v in (origins, directions))
         reach = np.full(len(o), within_m, dtype=np.float32)
-        out = self._tracer.scene.run(o, d, reach, query="OCCLUDED") >= 0
+        out = self._tracer.scene.blocked(o, d, reach)
         if self._scene is not None:
             reach[out] = -1.0  # embree passes over these
-            out |= self._scene.run(o, d, reach, query="OCCLUDED") >= 0
+            out |= self._scene.blocked(o, d, reach)
         near = ((o - self._here.astype(np.float32)) ** 2).sum(axis=1) < EGO_SHADOW_M**2
         ask = np.flatnonzero(near & ~out)
         out[ask] = self.blocked_by_ego(o[ask], d if len(d) == 1 else d[ask], within_m)
@@ -199,7 +191,7 @@ class Snapshot:
     def blocked_by_ego(self, origins: np.ndarray, directions: np.ndarray, within_m: float = FAR_M) -> np.ndarray:
         """Whether the car's own body is in the way, bool (N,)."""
         o, d = (np.ascontiguousarray(v, dtype=np.float32) for v in (origins, directions))
-        return self._ego.run(o, d, np.full(len(o), within_m, dtype=np.float32), query="OCCLUDED") >= 0
+        return self._ego.blocked(o, d, np.full(len(o), within_m, dtype=np.float32))
 
     def classes(self, hits: Hits) -> np.ndarray:
         """The Occ3D class of each hit, uint8 (N,); 17 in the sky."""
@@ -216,10 +208,6 @@ class Snapshot:
 
 
 STILL_FACES = np.zeros(1, dtype=np.int64)  # what stands still is one mesh
-
-
-def _found(found: dict) -> tuple[np.ndarray, ...]:
-    return found["tfar"], found["primID"], found["geomID"], found["Ng"]
 
 
 @njit(cache=True)
