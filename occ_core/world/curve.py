@@ -37,7 +37,7 @@ class Curve:
     def point(self, station_m, offset_m) -> np.ndarray:
         """World points (..., 2) at stations and offsets to the left; straight on beyond the curve's ends."""
         heading = self.heading_at(station_m)
-        beyond = station_m - np.clip(station_m, self.stations_m[0], self.stations_m[-1])
+        beyond = station_m - np.minimum(np.maximum(station_m, self.stations_m[0]), self.stations_m[-1])
         x = np.interp(station_m, self.stations_m, self.xy_m[:, 0]) - offset_m * np.sin(heading)
         y = np.interp(station_m, self.stations_m, self.xy_m[:, 1]) + offset_m * np.cos(heading)
         return np.stack([x + beyond * np.cos(heading), y + beyond * np.sin(heading)], axis=-1)

@@ -40,7 +40,7 @@ class SceneBuilder:
 
     def beyond(self, xy: np.ndarray) -> float:
         """Distance outside the kerb; negative on the carriageway."""
-        return float(self.painter.beyond[self.ground.cell_of(xy)][0])
+        return _value_at(self.painter.beyond, self.ground.origin_m, self.ground.cell_m, float(xy[0]), float(xy[1]))
 
     def near_drive(self, station: float) -> bool:
         """Whether a station can be in the grid of some keyframe."""
@@ -56,6 +56,14 @@ class SceneBuilder:
     def claim_at(self, frame: np.ndarray, length: float, width: float) -> bool:
         """Take a rectangle around a pose's origin."""
         return self.claim(frame[:2, 3], float(np.arctan2(frame[1, 0], frame[0, 0])), length, width)
+
+
+@njit(cache=True)
+def _value_at(raster, origin, cell, x, y):
+    """Value of the cell that a point is in, as `Ground.cell_of` finds it; thousands of points ask, one by one."""
+    i = min(max(int(math.floor((x - origin[0]) / cell)), 0), raster.shape[0] - 1)
+    j = min(max(int(math.floor((y - origin[1]) / cell)), 0), raster.shape[1] - 1)
+    return float(raster[i, j])
 
 
 @njit(cache=True)

@@ -178,9 +178,9 @@ def yaw_poses(xyz_m: np.ndarray, yaw_pitch_roll: np.ndarray) -> np.ndarray:
     """Like `yaw_pose`, for many at once: poses (N, 4, 4) from (N, 3) and (N, 3)."""
     (cy, cp, cr), (sy, sp, sr) = np.cos(yaw_pitch_roll).T, np.sin(yaw_pitch_roll).T
     poses = np.zeros((len(xyz_m), 4, 4))
-    poses[:, 0, :3] = np.stack([cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr], axis=1)
-    poses[:, 1, :3] = np.stack([sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr], axis=1)
-    poses[:, 2, :3] = np.stack([-sp, cp * sr, cp * cr], axis=1)
+    poses[:, 0, 0], poses[:, 0, 1], poses[:, 0, 2] = cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr
+    poses[:, 1, 0], poses[:, 1, 1], poses[:, 1, 2] = sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr
+    poses[:, 2, 0], poses[:, 2, 1], poses[:, 2, 2] = -sp, cp * sr, cp * cr
     poses[:, :3, 3] = xyz_m
     poses[:, 3, 3] = 1
     return poses

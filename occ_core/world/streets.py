@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
 from occ_core.world.classes import DRIVEABLE, OTHER_FLAT, SIDEWALK, TERRAIN
 from occ_core.world.ground import TILE, Ground
@@ -14,6 +15,7 @@ KERB_M = 0.14
 REACH_M = 75.0  # how far the raster reaches sideways
 CROSSWALK_M = (2.2, 5.4)  # from the corner's kerb line
 LINE_HALF_M = 0.09
+SLACK_M = 1.0  # rows are taken that much further off than needed, for rasters are rounded
 
 
 class Painter:
@@ -57,12 +59,23 @@ class Painter:
 
     def along(self, junction: Junction) -> np.ndarray:
         """Raster of distances from a cross street's axis, which is straight, in the main road's direction there."""
+        return self.along_near(junction, np.inf)[1]
+
+    def along_near(self, junction: Junction, reach_m: float) -> tuple[slice, np.ndarray]:
+        """The rows that come nearer to a cross street's axis than `reach_m`, and `along` in them."""
         x0, y0 = self.road.curve.point(junction.station_m, 0.0)
         heading = float(self.road.curve.heading_at(junction.station_m))
         nx, ny = self.station.shape
         x = (self.origin_m[0] + (np.arange(nx) + 0.5) * CELL_M - x0) * np.cos(heading)
         y = (self.origin_m[1] + (np.arange(ny) + 0.5) * CELL_M - y0) * np.sin(heading)
-        return (x[:, None] + y[None]).astype(np.float32)
+        rows = _span((x + y.min() < reach_m + SLACK_M) & (x + y.max() > -reach_m - SLACK_M))
+        return rows, (x[rows, None] + y[None]).astype(np.float32)
+
+
+def _span(wanted: np.ndarray) -> slice:
+    """From the first to the last that is wanted, bool (N,)."""
+    index = np.flatnonzero(wanted)
+    return slice(index.min(initial=len(wanted)), index.max(initial=-1) + 1)
 
 
 def paint_ground(road: Road) -> tuple[Ground, Painter]:
@@ -91,15 +104,18 @@ def _kerb_distance(p: Painter) -> None:
     edge = np.where(p.offset > 0, np.float32(road.edge_m(LEFT)), np.float32(road.edge_m(RIGHT)))
     p.beyond = p.far - edge - p.side_table(_bay_depth)
     for junction in road.junctions:
-        across = np.abs(p.along(junction)) - np.float32(junction.half_width_m)
-        cells = np.nonzero(across < KERB_RADIUS_M + 12)
+        reach = KERB_RADIUS_M + 12
+        rows, axis_distance = p.along_near(junction, junction.half_width_m + reach)
+        beyond, offset = p.beyond[rows], p.offset[rows]
+        across = np.abs(axis_distance) - np.float32(junction.half_width_m)
+        cells = np.nonzero(across < reach)
         across = across[cells]
-        along = p.beyond[cells]
+        along = beyond[cells]
         # Union of two strips with a rounded corner, as a distance.
         corner = np.hypot(np.maximum(KERB_RADIUS_M - along, 0), np.maximum(KERB_RADIUS_M - across, 0))
         union = np.maximum(KERB_RADIUS_M, np.minimum(along, across)) - corner
-        arm = np.isin(np.where(p.offset[cells] > 0, LEFT, RIGHT), junction.arms)
-        p.beyond[cells] = np.where(arm, union, along)
+        arm = np.isin(np.where(offset[cells] > 0, LEFT, RIGHT), junction.arms)
+        beyond[cells] = np.where(arm, union, along)
 
 
 LOT_GROUND = {  # class and material of a lot's ground
@@ -148,27 +164,30 @@ def _sidewalks_and_lots(p: Painter) -> None:
 
 def _lane_lines(p: Painter) -> None:
     road = p.road
-    quiet = np.ones(p.station.shape, dtype=bool)
-    for junction in road.junctions:
-        quiet &= np.abs(p.along(junction)) > junction.half_width_m + CROSSWALK_M[1] + 1
-    quiet &= p.beyond < -0.1
     if road.surface == COBBLE:
         return
-    dashed = np.mod(p.station, 9.0) < 3.5
+    cells = np.nonzero(p.beyond < -0.1)
+    quiet = np.ones(len(cells[0]), dtype=bool)
+    for junction in road.junctions:
+        quiet &= np.abs(p.along(junction)[cells]) > junction.half_width_m + CROSSWALK_M[1] + 1
+    cells = cells[0][quiet], cells[1][quiet]
+    station, offset, material = p.station[cells], p.offset[cells], p.material[cells]
+    dashed = np.mod(station, 9.0) < 3.5
     for sign in (LEFT, RIGHT):
         for lane in range(1, road.lanes[sign]):
-            line = np.abs(p.offset - sign * (road.median_m / 2 + lane * road.lane_m)) < LINE_HALF_M
-            p.material[line & quiet & dashed] = PAINT_WHITE
+            line = np.abs(offset - sign * (road.median_m / 2 + lane * road.lane_m)) < LINE_HALF_M
+            material[line & dashed] = PAINT_WHITE
         outer = sign * (road.median_m / 2 + road.lanes[sign] * road.lane_m)
         if road.shoulder_m > 0.3:
-            p.material[(np.abs(p.offset - outer) < LINE_HALF_M) & quiet] = PAINT_WHITE
-        bay = (p.offset * sign > road.edge_m(sign) + 0.1) & (np.mod(p.station, 5.8) < 2 * LINE_HALF_M) & quiet
-        p.material[bay] = PAINT_WHITE
+            material[np.abs(offset - outer) < LINE_HALF_M] = PAINT_WHITE
+        bay = (offset * sign > road.edge_m(sign) + 0.1) & (np.mod(station, 5.8) < 2 * LINE_HALF_M)
+        material[bay] = PAINT_WHITE
     if not road.median_m:
         color = PAINT_YELLOW if sum(road.lanes.values()) > 2 or road.district == "works" else PAINT_WHITE
         double = sum(road.lanes.values()) > 2
-        center = np.abs(np.abs(p.offset) - (0.15 if double else 0.0)) < (0.08 if double else LINE_HALF_M)
-        p.material[center & quiet & (dashed | double)] = color
+        center = np.abs(np.abs(offset) - (0.15 if double else 0.0)) < (0.08 if double else LINE_HALF_M)
+        material[center & (dashed | double)] = color
+    p.material[cells] = material
 
 
 def _median(p: Painter) -> None:
@@ -195,10 +214,11 @@ def _median(p: Painter) -> None:
 def _crosswalks(p: Painter, junction: Junction) -> None:
     road = p.road
     near, wide = CROSSWALK_M
-    along = p.along(junction)
-    cells = np.nonzero(np.abs(along) < junction.half_width_m + wide + 8)
-    along, offset, beyond = along[cells], p.offset[cells], p.beyond[cells]
-    material, class_id, raised = p.material[cells], p.class_id[cells], p.raised[cells]
+    reach = junction.half_width_m + wide + 8
+    rows, along = p.along_near(junction, reach)
+    cells = np.nonzero(np.abs(along) < reach)
+    along, offset, beyond = along[cells], p.offset[rows][cells], p.beyond[rows][cells]
+    material, class_id, raised = p.material[rows][cells], p.class_id[rows][cells], p.raised[rows][cells]
     gap = np.abs(along) - junction.half_width_m
     main = (gap > near) & (gap < wide)
     edge = np.where(offset > 0, road.edge_m(LEFT), road.edge_m(RIGHT))
@@ -221,17 +241,21 @@ def _crosswalks(p: Painter, junction: Junction) -> None:
     # Kerbs are lowered where people cross.
     ramp = (main | (arm & (out > near) & (out < wide))) & (beyond > -0.2)
     raised[ramp] *= np.clip(beyond[ramp] / 1.4, 0.15, 1)
-    p.material[cells], p.class_id[cells], p.raised[cells] = material, class_id, raised
+    p.material[rows][cells], p.class_id[rows][cells], p.raised[rows][cells] = material, class_id, raised
 
 
 def _driveways(p: Painter) -> None:
+    first, last = p.station.min(axis=1), p.station.max(axis=1)
     for side in p.road.sides:
         for station, half_width, depth in side.driveways:
-            strip = np.abs(p.station - np.float32(station)) < half_width
-            strip &= (p.offset * side.sign > 0) & (p.beyond >= 0) & (p.far < p.road.walk_edge_m(side) + depth)
-            p.class_id[strip] = DRIVEABLE
-            p.material[strip] = ASPHALT
-            p.raised[strip] *= np.clip(p.beyond[strip] / 1.2, 0.15, 1)
+            reach = half_width + SLACK_M
+            rows = _span((first < station + reach) & (last > station - reach))
+            beyond, offset = p.beyond[rows], p.offset[rows]
+            strip = np.abs(p.station[rows] - np.float32(station)) < half_width
+            strip &= (offset * side.sign > 0) & (beyond >= 0) & (p.far[rows] < p.road.walk_edge_m(side) + depth)
+            p.class_id[rows][strip] = DRIVEABLE
+            p.material[rows][strip] = ASPHALT
+            p.raised[rows][strip] *= np.clip(beyond[strip] / 1.2, 0.15, 1)
 
 
 def _undulation(p: Painter) -> np.ndarray:
@@ -241,6 +265,13 @@ def _undulation(p: Painter) -> np.ndarray:
     y = p.origin_m[1] + (np.arange(ny) + 0.5) * CELL_M
     height = np.zeros((nx, ny))
     for kx, ky, phase, amplitude in p.road.relief:
-        height += amplitude * np.outer(np.sin(kx * x + phase), np.cos(ky * y))
-        height += amplitude * np.outer(np.cos(kx * x + phase), np.sin(ky * y))
+        _add_waves(height, amplitude, np.sin(kx * x + phase), np.cos(ky * y), np.cos(kx * x + phase), np.sin(ky * y))
     return height
+
+
+@njit(cache=True)
+def _add_waves(height, amplitude, sin_x, cos_y, cos_x, sin_y):
+    for i in range(len(sin_x)):
+        for j in range(len(cos_y)):
+            height[i, j] += amplitude * (sin_x[i] * cos_y[j])
+            height[i, j] += amplitude * (cos_x[i] * sin_y[j])

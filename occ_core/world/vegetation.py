@@ -10,13 +10,16 @@ from occ_core.world.roads import Junction, Side
 from occ_core.world.scene_builder import SceneBuilder, lot_stations, seed_of, somewhere
 from occ_core.world.solids import ELLIPSOID, Builder, Solids
 
+LEAVES = np.array([(0.06, 0.12, 0.03), (0.1, 0.17, 0.04), (0.04, 0.09, 0.04), (0.3, 0.2, 0.04), (0.2, 0.11, 0.05),
+                   (0.25, 0.07, 0.04), (0.14, 0.15, 0.13)])  # fmt: skip
+LEAF_SHARES_SUMMED = np.cumsum([0.24, 0.2, 0.18, 0.12, 0.12, 0.06, 0.08])
+LEAF_SHARES_SUMMED /= LEAF_SHARES_SUMMED[-1]
+
 
 def leaf_color(rng: np.random.Generator) -> np.ndarray:
     """Mostly greens, also autumn yellow, brown, red and the grey of dust."""
-    palette = [(0.06, 0.12, 0.03), (0.1, 0.17, 0.04), (0.04, 0.09, 0.04), (0.3, 0.2, 0.04), (0.2, 0.11, 0.05),
-               (0.25, 0.07, 0.04), (0.14, 0.15, 0.13)]  # fmt: skip
-    base = palette[rng.choice(len(palette), p=[0.24, 0.2, 0.18, 0.12, 0.12, 0.06, 0.08])]
-    return np.clip(np.array(base) * rng.uniform(0.6, 1.6), 0.01, 0.6)
+    base = LEAVES[LEAF_SHARES_SUMMED.searchsorted(rng.random(), side="right")]
+    return np.minimum(np.maximum(base * rng.uniform(0.6, 1.6), 0.01), 0.6)
 
 
 def _turned(rng: np.random.Generator, centers: np.ndarray) -> np.ndarray:
@@ -25,9 +28,9 @@ def _turned(rng: np.random.Generator, centers: np.ndarray) -> np.ndarray:
     yaw, tilt = rng.uniform(0, 2 * np.pi, n), rng.uniform(-0.5, 0.5, n)
     c, s, ct, st = np.cos(yaw), np.sin(yaw), np.cos(tilt), np.sin(tilt)
     poses = np.zeros((n, 4, 4))
-    poses[:, :3, 0] = np.stack([c, s, np.zeros(n)], axis=1)
-    poses[:, :3, 1] = np.stack([-s * ct, c * ct, st], axis=1)
-    poses[:, :3, 2] = np.stack([s * st, -c * st, ct], axis=1)
+    poses[:, 0, 0], poses[:, 1, 0] = c, s
+    poses[:, 0, 1], poses[:, 1, 1], poses[:, 2, 1] = -s * ct, c * ct, st
+    poses[:, 0, 2], poses[:, 1, 2], poses[:, 2, 2] = s * st, -c * st, ct
     poses[:, :3, 3] = centers
     poses[:, 3, 3] = 1
     return poses

@@ -13,7 +13,10 @@ from occ_core.geometry import apply, inverse
 from occ_core.taxonomy import OCC3D
 from occ_core.world.city import City, build_city
 from occ_core.world.classes import DRIVEABLE, FREE
+from occ_core.world.scene_builder import SceneBuilder
 from occ_core.world.solids import BOX, CYLINDER, ELLIPSOID, Builder, Solids, yaw_pose
+from occ_core.world.streets import paint_ground
+from occ_core.world.vegetation import leaf_color
 
 SEEDS = (0, 1, 2, 11)
 DURATION_S = 4.0
@@ -173,6 +176,45 @@ def test_actors_do_not_run_into_each_other():
             others = [p for n, p in enumerate(parts) if n != k and city.actors[n].category != "vehicle.trailer"]
             centers = part.parent_from_solid[:, :3, 3]
             assert not Solids.concatenate(others).contain(centers).any(), (t_s, actor.category)
+
+
+def test_rows_near_a_cross_street_hold_all_its_cells():
+    road = city_of(0).road
+    _, painter = paint_ground(road)
+    for junction in road.junctions:
+        everywhere = painter.along(junction)
+        assert everywhere.shape == painter.station.shape
+        rows, near = painter.along_near(junction, 12.0)
+        assert (near == everywhere[rows]).all()
+        assert (np.abs(near) < 12.0).sum() == (np.abs(everywhere) < 12.0).sum() > 0
+        assert near.size < everywhere.size
+
+
+def test_hills_are_a_sum_of_plane_waves():
+    city = city_of(0)
+    ground, painter = paint_ground(city.road)
+    cells = np.random.default_rng(0).integers(painter.station.shape, size=(500, 2))
+    x, y = (np.array(ground.origin_m) + (cells + 0.5) * ground.cell_m).T
+    hills = sum(a * np.sin(kx * x + ky * y + phase) for kx, ky, phase, a in city.road.relief)
+    height = ground.height_m[cells[:, 0], cells[:, 1]]
+    assert height == pytest.approx(hills + painter.raised[cells[:, 0], cells[:, 1]], abs=1e-5)
+
+
+def test_distance_from_the_kerb_is_that_of_the_cell():
+    road = city_of(0).road
+    ground, painter = paint_ground(road)
+    scene = SceneBuilder(road, ground, painter)
+    low, span = np.array(ground.origin_m), np.array(ground.height_m.shape) * ground.cell_m
+    for xy in low + span * np.random.default_rng(0).uniform(-0.1, 1.1, (300, 2)):  # some lie outside
+        assert scene.beyond(xy) == painter.beyond[ground.cell_of(xy)][0]
+
+
+def test_leaves_of_every_kind_occur_as_often_as_planned():
+    rng = np.random.default_rng(0)
+    colors = np.array([leaf_color(rng) for _ in range(4000)])
+    assert colors.shape == (4000, 3)
+    greens = (colors.argmax(axis=1) == 1).mean()  # 0.24 + 0.2 + 0.18, and grey with 0.08
+    assert greens == pytest.approx(0.7, abs=0.03)
 
 
 def test_bad_arguments_are_named():
