@@ -23,6 +23,7 @@ from occ_core.models.easyocc import thresholds  # noqa: E402
 from occ_core.models.easyocc.model import Answer, EasyOcc  # noqa: E402
 from occ_core.models.easyocc.thresholds import (  # noqa: E402
     BORDERS,
+    LEAST_PRECISION,
     MEAN_COUNTS,
     SLACK,
     PredictedCells,
@@ -152,7 +153,8 @@ def test_rays_lost_in_the_unobserved_are_unknown_and_free_ones_go_beyond():
     assert (depth[0, 3, 4:12] == UNSEEN).all() and (classes == UNSEEN).all()
 
 
-def test_thresholds_are_the_tightest_of_those_that_no_single_change_betters():
+def test_thresholds_are_the_tightest_of_those_that_no_single_change_betters(monkeypatch):
+    monkeypatch.setattr(thresholds, "LEAST_PRECISION", 0.0)
     rng = np.random.default_rng(0)
     n = 20000
     logit, named = rng.normal(-1, 2, n), rng.integers(0, 2, n)
@@ -183,6 +185,19 @@ def test_thresholds_are_the_tightest_of_those_that_no_single_change_betters():
         assert best >= scores.max() - SLACK - 1e-9
         assert (scores[got[c] + 1e-6 < BORDERS] < scores.max() - SLACK + 1e-9).all()
     assert got[0] < 0  # calibrated probabilities: below one half
+
+
+def test_a_border_rises_until_what_is_above_it_is_right_often_enough():
+    """The border of the best IoU may be one above which nearly all is wrong."""
+    said, right, filled = (np.zeros((1, len(BORDERS) + 1)) for _ in range(3))
+    low, high = 20, 100
+    said[0, [low, high]], right[0, [low, high]], filled[0, [low, high]] = [2000, 20], [80, 4], [80, 4]
+    fit = best_thresholds(PredictedCells(said, right, filled), np.array([100]))
+    assert BORDERS[low] < fit.thresholds[0] < BORDERS[high]
+    assert fit.precision == pytest.approx([4 / 20])
+    right[0, high] = 1
+    never_right = best_thresholds(PredictedCells(said, right, filled), np.array([100]))
+    assert never_right.precision[0] < LEAST_PRECISION  # which is then not named at all
 
 
 def test_a_class_that_is_nearly_always_wrong_is_not_named(monkeypatch):

@@ -4,9 +4,9 @@ A probability of 0.5 is the wrong border for IoU: of calibrated probabilities th
 for a class with IoU 55 and 0.1 for one with 11. A class's IoU depends on its own threshold alone (the free class is in
 no mean), but all thresholds move the IoU of occupied against free; so they are found in turn, from histograms.
 
-Losses weigh rare classes up, so the network names them too often; how much of that is taken back is fitted, too. And a
-class that would be wrong nearly always is not named at all, whatever its IoU gains by it: a planner has no use for
-bicycles painted along every kerb.
+Losses weigh rare classes up, so the network names them too often; how much of that is taken back is fitted, too. And no
+class may be wrong nearly always, whatever its IoU gains by it: a planner has no use for bicycles painted along every
+kerb. Its threshold is as high as that takes; one that would be wrong wherever it is drawn is not named at all.
 
 Labels made of many samples know cells that are hidden at this one, where a network can but guess. Lines drawn for these
 would fill the space behind every wall; so only cells in sight count, which is also what the network is judged by.
@@ -37,7 +37,7 @@ SWEEPS = 5
 MEAN_COUNTS = 8.0  # weight of the mean class IoU beside the IoU, which roads alone can win
 SLACK = 0.002  # of the score, for which a class's border is drawn tighter: scenes that fit are few, and curves flat
 LOST = 0.01  # share of occupied cells in sight that may be called hidden
-LEAST_PRECISION = 0.08  # a class is predicted only if at least this share of the cells called so are of it
+LEAST_PRECISION = 0.08  # share of the cells called so that are of the class
 TAKEN_BACK = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the logarithm of the classes' weights that are tried as bias
 
 
@@ -160,14 +160,17 @@ class Fit(NamedTuple):
 
 
 def best_thresholds(named: PredictedCells, there: np.ndarray) -> Fit:
-    """Search the thresholds with the highest MEAN_COUNTS x mean class IoU + IoU, starting from the best common one; of
-    borders that are as good within SLACK, the tightest, which paints the fewest cells.
+    """Search the thresholds with the highest MEAN_COUNTS x mean class IoU + IoU, starting from the best common one. Of a
+    class's borders only those count above which LEAST_PRECISION is reached, if there are any; of those that are as good
+    within SLACK, the tightest, which paints the fewest cells.
 
     Args:
         there: (C,) cells that are of each class.
     """
     said, right, filled = (h[:, ::-1].cumsum(1)[:, ::-1][:, 1:] for h in named)  # above each border
     class_iou = right / np.maximum(there[:, None] + said - right, 1)
+    allowed = right >= LEAST_PRECISION * np.maximum(said, 1)
+    allowed |= ~allowed.any(axis=1, keepdims=True)
     occurs = np.maximum((there > 0).sum(), 1)
 
     def iou(called: np.ndarray, hits: np.ndarray) -> np.ndarray:
@@ -181,7 +184,7 @@ def best_thresholds(named: PredictedCells, there: np.ndarray) -> Fit:
             others = every != c
             called = said[others, best[others]].sum() + said[c]
             hits = filled[others, best[others]].sum() + filled[c]
-            reached = MEAN_COUNTS * class_iou[c] / occurs + iou(called, hits)
+            reached = np.where(allowed[c], MEAN_COUNTS * class_iou[c] / occurs + iou(called, hits), -1.0)
             best[c] = int(np.flatnonzero(reached >= reached.max() - SLACK)[-1])
     called, hits, score = said[every, best], filled[every, best], MEAN_COUNTS * class_iou[every, best].sum() / occurs
     precision = np.where(called > 0, right[every, best] / np.maximum(called, 1), 1.0)
