@@ -1,15 +1,11 @@
-"""The thread that answers: decode, preprocess, network, outputs. It takes the newest set; an older one is dropped.
-
-A second thread decodes the images of the sets to come, while the first one waits for the network.
-"""
+"""The thread that answers: decode, preprocess, network, outputs. It takes the newest set; an older one is dropped."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +31,7 @@ STOP_S = 10.0
 
 
 class InferenceWorker:
-    """Turns sets of images into answers, in threads of its own between `start` and `stop`.
+    """Turns sets of images into answers, in its own thread between `start` and `stop`.
 
     Attributes:
         failure: why the last set was not answered; empty if it was.
@@ -74,40 +70,36 @@ class InferenceWorker:
         self._prepared = ""  # fingerprint of the rig whose table is there
         self._first_set_s: float | None = None
         self._wake = threading.Condition()  # guards all below
-        self._threads: tuple[threading.Thread, ...] = ()
+        self._thread: threading.Thread | None = None
         self._waiting: tuple[SyncedSet, Sequence[Sweep]] | None = None
         self._early: dict[str, ImageSlot] = {}
         self._busy = self._closing = self._new_calibration = False
         self._arrived = 0
         self._ended: Counter[str] = Counter()
-        self._decoding = threading.Lock()  # one image at a time
 
     # --- from the receiving thread ------------------------------------------------------------------------------
 
     def start(self) -> None:
         self._closing, self._first_set_s = False, None
-        works = (("inference", self._work), ("decoding", self._decode))
-        self._threads = tuple(threading.Thread(target=work, name=name, daemon=True) for name, work in works)
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.Thread(target=self._work, name="inference", daemon=True)
+        self._thread.start()
 
     def stop(self) -> bool:
-        """End the threads after their current work; waiting sets are dropped. Returns False if they do not end in
-        time."""
+        """End the thread after its current set; waiting sets are dropped. Returns False if it does not end in time."""
         with self._wake:
             self._closing = True
-            self._wake.notify_all()
-        for thread in self._threads:
-            thread.join(timeout=STOP_S)
+            self._wake.notify()
+        if self._thread is not None:
+            self._thread.join(timeout=STOP_S)
         with self._wake:
             self._ended["stopped"] += self._waiting is not None
             self._waiting = None
             self._early.clear()
-        return not any(thread.is_alive() for thread in self._threads)
+        return self._thread is None or not self._thread.is_alive()
 
     @property
     def alive(self) -> bool:
-        return bool(self._threads) and all(thread.is_alive() for thread in self._threads)
+        return self._thread is not None and self._thread.is_alive()
 
     def offer(self, group: SyncedSet, taken: Sequence[Sweep] = ()) -> None:
         """Offer a set. The newest wins: a set that is still waiting is replaced, and the sweeps kept for it are
@@ -119,19 +111,19 @@ class InferenceWorker:
                 return
             self._ended["superseded"] += self._waiting is not None
             self._waiting = group, taken
-            self._wake.notify_all()
+            self._wake.notify()
 
     def image(self, slot: ImageSlot) -> None:
-        """Take an image of a set to come, to be decoded before the set is asked for."""
+        """Take an image of a set to come; it is decoded while there is nothing else to do."""
         with self._wake:
             self._early[slot.camera.name] = slot
-            self._wake.notify_all()
+            self._wake.notify()
 
     def calibration_changed(self) -> None:
         """Ask the thread to read the new calibration before the next set needs it."""
         with self._wake:
             self._new_calibration = True
-            self._wake.notify_all()
+            self._wake.notify()
 
     def counts(self) -> tuple[int, Counter[str]]:
         """Counts of the sets whose end is known, as they arrived, and of how they ended: answered, skipped, failed,
@@ -140,37 +132,21 @@ class InferenceWorker:
         with self._wake:
             return self._arrived - (self._waiting is not None) - self._busy, self._ended.copy()
 
-    # --- the thread that decodes ----------------------------------------------------------------------------------
-
-    def _decode(self) -> None:
-        while True:
-            with self._wake:
-                while not (self._early or self._closing):
-                    self._wake.wait()
-                if self._closing:
-                    return
-                slot = self._early.pop(next(iter(self._early)))
-                if self._new_calibration:  # the size to expect may be another: left to the answer
-                    continue
-            if self._outputs.wanted():
-                with self._met_again():
-                    self._input(slot)
-
-    # --- the thread that answers ----------------------------------------------------------------------------------
+    # --- the thread ---------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
         while True:
             with self._wake:
-                while not (self._waiting or self._new_calibration or self._closing):
+                while not (self._waiting or self._early or self._new_calibration or self._closing):
                     self._wake.wait()
                 if self._closing:
                     return
                 waiting, self._waiting = self._waiting, None
                 self._busy = waiting is not None
+                slot = self._early.pop(next(iter(self._early))) if self._early and not waiting else None
                 new_calibration, self._new_calibration = self._new_calibration, False
-            if new_calibration:
-                with self._met_again():
-                    self._prepare_early()
+            if new_calibration or slot is not None:
+                self._prepare_early(slot)
             if waiting is not None:
                 ended = self._answer_or_fail(*waiting)
                 waiting = None  # what it holds may be large
@@ -178,18 +154,16 @@ class InferenceWorker:
                     self._busy = False
                     self._ended.update(ended)
 
-    def _prepare_early(self) -> None:
-        """Build the table of a new calibration before the next set needs it."""
-        self._rig = self._calibration.rig({})
-        if self._rig is not None and self._rig.complete:
-            self._prepare_table(self._rig)
-
-    @contextmanager
-    def _met_again(self) -> Iterator[None]:
-        """For work ahead of a set: the set will meet its error again, and count it."""
+    def _prepare_early(self, slot: ImageSlot | None) -> None:
+        """While nothing else waits, build the table of a new calibration and decode images that came."""
         try:
-            yield
-        except Exception as error:
+            self._rig = self._calibration.rig({})
+            if slot is None:
+                if self._rig is not None and self._rig.complete:
+                    self._prepare_table(self._rig)
+            elif self._outputs.wanted():
+                self._input(slot)
+        except Exception as error:  # the set to come will meet it again and be counted
             self._logger.error(f"{type(error).__name__}: {one_line(error)}", throttle_duration_sec=5.0)
 
     def _answer_or_fail(self, group: SyncedSet, taken: Sequence[Sweep]) -> list[str]:
@@ -312,18 +286,17 @@ class InferenceWorker:
 
     def _input(self, slot: ImageSlot) -> np.ndarray | ViewImages | None:
         """The network's input from one image; None if the image cannot be used, now or at all."""
-        with self._decoding:
-            camera, known = slot.camera.name, self._rig
-            if slot.waiting and known is not None and camera in known.known:
-                calibrated = known.rig[camera]
-                with self._times.measure("decode"):
-                    image = slot.pixels(calibrated.size, self._predictor.useful_size(calibrated.size))
-                if image is None and slot.size not in (None, calibrated.size):
-                    self._calibration.images_have(camera, slot.size)
-                if image is not None:
-                    with self._times.measure("preprocess"):
-                        slot.array = self._predictor.preprocess_one(image, calibrated)
-            return slot.array
+        camera, known = slot.camera.name, self._rig
+        if slot.waiting and known is not None and camera in known.known:
+            calibrated = known.rig[camera]
+            with self._times.measure("decode"):
+                image = slot.pixels(calibrated.size, self._predictor.useful_size(calibrated.size))
+            if image is None and slot.size not in (None, calibrated.size):
+                self._calibration.images_have(camera, slot.size)
+            if image is not None:
+                with self._times.measure("preprocess"):
+                    slot.array = self._predictor.preprocess_one(image, calibrated)
+        return slot.array
 
     def _prepare_table(self, known: KnownRig) -> None:
         """Rebuild the predictor's table after the calibration changed."""

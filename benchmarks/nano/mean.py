@@ -1,8 +1,10 @@
 """The mean of two checkpoints of one network (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022).
 
 python benchmarks/nano/mean.py runs/upwards/model runs/others_again/model runs/mean
+python benchmarks/nano/mean.py runs/foot_cells/model runs/foot_mean_cells/model runs/foot_mean_whole after_images
 
-Names without .safetensors. What is fitted after training has to be fitted again (benchmarks/nano/mean.yaml).
+Names without .safetensors. With `after_images` the image network stays as the second one has it. What is fitted after
+training has to be fitted again (benchmarks/nano/mean.yaml).
 """
 
 import shutil
@@ -10,7 +12,11 @@ import sys
 
 from safetensors.torch import load_file, save_file
 
-first, second, out = sys.argv[1:]
+IMAGE_NETWORK = ("backbone.", "neck.", "to_hazard.", "to_ground.", "foot.", "to_pixel_class.")
+
+first, second, out, *after_images = sys.argv[1:]
 a, b = (load_file(f"{name}.safetensors") for name in (first, second))
-save_file({k: (a[k] + b[k]) / 2 if b[k].is_floating_point() else b[k] for k in b}, f"{out}.safetensors")
+kept = IMAGE_NETWORK if after_images == ["after_images"] else ()
+mean = {k: b[k] if k.startswith(kept) or not b[k].is_floating_point() else (a[k] + b[k]) / 2 for k in b}
+save_file(mean, f"{out}.safetensors")
 shutil.copy(f"{second}.json", f"{out}.json")
