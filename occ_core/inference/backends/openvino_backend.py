@@ -22,11 +22,12 @@ from occ_core.models.easyocc.past import Past
 from occ_core.models.easyocc.table import TableCache
 
 RAYS = "rays"
+OWN_RIGS = 4  # so many are compiled for; with more, a mount moves, or a data set has many, and compiling takes a second
 
 
 class OpenVinoSession(ExportedSession):
-    """Compiles the network anew for each rig, which rarely changes: shapes are fixed, and what depends on the viewing
-    rays alone is computed once."""
+    """Compiles the network for the rig: shapes are fixed, and what depends on the viewing rays alone is computed once.
+    After OWN_RIGS of them it compiles for a number of cameras, whatever their rays."""
 
     def __init__(self, path: Path, threads: int):
         self._ov = need("openvino", "openvino")
@@ -47,25 +48,34 @@ class OpenVinoSession(ExportedSession):
             "ENABLE_CPU_PINNING": False,  # the same cores decode the next images
         }
         self._tables = TableCache(self.config)
-        self._compiled_for, self._request = "", None  # fingerprint of a rig
+        self._compiled_for: str | int | None = None  # fingerprint of a rig, or a number of cameras
+        self._rigs, self._request = 0, None
 
     def _outputs(self, images: np.ndarray, rig: Rig, missing: frozenset[str], past: Past | None) -> list[np.ndarray]:
         inputs = network_inputs(images, self._tables.of(rig, missing), past)
-        request = self._request_for(rig, inputs.pop(RAYS))
+        request = self._request_for(rig, inputs[RAYS])
+        if self._compiled_for == rig.fingerprint:
+            del inputs[RAYS]
         for name, array in inputs.items():
             request.set_tensor(name, self._ov.Tensor(array, shared_memory=True))
         request.infer()
         return [request.get_tensor(name).data.copy() for name in outputs_of(self.config)]
 
     def _request_for(self, rig: Rig, rays: np.ndarray) -> Any:
-        if self._compiled_for != rig.fingerprint:
+        if self._compiled_for not in (rig.fingerprint, len(rig)):
             fixed = self._model.clone()
-            given = fixed.input(RAYS).get_node()
-            given.output(0).replace(self._ov.op.Constant(rays).output(0))
-            fixed.remove_parameter(given)
-            fixed.reshape({"images": [len(rig), self.config.input_height, self.config.input_width, 3]})
+            shapes = {"images": [len(rig), self.config.input_height, self.config.input_width, 3]}
+            own = self._rigs < OWN_RIGS
+            if own:
+                given = fixed.input(RAYS).get_node()
+                given.output(0).replace(self._ov.op.Constant(rays).output(0))
+                fixed.remove_parameter(given)
+            else:
+                shapes[RAYS] = list(rays.shape)
+            fixed.reshape(shapes)
             self._request = self._core.compile_model(fixed, "CPU", self._settings).create_infer_request()
-            self._compiled_for = rig.fingerprint
+            self._compiled_for = rig.fingerprint if own else len(rig)
+            self._rigs += 1
         return self._request
 
 

@@ -160,9 +160,9 @@ class Fit(NamedTuple):
 
 
 def best_thresholds(named: PredictedCells, there: np.ndarray) -> Fit:
-    """Search the thresholds with the highest MEAN_COUNTS x mean class IoU + IoU, starting from the best common one. Of a
-    class's borders only those count above which LEAST_PRECISION is reached, if there are any; of those that are as good
-    within SLACK, the tightest, which paints the fewest cells.
+    """Search the thresholds with the highest MEAN_COUNTS x mean class IoU + IoU, starting from the best common one. Of
+    a class's borders only those count above which LEAST_PRECISION is reached, if there are any; of those that are as
+    good within SLACK, the tightest, which paints the fewest cells.
 
     Args:
         there: (C,) cells that are of each class.
