@@ -19,15 +19,11 @@ from occ_core.inference.backends.exported import (
     require_outputs,
 )
 from occ_core.models.easyocc.past import Past
-from occ_core.models.easyocc.table import TableCache
-
-RAYS = "rays"
-OWN_RIGS = 4  # so many are compiled for; with more, a mount moves, or a data set has many, and compiling takes a second
+from occ_core.models.easyocc.table import RAY_CHANNELS, TableCache
 
 
 class OpenVinoSession(ExportedSession):
-    """Compiles the network for the rig: shapes are fixed, and what depends on the viewing rays alone is computed once.
-    After OWN_RIGS of them it compiles for a number of cameras, whatever their rays."""
+    """Compiles the network anew for each number of cameras: fixed shapes are faster, and rigs rarely change."""
 
     def __init__(self, path: Path, threads: int):
         self._ov = need("openvino", "openvino")
@@ -48,34 +44,26 @@ class OpenVinoSession(ExportedSession):
             "ENABLE_CPU_PINNING": False,  # the same cores decode the next images
         }
         self._tables = TableCache(self.config)
-        self._compiled_for: str | int | None = None  # fingerprint of a rig, or a number of cameras
-        self._rigs, self._request = 0, None
+        self._compiled_for, self._request = 0, None
 
     def _outputs(self, images: np.ndarray, rig: Rig, missing: frozenset[str], past: Past | None) -> list[np.ndarray]:
         inputs = network_inputs(images, self._tables.of(rig, missing), past)
-        request = self._request_for(rig, inputs[RAYS])
-        if self._compiled_for == rig.fingerprint:
-            del inputs[RAYS]
+        request = self._request_for(len(rig))
         for name, array in inputs.items():
             request.set_tensor(name, self._ov.Tensor(array, shared_memory=True))
         request.infer()
         return [request.get_tensor(name).data.copy() for name in outputs_of(self.config)]
 
-    def _request_for(self, rig: Rig, rays: np.ndarray) -> Any:
-        if self._compiled_for not in (rig.fingerprint, len(rig)):
+    def _request_for(self, cameras: int) -> Any:
+        if self._compiled_for != cameras:
+            w, h = self.config.feature_size
             fixed = self._model.clone()
-            shapes = {"images": [len(rig), self.config.input_height, self.config.input_width, 3]}
-            own = self._rigs < OWN_RIGS
-            if own:
-                given = fixed.input(RAYS).get_node()
-                given.output(0).replace(self._ov.op.Constant(rays).output(0))
-                fixed.remove_parameter(given)
-            else:
-                shapes[RAYS] = list(rays.shape)
-            fixed.reshape(shapes)
+            fixed.reshape({
+                "images": [cameras, self.config.input_height, self.config.input_width, 3],
+                "rays": [cameras, RAY_CHANNELS, h, w],
+            })  # fmt: skip
             self._request = self._core.compile_model(fixed, "CPU", self._settings).create_infer_request()
-            self._compiled_for = rig.fingerprint if own else len(rig)
-            self._rigs += 1
+            self._compiled_for = cameras
         return self._request
 
 
